@@ -80,7 +80,10 @@ pub trait Backend: Sync + std::fmt::Debug {
     /// Rotary embedding of every head of every token, in place; one row of `angles` a token.
     fn rope(&self, x: &mut Self::Rows, angles: &Angles) -> Result<()>;
     /// Causal attention of a batch in layer `layer`; caches are read and then extended.
-    #[expect(clippy::too_many_arguments, reason = "queries, keys and values belong together here")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "queries, keys and values belong together here"
+    )]
     fn attention(
         &self,
         heads: Heads,
