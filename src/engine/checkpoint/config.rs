@@ -59,6 +59,9 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Key and value bytes of one token over all layers, at f32.
     pub fn kv_bytes_per_token(&self) -> u64 {
-        self.layers.iter().map(|layer| 2 * 4 * (layer.kv_heads * self.head_dim) as u64).sum()
+        self.layers
+            .iter()
+            .map(|layer| 2 * 4 * (layer.kv_heads * self.head_dim) as u64)
+            .sum()
     }
 }

@@ -109,7 +109,12 @@ impl Checkpoint {
     }
 
     /// Reads `rows` of `tensor` as stored bytes, in Hugging Face's row order, into `out` (cleared first).
-    pub fn read_rows(&self, tensor: &TensorInfo, rows: std::ops::Range<usize>, out: &mut Vec<u8>) -> Result<()> {
+    pub fn read_rows(
+        &self,
+        tensor: &TensorInfo,
+        rows: std::ops::Range<usize>,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
         let _ = (tensor, rows, out);
         todo!()
     }

@@ -119,7 +119,10 @@ impl Dtype {
 
     /// The type with ggml's id, if there is one.
     pub fn from_ggml(type_id: u32) -> Option<Self> {
-        TABLE.iter().find(|row| row.2 == Some(type_id)).map(|row| row.0)
+        TABLE
+            .iter()
+            .find(|row| row.2 == Some(type_id))
+            .map(|row| row.0)
     }
 
     /// ggml's id of this type, if ggml has it.

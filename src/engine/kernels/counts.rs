@@ -10,6 +10,8 @@
 //! range of a row is a minimum and a maximum of integers: one body, compiled for the baseline and
 //! for AVX2.
 
+use super::multiversion;
+
 /// Number of different 16-bit patterns.
 pub const PATTERNS: usize = 1 << 16;
 
@@ -249,34 +251,14 @@ fn extremes8_body(bytes: &[u8], magnitude: i8, always: i8) -> KeyRange {
     range
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn extremes16_avx2(bytes: &[u8], magnitude: i16, always: i16) -> KeyRange {
-    extremes16_body(bytes, magnitude, always)
+multiversion! {
+    /// Range of all keys of 16-bit words.
+    fn extremes16(bytes: &[u8], magnitude: i16, always: i16) -> KeyRange => extremes16_body
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn extremes8_avx2(bytes: &[u8], magnitude: i8, always: i8) -> KeyRange {
-    extremes8_body(bytes, magnitude, always)
-}
-
-fn extremes16(bytes: &[u8], magnitude: i16, always: i16) -> KeyRange {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor was just asked whether it has AVX2, the only requirement.
-        return unsafe { extremes16_avx2(bytes, magnitude, always) };
-    }
-    extremes16_body(bytes, magnitude, always)
-}
-
-fn extremes8(bytes: &[u8], magnitude: i8, always: i8) -> KeyRange {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor was just asked whether it has AVX2, the only requirement.
-        return unsafe { extremes8_avx2(bytes, magnitude, always) };
-    }
-    extremes8_body(bytes, magnitude, always)
+multiversion! {
+    /// Range of all keys of bytes.
+    fn extremes8(bytes: &[u8], magnitude: i8, always: i8) -> KeyRange => extremes8_body
 }
 
 #[cfg(test)]

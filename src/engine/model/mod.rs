@@ -38,7 +38,12 @@ impl Batch {
     pub fn push(&mut self, ids: &[u32], parent: Option<usize>, cache: Option<usize>) -> usize {
         let start = self.ids.len();
         self.ids.extend_from_slice(ids);
-        self.segments.push(Segment { start, len: ids.len(), parent, cache });
+        self.segments.push(Segment {
+            start,
+            len: ids.len(),
+            parent,
+            cache,
+        });
         self.segments.len() - 1
     }
 }
