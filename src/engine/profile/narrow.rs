@@ -70,7 +70,7 @@ pub(super) fn run(
         let step = target.source.units_in(SPAN_BYTES);
         let first = spans.len();
         // A tensor of no weights still has one span, so that it gets its profile.
-        let mut at = 0;
+        let mut at = 0_usize;
         loop {
             let end = at.saturating_add(step).min(count);
             spans.push(Span { slot, units: at..end });

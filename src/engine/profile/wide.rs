@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::figures::{Moments, Spread};
+use super::figures::Moments;
 use super::source::Buffers;
 use super::{Parts, ProfileOptions, Target, TensorProfile};
 use crate::engine::error::{Error, Result};
