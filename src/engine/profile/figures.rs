@@ -42,6 +42,11 @@ impl Moments {
         Self { count, mean, m2, m3, m4 }
     }
 
+    /// Moments of one value repeated, without the rounding of a sum.
+    pub(super) fn of_constant(value: f64, count: u64) -> Self {
+        Self { count, mean: value, ..Self::default() }
+    }
+
     /// Moments of both sets of values together.
     #[must_use]
     pub(super) fn merge(&self, other: &Self) -> Self {

@@ -228,8 +228,7 @@ impl Parts {
             (self.min, self.max) = (0.0, 0.0);
         }
         if self.min == self.max {
-            self.moments =
-                Moments::of(std::iter::empty()).merge(&Moments { count: self.moments.count, mean: self.min, ..Moments::default() });
+            self.moments = Moments::of_constant(self.min, self.moments.count);
         }
         let (lo, hi) = options.histogram_range.unwrap_or((self.min, self.max));
         Spread::new(lo, hi, self.moments.mean, self.moments.std())
