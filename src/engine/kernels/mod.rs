@@ -6,6 +6,7 @@
 
 pub mod activations;
 pub mod attention;
+pub mod counts;
 pub mod dense;
 pub mod float;
 pub mod kquants;
