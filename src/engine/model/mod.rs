@@ -152,8 +152,12 @@ impl Model {
     }
 
     /// Runs a batch and answers the hidden states after the final norm, tokens × hidden.
-    pub fn hidden(&self, batch: &Batch, caches: &mut [KvCache]) -> Result<Vec<f32>> {
-        let rows = self.graph.run(batch, caches, None, &mut Hooks::default())?;
+    ///
+    /// # Errors
+    /// A token beyond the vocabulary, or cancel; caches are then of no more use.
+    pub fn hidden(&self, batch: &Batch, caches: &mut [KvCache], progress: &Progress) -> Result<Vec<f32>> {
+        let mut hooks = Hooks { progress: Some(progress), ..Hooks::default() };
+        let rows = self.graph.run(batch, caches, None, &mut hooks)?;
         Ok(rows.into_values())
     }
 
