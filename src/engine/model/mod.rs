@@ -3,9 +3,10 @@
 //! One graph per family over a small backend trait. [`Batch`] packs many sequences into one run:
 //! the linears see all tokens at once, attention keeps the sequences apart.
 
+mod gguf_tokenizer;
 mod tokenizer;
 
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{TextStream, Tokenizer};
 
 use super::checkpoint::{Checkpoint, ModelConfig};
 use super::error::Result;
