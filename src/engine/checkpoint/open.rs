@@ -18,8 +18,13 @@ const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
 /// Small files that belong to a Hugging Face checkpoint, in the order in which they are hashed.
-const SIDECARS: [&str; 4] =
-    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
+const SIDECARS: [&str; 5] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+];
 
 /// What a checkpoint reads from besides its tensor data.
 #[derive(Debug, Default)]
