@@ -5,13 +5,14 @@
 //! apart. Families and devices are each one file.
 
 pub mod backend;
+mod gguf_tokenizer;
 mod llama;
 mod load;
 mod native;
 mod tokenizer;
 
 pub use backend::{Site, StoredMatrix};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{TextStream, Tokenizer};
 
 use self::backend::Backend as _;
 use self::llama::{Hooks, Llama};
