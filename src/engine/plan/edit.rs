@@ -58,7 +58,9 @@ impl Plan {
         self.document.remove("recipe");
         let id = self.default_format().unwrap_or(id);
         let root = self.document.as_table_mut();
-        let default = root.entry("default").or_insert_with(|| Item::Table(Table::new()));
+        let default = root
+            .entry("default")
+            .or_insert_with(|| Item::Table(Table::new()));
         if let Some(table) = default.as_table_like_mut() {
             set_value(table, "format", id);
         }
@@ -67,7 +69,13 @@ impl Plan {
 
     fn remove_default(&mut self) {
         self.default = None;
-        let Some(table) = self.document.get_mut("default").and_then(Item::as_table_like_mut) else { return };
+        let Some(table) = self
+            .document
+            .get_mut("default")
+            .and_then(Item::as_table_like_mut)
+        else {
+            return;
+        };
         table.remove("format");
         table.remove("method");
         if table.is_empty() {
@@ -79,17 +87,35 @@ impl Plan {
     ///
     /// # Errors
     /// A name that the checkpoint does not have, a format that does not exist; the plan is unchanged.
-    pub fn set_format(&mut self, checkpoint: &Checkpoint, names: &[impl AsRef<str>], format_id: &str) -> Result<()> {
-        self.set_exact(Subject::of(checkpoint), names, Treatment::format(format_id)?)
+    pub fn set_format(
+        &mut self,
+        checkpoint: &Checkpoint,
+        names: &[impl AsRef<str>],
+        format_id: &str,
+    ) -> Result<()> {
+        self.set_exact(
+            Subject::of(checkpoint),
+            names,
+            Treatment::format(format_id)?,
+        )
     }
 
     /// Protects single tensors, or lifts their protection: then they are what they would be without.
     ///
     /// # Errors
     /// A name that the checkpoint does not have; the plan is unchanged.
-    pub fn set_protected(&mut self, checkpoint: &Checkpoint, names: &[impl AsRef<str>], protect: bool) -> Result<()> {
+    pub fn set_protected(
+        &mut self,
+        checkpoint: &Checkpoint,
+        names: &[impl AsRef<str>],
+        protect: bool,
+    ) -> Result<()> {
         let subject = Subject::of(checkpoint);
-        if protect { self.set_exact(subject, names, Treatment::Protect) } else { self.unprotect_for(subject, names) }
+        if protect {
+            self.set_exact(subject, names, Treatment::Protect)
+        } else {
+            self.unprotect_for(subject, names)
+        }
     }
 
     /// Removes the rules that are about nothing but these tensors; wider rules stay.
@@ -130,9 +156,14 @@ impl Plan {
         treatment: Treatment,
     ) -> Result<()> {
         let matcher = Matcher::of_role(role, layers.and_then(LayerSet::of));
-        let beyond = matcher.layers().is_some_and(|layers| layers.last() >= subject.layer_count());
+        let beyond = matcher
+            .layers()
+            .is_some_and(|layers| layers.last() >= subject.layer_count());
         if beyond || matcher.matched(subject).is_empty() {
-            let fault = Fault::new(Stage::Plan, format!("the checkpoint has no tensors of {matcher}"));
+            let fault = Fault::new(
+                Stage::Plan,
+                format!("the checkpoint has no tensors of {matcher}"),
+            );
             return Err(fault.fix("choose another role or other layers").into());
         }
         self.set(subject, matcher, treatment);
@@ -157,28 +188,55 @@ impl Plan {
         self.set(subject, matcher, treatment);
     }
 
-    pub(super) fn unprotect_for(&mut self, subject: Subject<'_>, names: &[impl AsRef<str>]) -> Result<()> {
+    pub(super) fn unprotect_for(
+        &mut self,
+        subject: Subject<'_>,
+        names: &[impl AsRef<str>],
+    ) -> Result<()> {
         let tensors = indices(subject, names)?;
-        let shapes: Vec<_> = subject.tensors.iter().map(super::resolve::shape_of).collect();
-        let base = self.recipe.map(|recipe| choose(recipe, ModelShape::of(subject), &shapes));
+        let shapes: Vec<_> = subject
+            .tensors
+            .iter()
+            .map(super::resolve::shape_of)
+            .collect();
+        let base = self
+            .recipe
+            .map(|recipe| choose(recipe, ModelShape::of(subject), &shapes));
         for (name, tensor) in names.iter().zip(tensors) {
             let exact = Matcher::exact(name.as_ref());
             let own = |rule: &Rule| rule.matcher == exact && rule.treatment == Treatment::Protect;
             while let Some(rule) = self.rules.iter().rposition(own) {
                 self.remove_rule(rule);
             }
-            let matching = |rule: &&Rule| rule.matcher.matched(subject).binary_search(&tensor).is_ok();
-            if self.rules.iter().rev().find(matching).map(|rule| rule.treatment) != Some(Treatment::Protect) {
+            let matching =
+                |rule: &&Rule| rule.matcher.matched(subject).binary_search(&tensor).is_ok();
+            if self
+                .rules
+                .iter()
+                .rev()
+                .find(matching)
+                .map(|rule| rule.treatment)
+                != Some(Treatment::Protect)
+            {
                 continue;
             }
             // A wider rule still protects it: say in a rule of its own what it would be without.
-            let mut formats = self.rules.iter().rev().filter(matching).map(|rule| rule.treatment);
+            let mut formats = self
+                .rules
+                .iter()
+                .rev()
+                .filter(matching)
+                .map(|rule| rule.treatment);
             let from_recipe = || base.as_ref().and_then(|base| base[tensor]);
-            let stored = || format::of_dtype(subject.tensors[tensor].dtype).map(|format| format.id());
-            let treatment = formats.find(|treatment| *treatment != Treatment::Protect).or(self.default).or_else(|| {
-                let id = from_recipe().or_else(stored).unwrap_or("f32");
-                Treatment::format(id).ok()
-            });
+            let stored =
+                || format::of_dtype(subject.tensors[tensor].dtype).map(|format| format.id());
+            let treatment = formats
+                .find(|treatment| *treatment != Treatment::Protect)
+                .or(self.default)
+                .or_else(|| {
+                    let id = from_recipe().or_else(stored).unwrap_or("f32");
+                    Treatment::format(id).ok()
+                });
             if let Some(treatment) = treatment {
                 self.set_one(subject, name.as_ref(), tensor, treatment);
             }
@@ -186,7 +244,11 @@ impl Plan {
         Ok(())
     }
 
-    pub(super) fn clear_for(&mut self, subject: Subject<'_>, names: &[impl AsRef<str>]) -> Result<()> {
+    pub(super) fn clear_for(
+        &mut self,
+        subject: Subject<'_>,
+        names: &[impl AsRef<str>],
+    ) -> Result<()> {
         let mut is_named = vec![false; subject.tensors.len()];
         for index in indices(subject, names)? {
             is_named[index] = true;
@@ -205,8 +267,7 @@ impl Plan {
         let matched = matcher.matched(subject);
         match self.rules.iter().rposition(|rule| rule.matcher == matcher) {
             Some(same) => {
-                let interferes =
-                    |rule: &Rule| overlaps(&rule.matcher.matched(subject), &matched);
+                let interferes = |rule: &Rule| overlaps(&rule.matcher.matched(subject), &matched);
                 self.rules[same].treatment = treatment;
                 if let Some(table) = self.rule_tables().get_mut(same) {
                     write_treatment(table, treatment);
@@ -232,7 +293,10 @@ impl Plan {
                 }
                 write_treatment(&mut table, treatment);
                 self.push_table(table);
-                self.rules.push(Rule { matcher: matcher.clone(), treatment });
+                self.rules.push(Rule {
+                    matcher: matcher.clone(),
+                    treatment,
+                });
             }
         }
         self.remove_covered(subject, &matcher, &matched);
@@ -240,12 +304,16 @@ impl Plan {
 
     /// Removes rules before the one with `matcher` that match nothing beyond it.
     fn remove_covered(&mut self, subject: Subject<'_>, matcher: &Matcher, matched: &[usize]) {
-        let Some(mut last) = self.rules.iter().rposition(|rule| rule.matcher == *matcher) else { return };
+        let Some(mut last) = self.rules.iter().rposition(|rule| rule.matcher == *matcher) else {
+            return;
+        };
         let mut index = 0;
         while index < last {
             let earlier = self.rules[index].matcher.matched(subject);
-            let is_covered =
-                !earlier.is_empty() && earlier.iter().all(|tensor| matched.binary_search(tensor).is_ok());
+            let is_covered = !earlier.is_empty()
+                && earlier
+                    .iter()
+                    .all(|tensor| matched.binary_search(tensor).is_ok());
             if is_covered && !self.has_comment(index) {
                 self.remove_rule(index);
                 last -= 1;
@@ -257,17 +325,21 @@ impl Plan {
 
     fn has_comment(&self, rule: usize) -> bool {
         let tables = self.document.get("rule").and_then(Item::as_array_of_tables);
-        tables.and_then(|tables| tables.get(rule)).is_some_and(|table| {
-            // Names may hold a "#" as well; then a covered rule stays, which does no harm.
-            let prefix = table.decor().prefix().and_then(|prefix| prefix.as_str());
-            prefix.is_some_and(|prefix| prefix.contains('#')) || table.to_string().contains('#')
-        })
+        tables
+            .and_then(|tables| tables.get(rule))
+            .is_some_and(|table| {
+                // Names may hold a "#" as well; then a covered rule stays, which does no harm.
+                let prefix = table.decor().prefix().and_then(|prefix| prefix.as_str());
+                prefix.is_some_and(|prefix| prefix.contains('#')) || table.to_string().contains('#')
+            })
     }
 
     /// The rules' tables in the text.
     fn rule_tables(&mut self) -> &mut ArrayOfTables {
         let root = self.document.as_table_mut();
-        let item = root.entry("rule").or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
+        let item = root
+            .entry("rule")
+            .or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
         if item.as_array_of_tables().is_none() {
             *item = Item::ArrayOfTables(ArrayOfTables::new());
         }
@@ -286,7 +358,11 @@ impl Plan {
     fn push_table(&mut self, mut table: Table) {
         // Without a position of its own the table is written after its predecessor.
         table.set_position(None);
-        let prefix = table.decor().prefix().and_then(|prefix| prefix.as_str()).map(str::to_owned);
+        let prefix = table
+            .decor()
+            .prefix()
+            .and_then(|prefix| prefix.as_str())
+            .map(str::to_owned);
         if let Some(prefix) = prefix
             && !prefix.starts_with(['\n', '\r'])
         {
@@ -299,10 +375,17 @@ impl Plan {
 /// Indices of the tensors called `names`.
 fn indices(subject: Subject<'_>, names: &[impl AsRef<str>]) -> Result<Vec<usize>> {
     let tensors = subject.tensors.iter().enumerate();
-    let by_name: HashMap<&str, usize> = tensors.map(|(index, tensor)| (tensor.name.as_str(), index)).collect();
+    let by_name: HashMap<&str, usize> = tensors
+        .map(|(index, tensor)| (tensor.name.as_str(), index))
+        .collect();
     let find = |name: &str| {
         by_name.get(name).copied().ok_or_else(|| {
-            let known: Vec<&str> = subject.tensors.iter().take(3000).map(|tensor| tensor.name.as_str()).collect();
+            let known: Vec<&str> = subject
+                .tensors
+                .iter()
+                .take(3000)
+                .map(|tensor| tensor.name.as_str())
+                .collect();
             let fault = Fault::new(Stage::Plan, format!("the checkpoint has no tensor {name}"));
             fault.fix(nearest::nearest(name, &known).map_or_else(
                 || "open another checkpoint".to_owned(),

@@ -82,7 +82,10 @@ impl Target {
 
     /// The ids of all formats that the target can hold, from most bits to fewest.
     pub fn formats(self) -> impl Iterator<Item = &'static str> {
-        format::all().iter().map(|format| format.id()).filter(move |id| self.allows(id))
+        format::all()
+            .iter()
+            .map(|format| format.id())
+            .filter(move |id| self.allows(id))
     }
 }
 
@@ -138,7 +141,10 @@ impl Treatment {
     /// The format does not exist; the fault names the nearest that does.
     pub fn format(id: &str) -> Result<Self> {
         match format::find(id) {
-            Some(found) => Ok(Self::Format { format: found.id(), method: Method::Rtn }),
+            Some(found) => Ok(Self::Format {
+                format: found.id(),
+                method: Method::Rtn,
+            }),
             None => Err(unknown_format(id).into()),
         }
     }
@@ -256,7 +262,9 @@ impl<'a> Subject<'a> {
     pub(crate) fn layer_count(&self) -> usize {
         let named = self.tensors.iter().filter_map(|tensor| tensor.layer).max();
         let configured = self.config.map_or(0, |config| config.layers.len());
-        named.map_or(0, |last| last.saturating_add(1)).max(configured)
+        named
+            .map_or(0, |last| last.saturating_add(1))
+            .max(configured)
     }
 }
 
