@@ -140,12 +140,45 @@ impl Plan {
         self.set_role_for(Subject::of(checkpoint), role, layers, treatment)
     }
 
+    /// Stores or protects all tensors whose Hugging Face names a glob matches.
+    ///
+    /// # Errors
+    /// The glob cannot be read or matches nothing; the plan is unchanged.
+    pub fn set_glob(
+        &mut self,
+        checkpoint: &Checkpoint,
+        glob: &str,
+        treatment: Treatment,
+    ) -> Result<()> {
+        self.set_glob_for(Subject::of(checkpoint), glob, treatment)
+    }
+
     /// Removes the rule with this index, if there is one.
     pub fn remove_rule(&mut self, index: usize) {
         if index < self.rules.len() {
             self.rules.remove(index);
             drop(self.take_table(index));
         }
+    }
+
+    pub(super) fn set_glob_for(
+        &mut self,
+        subject: Subject<'_>,
+        glob: &str,
+        treatment: Treatment,
+    ) -> Result<()> {
+        let matcher = Matcher::new(Some(glob), None, None).map_err(|reason| {
+            Fault::new(
+                Stage::Plan,
+                format!("the glob {glob} cannot be read: {reason}"),
+            )
+            .fix("use *, ?, [abc] and {a,b}")
+        })?;
+        if matcher.matched(subject).is_empty() {
+            return Err(unknown_tensor(subject, glob).into());
+        }
+        self.set(subject, matcher, treatment);
+        Ok(())
     }
 
     pub(super) fn set_role_for(
@@ -379,21 +412,28 @@ fn indices(subject: Subject<'_>, names: &[impl AsRef<str>]) -> Result<Vec<usize>
         .map(|(index, tensor)| (tensor.name.as_str(), index))
         .collect();
     let find = |name: &str| {
-        by_name.get(name).copied().ok_or_else(|| {
-            let known: Vec<&str> = subject
-                .tensors
-                .iter()
-                .take(3000)
-                .map(|tensor| tensor.name.as_str())
-                .collect();
-            let fault = Fault::new(Stage::Plan, format!("the checkpoint has no tensor {name}"));
-            fault.fix(nearest::nearest(name, &known).map_or_else(
-                || "open another checkpoint".to_owned(),
-                |nearest| format!("the nearest is {nearest}"),
-            ))
-        })
+        by_name
+            .get(name)
+            .copied()
+            .ok_or_else(|| unknown_tensor(subject, name))
     };
     names.iter().map(|name| Ok(find(name.as_ref())?)).collect()
+}
+
+/// The fault for a name or glob that no tensor has, with the nearest that one has.
+fn unknown_tensor(subject: Subject<'_>, name: &str) -> Fault {
+    // Enough names for a good guess, few enough for an answer at once.
+    let known: Vec<&str> = subject
+        .tensors
+        .iter()
+        .take(3000)
+        .map(|tensor| tensor.name.as_str())
+        .collect();
+    let fault = Fault::new(Stage::Plan, format!("the checkpoint has no tensor {name}"));
+    fault.fix(nearest::nearest(name, &known).map_or_else(
+        || "open another checkpoint".to_owned(),
+        |nearest| format!("the nearest is {nearest}"),
+    ))
 }
 
 /// True if two rising lists share an element.

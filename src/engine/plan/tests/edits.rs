@@ -191,6 +191,25 @@ fn recipe_and_default_replace_each_other() {
 }
 
 #[test]
+fn a_glob_protects_all_that_it_matches_and_one_that_matches_nothing_is_refused() {
+    let tensors = llama(2);
+    let mut plan = Plan::of_recipe(Target::Gguf, None, Recipe::Q4KM);
+    plan.set_glob_for(subject(&tensors), "*.down_proj.weight", Treatment::Protect)
+        .expect("edit");
+    let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
+    for name in ["0.mlp.down_proj", "1.mlp.down_proj"] {
+        assert_eq!(decided(&resolved, &tensors, name).why, Why::Protected(0));
+    }
+    assert_eq!(parse(&plan.to_toml()), plan);
+    let before = plan.clone();
+    for bad in ["*.donw_proj.weight", "a["] {
+        plan.set_glob_for(subject(&tensors), bad, Treatment::Protect)
+            .expect_err("refused");
+    }
+    assert_eq!(plan, before);
+}
+
+#[test]
 fn a_name_with_a_globs_special_characters_is_matched_as_it_is() {
     let tensors = [
         tensor("a[0]*.weight", &[2, 64], Dtype::F32),
