@@ -1,7 +1,7 @@
 //! One choice per tensor for one target: readable TOML, edited by hand or from the window.
 //!
 //! A [`Plan`] names a base (a llama.cpp [`Recipe`], one default format, or nothing: stored types
-//! stay) and ordered rules of which the last match wins. [`resolve`] turns it, for one checkpoint,
+//! stay) and ordered rules of which the last match wins. [`resolve()`] turns it, for one checkpoint,
 //! into one [`Decision`] per tensor with its bytes, and says why. The plan keeps the document it
 //! was parsed from, so that comments survive every edit.
 //!

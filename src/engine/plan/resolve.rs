@@ -208,7 +208,7 @@ pub fn resolve(plan: &Plan, checkpoint: &Checkpoint) -> Result<ResolvedPlan> {
     resolve_for(plan, Subject::of(checkpoint))
 }
 
-/// As [`resolve`].
+/// As [`resolve()`].
 pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedPlan> {
     check_target(plan)?;
     let (winners, mut warnings) = winners(plan, subject)?;
