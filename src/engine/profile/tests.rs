@@ -1,0 +1,1 @@
+//! Profiles against plain arithmetic over all values in memory.
