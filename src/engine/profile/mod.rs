@@ -135,7 +135,7 @@ impl Histogram {
 pub struct ChannelRanges {
     /// Rows in one entry; the last entry may have fewer.
     pub rows_per_entry: usize,
-    /// Minimum and maximum; none where a channel has no finite weight.
+    /// Minimum and maximum, rounded to f32; none where a channel has no finite weight.
     pub ranges: Vec<Option<(f32, f32)>>,
 }
 

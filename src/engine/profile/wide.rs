@@ -30,8 +30,7 @@ struct First {
 
 /// Profiles one tensor with every core.
 pub(super) fn profile(target: &Target<'_>, options: &ProfileOptions, progress: &Progress) -> Result<TensorProfile> {
-    let unit_len = target.source.unit_len.max(1);
-    let step = (SPAN_WEIGHTS / unit_len).max(1);
+    let step = target.source.units_of(SPAN_WEIGHTS);
     let unit_count = target.source.unit_count;
     let spans = (0..unit_count.div_ceil(step))
         .into_par_iter()
@@ -105,7 +104,7 @@ fn in_chunks(
     mut visit: impl FnMut(usize, &mut Vec<f64>),
 ) -> Result<()> {
     let source = &target.source;
-    let step = (CHUNK_WEIGHTS / source.unit_len.max(1)).max(1);
+    let step = source.units_of(CHUNK_WEIGHTS);
     let mut at = units.start;
     while at < units.end {
         progress.check()?;
