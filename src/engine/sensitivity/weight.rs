@@ -81,7 +81,11 @@ impl Sums {
 
     /// The metric's value and its companions; none where a block was destroyed by NaN or infinity.
     fn figures(&self) -> Option<(f64, WeightError)> {
-        let value = if self.noise == 0.0 { 0.0 } else { (self.noise / self.signal).sqrt() };
+        let value = if self.noise == 0.0 {
+            0.0
+        } else {
+            (self.noise / self.signal).sqrt()
+        };
         let cosine = self.product / (self.signal * self.coded).sqrt();
         (value.is_finite() && self.max_abs_error.is_finite()).then(|| {
             let error = WeightError {
@@ -110,15 +114,28 @@ pub fn weight_error(
 ) -> Result<SensitivityTable> {
     let formats = super::select_formats(&options.formats)?;
     let selected = super::select_tensors(checkpoint, options.tensors.as_deref())?;
-    let tensors: Vec<&TensorInfo> = selected.iter().map(|&index| &checkpoint.tensors[index]).collect();
-    if let Some(tensor) = tensors.iter().find(|tensor| !format::is_decodable(tensor.dtype)) {
-        return Err(Fault::new(Stage::Sensitivity, format!("{} weights cannot be decoded by this version", tensor.dtype))
-            .at(&tensor.name)
-            .fix("open the checkpoint that it was made from")
-            .file(&checkpoint.path)
-            .into());
+    let tensors: Vec<&TensorInfo> = selected
+        .iter()
+        .map(|&index| &checkpoint.tensors[index])
+        .collect();
+    if let Some(tensor) = tensors
+        .iter()
+        .find(|tensor| !format::is_decodable(tensor.dtype))
+    {
+        return Err(Fault::new(
+            Stage::Sensitivity,
+            format!("{} weights cannot be decoded by this version", tensor.dtype),
+        )
+        .at(&tensor.name)
+        .fix("open the checkpoint that it was made from")
+        .file(&checkpoint.path)
+        .into());
     }
-    progress.begin(Phase::MeasuringWeights, tensors.iter().map(|tensor| tensor.byte_count).sum(), Unit::Bytes);
+    progress.begin(
+        Phase::MeasuringWeights,
+        tensors.iter().map(|tensor| tensor.byte_count).sum(),
+        Unit::Bytes,
+    );
     let mut table = SensitivityTable::new(checkpoint, &METRIC, &formats);
     for tensor in tensors {
         let row = tensor_errors(checkpoint, tensor, &formats, progress)?;
@@ -157,8 +174,12 @@ fn tensor_errors(
         if let Some(column) = column
             && let Some((value, error)) = sums[column].figures()
         {
-            *cell = SensitivityValue::new(value, tensor, asked, tried[column])
-                .map(|cell| SensitivityValue { weight_error: Some(error), ..cell });
+            *cell = SensitivityValue::new(value, tensor, asked, tried[column]).map(|cell| {
+                SensitivityValue {
+                    weight_error: Some(error),
+                    ..cell
+                }
+            });
         }
     }
     Ok(row)
@@ -210,7 +231,12 @@ fn span_sums(
     progress: &Progress,
 ) -> Result<Vec<Sums>> {
     progress.check()?;
-    let Buffers { raw, weights, encoded, coded } = buffers;
+    let Buffers {
+        raw,
+        weights,
+        encoded,
+        coded,
+    } = buffers;
     let row_len = tensor.row_len().max(1);
     checkpoint.decode_rows(tensor, rows, raw, weights)?;
     coded.resize(row_len, 0.0);
@@ -239,6 +265,7 @@ fn span_sums(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::checkpoint::Role;
 
     /// A safetensors file of one f32 matrix with a layer's name.
     fn write(folder: &std::path::Path, row_count: usize, row_len: usize) -> Checkpoint {
@@ -253,7 +280,12 @@ mod tests {
             header.push(' ');
         }
         let path = folder.join("model.safetensors");
-        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &values].concat();
+        let file = [
+            &(header.len() as u64).to_le_bytes()[..],
+            header.as_bytes(),
+            &values,
+        ]
+        .concat();
         std::fs::write(&path, file).expect("a temporary folder can be written");
         Checkpoint::open(&path).expect("a well-formed file")
     }
@@ -261,7 +293,10 @@ mod tests {
     const NAME: &str = "model.layers.0.mlp.up_proj.weight";
 
     fn table(checkpoint: &Checkpoint, formats: &[&str]) -> SensitivityTable {
-        let options = WeightOptions { formats: formats.iter().map(|&id| id.to_owned()).collect(), tensors: None };
+        let options = WeightOptions {
+            formats: formats.iter().map(|&id| id.to_owned()).collect(),
+            tensors: None,
+        };
         weight_error(checkpoint, &options, &Progress::default(), &mut |_, _| {}).expect("readable")
     }
 
@@ -269,17 +304,53 @@ mod tests {
     fn fewer_bits_mean_more_error_and_exact_sizes() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let checkpoint = write(folder.path(), 40, 512);
-        let table = table(&checkpoint, &["f32", "bf16", "q8_0", "q4_0", "q4_k", "q2_k"]);
-        let values: Vec<f64> = table.rows[0].cells.iter().map(|cell| cell.as_ref().expect("a value").value).collect();
+        let table = table(
+            &checkpoint,
+            &["f32", "bf16", "q8_0", "q4_0", "q4_k", "q2_k"],
+        );
+        let values: Vec<f64> = table.rows[0]
+            .cells
+            .iter()
+            .map(|cell| cell.as_ref().expect("a value").value)
+            .collect();
         assert_eq!(values[0], 0.0);
-        assert!(values[1] < 0.004 && values[1] < values[2] && values[2] < 0.01, "{values:?}");
-        assert!(values[2] < values[3] && values[4] < values[5] && values[5] < 0.5, "{values:?}");
+        assert!(
+            values[1] < 0.004 && values[1] < values[2] && values[2] < 0.01,
+            "{values:?}"
+        );
+        assert!(
+            values[2] < values[3] && values[4] < values[5] && values[5] < 0.5,
+            "{values:?}"
+        );
         let cell = table.cell(NAME, "Q4_K").expect("a value");
-        assert_eq!((cell.bytes, cell.bits_per_weight, cell.fell_back_to.as_deref()), (40 * 288, 4.5, None));
+        assert_eq!(
+            (
+                cell.bytes,
+                cell.bits_per_weight,
+                cell.fell_back_to.as_deref()
+            ),
+            (40 * 288, 4.5, None)
+        );
         let text = serde_json::to_string(&table).expect("numbers only");
-        assert!(text.contains(r#""role":"up""#) && text.contains(r#""label":"predicted""#), "{text}");
-        assert_eq!(serde_json::from_str::<SensitivityTable>(&text).expect("the same"), table);
-        assert_eq!(table.value_range(Some(0)), None, "no error has no place on a logarithmic scale");
+        assert!(
+            text.contains(r#""role":"up""#) && text.contains(r#""label":"predicted""#),
+            "{text}"
+        );
+        let read: SensitivityTable = serde_json::from_str(&text).expect("the same document");
+        let again = read.cell(NAME, "q4_k").expect("a value");
+        assert!(
+            (again.value - cell.value).abs() < 1e-12 && again.bytes == cell.bytes,
+            "{text}"
+        );
+        assert_eq!(
+            (&read.formats, read.rows[0].role),
+            (&table.formats, Role::Up)
+        );
+        assert_eq!(
+            table.value_range(Some(0)),
+            None,
+            "no error has no place on a logarithmic scale"
+        );
         assert_eq!(table.value_range(None), Some((values[1], values[5])));
     }
 
@@ -288,14 +359,19 @@ mod tests {
         let folder = tempfile::tempdir().expect("temporary folder");
         let checkpoint = write(folder.path(), 300, 256);
         let with = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .expect("a pool");
             pool.install(|| table(&checkpoint, &["q4_0"]))
         };
         let one = with(1);
         assert_eq!(one, with(3));
         let format = format::find("q4_0").expect("a known format");
         let (mut raw, mut weights) = (Vec::new(), Vec::new());
-        checkpoint.decode_rows(&checkpoint.tensors[0], 0..300, &mut raw, &mut weights).expect("readable");
+        checkpoint
+            .decode_rows(&checkpoint.tensors[0], 0..300, &mut raw, &mut weights)
+            .expect("readable");
         let mut encoded = vec![0; format.dtype().row_bytes(256).expect("whole blocks")];
         let (mut coded, mut noise, mut signal) = (vec![0.0; 256], 0.0, 0.0);
         for row in weights.chunks_exact(256) {
@@ -318,8 +394,14 @@ mod tests {
         let cell = table.cell(NAME, "q4_k").expect("a value");
         let expected = format::fitting(format::find("q4_k").expect("a known format"), 96);
         assert_eq!(cell.fell_back_to.as_deref(), Some(expected.id()));
-        assert_eq!(cell.bytes, 8 * expected.dtype().row_bytes(96).expect("it fits") as u64);
-        assert_eq!(table.cell(NAME, "q8_0").expect("a value").fell_back_to, None);
+        assert_eq!(
+            cell.bytes,
+            8 * expected.dtype().row_bytes(96).expect("it fits") as u64
+        );
+        assert_eq!(
+            table.cell(NAME, "q8_0").expect("a value").fell_back_to,
+            None
+        );
     }
 
     #[test]
@@ -329,10 +411,24 @@ mod tests {
         let run = |options: &WeightOptions, progress: &Progress| {
             weight_error(&checkpoint, options, progress, &mut |_, _| {}).expect_err("an error")
         };
-        let options = WeightOptions { formats: vec!["q9".to_owned()], tensors: None };
-        assert!(run(&options, &Progress::default()).to_string().contains("q4_k"));
-        let options = WeightOptions { formats: Vec::new(), tensors: Some(vec!["model.nothing".to_owned()]) };
-        assert!(run(&options, &Progress::default()).to_string().contains("model.nothing"));
+        let options = WeightOptions {
+            formats: vec!["q9".to_owned()],
+            tensors: None,
+        };
+        assert!(
+            run(&options, &Progress::default())
+                .to_string()
+                .contains("q4_k")
+        );
+        let options = WeightOptions {
+            formats: Vec::new(),
+            tensors: Some(vec!["model.nothing".to_owned()]),
+        };
+        assert!(
+            run(&options, &Progress::default())
+                .to_string()
+                .contains("model.nothing")
+        );
         let progress = Progress::default();
         progress.cancel();
         assert!(run(&WeightOptions::default(), &progress).is_cancelled());
@@ -357,7 +453,10 @@ mod tests {
         let (value, error) = sums.figures().expect("finite");
         assert_eq!((value, error.sqnr_db, error.cosine), (0.0, None, None));
         sums.add(&[0.0], &[1.0]);
-        assert!(sums.figures().is_none(), "noise without signal has no ratio");
+        assert!(
+            sums.figures().is_none(),
+            "noise without signal has no ratio"
+        );
     }
 
     #[test]
