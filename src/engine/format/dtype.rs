@@ -192,7 +192,12 @@ mod tests {
     #[test]
     fn the_table_names_every_type_once() {
         for (index, row) in TABLE.iter().enumerate() {
-            assert_eq!(TABLE.iter().position(|other| other.0 == row.0 || other.1 == row.1), Some(index));
+            assert_eq!(
+                TABLE
+                    .iter()
+                    .position(|other| other.0 == row.0 || other.1 == row.1),
+                Some(index)
+            );
             assert!(row.3 > 0 && row.4 > 0, "{}", row.1);
         }
     }

@@ -52,6 +52,11 @@ impl Activations {
         self.codes.len() / self.width.max(1)
     }
 
+    /// Values that share one scale: 32 or 256.
+    pub fn block(&self) -> usize {
+        self.block
+    }
+
     /// Groups of 32 that share one scale.
     pub(super) fn groups_per_scale(&self) -> usize {
         self.block / 32
