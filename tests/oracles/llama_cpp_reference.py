@@ -217,16 +217,18 @@ def perplexity(work, model, out):
     result = dict(provenance=provenance(cpu="x86-64, GGML_NATIVE"), convention=(
         "llama-perplexity -c 256: ids = <bos> + encode(evaluation.txt); consecutive chunks of 256 ids, an incomplete last one dropped; the first id of each chunk is replaced by <bos>; "
         "scored: ids 129..255 of each chunk (256 - 128 - 1 = 127 a chunk); PPL = exp(mean NLL); +/- = PPL * stderr of the mean NLL. "
-        "KLD = KL(f32 || candidate) in nats over the same positions; the base's log-probabilities are stored in 16 bits. "
+        "KLD = KL(f32 || candidate) in nats over the same positions; the base's log-probabilities are stored in 16 bits and not below 16 nats under the largest, "
+        "so that PPL(base) and what is computed from it (the ratio, the difference, the correlation) come out too low where the model is surprised by more: use `perplexity` of F32 instead. "
+        "same top p and delta p are shares in percent. "
         "Weights in a quantized type are multiplied with activations rounded to q8_0 or q8_k blocks; the KV cache is f16 unless said otherwise."), models={})
-    result["models"]["F32"] = dict(ppl(log), chunks=int(re.search(r"over (\d+) chunks|calculating perplexity over (\d+)", log)[1]), running=[float(x) for x in re.findall(r"\[\d+\]([\d.]+),", log)])
+    result["models"]["F32"] = dict(ppl(log), chunks=int(re.search(r"over (\d+) chunks", log)[1]), running=[float(x) for x in re.findall(r"\[\d+\]([\d.]+),", log)])
     result["models"]["F32, KV cache f32, no flash attention"] = ppl(run(work / "out/demo-f32.gguf", "-ctk", "f32", "-ctv", "f32", "-fa", "off"))
     for recipe in "BF16 F16 Q8_0 Q6_K Q5_K_M Q5_0 Q5_1 Q4_K_M Q4_0 Q4_1 Q3_K_M Q2_K".split():
         with tempfile.TemporaryDirectory(dir=work) as tmp:
             q = Path(tmp) / "q.gguf"
             tool(work, "llama-quantize", work / "out/demo-f32.gguf", q, recipe, 1)
-            d = ppl(run(q))
-            d["against_f32"] = kld(run(q, "--kl-divergence-base", base, "--kl-divergence"))
+            d = dict(against_f32=kld(run(q, "--kl-divergence-base", base, "--kl-divergence")))
+            d = dict(zip(("perplexity", "stderr"), d["against_f32"].pop("Mean PPL(Q)")), **d)
         result["models"][recipe] = d
         print(recipe, d, flush=True)
     base.unlink()
