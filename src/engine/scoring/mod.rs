@@ -66,8 +66,7 @@ impl TokenModel for Model {
     }
 
     fn hidden(&self, batch: &Batch, caches: &mut [KvCache], progress: &Progress) -> Result<Vec<f32>> {
-        progress.check()?;
-        Self::hidden(self, batch, caches)
+        Self::hidden(self, batch, caches, progress)
     }
 
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
