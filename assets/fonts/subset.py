@@ -46,10 +46,11 @@ def make(source: Path, target: Path, tabular: bool) -> None:
     font = TTFont(source)
     if tabular:
         swap = tabular_figures(font)
-        for table in font["cmap"].tables:
+        for table in (table for table in font["cmap"].tables if table.isUnicode()):
             if table.isUnicode():
                 for code in range(0x30, 0x3A):
-                    table.cmap[code] = swap[table.cmap[code]]
+                    # Two subtables may share one dictionary: a swapped figure stays as it is.
+                    table.cmap[code] = swap.get(table.cmap.get(code), table.cmap.get(code))
     subsetter = subset.Subsetter(options)
     subsetter.populate(unicodes=[code for first, last in RANGES for code in range(first, last + 1)])
     subsetter.subset(font)
