@@ -3,6 +3,6 @@
 //! [`theme`] holds every colour, size and font; [`widgets`] are the small controls that all panels
 //! share; [`plots`] draw data from plain structs. Panels read the workbench and emit commands.
 
-//pub mod plots;
+pub mod plots;
 pub mod theme;
 pub mod widgets;

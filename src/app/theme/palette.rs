@@ -110,9 +110,7 @@ pub(super) const DAMAGE_LIGHT: [Color32; 5] = [
 ];
 
 /// Better, neutral, worse on dark.
-pub(super) const DIFFERENCE_DARK: [Color32; 3] =
-    [hex(0x4C93E6), hex(0x262A34), hex(0xF5B25A)];
+pub(super) const DIFFERENCE_DARK: [Color32; 3] = [hex(0x4C93E6), hex(0x262A34), hex(0xF5B25A)];
 
 /// Better, neutral, worse on light.
-pub(super) const DIFFERENCE_LIGHT: [Color32; 3] =
-    [hex(0x1B5FAE), hex(0xF3F4F7), hex(0xE08A1E)];
+pub(super) const DIFFERENCE_LIGHT: [Color32; 3] = [hex(0x1B5FAE), hex(0xF3F4F7), hex(0xE08A1E)];

@@ -20,7 +20,12 @@ pub struct KeyValue<'a> {
 impl<'a> KeyValue<'a> {
     /// A line without hint.
     pub fn new(key: &'a str, value: impl Into<String>, unit: &'a str) -> Self {
-        Self { key, value: value.into(), unit, hint: "" }
+        Self {
+            key,
+            value: value.into(),
+            unit,
+            hint: "",
+        }
     }
 
     /// Adds what is told under the pointer.
@@ -39,7 +44,8 @@ pub fn key_values_ui(ui: &mut Ui, lines: &[KeyValue<'_>]) {
         .filter(|line| !line.unit.is_empty())
         .map(|line| {
             let galley =
-                ui.painter().layout_no_wrap(line.unit.to_owned(), Type::Small.font(), tokens.weak);
+                ui.painter()
+                    .layout_no_wrap(line.unit.to_owned(), Type::Small.font(), tokens.weak);
             galley.size().x + space::XS
         })
         .fold(0.0, f32::max);
@@ -54,18 +60,19 @@ pub fn key_values_ui(ui: &mut Ui, lines: &[KeyValue<'_>]) {
             }
             let (painter, y) = (ui.painter(), rect.center().y);
             let figure = pos2(rect.right() - unit_width, y);
-            let value =
-                painter.layout_no_wrap(line.value.clone(), Type::Mono.font(), tokens.text);
+            let value = painter.layout_no_wrap(line.value.clone(), Type::Mono.font(), tokens.text);
             // A long key ends where the figure begins.
             let key_width = (figure.x - value.size().x - space::S - rect.left()).max(0.0);
             let clip = eframe::egui::Rect::from_min_size(rect.min, vec2(key_width, rect.height()));
-            painter.with_clip_rect(clip.intersect(painter.clip_rect())).text(
-                pos2(rect.left(), y),
-                Align2::LEFT_CENTER,
-                line.key,
-                Type::Body.font(),
-                tokens.weak,
-            );
+            painter
+                .with_clip_rect(clip.intersect(painter.clip_rect()))
+                .text(
+                    pos2(rect.left(), y),
+                    Align2::LEFT_CENTER,
+                    line.key,
+                    Type::Body.font(),
+                    tokens.weak,
+                );
             let origin = Align2::RIGHT_CENTER.anchor_size(figure, value.size()).min;
             painter.galley(origin, value, tokens.text);
             painter.text(

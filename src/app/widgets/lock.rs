@@ -16,12 +16,18 @@ pub fn lock_toggle_ui(ui: &mut Ui, is_protected: &mut bool, what: &str) -> Respo
     }
     let is_on = *is_protected;
     response.widget_info(|| {
-        WidgetInfo::selected(Role::CheckBox, ui.is_enabled(), is_on, format!("Protect {what}"))
+        WidgetInfo::selected(
+            Role::CheckBox,
+            ui.is_enabled(),
+            is_on,
+            format!("Protect {what}"),
+        )
     });
     if ui.is_rect_visible(rect) {
         let tokens = ui.tokens();
         if response.hovered() {
-            ui.painter().rect_filled(rect, space::RADIUS, tokens.raised_hover);
+            ui.painter()
+                .rect_filled(rect, space::RADIUS, tokens.raised_hover);
         }
         focus_ring(ui, &response);
         let (icon, color) = match (is_on, response.hovered()) {

@@ -69,8 +69,7 @@ pub fn notice_ui(ui: &mut Ui, notice: &Notice<'_>) -> bool {
             });
         })
         .response;
-    response.widget_info(|| {
-        WidgetInfo::labeled(Role::Alert, true, format!("{word}: {}", notice.text))
-    });
+    response
+        .widget_info(|| WidgetInfo::labeled(Role::Alert, true, format!("{word}: {}", notice.text)));
     is_chosen
 }

@@ -18,7 +18,11 @@ pub struct Number {
 impl Number {
     /// A figure without interval.
     pub fn exact(value: impl Into<String>, unit: &'static str) -> Self {
-        Self { value: value.into(), interval: String::new(), unit }
+        Self {
+            value: value.into(),
+            interval: String::new(),
+            unit,
+        }
     }
 
     /// As one line of text: `0.0181 ± 0.0004 nats`.
@@ -93,9 +97,18 @@ mod tests {
 
     #[test]
     fn the_interval_decides_how_many_decimals_are_honest() {
-        assert_eq!(number_with_interval(0.018123, 0.00042, "nats").text(), "0.01812 ± 0.00042 nats");
-        assert_eq!(number_with_interval(61.337, 1.26, "%").text(), "61.3 ± 1.3 %");
-        assert_eq!(number_with_interval(1234.5, 56.0, "tok/s").text(), "1234 ± 56 tok/s");
+        assert_eq!(
+            number_with_interval(0.018123, 0.00042, "nats").text(),
+            "0.01812 ± 0.00042 nats"
+        );
+        assert_eq!(
+            number_with_interval(61.337, 1.26, "%").text(),
+            "61.3 ± 1.3 %"
+        );
+        assert_eq!(
+            number_with_interval(1234.5, 56.0, "tok/s").text(),
+            "1234 ± 56 tok/s"
+        );
         assert_eq!(number_with_interval(0.5, 0.0, "").text(), "0.500");
         assert_eq!(number_with_interval(0.5, f64::NAN, "").text(), "0.500");
     }

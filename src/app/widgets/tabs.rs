@@ -9,7 +9,10 @@ use super::button::focus_ring;
 use crate::app::theme::{Type, UiTokens as _, space};
 
 fn width(ui: &Ui, text: &str, font: FontId) -> f32 {
-    ui.painter().layout_no_wrap(text.to_owned(), font, ui.tokens().text).size().x
+    ui.painter()
+        .layout_no_wrap(text.to_owned(), font, ui.tokens().text)
+        .size()
+        .x
 }
 
 /// View tabs: returns the index that was clicked, if any. Arrow keys move with egui's focus.
@@ -26,7 +29,11 @@ pub fn tabs_ui(ui: &mut Ui, names: &[&str], selected: usize) -> Option<usize> {
             if ui.is_rect_visible(rect) {
                 let tokens = ui.tokens();
                 let is_bright = is_selected || response.hovered();
-                let font = if is_selected { Type::Strong.font() } else { Type::Body.font() };
+                let font = if is_selected {
+                    Type::Strong.font()
+                } else {
+                    Type::Body.font()
+                };
                 let color = if is_bright { tokens.text } else { tokens.weak };
                 focus_ring(ui, &response);
                 let painter = ui.painter();
@@ -56,8 +63,10 @@ pub fn segments_ui(ui: &mut Ui, name: &str, options: &[&str], selected: &mut usi
             let count = options.len();
             for (index, option) in options.iter().enumerate() {
                 let is_selected = index == *selected;
-                let size =
-                    vec2(width(ui, option, Type::Small.font()) + 2.0 * space::S + 4.0, 22.0);
+                let size = vec2(
+                    width(ui, option, Type::Small.font()) + 2.0 * space::S + 4.0,
+                    22.0,
+                );
                 let (rect, response) = ui.allocate_exact_size(size, Sense::click());
                 name_option(&response, ui, &format!("{name} {option}"), is_selected);
                 if response.clicked() {
@@ -77,7 +86,11 @@ pub fn segments_ui(ui: &mut Ui, name: &str, options: &[&str], selected: &mut usi
                 };
                 let painter = ui.painter();
                 // Neighbours share their line.
-                let frame = if index == 0 { rect } else { rect.with_min_x(rect.left() - 1.0) };
+                let frame = if index == 0 {
+                    rect
+                } else {
+                    rect.with_min_x(rect.left() - 1.0)
+                };
                 let stroke = Stroke::new(1.0, line);
                 painter.rect(frame, corners, fill, stroke, StrokeKind::Inside);
                 let font = Type::Small.font();
@@ -91,13 +104,18 @@ pub fn segments_ui(ui: &mut Ui, name: &str, options: &[&str], selected: &mut usi
 
 fn corners(index: usize, count: usize) -> CornerRadius {
     let radius = space::RADIUS as u8;
-    let (left, right) =
-        (if index == 0 { radius } else { 0 }, if index + 1 == count { radius } else { 0 });
-    CornerRadius { nw: left, sw: left, ne: right, se: right }
+    let (left, right) = (
+        if index == 0 { radius } else { 0 },
+        if index + 1 == count { radius } else { 0 },
+    );
+    CornerRadius {
+        nw: left,
+        sw: left,
+        ne: right,
+        se: right,
+    }
 }
 
 fn name_option(response: &Response, ui: &Ui, name: &str, is_selected: bool) {
-    response.widget_info(|| {
-        WidgetInfo::selected(Role::Tab, ui.is_enabled(), is_selected, name)
-    });
+    response.widget_info(|| WidgetInfo::selected(Role::Tab, ui.is_enabled(), is_selected, name));
 }

@@ -44,7 +44,13 @@ impl Toasts {
         let serial = self.next_serial;
         self.next_serial += 1;
         let (text, action) = (text.into(), action.map(str::to_owned));
-        self.toasts.push(Toast { level, text, action, serial, gone_at_secs: None });
+        self.toasts.push(Toast {
+            level,
+            text,
+            action,
+            serial,
+            gone_at_secs: None,
+        });
         if self.toasts.len() > Self::MOST {
             self.toasts.remove(0);
         }
@@ -89,7 +95,8 @@ impl Toasts {
                     }
                 }
             });
-        self.toasts.retain(|toast| ![closed, chosen].contains(&Some(toast.serial)));
+        self.toasts
+            .retain(|toast| ![closed, chosen].contains(&Some(toast.serial)));
         chosen
     }
 }
@@ -142,7 +149,10 @@ mod tests {
     use super::*;
 
     fn frame(toasts: &mut Toasts, ctx: &Context, time_secs: f64) {
-        let input = eframe::egui::RawInput { time: Some(time_secs), ..Default::default() };
+        let input = eframe::egui::RawInput {
+            time: Some(time_secs),
+            ..Default::default()
+        };
         let _ = ctx.run_ui(input, |ui| {
             toasts.show(ui.ctx());
         });
@@ -169,6 +179,9 @@ mod tests {
             toasts.add(Level::Info, number.to_string(), None);
         }
         assert_eq!(toasts.iter().count(), Toasts::MOST);
-        assert_eq!(toasts.iter().next().map(|toast| toast.text.as_str()), Some("2"));
+        assert_eq!(
+            toasts.iter().next().map(|toast| toast.text.as_str()),
+            Some("2")
+        );
     }
 }
