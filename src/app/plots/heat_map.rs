@@ -379,10 +379,7 @@ impl Geometry {
 fn compact(value: f64) -> String {
     let magnitude = value.abs();
     if value == 0.0 || !value.is_finite() || (1e-3..1e4).contains(&magnitude) {
-        let text = units::significant(value);
-        return text
-            .strip_prefix("0.")
-            .map_or(text.clone(), |rest| format!("0.{rest}"));
+        return units::significant(value);
     }
     format!("{value:.1e}")
 }

@@ -1,7 +1,7 @@
 //! Every slice of the tasks as one line: baseline and candidate as dots on one axis, and their
 //! difference with its interval on another, worst first.
 
-use eframe::egui::{Align2, Rect, Role, Sense, Stroke, Ui, WidgetInfo, pos2, vec2};
+use eframe::egui::{Align2, Color32, Rect, Role, Sense, Stroke, Ui, WidgetInfo, pos2, vec2};
 
 use super::Plot;
 use super::axis::{Scale, minus};
@@ -186,7 +186,7 @@ impl Slices {
         canvas.disc(
             pos2(from, y),
             5.5,
-            Color::TRANSPARENT,
+            Color32::TRANSPARENT,
             Stroke::new(1.5, tokens.baseline),
         );
 
@@ -226,8 +226,6 @@ impl Slices {
         }
     }
 }
-
-use eframe::egui::Color32 as Color;
 
 /// Where the columns are.
 struct Columns {
