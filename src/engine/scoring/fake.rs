@@ -18,7 +18,10 @@ pub(crate) struct FakeCodec {
 
 impl Default for FakeCodec {
     fn default() -> Self {
-        Self { bos: Some(0), eos: vec![1] }
+        Self {
+            bos: Some(0),
+            eos: vec![1],
+        }
     }
 }
 
@@ -80,7 +83,13 @@ pub(crate) struct FakeModel {
 
 impl Default for FakeModel {
     fn default() -> Self {
-        Self { vocab: FakeCodec::VOCAB, context: 64, seed: 1, noise: 0.0, poison: None }
+        Self {
+            vocab: FakeCodec::VOCAB,
+            context: 64,
+            seed: 1,
+            noise: 0.0,
+            poison: None,
+        }
     }
 }
 
@@ -101,7 +110,13 @@ impl FakeModel {
         let mut noise = Random::new(self.seed + 99, u64::from(state));
         (0..self.vocab)
             .map(|_| (random.unit() * 8.0) as f32 + self.noise * (noise.unit() as f32 - 0.5))
-            .map(|logit| if self.poison == Some(state) { f32::NAN } else { logit })
+            .map(|logit| {
+                if self.poison == Some(state) {
+                    f32::NAN
+                } else {
+                    logit
+                }
+            })
             .collect()
     }
 
@@ -133,7 +148,12 @@ impl TokenModel for FakeModel {
         self.context
     }
 
-    fn hidden(&self, batch: &Batch, caches: &mut [KvCache], progress: &Progress) -> Result<Vec<f32>> {
+    fn hidden(
+        &self,
+        batch: &Batch,
+        caches: &mut [KvCache],
+        progress: &Progress,
+    ) -> Result<Vec<f32>> {
         if progress.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -164,6 +184,9 @@ impl TokenModel for FakeModel {
     }
 
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        Ok(hidden.chunks_exact(2).flat_map(|row| self.row(row[0] as u32)).collect())
+        Ok(hidden
+            .chunks_exact(2)
+            .flat_map(|row| self.row(row[0] as u32))
+            .collect())
     }
 }
