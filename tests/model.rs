@@ -28,7 +28,7 @@ fn ids(value: &Value) -> Vec<u32> {
 fn logits_of(model: &Model, ids: &[u32]) -> Vec<f32> {
     let mut batch = Batch::default();
     batch.push(ids, None, None);
-    model.logits(&model.hidden(&batch, &mut []).expect("runs")).expect("logits")
+    model.logits(&model.hidden(&batch, &mut [], &Progress::default()).expect("runs")).expect("logits")
 }
 
 /// The largest difference as a share of the largest expected magnitude.
@@ -88,7 +88,7 @@ fn caches_shared_prompts_and_plain_runs_give_the_same_logits() {
     for run in [&ids[..10], &ids[10..11], &ids[11..24]] {
         let mut batch = Batch::default();
         batch.push(run, None, Some(0));
-        let hidden = model.hidden(&batch, &mut caches).expect("runs");
+        let hidden = model.hidden(&batch, &mut caches, &Progress::default()).expect("runs");
         stepwise.extend(model.logits(&hidden).expect("logits"));
     }
     assert_eq!(caches[0].len(), 24);
@@ -98,7 +98,7 @@ fn caches_shared_prompts_and_plain_runs_give_the_same_logits() {
     batch.push(&[5, 6, 7], Some(prompt), None);
     let middle = batch.push(&ids[9..14], Some(prompt), None);
     batch.push(&ids[14..24], Some(middle), None);
-    let logits = model.logits(&model.hidden(&batch, &mut []).expect("runs")).expect("logits");
+    let logits = model.logits(&model.hidden(&batch, &mut [], &Progress::default()).expect("runs")).expect("logits");
     let rejoined = [&logits[..9 * vocab], &logits[12 * vocab..]].concat();
     assert!(relative_difference(&rejoined, &whole) < 1e-5);
 }
@@ -108,6 +108,6 @@ fn a_token_beyond_the_vocabulary_is_an_error() {
     let (_, model) = load("tests/fixtures/tiny_llama_head_dim");
     let mut batch = Batch::default();
     batch.push(&[4000], None, None);
-    let err = model.hidden(&batch, &mut []).expect_err("refused").to_string();
+    let err = model.hidden(&batch, &mut [], &Progress::default()).expect_err("refused").to_string();
     assert!(err.contains("token 4000"), "{err}");
 }

@@ -4,7 +4,10 @@
 //! six times larger, as outlier channels of trained models are. The same shape and seed give the
 //! same bytes. A sparse file has the right size and zeros for weights: enough where only headers matter.
 
-#![allow(dead_code, reason = "each test that includes this file uses its own part of it")]
+#![allow(
+    dead_code,
+    reason = "each test that includes this file uses its own part of it"
+)]
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -75,7 +78,10 @@ impl Shape {
     /// Every tensor as name and shape, in file order.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab, self.hidden])];
+        let mut tensors = vec![(
+            "model.embed_tokens.weight".to_owned(),
+            vec![self.vocab, self.hidden],
+        )];
         for layer in 0..self.layers {
             for (name, shape) in [
                 ("input_layernorm", vec![self.hidden]),
@@ -100,11 +106,23 @@ impl Shape {
 
     /// Number of weights.
     pub fn weight_count(&self) -> u64 {
-        self.tensors().iter().map(|(_, shape)| shape.iter().map(|&len| len as u64).product::<u64>()).sum()
+        self.tensors()
+            .iter()
+            .map(|(_, shape)| shape.iter().map(|&len| len as u64).product::<u64>())
+            .sum()
     }
 
     fn config(&self) -> String {
-        let Self { layers, hidden, mlp, heads, kv_heads, head_dim, vocab, tied } = self;
+        let Self {
+            layers,
+            hidden,
+            mlp,
+            heads,
+            kv_heads,
+            head_dim,
+            vocab,
+            tied,
+        } = self;
         format!(
             r#"{{
   "architectures": ["LlamaForCausalLM"],
@@ -138,9 +156,14 @@ impl Shape {
         for (name, shape) in self.tensors() {
             let start = end;
             end += 2 * shape.iter().map(|&len| len as u64).product::<u64>();
-            entries.push(format!(r#""{name}":{{"dtype":"BF16","shape":{shape:?},"data_offsets":[{start},{end}]}}"#));
+            entries.push(format!(
+                r#""{name}":{{"dtype":"BF16","shape":{shape:?},"data_offsets":[{start},{end}]}}"#
+            ));
         }
-        let mut json = format!(r#"{{"__metadata__":{{"format":"pt"}},{}}}"#, entries.join(","));
+        let mut json = format!(
+            r#"{{"__metadata__":{{"format":"pt"}},{}}}"#,
+            entries.join(",")
+        );
         while json.len() % 8 != 0 {
             json.push(' ');
         }
@@ -165,7 +188,8 @@ impl Shape {
                 }
                 continue;
             }
-            let mut outliers: Vec<usize> = (0..4).map(|_| random.next() as usize % row_len).collect();
+            let mut outliers: Vec<usize> =
+                (0..4).map(|_| random.next() as usize % row_len).collect();
             outliers.sort_unstable();
             let codes: Vec<[u8; 2]> = normal.iter().map(|&value| bf16(value)).collect();
             for _ in 0..shape[0] {
@@ -185,7 +209,9 @@ impl Shape {
                 file.write_all(&row)?;
             }
         }
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_data()
+        file.into_inner()
+            .map_err(io::IntoInnerError::into_error)?
+            .sync_data()
     }
 
     /// Writes `config.json` and a `model.safetensors` of full length whose weights take no room on disk.

@@ -191,9 +191,12 @@ impl GgufValue {
     }
 
     /// The value as a real number.
+    ///
+    /// An f32 answers the shortest decimal that it stands for, so that the `1e-5` of a
+    /// `config.json` is the same number after a way through GGUF.
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
-            Self::F32(value) => Some(value.into()),
+            Self::F32(value) => value.to_string().parse().ok(),
             Self::F64(value) => Some(value),
             _ => self.as_u64().map(|value| value as f64),
         }

@@ -10,17 +10,28 @@ mod config;
 mod files;
 mod gguf;
 mod gguf_config;
+mod gguf_export;
 mod gguf_value;
+mod gguf_vocab;
+mod gguf_write;
+mod hf_export;
 mod open;
+mod output;
 mod read;
 mod role;
 mod safetensors;
+mod safetensors_write;
 
 use std::path::{Path, PathBuf};
 
 pub use config::{LayerShape, ModelConfig, Rope, RopeScaling};
+pub use gguf_export::{ROPE_FREQS, gguf_metadata_of, rope_freqs};
 pub use gguf_value::{GgufArray, GgufStrings, GgufValue, lookup};
+pub use gguf_write::{GgufLayout, GgufTensor, GgufWriter};
+pub use hf_export::hugging_face_config;
+pub use output::ensure_not_source;
 pub use role::Role;
+pub use safetensors_write::{FolderWriter, SafeTensor, SafetensorsWriter};
 
 use super::error::{Fault, Result};
 use super::format::Dtype;

@@ -44,7 +44,7 @@ pub(super) struct Hooks<'a, B: Backend> {
     pub(super) swap: Option<(Site, &'a B::Linear)>,
     /// Sees the input of every layer.
     pub(super) layer_input: Option<&'a mut dyn FnMut(usize, &B::Rows)>,
-    /// Asked between layers.
+    /// Asked between operations.
     pub(super) progress: Option<&'a Progress>,
 }
 
@@ -59,6 +59,11 @@ impl<B: Backend> Default for Hooks<'_, B> {
 }
 
 impl<B: Backend> Hooks<'_, B> {
+    /// Stops a cancelled run; called before every group of linears.
+    fn check(&self) -> Result<()> {
+        self.progress.map_or(Ok(()), Progress::check)
+    }
+
     fn linear<'s>(&'s self, layer: Option<usize>, role: Role, own: &'s B::Linear) -> &'s B::Linear {
         match self.swap {
             Some((site, swapped)) if site == (Site { layer, role }) => swapped,
@@ -119,9 +124,6 @@ impl<B: Backend> Llama<B> {
             }
         };
         for (index, layer) in self.layers.iter().enumerate().skip(first) {
-            if let Some(progress) = hooks.progress {
-                progress.check()?;
-            }
             if let Some(watch) = hooks.layer_input.as_mut() {
                 watch(index, &x);
             }
@@ -167,6 +169,7 @@ impl<B: Backend> Llama<B> {
             )
         };
         let normed = backend.rms_norm(&x, &layer.attention_norm, self.config.norm_eps)?;
+        hooks.check()?;
         let mut qkv = backend
             .linears(&[of(Role::Q), of(Role::K), of(Role::V)], &normed)?
             .into_iter();
@@ -179,16 +182,20 @@ impl<B: Backend> Llama<B> {
             kv_heads: shape.kv_heads,
             head_dim: self.config.head_dim,
         };
+        hooks.check()?;
         let mixed = backend.attention(heads, index, batch, caches, &q, &k, &v)?;
+        hooks.check()?;
         let attended = single(backend.linears(&[of(Role::O)], &mixed)?);
         let x = backend.add(x, &attended)?;
         let normed = backend.rms_norm(&x, &layer.mlp_norm, self.config.norm_eps)?;
+        hooks.check()?;
         let mut both = backend
             .linears(&[of(Role::Gate), of(Role::Up)], &normed)?
             .into_iter();
         let mut next = || both.next().expect("one output a linear");
         let (gate, up) = (next(), next());
         let gated = backend.gated(gate, &up)?;
+        hooks.check()?;
         let down = single(backend.linears(&[of(Role::Down)], &gated)?);
         backend.add(x, &down)
     }

@@ -5,13 +5,14 @@
 //! apart. Families and devices are each one file.
 
 pub mod backend;
+mod gguf_tokenizer;
 mod llama;
 mod load;
 mod native;
 mod tokenizer;
 
 pub use backend::{Site, StoredMatrix};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{TextStream, Tokenizer};
 
 use self::backend::Backend as _;
 use self::llama::{Hooks, Llama};
@@ -152,8 +153,12 @@ impl Model {
     }
 
     /// Runs a batch and answers the hidden states after the final norm, tokens × hidden.
-    pub fn hidden(&self, batch: &Batch, caches: &mut [KvCache]) -> Result<Vec<f32>> {
-        let rows = self.graph.run(batch, caches, None, &mut Hooks::default())?;
+    ///
+    /// # Errors
+    /// A token beyond the vocabulary, or cancel; caches are then of no more use.
+    pub fn hidden(&self, batch: &Batch, caches: &mut [KvCache], progress: &Progress) -> Result<Vec<f32>> {
+        let mut hooks = Hooks { progress: Some(progress), ..Hooks::default() };
+        let rows = self.graph.run(batch, caches, None, &mut hooks)?;
         Ok(rows.into_values())
     }
 

@@ -4,3 +4,4 @@
 
 pub mod gguf_names;
 pub mod llama_layout;
+pub mod pre_tokenizers;
