@@ -30,14 +30,14 @@ const FEW_DISCORDANT: u64 = 10;
 
 /// How intervals are made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ComparisonOptions {
+pub struct CompareOptions {
     /// Resamples of the paired bootstrap.
     pub resamples: usize,
     /// Its seed.
     pub seed: u64,
 }
 
-impl Default for ComparisonOptions {
+impl Default for CompareOptions {
     fn default() -> Self {
         Self {
             resamples: 10_000,
@@ -185,7 +185,7 @@ type Pair<'a> = (&'a ItemResult, &'a ItemResult);
 pub fn compare(
     baseline: &Evaluation,
     candidate: &Evaluation,
-    options: &ComparisonOptions,
+    options: &CompareOptions,
     progress: &Progress,
 ) -> Result<Comparison> {
     let mut warnings = Vec::new();
@@ -328,7 +328,7 @@ fn by_slice<'a>(pairs: &[Pair<'a>]) -> Vec<Vec<Pair<'a>>> {
 }
 
 /// Statistics of some pairs, at least one.
-fn paired(pairs: &[Pair<'_>], options: &ComparisonOptions, progress: &Progress) -> Result<Paired> {
+fn paired(pairs: &[Pair<'_>], options: &CompareOptions, progress: &Progress) -> Result<Paired> {
     let n = pairs.len();
     let sum = |score: &dyn Fn(&Pair<'_>) -> f64| pairs.iter().map(score).sum::<f64>();
     let baseline_sum = sum(&|(item, _)| item.score);

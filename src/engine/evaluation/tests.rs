@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::engine::progress::Progress;
-use crate::engine::scoring::fake::{FakeCodec, FakeModel};
+use crate::engine::scoring::fake::{FakeCodec, FakeModel, assert_same_json};
 use crate::engine::scoring::{SpeedOptions, TaskSet, TextSource};
 
 fn subject<'a>(model: &'a FakeModel, codec: &'a FakeCodec, id: &str) -> Subject<'a> {
@@ -63,7 +63,7 @@ fn a_document_has_the_designs_keys_and_survives_a_file() {
     };
     let own = subject(&candidate, &codec, "candidate");
     let (tasks, text) = (tasks(), text());
-    let mut result = evaluate(
+    let result = evaluate(
         &own,
         Some(&baseline),
         Some(&tasks),
@@ -99,13 +99,8 @@ fn a_document_has_the_designs_keys_and_survives_a_file() {
     assert!(value.pointer("/baseline/text/kld_mean").is_none());
     assert!(json.rfind("\"baseline\"").expect("baseline") > json.find("\"items\"").expect("items"));
     assert_eq!(value["size"]["bits_per_weight"], 4.5);
-    if let Some(distance) = result.text.as_mut().and_then(|text| text.distance.as_mut()) {
-        distance.kld_per_token.clear();
-    }
-    assert_eq!(
-        Evaluation::parse(json.as_bytes(), Path::new("e.json")).expect("back"),
-        result
-    );
+    let back = Evaluation::parse(json.as_bytes(), Path::new("e.json")).expect("back");
+    assert_same_json(&serde_json::to_value(&back).expect("value"), &value);
     assert_eq!(result.slices.len(), 2);
     assert_eq!(result.slices.iter().map(|slice| slice.n).sum::<usize>(), 40);
 }
