@@ -19,6 +19,9 @@ use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::model::Batch;
 use crate::engine::progress::{Phase, Progress, Unit};
 
+/// Takes each model's logits of some rows, the rows' true tokens and the width of a row.
+type Visit<'a> = dyn FnMut(&[Vec<f32>], &[u32], usize) -> Result<()> + 'a;
+
 /// Largest text file.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
@@ -344,7 +347,7 @@ impl ScoredText {
         &self,
         models: &[&dyn TokenModel],
         progress: &Progress,
-        visit: &mut dyn FnMut(&[Vec<f32>], &[u32], usize) -> Result<()>,
+        visit: &mut Visit<'_>,
     ) -> Result<()> {
         let costs: Vec<usize> = self.windows.iter().map(|window| window.ids.len()).collect();
         progress.begin(
