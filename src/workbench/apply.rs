@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::Workbench;
 use super::action::Action;
 use super::command::{Command, SelectMode, Subject};
+use super::events::Outcome;
 use super::history::History;
 use super::jobs::JobKind;
 use super::project::{self, Project};
@@ -468,7 +469,7 @@ impl Workbench {
         let checkpoint = opened.checkpoint;
         self.jobs.cancel_all();
         let fingerprint = checkpoint.fingerprint.clone();
-        let fresh = || Plan::of_recipe(Target::Gguf, Some(&fingerprint), Recipe::DEFAULT);
+        let fresh = || Plan::of_recipe(Target::Gguf, Some(&fingerprint), Recipe::Q4KM);
         let mut lost_plan = None;
         let plan = match &opened.project {
             Some(project) => Plan::parse(&project.plan, Some(&opened.project_path)).unwrap_or_else(|err| {
@@ -559,14 +560,13 @@ impl Workbench {
 
     /// Pairs evaluations that came from a project file with their baselines again.
     fn recompare(&mut self) {
-        let Some(document) = &mut self.state.document else { return };
-        for run in &mut document.runs {
-            if let Some(evaluation) = &run.evaluation {
-                match tasks::compare(evaluation) {
-                    Ok(comparison) => run.comparison = comparison.map(Arc::new),
-                    Err(err) => tracing::warn!("no comparison of {}: {err}", run.name),
-                }
-            }
+        let Some(document) = &self.state.document else { return };
+        let known: Vec<_> = document.runs.iter().filter_map(|run| Some((run.id, run.evaluation.clone()?))).collect();
+        for (run, evaluation) in known {
+            self.jobs.spawn(JobKind::Compare, "compare with the original", move |context| {
+                let comparison = tasks::compare(&evaluation, &context.progress)?.map(Box::new);
+                Ok(Outcome::Compared { run, comparison })
+            });
         }
     }
 

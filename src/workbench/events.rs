@@ -34,7 +34,7 @@ pub(super) enum Event {
         value: SensitivityValue,
     },
     /// The playground has one more token.
-    Token { job: JobId, subject: Subject, token: GeneratedToken },
+    Token { subject: Subject, token: GeneratedToken },
     /// The job is over.
     Ended { job: JobId, result: Result<Outcome> },
 }
@@ -59,6 +59,8 @@ pub(super) enum Outcome {
     Passed(Box<Passed>),
     /// A model was evaluated.
     Evaluated { fingerprint: String, subject: Subject, evaluation: Box<Evaluation>, comparison: Option<Box<Comparison>> },
+    /// A saved evaluation was paired with its baseline again.
+    Compared { run: RunId, comparison: Option<Box<Comparison>> },
     /// The playground has stopped.
     Generated { subject: Subject, generation: Generation },
     /// A candidate was copied.

@@ -68,7 +68,6 @@ pub struct JobView<'a> {
 /// What a job's body is given.
 pub(super) struct Context {
     pub(super) progress: Progress,
-    pub(super) id: JobId,
     sender: Sender<Event>,
 }
 
@@ -174,7 +173,7 @@ impl Jobs {
         let id = JobId(self.next);
         let title = title.into();
         let progress = Progress::new(self.waker.clone());
-        let context = Context { progress: progress.clone(), id, sender: self.sender.clone() };
+        let context = Context { progress: progress.clone(), sender: self.sender.clone() };
         let work = move || {
             let result = run_body(kind, &context, body);
             // Blocking is right here: an end must not be lost, and the window drains the queue.
@@ -242,10 +241,6 @@ impl Jobs {
         if let Some(job) = self.list.iter().find(|job| job.id == id) {
             job.progress.cancel();
         }
-    }
-
-    pub(super) fn cancel_kind(&self, kind: JobKind) {
-        self.list.iter().filter(|job| job.kind == kind).for_each(|job| job.progress.cancel());
     }
 
     pub(super) fn cancel_all(&self) {

@@ -59,7 +59,7 @@ impl Workbench {
                     }
                 }
             }
-            Event::Token { subject, token, .. } => {
+            Event::Token { subject, token } => {
                 if let Some(document) = &mut self.state.document {
                     let playground = &mut document.playground;
                     match subject {
@@ -165,6 +165,11 @@ impl Workbench {
                     }
                     document.is_dirty = true;
                     self.autosave(true);
+                }
+            }
+            Outcome::Compared { run, comparison } => {
+                if let Some(run) = self.state.document.as_mut().and_then(|document| document.run_mut(run)) {
+                    run.comparison = comparison.map(Arc::from);
                 }
             }
             Outcome::Generated { subject, generation } => {

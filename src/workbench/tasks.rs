@@ -12,7 +12,7 @@ use super::jobs::Context;
 use super::project::{self, Project};
 use super::state::RunId;
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::comparison::{self, CompareOptions};
+use crate::engine::comparison::{self, ComparisonOptions};
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::evaluation::{self, Baseline, Evaluation, EvaluationOptions};
 use crate::engine::format::Format;
@@ -272,7 +272,7 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
     let subject = evaluation::Subject::new(candidate, &ready.model, &ready.tokenizer, hash.clone());
     let baseline = Baseline { subject: baseline_subject, known: input.known.as_deref() };
     let evaluation = evaluation::evaluate(&subject, Some(&baseline), tasks, text, &options, progress)?;
-    let comparison = compare(&evaluation)?;
+    let comparison = compare(&evaluation, progress)?;
     Ok(Outcome::Evaluated {
         fingerprint,
         subject: Subject::Run(*run),
@@ -282,9 +282,9 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
 }
 
 /// Pairs an evaluation with the baseline inside it.
-pub(super) fn compare(evaluation: &Evaluation) -> Result<Option<comparison::Comparison>> {
+pub(super) fn compare(evaluation: &Evaluation, progress: &Progress) -> Result<Option<comparison::Comparison>> {
     match &evaluation.baseline {
-        Some(baseline) => comparison::compare(baseline, evaluation, &CompareOptions::default()).map(Some),
+        Some(baseline) => comparison::compare(baseline, evaluation, &ComparisonOptions::default(), progress).map(Some),
         None => Ok(None),
     }
 }
@@ -301,7 +301,7 @@ pub(super) fn generate(
     let ready = models.get(checkpoint, &context.progress)?;
     let generation =
         scoring::generate(&ready.model, &ready.tokenizer, prompt, options, &context.progress, &mut |token| {
-            context.offer(Event::Token { job: context.id, subject, token: token.clone() });
+            context.offer(Event::Token { subject, token: token.clone() });
         })?;
     Ok(Outcome::Generated { subject, generation })
 }

@@ -113,23 +113,16 @@ pub struct GateSet {
 impl GateSet {
     /// Reads and checks a gates file.
     pub fn read(path: &Path) -> Result<Self> {
-        let length = std::fs::metadata(path)
-            .map_err(Error::io("read", path))?
-            .len();
+        let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
         if length > MAX_FILE_BYTES {
-            return Err(Fault::new(
-                Stage::Comparison,
-                format!("the gates file has {length} bytes"),
-            )
-            .fix("give a TOML file with [[gate]] tables")
-            .file(path)
-            .into());
+            return Err(Fault::new(Stage::Comparison, format!("the gates file has {length} bytes"))
+                .fix("give a TOML file with [[gate]] tables")
+                .file(path)
+                .into());
         }
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
         let text = String::from_utf8(bytes).map_err(|_| {
-            Fault::new(Stage::Comparison, "the gates file is not UTF-8")
-                .fix("save it as UTF-8")
-                .file(path)
+            Fault::new(Stage::Comparison, "the gates file is not UTF-8").fix("save it as UTF-8").file(path)
         })?;
         Self::parse(&text, path)
     }
@@ -137,27 +130,12 @@ impl GateSet {
     /// Checks a gates file's text; `path` is for messages.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let line_of = |span: Option<Range<usize>>| {
-            span.map_or(1, |span| {
-                1 + text
-                    .bytes()
-                    .take(span.start)
-                    .filter(|&byte| byte == b'\n')
-                    .count()
-            })
+            span.map_or(1, |span| 1 + text.bytes().take(span.start).filter(|&byte| byte == b'\n').count())
         };
-        let located =
-            |line: usize, fault: Fault| Error::from(fault.at(format!("line {line}")).file(path));
+        let located = |line: usize, fault: Fault| Error::from(fault.at(format!("line {line}")).file(path));
         let document = Document::parse(text).map_err(|err| {
-            let cause = err
-                .message()
-                .lines()
-                .next()
-                .unwrap_or("not TOML")
-                .to_owned();
-            located(
-                line_of(err.span()),
-                Fault::new(Stage::Comparison, cause).fix("write TOML with [[gate]] tables"),
-            )
+            let cause = err.message().lines().next().unwrap_or("not TOML").to_owned();
+            located(line_of(err.span()), Fault::new(Stage::Comparison, cause).fix("write TOML with [[gate]] tables"))
         })?;
         let mut gates = Vec::new();
         for (key, item) in document.as_table() {
@@ -174,8 +152,7 @@ impl GateSet {
             };
             for table in tables {
                 gates.push(
-                    gate_of(table, line_of(table.span()), &line_of)
-                        .map_err(|(line, fault)| located(line, fault))?,
+                    gate_of(table, line_of(table.span()), &line_of).map_err(|(line, fault)| located(line, fault))?,
                 );
             }
         }
@@ -185,18 +162,12 @@ impl GateSet {
                 .file(path)
                 .into());
         }
-        Ok(Self {
-            path: path.to_owned(),
-            gates,
-        })
+        Ok(Self { path: path.to_owned(), gates })
     }
 
     /// Judges a comparison; a gate on slices gives a result for every slice that it names.
     pub fn judge(&self, comparison: &Comparison) -> Vec<GateResult> {
-        self.gates
-            .iter()
-            .flat_map(|gate| gate.judge(comparison))
-            .collect()
+        self.gates.iter().flat_map(|gate| gate.judge(comparison)).collect()
     }
 }
 
@@ -217,27 +188,17 @@ fn gate_of(
     };
     for (key, item) in table {
         let line = line_of(table.key(key).and_then(toml_edit::Key::span));
-        let fail = |cause: String, remedy: String| {
-            (line, Fault::new(Stage::Comparison, cause).fix(remedy))
-        };
+        let fail = |cause: String, remedy: String| (line, Fault::new(Stage::Comparison, cause).fix(remedy));
         let text = || {
-            item.as_str().map(str::to_owned).ok_or_else(|| {
-                fail(
-                    format!("`{key}` is not a string"),
-                    "put it in quotes".to_owned(),
-                )
-            })
+            item.as_str()
+                .map(str::to_owned)
+                .ok_or_else(|| fail(format!("`{key}` is not a string"), "put it in quotes".to_owned()))
         };
         let number = || {
             item.as_float()
                 .or_else(|| item.as_integer().map(|value| value as f64))
                 .filter(|value| value.is_finite())
-                .ok_or_else(|| {
-                    fail(
-                        format!("`{key}` is not a number"),
-                        "write a number without quotes".to_owned(),
-                    )
-                })
+                .ok_or_else(|| fail(format!("`{key}` is not a number"), "write a number without quotes".to_owned()))
         };
         match key {
             "metric" => {
@@ -252,10 +213,7 @@ fn gate_of(
             "slice" => {
                 let pattern = text()?;
                 let glob = Glob::new(&pattern).map_err(|err| {
-                    fail(
-                        format!("{pattern:?} is not a glob: {}", err.kind()),
-                        "use * and ?".to_owned(),
-                    )
+                    fail(format!("{pattern:?} is not a glob: {}", err.kind()), "use * and ?".to_owned())
                 })?;
                 gate.matcher = Some(glob.compile_matcher());
                 gate.slice = Some(pattern);
@@ -280,34 +238,20 @@ fn gate_of(
             }
         }
     }
-    let fail = |cause: &str, remedy: String| {
-        Err((table_line, Fault::new(Stage::Comparison, cause).fix(remedy)))
-    };
+    let fail = |cause: &str, remedy: String| Err((table_line, Fault::new(Stage::Comparison, cause).fix(remedy)));
     if gate.metric.is_empty() {
-        return fail(
-            "the gate has no metric",
-            format!("add metric = \"…\", one of {}", METRICS.join(", ")),
-        );
+        return fail("the gate has no metric", format!("add metric = \"…\", one of {}", METRICS.join(", ")));
     }
     if gate.max_loss.is_some() && (gate.min.is_some() || gate.max.is_some()) {
-        return fail(
-            "max_loss stands beside min or max",
-            "write two gates".to_owned(),
-        );
+        return fail("max_loss stands beside min or max", "write two gates".to_owned());
     }
     if gate.max_loss.is_none() && gate.min.is_none() && gate.max.is_none() {
-        return fail(
-            "the gate has no limit",
-            "add max_loss, min or max".to_owned(),
-        );
+        return fail("the gate has no limit", "add max_loss, min or max".to_owned());
     }
     if gate.max_loss.is_some() && !WITH_LOSS.contains(&gate.metric.as_str()) {
         return fail(
             "max_loss needs a paired difference, which this metric does not have",
-            format!(
-                "use it with {}, or write min or max",
-                WITH_LOSS.join(" or ")
-            ),
+            format!("use it with {}, or write min or max", WITH_LOSS.join(" or ")),
         );
     }
     if gate.slice.is_some() && !METRICS[..SLICED].contains(&gate.metric.as_str()) {
@@ -322,15 +266,9 @@ fn gate_of(
 impl Gate {
     /// The limit as it stands in the file.
     fn limit(&self) -> String {
-        let limits = [
-            ("max_loss", self.max_loss),
-            ("min", self.min),
-            ("max", self.max),
-        ];
-        let parts: Vec<String> = limits
-            .iter()
-            .filter_map(|(key, value)| value.map(|value| format!("{key} = {value}")))
-            .collect();
+        let limits = [("max_loss", self.max_loss), ("min", self.min), ("max", self.max)];
+        let parts: Vec<String> =
+            limits.iter().filter_map(|(key, value)| value.map(|value| format!("{key} = {value}"))).collect();
         parts.join(", ")
     }
 
@@ -346,14 +284,7 @@ impl Gate {
             .collect();
         if results.is_empty() {
             let reason = "no slice has this name".to_owned();
-            results.push(self.result(
-                self.slice.clone(),
-                None,
-                None,
-                None,
-                Verdict::Undecided,
-                reason,
-            ));
+            results.push(self.result(self.slice.clone(), None, None, None, Verdict::Undecided, reason));
         }
         results
     }
@@ -380,12 +311,7 @@ impl Gate {
         }
     }
 
-    fn judge_one(
-        &self,
-        slice: Option<String>,
-        paired: Option<&Paired>,
-        comparison: &Comparison,
-    ) -> GateResult {
+    fn judge_one(&self, slice: Option<String>, paired: Option<&Paired>, comparison: &Comparison) -> GateResult {
         match self.max_loss {
             Some(margin) => self.judge_loss(slice, paired, comparison, margin),
             None => self.judge_value(slice, paired, comparison),
@@ -408,10 +334,8 @@ impl Gate {
             let [low, high] = paired.difference_interval;
             (paired.difference, low, high, paired.n)
         } else {
-            let Some((text, distance)) = comparison
-                .text
-                .as_ref()
-                .and_then(|text| Some((text, text.distance.as_ref()?)))
+            let Some((text, distance)) =
+                comparison.text.as_ref().and_then(|text| Some((text, text.distance.as_ref()?)))
             else {
                 return self.unmeasured(slice);
             };
@@ -419,35 +343,15 @@ impl Gate {
             let gain = 1.0 - distance.perplexity_ratio;
             (gain, gain - half, gain + half, text.tokens)
         };
-        let points = |value: f64| {
-            format!(
-                "{}{:.2} points",
-                if value < 0.0 { "−" } else { "" },
-                value.abs() * 100.0
-            )
-        };
+        let points = |value: f64| format!("{}{:.2} points", if value < 0.0 { "−" } else { "" }, value.abs() * 100.0);
         let (verdict, reason) = if low >= -margin {
-            (
-                Verdict::Pass,
-                format!(
-                    "the loss is at most {} with 95 % confidence",
-                    points((-low).max(0.0))
-                ),
-            )
+            (Verdict::Pass, format!("the loss is at most {} with 95 % confidence", points((-low).max(0.0))))
         } else if high < -margin {
-            (
-                Verdict::Fail,
-                format!(
-                    "the loss is at least {} with 95 % confidence",
-                    points(-high)
-                ),
-            )
+            (Verdict::Fail, format!("the loss is at least {} with 95 % confidence", points(-high)))
         } else {
             let advice = paired
                 .filter(|_| self.metric == "accuracy")
-                .and_then(|paired| {
-                    items_needed((difference + margin).abs().max(1e-3), paired.flip_fraction)
-                })
+                .and_then(|paired| items_needed((difference + margin).abs().max(1e-3), paired.flip_fraction))
                 .filter(|&needed| needed > n as u64)
                 .map_or_else(
                     || "more items are needed".to_owned(),
@@ -461,57 +365,34 @@ impl Gate {
             );
             (Verdict::Undecided, reason)
         };
-        self.result(
-            slice,
-            Some(difference),
-            Some([low, high]),
-            Some(n),
-            verdict,
-            reason,
-        )
+        self.result(slice, Some(difference), Some([low, high]), Some(n), verdict, reason)
     }
 
     /// The measured value against hard limits.
-    fn judge_value(
-        &self,
-        slice: Option<String>,
-        paired: Option<&Paired>,
-        comparison: &Comparison,
-    ) -> GateResult {
+    fn judge_value(&self, slice: Option<String>, paired: Option<&Paired>, comparison: &Comparison) -> GateResult {
         let (value, interval) = self.value(paired, comparison);
-        let n = paired
-            .filter(|_| METRICS[..SLICED].contains(&self.metric.as_str()))
-            .map(|paired| paired.n);
+        let n = paired.filter(|_| METRICS[..SLICED].contains(&self.metric.as_str())).map(|paired| paired.n);
         let Some(value) = value else {
             return self.unmeasured(slice);
         };
         let (verdict, reason) = match (self.min, self.max) {
-            (Some(min), _) if value < min => {
-                (Verdict::Fail, format!("{value:.6} is less than {min}"))
-            }
-            (_, Some(max)) if value > max => {
-                (Verdict::Fail, format!("{value:.6} is more than {max}"))
-            }
+            (Some(min), _) if value < min => (Verdict::Fail, format!("{value:.6} is less than {min}")),
+            (_, Some(max)) if value > max => (Verdict::Fail, format!("{value:.6} is more than {max}")),
             _ => (Verdict::Pass, format!("{value:.6} is within the limit")),
         };
         self.result(slice, Some(value), interval, n, verdict, reason)
     }
 
     /// What was measured, with its interval where it has one.
-    fn value(
-        &self,
-        paired: Option<&Paired>,
-        comparison: &Comparison,
-    ) -> (Option<f64>, Option<[f64; 2]>) {
+    fn value(&self, paired: Option<&Paired>, comparison: &Comparison) -> (Option<f64>, Option<[f64; 2]>) {
         let text = comparison.text.as_ref();
         let distance = text.and_then(|text| text.distance.as_ref());
         let around = |value: f64, stderr: f64| Some([value - 1.96 * stderr, value + 1.96 * stderr]);
         let plain = |value: Option<f64>| (value, None);
         match self.metric.as_str() {
-            "accuracy" => (
-                paired.map(|paired| paired.candidate_accuracy),
-                paired.map(|paired| paired.candidate_interval),
-            ),
+            "accuracy" => {
+                (paired.map(|paired| paired.candidate_accuracy), paired.map(|paired| paired.candidate_interval))
+            }
             "flip_fraction" => plain(paired.map(|paired| paired.flip_fraction)),
             "kld_mean" => (
                 distance.map(|distance| distance.kld_mean),
@@ -523,12 +404,7 @@ impl Gate {
             "kld_max" => plain(distance.map(|distance| distance.kld_max)),
             "same_top_fraction" => (
                 distance.map(|distance| distance.same_top_fraction),
-                distance.and_then(|distance| {
-                    around(
-                        distance.same_top_fraction,
-                        distance.same_top_fraction_stderr,
-                    )
-                }),
+                distance.and_then(|distance| around(distance.same_top_fraction, distance.same_top_fraction_stderr)),
             ),
             "perplexity" => (
                 text.map(|text| text.perplexity),
@@ -536,9 +412,7 @@ impl Gate {
             ),
             "perplexity_ratio" => (
                 distance.map(|distance| distance.perplexity_ratio),
-                distance.and_then(|distance| {
-                    around(distance.perplexity_ratio, distance.perplexity_ratio_stderr)
-                }),
+                distance.and_then(|distance| around(distance.perplexity_ratio, distance.perplexity_ratio_stderr)),
             ),
             "bits_per_weight" => plain(Some(comparison.bits_per_weight)),
             "file_bytes" => plain(Some(comparison.file_bytes as f64)),

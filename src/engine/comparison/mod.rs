@@ -30,19 +30,16 @@ const FEW_DISCORDANT: u64 = 10;
 
 /// How intervals are made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CompareOptions {
+pub struct ComparisonOptions {
     /// Resamples of the paired bootstrap.
     pub resamples: usize,
     /// Its seed.
     pub seed: u64,
 }
 
-impl Default for CompareOptions {
+impl Default for ComparisonOptions {
     fn default() -> Self {
-        Self {
-            resamples: 10_000,
-            seed: 42,
-        }
+        Self { resamples: 10_000, seed: 42 }
     }
 }
 
@@ -185,31 +182,20 @@ type Pair<'a> = (&'a ItemResult, &'a ItemResult);
 pub fn compare(
     baseline: &Evaluation,
     candidate: &Evaluation,
-    options: &CompareOptions,
+    options: &ComparisonOptions,
     progress: &Progress,
 ) -> Result<Comparison> {
     let mut warnings = Vec::new();
     let (pairs, unpaired_items) = pair(baseline, candidate)?;
     if unpaired_items > 0 {
-        warnings.push(format!(
-            "{unpaired_items} items were answered by only one of the models and are left out"
-        ));
+        warnings.push(format!("{unpaired_items} items were answered by only one of the models and are left out"));
     }
-    let truncated = pairs
-        .iter()
-        .filter(|(a, b)| a.truncated || b.truncated)
-        .count();
+    let truncated = pairs.iter().filter(|(a, b)| a.truncated || b.truncated).count();
     if truncated > 0 {
-        warnings.push(format!(
-            "{truncated} items are longer than the context and lost their beginning"
-        ));
+        warnings.push(format!("{truncated} items are longer than the context and lost their beginning"));
     }
 
-    let overall = if pairs.is_empty() {
-        None
-    } else {
-        Some(paired(&pairs, options, progress)?)
-    };
+    let overall = if pairs.is_empty() { None } else { Some(paired(&pairs, options, progress)?) };
     let mut slices = Vec::new();
     for members in by_slice(&pairs) {
         let (item, _) = members[0];
@@ -238,8 +224,7 @@ pub fn compare(
         .collect();
 
     let text = text_against(baseline, candidate, &mut warnings);
-    let (decode_speed_ratio, prefill_speed_ratio) =
-        speed_ratios(baseline, candidate, &mut warnings);
+    let (decode_speed_ratio, prefill_speed_ratio) = speed_ratios(baseline, candidate, &mut warnings);
     let mut comparison = Comparison {
         version: COMPARISON_VERSION,
         baseline: baseline.model.clone(),
@@ -268,13 +253,10 @@ fn pair<'a>(baseline: &'a Evaluation, candidate: &'a Evaluation) -> Result<(Vec<
     let mut partners: HashMap<&str, &ItemResult> = HashMap::with_capacity(candidate.items.len());
     for item in &candidate.items {
         if partners.insert(&item.id, item).is_some() {
-            return Err(Fault::new(
-                Stage::Comparison,
-                format!("the id {:?} occurs twice", item.id),
-            )
-            .fix("evaluate the candidate again")
-            .file(&candidate.model.path)
-            .into());
+            return Err(Fault::new(Stage::Comparison, format!("the id {:?} occurs twice", item.id))
+                .fix("evaluate the candidate again")
+                .file(&candidate.model.path)
+                .into());
         }
     }
     let mut pairs = Vec::with_capacity(baseline.items.len());
@@ -282,9 +264,7 @@ fn pair<'a>(baseline: &'a Evaluation, candidate: &'a Evaluation) -> Result<(Vec<
         let Some(partner) = partners.remove(item.id.as_str()) else {
             continue;
         };
-        if (&item.task, &item.slice, &item.metric)
-            != (&partner.task, &partner.slice, &partner.metric)
-        {
+        if (&item.task, &item.slice, &item.metric) != (&partner.task, &partner.slice, &partner.metric) {
             return Err(Fault::new(
                 Stage::Comparison,
                 "baseline and candidate have different tasks, slices or metrics for the same id",
@@ -296,12 +276,9 @@ fn pair<'a>(baseline: &'a Evaluation, candidate: &'a Evaluation) -> Result<(Vec<
         pairs.push((item, partner));
     }
     if pairs.is_empty() && !baseline.items.is_empty() && !candidate.items.is_empty() {
-        return Err(Fault::new(
-            Stage::Comparison,
-            "baseline and candidate have no item in common",
-        )
-        .fix("evaluate both with the same tasks file")
-        .into());
+        return Err(Fault::new(Stage::Comparison, "baseline and candidate have no item in common")
+            .fix("evaluate both with the same tasks file")
+            .into());
     }
     // A baseline document that repeats an id finds no partner for the repetition, so it counts as unpaired.
     let unpaired = baseline.items.len() - pairs.len() + partners.len();
@@ -313,11 +290,7 @@ fn by_slice<'a>(pairs: &[Pair<'a>]) -> Vec<Vec<Pair<'a>>> {
     let mut places = HashMap::new();
     let mut slices: Vec<Vec<Pair<'a>>> = Vec::new();
     for &(item, partner) in pairs {
-        let key = (
-            item.task.as_str(),
-            item.slice.as_str(),
-            item.metric.as_str(),
-        );
+        let key = (item.task.as_str(), item.slice.as_str(), item.metric.as_str());
         let place = *places.entry(key).or_insert_with(|| {
             slices.push(Vec::new());
             slices.len() - 1
@@ -328,31 +301,23 @@ fn by_slice<'a>(pairs: &[Pair<'a>]) -> Vec<Vec<Pair<'a>>> {
 }
 
 /// Statistics of some pairs, at least one.
-fn paired(pairs: &[Pair<'_>], options: &CompareOptions, progress: &Progress) -> Result<Paired> {
+fn paired(pairs: &[Pair<'_>], options: &ComparisonOptions, progress: &Progress) -> Result<Paired> {
     let n = pairs.len();
     let sum = |score: &dyn Fn(&Pair<'_>) -> f64| pairs.iter().map(score).sum::<f64>();
     let baseline_sum = sum(&|(item, _)| item.score);
     let candidate_sum = sum(&|(_, item)| item.score);
-    let count =
-        |test: &dyn Fn(&Pair<'_>) -> bool| pairs.iter().filter(|&pair| test(pair)).count() as u64;
+    let count = |test: &dyn Fn(&Pair<'_>) -> bool| pairs.iter().filter(|&pair| test(pair)).count() as u64;
     let right_to_wrong = count(&|(a, b)| a.correct && !b.correct);
     let wrong_to_right = count(&|(a, b)| !a.correct && b.correct);
     // Graded scores may differ where correctness does not.
     let lower = count(&|(a, b)| b.score < a.score);
     let higher = count(&|(a, b)| b.score > a.score);
-    let is_binary = pairs.iter().all(|(a, b)| {
-        [a.score, b.score]
-            .iter()
-            .all(|&score| score == 0.0 || score == 1.0)
-    });
+    let is_binary = pairs.iter().all(|(a, b)| [a.score, b.score].iter().all(|&score| score == 0.0 || score == 1.0));
 
     // Groups in the order of their names, so that the seed means the same everywhere.
     let mut clusters: BTreeMap<(&str, &str), (f64, u32)> = BTreeMap::new();
     for (a, b) in pairs {
-        let name = a
-            .group
-            .as_deref()
-            .map_or(("item", a.id.as_str()), |group| ("group", group));
+        let name = a.group.as_deref().map_or(("item", a.id.as_str()), |group| ("group", group));
         let cluster = clusters.entry(name).or_insert((0.0, 0));
         cluster.0 += b.score - a.score;
         cluster.1 += 1;
@@ -365,21 +330,11 @@ fn paired(pairs: &[Pair<'_>], options: &CompareOptions, progress: &Progress) -> 
             (score, IntervalMethod::Score)
         } else {
             let drawn = stats::bootstrap(&clusters, options.resamples, options.seed, progress)?;
-            (
-                (score.0.min(drawn.0), score.1.max(drawn.1)),
-                IntervalMethod::ScoreAndBootstrap,
-            )
+            ((score.0.min(drawn.0), score.1.max(drawn.1)), IntervalMethod::ScoreAndBootstrap)
         }
     } else {
-        let method = if is_grouped {
-            IntervalMethod::ClusterBootstrap
-        } else {
-            IntervalMethod::Bootstrap
-        };
-        (
-            stats::bootstrap(&clusters, options.resamples, options.seed, progress)?,
-            method,
-        )
+        let method = if is_grouped { IntervalMethod::ClusterBootstrap } else { IntervalMethod::Bootstrap };
+        (stats::bootstrap(&clusters, options.resamples, options.seed, progress)?, method)
     };
     let flips = right_to_wrong + wrong_to_right;
     let interval_of = |sum: f64| {
@@ -406,28 +361,18 @@ fn paired(pairs: &[Pair<'_>], options: &CompareOptions, progress: &Progress) -> 
 }
 
 /// The candidate's text figures, with distances only if they are distances from this baseline.
-fn text_against(
-    baseline: &Evaluation,
-    candidate: &Evaluation,
-    warnings: &mut Vec<String>,
-) -> Option<TextResult> {
+fn text_against(baseline: &Evaluation, candidate: &Evaluation, warnings: &mut Vec<String>) -> Option<TextResult> {
     let mut text = candidate.text.clone()?;
     let measured_against = candidate.baseline.as_ref().map(|own| own.model.id.as_str());
     if text.distance.is_some() && measured_against != Some(baseline.model.id.as_str()) {
         text.distance = None;
-        warnings.push(
-            "the candidate's KLD was measured against another baseline and is left out".to_owned(),
-        );
+        warnings.push("the candidate's KLD was measured against another baseline and is left out".to_owned());
     }
     if let Some(other) = &baseline.text {
-        let same = (other.convention, other.context, other.tokens)
-            == (text.convention, text.context, text.tokens)
+        let same = (other.convention, other.context, other.tokens) == (text.convention, text.context, text.tokens)
             && baseline.text_hash == candidate.text_hash;
         if !same {
-            warnings.push(
-                "the perplexities are of different texts or conventions and cannot be compared"
-                    .to_owned(),
-            );
+            warnings.push("the perplexities are of different texts or conventions and cannot be compared".to_owned());
         }
     }
     Some(text)
@@ -458,26 +403,14 @@ fn speed_ratios(
     if (speed.threads, speed.prefill_tokens, speed.decode_tokens)
         != (other.threads, other.prefill_tokens, other.decode_tokens)
     {
-        warnings.push(
-            "the speeds were measured with different threads or lengths and are left out"
-                .to_owned(),
-        );
+        warnings.push("the speeds were measured with different threads or lengths and are left out".to_owned());
         return (None, None);
     }
-    let ratio = |own: f64, other: f64| {
-        (own > 0.0 && other > 0.0)
-            .then(|| own / other)
-            .filter(|ratio| ratio.is_finite())
-    };
+    let ratio =
+        |own: f64, other: f64| (own > 0.0 && other > 0.0).then(|| own / other).filter(|ratio| ratio.is_finite());
     (
-        ratio(
-            speed.decode_tokens_per_second,
-            other.decode_tokens_per_second,
-        ),
-        ratio(
-            speed.prefill_tokens_per_second,
-            other.prefill_tokens_per_second,
-        ),
+        ratio(speed.decode_tokens_per_second, other.decode_tokens_per_second),
+        ratio(speed.prefill_tokens_per_second, other.prefill_tokens_per_second),
     )
 }
 

@@ -25,18 +25,13 @@ impl ParetoPoint {
             && at_least(self.accuracy, other.accuracy)
             && at_least(self.speed, other.speed);
         nowhere_worse
-            && (self.file_bytes < other.file_bytes
-                || self.accuracy > other.accuracy
-                || self.speed > other.speed)
+            && (self.file_bytes < other.file_bytes || self.accuracy > other.accuracy || self.speed > other.speed)
     }
 }
 
 /// For each point, whether no other dominates it. Equal points are both on the front.
 pub fn pareto_front(points: &[ParetoPoint]) -> Vec<bool> {
-    points
-        .iter()
-        .map(|point| !points.iter().any(|other| other.dominates(point)))
-        .collect()
+    points.iter().map(|point| !points.iter().any(|other| other.dominates(point))).collect()
 }
 
 #[cfg(test)]
@@ -45,11 +40,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn point(file_bytes: u64, accuracy: f64, speed: f64) -> ParetoPoint {
-        ParetoPoint {
-            file_bytes,
-            accuracy: Some(accuracy),
-            speed: Some(speed),
-        }
+        ParetoPoint { file_bytes, accuracy: Some(accuracy), speed: Some(speed) }
     }
 
     #[test]
@@ -66,19 +57,9 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_is_not_taken_for_worse() {
-        let unmeasured = ParetoPoint {
-            file_bytes: 100,
-            accuracy: None,
-            speed: None,
-        };
-        assert_eq!(
-            pareto_front(&[unmeasured, point(50, 0.9, 9.0)]),
-            [true, true]
-        );
-        let smaller = ParetoPoint {
-            file_bytes: 50,
-            ..unmeasured
-        };
+        let unmeasured = ParetoPoint { file_bytes: 100, accuracy: None, speed: None };
+        assert_eq!(pareto_front(&[unmeasured, point(50, 0.9, 9.0)]), [true, true]);
+        let smaller = ParetoPoint { file_bytes: 50, ..unmeasured };
         assert_eq!(pareto_front(&[unmeasured, smaller]), [false, true]);
     }
 

@@ -35,10 +35,7 @@ pub fn wilson(successes: f64, count: usize) -> Interval {
 
 /// Exact two-sided McNemar test: a binomial of the discordant items with p = ½; 1 where there are none.
 pub fn mcnemar(right_to_wrong: u64, wrong_to_right: u64) -> f64 {
-    let (few, count) = (
-        right_to_wrong.min(wrong_to_right),
-        right_to_wrong + wrong_to_right,
-    );
+    let (few, count) = (right_to_wrong.min(wrong_to_right), right_to_wrong + wrong_to_right);
     if count == 0 {
         return 1.0;
     }
@@ -68,11 +65,7 @@ pub fn tango(right_to_wrong: u64, wrong_to_right: u64, count: usize) -> Interval
         let q = ((b * b - 4.0 * a * c).max(0.0).sqrt() - b) / (2.0 * a);
         let variance = n * (2.0 * q + delta * (1.0 - delta));
         let difference = gained - lost - n * delta;
-        if variance <= 1e-12 {
-            difference.signum() * f64::INFINITY
-        } else {
-            difference / variance.sqrt()
-        }
+        if variance <= 1e-12 { difference.signum() * f64::INFINITY } else { difference / variance.sqrt() }
     };
     let estimate = (gained - lost) / n;
     let solve = |mut inside: f64, mut outside: f64, wanted: f64| {
@@ -86,16 +79,8 @@ pub fn tango(right_to_wrong: u64, wrong_to_right: u64, count: usize) -> Interval
         }
         (inside + outside) / 2.0
     };
-    let low = if estimate <= -1.0 {
-        -1.0
-    } else {
-        solve(estimate, -1.0, Z)
-    };
-    let high = if estimate >= 1.0 {
-        1.0
-    } else {
-        solve(estimate, 1.0, -Z)
-    };
+    let low = if estimate <= -1.0 { -1.0 } else { solve(estimate, -1.0, Z) };
+    let high = if estimate >= 1.0 { 1.0 } else { solve(estimate, 1.0, -Z) };
     (low, high)
 }
 
@@ -103,12 +88,7 @@ pub fn tango(right_to_wrong: u64, wrong_to_right: u64, count: usize) -> Interval
 ///
 /// A cluster is a sum of differences and a number of items; items that share a passage or a
 /// template are one cluster, since drawing them singly would take them for independent.
-pub fn bootstrap(
-    clusters: &[(f64, u32)],
-    resamples: usize,
-    seed: u64,
-    progress: &Progress,
-) -> Result<Interval> {
+pub fn bootstrap(clusters: &[(f64, u32)], resamples: usize, seed: u64, progress: &Progress) -> Result<Interval> {
     if clusters.is_empty() || resamples == 0 {
         return Ok((0.0, 0.0));
     }
@@ -138,13 +118,7 @@ pub fn bootstrap(
                     }
                     left = left.saturating_sub(2);
                 }
-                means.push(
-                    sum / if all_single {
-                        len as f64
-                    } else {
-                        count.max(1) as f64
-                    },
-                );
+                means.push(sum / if all_single { len as f64 } else { count.max(1) as f64 });
             }
             Ok(means)
         })
@@ -183,11 +157,7 @@ pub fn items_needed(delta: f64, discordant: f64) -> Option<u64> {
 
 /// Smallest difference that `count` items detect with 80 % power at a share `discordant` of differing items.
 pub fn detectable(count: usize, discordant: f64) -> f64 {
-    if count == 0 {
-        1.0
-    } else {
-        ((Z + Z_POWER) * (discordant / count as f64).sqrt()).min(1.0)
-    }
+    if count == 0 { 1.0 } else { ((Z + Z_POWER) * (discordant / count as f64).sqrt()).min(1.0) }
 }
 
 #[cfg(test)]
@@ -196,19 +166,11 @@ mod tests {
 
     #[test]
     fn mcnemar_gives_the_checked_values() {
-        for (lost, gained, expected) in [
-            (10, 2, 0.0386),
-            (25, 10, 0.0167),
-            (30, 12, 0.00792),
-            (5, 5, 1.0),
-            (0, 0, 1.0),
-            (2, 10, 0.0386),
-        ] {
+        for (lost, gained, expected) in
+            [(10, 2, 0.0386), (25, 10, 0.0167), (30, 12, 0.00792), (5, 5, 1.0), (0, 0, 1.0), (2, 10, 0.0386)]
+        {
             let p = mcnemar(lost, gained);
-            assert!(
-                (p - expected).abs() < 5e-5_f64.max(expected * 2e-3),
-                "({lost}, {gained}): {p}"
-            );
+            assert!((p - expected).abs() < 5e-5_f64.max(expected * 2e-3), "({lost}, {gained}): {p}");
         }
         assert!(mcnemar(5000, 4000) < 1e-20);
         assert!((mcnemar(5000, 5000) - 1.0).abs() < 1e-9);
@@ -216,9 +178,7 @@ mod tests {
 
     #[test]
     fn wilson_gives_the_checked_intervals() {
-        let close = |(low, high): Interval, a: f64, b: f64| {
-            (low - a).abs() < 6e-4 && (high - b).abs() < 6e-4
-        };
+        let close = |(low, high): Interval, a: f64, b: f64| (low - a).abs() < 6e-4 && (high - b).abs() < 6e-4;
         assert!(close(wilson(45.0, 50), 0.786, 0.957));
         assert!(close(wilson(900.0, 1000), 0.880, 0.917));
         assert_eq!(wilson(0.0, 0), (0.0, 1.0));
@@ -228,15 +188,9 @@ mod tests {
     fn tango_is_symmetric_and_doubts_where_nothing_differs() {
         let (low, high) = tango(0, 0, 100);
         let expected = Z * Z / (100.0 + Z * Z);
-        assert!(
-            (high - expected).abs() < 1e-6 && (low + expected).abs() < 1e-6,
-            "{low} {high}"
-        );
+        assert!((high - expected).abs() < 1e-6 && (low + expected).abs() < 1e-6, "{low} {high}");
         let (low, high) = tango(12, 2, 44);
-        assert!(
-            low < -10.0 / 44.0 && high > -10.0 / 44.0 && high < 0.0,
-            "{low} {high}"
-        );
+        assert!(low < -10.0 / 44.0 && high > -10.0 / 44.0 && high < 0.0, "{low} {high}");
         let (swapped_low, swapped_high) = tango(2, 12, 44);
         assert!((swapped_low + high).abs() < 1e-9 && (swapped_high + low).abs() < 1e-9);
         // With many items it is the interval of a normal mean.
@@ -248,36 +202,22 @@ mod tests {
 
     #[test]
     fn the_bootstrap_agrees_with_the_normal_interval_and_with_itself() {
-        let clusters: Vec<(f64, u32)> = (0..1000)
-            .map(|i| (if i % 10 == 0 { -1.0 } else { 0.0 }, 1))
-            .collect();
+        let clusters: Vec<(f64, u32)> = (0..1000).map(|i| (if i % 10 == 0 { -1.0 } else { 0.0 }, 1)).collect();
         let run = |threads, seed| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .expect("pool");
-            pool.install(|| {
-                bootstrap(&clusters, 4000, seed, &Progress::default()).expect("interval")
-            })
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
+            pool.install(|| bootstrap(&clusters, 4000, seed, &Progress::default()).expect("interval"))
         };
         let (low, high) = run(1, 1);
         let half = Z * (0.09_f64 / 1000.0).sqrt();
-        assert!(
-            (low - (-0.1 - half)).abs() < 2e-3 && (high - (-0.1 + half)).abs() < 2e-3,
-            "{low} {high}"
-        );
+        assert!((low - (-0.1 - half)).abs() < 2e-3 && (high - (-0.1 + half)).abs() < 2e-3, "{low} {high}");
         assert_eq!(run(1, 1), run(4, 1));
     }
 
     #[test]
     fn items_of_one_group_widen_the_interval() {
         // 100 groups of 10 items that all go wrong together.
-        let single: Vec<(f64, u32)> = (0..1000)
-            .map(|i| (if i < 100 { -1.0 } else { 0.0 }, 1))
-            .collect();
-        let grouped: Vec<(f64, u32)> = (0..100)
-            .map(|i| (if i < 10 { -10.0 } else { 0.0 }, 10))
-            .collect();
+        let single: Vec<(f64, u32)> = (0..1000).map(|i| (if i < 100 { -1.0 } else { 0.0 }, 1)).collect();
+        let grouped: Vec<(f64, u32)> = (0..100).map(|i| (if i < 10 { -10.0 } else { 0.0 }, 10)).collect();
         let width = |clusters: &[(f64, u32)]| {
             let (low, high) = bootstrap(clusters, 2000, 1, &Progress::default()).expect("interval");
             high - low
@@ -304,17 +244,11 @@ mod tests {
 
     #[test]
     fn the_number_of_items_is_that_of_the_reference() {
-        for (delta, discordant, expected) in [
-            (0.01, 0.05, 3922_u64),
-            (0.01, 0.10, 7847),
-            (0.02, 0.10, 1960),
-            (0.005, 0.05, 15696),
-        ] {
+        for (delta, discordant, expected) in
+            [(0.01, 0.05, 3922_u64), (0.01, 0.10, 7847), (0.02, 0.10, 1960), (0.005, 0.05, 15696)]
+        {
             let items = items_needed(delta, discordant).expect("possible");
-            assert!(
-                items.abs_diff(expected) <= 2,
-                "{delta} {discordant}: {items}"
-            );
+            assert!(items.abs_diff(expected) <= 2, "{delta} {discordant}: {items}");
         }
         assert_eq!(items_needed(0.1, 0.05), None);
         assert!((detectable(7847, 0.1) - 0.01).abs() < 1e-4);

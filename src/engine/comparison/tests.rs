@@ -43,13 +43,7 @@ fn text(kld: f64) -> TextResult {
     let tokens: Vec<TokenDistance> = (0..1000)
         .map(|i| {
             let nll = 1.0 + f64::from(i % 5);
-            TokenDistance {
-                baseline_nll: nll,
-                nll: nll + kld,
-                kld,
-                same_top: i % 10 > 0,
-                delta_p: -0.01,
-            }
+            TokenDistance { baseline_nll: nll, nll: nll + kld, kld, same_top: i % 10 > 0, delta_p: -0.01 }
         })
         .collect();
     TextResult {
@@ -65,33 +59,19 @@ fn text(kld: f64) -> TextResult {
     }
 }
 
-pub(crate) fn evaluation(
-    name: &str,
-    file_bytes: u64,
-    tokens_per_second: f64,
-    items: Vec<ItemResult>,
-) -> Evaluation {
+pub(crate) fn evaluation(name: &str, file_bytes: u64, tokens_per_second: f64, items: Vec<ItemResult>) -> Evaluation {
     Evaluation {
         version: EVALUATION_VERSION,
         engine: "0".into(),
         key: name.into(),
-        model: ModelRef {
-            name: name.into(),
-            path: PathBuf::from(name),
-            id: name.into(),
-        },
+        model: ModelRef { name: name.into(), path: PathBuf::from(name), id: name.into() },
         label: "measured".into(),
         device: "cpu".into(),
         text_hash: None,
         tasks_hash: None,
         text: None,
         slices: slices(&items),
-        size: SizeResult {
-            file_bytes,
-            bits_per_weight: 4.5,
-            resident_bytes: file_bytes,
-            weight_count: 1000,
-        },
+        size: SizeResult { file_bytes, bits_per_weight: 4.5, resident_bytes: file_bytes, weight_count: 1000 },
         speed: Some(speed(tokens_per_second)),
         items,
         baseline: None,
@@ -100,15 +80,10 @@ pub(crate) fn evaluation(
 
 /// 1000 common items of which 6 flip either way, and 200 rare ones of which 20 are lost.
 fn pair_of_models() -> (Evaluation, Evaluation) {
-    let base: Vec<ItemResult> = (0..1200)
-        .map(|id| item(id, if id < 1000 { "common" } else { "rare" }, id % 50 != 0))
-        .collect();
+    let base: Vec<ItemResult> =
+        (0..1200).map(|id| item(id, if id < 1000 { "common" } else { "rare" }, id % 50 != 0)).collect();
     let mut cand = base.clone();
-    for id in (1..1000)
-        .step_by(150)
-        .chain(0..1)
-        .chain((50..300).step_by(50))
-    {
+    for id in (1..1000).step_by(150).chain(0..1).chain((50..300).step_by(50)) {
         cand[id] = item(id, "common", !base[id].correct);
     }
     for id in (1001..1200).step_by(10) {
@@ -123,13 +98,7 @@ fn pair_of_models() -> (Evaluation, Evaluation) {
 
 fn comparison() -> Comparison {
     let (base, cand) = pair_of_models();
-    compare(
-        &base,
-        &cand,
-        &CompareOptions::default(),
-        &Progress::default(),
-    )
-    .expect("comparison")
+    compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison")
 }
 
 #[test]
@@ -150,22 +119,13 @@ fn the_sentence_says_size_speed_accuracy_and_the_slice_that_lost() {
 fn flips_are_counted_both_ways_and_listed() {
     let comparison = comparison();
     let common = &comparison.slices[0].paired;
-    assert_eq!(
-        (common.n, common.right_to_wrong, common.wrong_to_right),
-        (1000, 7, 6)
-    );
+    assert_eq!((common.n, common.right_to_wrong, common.wrong_to_right), (1000, 7, 6));
     let rare = &comparison.slices[1].paired;
-    assert_eq!(
-        (rare.n, rare.right_to_wrong, rare.wrong_to_right),
-        (200, 20, 0)
-    );
+    assert_eq!((rare.n, rare.right_to_wrong, rare.wrong_to_right), (200, 20, 0));
     assert!(rare.mcnemar_p_holm.expect("holm") < 1e-4);
     assert!(common.mcnemar_p_holm.is_some_and(|p| p > 0.999));
     assert_eq!(comparison.flips.len(), 33);
-    assert_eq!(
-        comparison.flips.iter().filter(|flip| flip.gained).count(),
-        6
-    );
+    assert_eq!(comparison.flips.iter().filter(|flip| flip.gained).count(), 6);
     let [low, high] = rare.difference_interval;
     assert!(low < -0.1 && -0.1 < high && high < -0.05, "{low} {high}");
     assert_eq!(rare.interval_method, IntervalMethod::Bootstrap);
@@ -207,11 +167,8 @@ min = 0.5
     .expect("gates");
     let mut comparison = comparison();
     comparison.apply_gates(&gates);
-    let verdicts: Vec<(Option<&str>, Verdict)> = comparison
-        .gates
-        .iter()
-        .map(|gate| (gate.slice.as_deref(), gate.verdict))
-        .collect();
+    let verdicts: Vec<(Option<&str>, Verdict)> =
+        comparison.gates.iter().map(|gate| (gate.slice.as_deref(), gate.verdict)).collect();
     assert_eq!(
         verdicts,
         [
@@ -225,40 +182,21 @@ min = 0.5
         ]
     );
     assert_eq!(comparison.gates[2].line, 7);
-    assert!(
-        comparison.gates[3].reason.contains("needed"),
-        "{}",
-        comparison.gates[3].reason
-    );
+    assert!(comparison.gates[3].reason.contains("needed"), "{}", comparison.gates[3].reason);
     assert_eq!(comparison.verdict(), Some(Verdict::Fail));
-    assert!(
-        comparison.sentence.contains("facts/rare −10.0 ±"),
-        "{}",
-        comparison.sentence
-    );
-    assert!(
-        comparison.sentence.contains("fails the gate"),
-        "{}",
-        comparison.sentence
-    );
+    assert!(comparison.sentence.contains("facts/rare −10.0 ±"), "{}", comparison.sentence);
+    assert!(comparison.sentence.contains("fails the gate"), "{}", comparison.sentence);
 }
 
 #[test]
 fn what_was_not_measured_is_undecided_and_not_passed() {
     let (mut base, mut cand) = pair_of_models();
     (base.items, cand.items, cand.text, cand.speed) = (Vec::new(), Vec::new(), None, None);
-    let mut comparison = compare(
-        &base,
-        &cand,
-        &CompareOptions::default(),
-        &Progress::default(),
-    )
-    .expect("comparison");
-    for line in [
-        "metric=\"accuracy\"\nmax_loss=0.5",
-        "metric=\"kld_max\"\nmax=9",
-        "metric=\"decode_speed_ratio\"\nmin=0",
-    ] {
+    let mut comparison =
+        compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+    for line in
+        ["metric=\"accuracy\"\nmax_loss=0.5", "metric=\"kld_max\"\nmax=9", "metric=\"decode_speed_ratio\"\nmin=0"]
+    {
         let gates = GateSet::parse(&format!("[[gate]]\n{line}\n"), Path::new("g")).expect("gates");
         comparison.apply_gates(&gates);
         assert_eq!(comparison.verdict(), Some(Verdict::Undecided), "{line}");
@@ -268,90 +206,36 @@ fn what_was_not_measured_is_undecided_and_not_passed() {
 #[test]
 fn a_slice_in_which_nothing_differs_does_not_pass_a_margin_it_cannot_see() {
     let items: Vec<ItemResult> = (0..20).map(|id| item(id, "few", true)).collect();
-    let (base, cand) = (
-        evaluation("a", 10, 1.0, items.clone()),
-        evaluation("b", 10, 1.0, items),
-    );
-    let mut comparison = compare(
-        &base,
-        &cand,
-        &CompareOptions::default(),
-        &Progress::default(),
-    )
-    .expect("comparison");
+    let (base, cand) = (evaluation("a", 10, 1.0, items.clone()), evaluation("b", 10, 1.0, items));
+    let mut comparison =
+        compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
     let gates = "[[gate]]\nmetric = \"accuracy\"\nslice = \"few\"\nmax_loss = 0.02\n";
     comparison.apply_gates(&GateSet::parse(gates, Path::new("g")).expect("gates"));
     assert_eq!(comparison.verdict(), Some(Verdict::Undecided));
-    assert_eq!(
-        comparison.slices[0].paired.interval_method,
-        IntervalMethod::Score
-    );
-    assert!(
-        comparison
-            .sentence
-            .starts_with("b: same size, same decoding speed"),
-        "{}",
-        comparison.sentence
-    );
+    assert_eq!(comparison.slices[0].paired.interval_method, IntervalMethod::Score);
+    assert!(comparison.sentence.starts_with("b: same size, same decoding speed"), "{}", comparison.sentence);
 }
 
 #[test]
 fn every_mistake_in_a_gates_file_is_named_with_its_line() {
     let good = "[[gate]]\nmetric = \"accuracy\"\nmin = 0.5\n\n";
     for (bad, line, expected) in [
-        (
-            "[[gate]]\nmetric = \"accuracy\"\nmaxloss = 1",
-            7,
-            "`maxloss` is not a key",
-        ),
+        ("[[gate]]\nmetric = \"accuracy\"\nmaxloss = 1", 7, "`maxloss` is not a key"),
         ("[[gate]]\nmetric = \"beauty\"\nmin = 1", 6, "unknown"),
         ("[[gate]]\nmetric = \"accuracy\"", 5, "no limit"),
         ("[[gate]]\nmin = 1", 5, "no metric"),
-        (
-            "[[gate]]\nmetric = \"accuracy\"\nmax_loss = 2",
-            7,
-            "max_loss",
-        ),
-        (
-            "[[gate]]\nmetric = \"accuracy\"\nmax_loss = 0.1\nmin = 0.5",
-            5,
-            "beside",
-        ),
-        (
-            "[[gate]]\nmetric = \"kld_mean\"\nmax_loss = 0.1",
-            5,
-            "paired difference",
-        ),
-        (
-            "[[gate]]\nmetric = \"kld_mean\"\nslice = \"*\"\nmax = 0.1",
-            5,
-            "by slice",
-        ),
-        (
-            "[[gate]]\nmetric = \"accuracy\"\nslice = \"[\"\nmin = 0.1",
-            7,
-            "not a glob",
-        ),
-        (
-            "[[gate]]\nmetric = \"accuracy\"\nmin = \"0.1\"",
-            7,
-            "not a number",
-        ),
-        (
-            "[[gate]]\nmetric = \"accuracy\"\nmin = nan",
-            7,
-            "not a number",
-        ),
+        ("[[gate]]\nmetric = \"accuracy\"\nmax_loss = 2", 7, "max_loss"),
+        ("[[gate]]\nmetric = \"accuracy\"\nmax_loss = 0.1\nmin = 0.5", 5, "beside"),
+        ("[[gate]]\nmetric = \"kld_mean\"\nmax_loss = 0.1", 5, "paired difference"),
+        ("[[gate]]\nmetric = \"kld_mean\"\nslice = \"*\"\nmax = 0.1", 5, "by slice"),
+        ("[[gate]]\nmetric = \"accuracy\"\nslice = \"[\"\nmin = 0.1", 7, "not a glob"),
+        ("[[gate]]\nmetric = \"accuracy\"\nmin = \"0.1\"", 7, "not a number"),
+        ("[[gate]]\nmetric = \"accuracy\"\nmin = nan", 7, "not a number"),
         ("[[gate]]\nmetric = \"accuracy\nmin = 1", 6, "line 6"),
         ("[other]\nx = 1", 5, "`other` is not known"),
     ] {
-        let error = GateSet::parse(&format!("{good}{bad}\n"), Path::new("gates.toml"))
-            .expect_err(bad)
-            .to_string();
-        assert!(
-            error.contains(&format!("line {line}:")) && error.contains(expected),
-            "{bad}: {error}"
-        );
+        let error = GateSet::parse(&format!("{good}{bad}\n"), Path::new("gates.toml")).expect_err(bad).to_string();
+        assert!(error.contains(&format!("line {line}:")) && error.contains(expected), "{bad}: {error}");
     }
     assert!(GateSet::parse("", Path::new("g")).is_err());
 }
@@ -362,23 +246,11 @@ fn only_items_that_both_answered_count() {
     base.items.truncate(1190);
     cand.items.drain(..5);
     cand.items.reverse();
-    let comparison = compare(
-        &base,
-        &cand,
-        &CompareOptions::default(),
-        &Progress::default(),
-    )
-    .expect("comparison");
+    let comparison = compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
     assert_eq!(comparison.overall.expect("overall").n, 1185);
     assert_eq!(comparison.unpaired_items, 15);
     cand.items = vec![item(9999, "common", true)];
-    let error = compare(
-        &base,
-        &cand,
-        &CompareOptions::default(),
-        &Progress::default(),
-    )
-    .expect_err("none");
+    let error = compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect_err("none");
     assert!(error.to_string().contains("no item in common"), "{error}");
 }
 
@@ -386,28 +258,11 @@ fn only_items_that_both_answered_count() {
 fn distances_from_another_baseline_and_speeds_of_other_lengths_are_left_out() {
     let (mut base, mut cand) = pair_of_models();
     base.model.id = "another".into();
-    let other = compare(
-        &base,
-        &cand,
-        &CompareOptions::default(),
-        &Progress::default(),
-    )
-    .expect("comparison");
+    let other = compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
     assert!(other.text.expect("text").distance.is_none());
-    assert!(
-        other
-            .warnings
-            .iter()
-            .any(|warning| warning.contains("another baseline"))
-    );
+    assert!(other.warnings.iter().any(|warning| warning.contains("another baseline")));
     cand.speed.as_mut().expect("speed").threads = 64;
-    let other = compare(
-        &base,
-        &cand,
-        &CompareOptions::default(),
-        &Progress::default(),
-    )
-    .expect("comparison");
+    let other = compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
     assert_eq!(other.decode_speed_ratio, None);
 }
 
@@ -415,26 +270,14 @@ fn distances_from_another_baseline_and_speeds_of_other_lengths_are_left_out() {
 fn items_of_one_group_are_drawn_together() {
     let grouped = |correct: &dyn Fn(usize) -> bool| -> Vec<ItemResult> {
         (0..400)
-            .map(|id| ItemResult {
-                group: Some(format!("passage {}", id / 20)),
-                ..item(id, "common", correct(id))
-            })
+            .map(|id| ItemResult { group: Some(format!("passage {}", id / 20)), ..item(id, "common", correct(id)) })
             .collect()
     };
     let base = evaluation("a", 10, 1.0, grouped(&|_| true));
     let cand = evaluation("b", 10, 1.0, grouped(&|id| id / 20 % 5 > 0));
-    let comparison = compare(
-        &base,
-        &cand,
-        &CompareOptions::default(),
-        &Progress::default(),
-    )
-    .expect("comparison");
+    let comparison = compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
     let overall = comparison.overall.expect("overall");
-    assert_eq!(
-        (overall.groups, overall.interval_method),
-        (20, IntervalMethod::ClusterBootstrap)
-    );
+    assert_eq!((overall.groups, overall.interval_method), (20, IntervalMethod::ClusterBootstrap));
     // Single items would give about ±4 points, 20 groups give about ±17.
     assert!(overall.margin() > 0.1, "{}", overall.margin());
 }

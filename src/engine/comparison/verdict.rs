@@ -18,23 +18,12 @@ pub(super) fn sentence(comparison: &Comparison) -> String {
     }
     if let Some(overall) = &comparison.overall {
         parts.push(format!("accuracy {} points", points(overall)));
-    } else if let Some(distance) = comparison
-        .text
-        .as_ref()
-        .and_then(|text| text.distance.as_ref())
-    {
+    } else if let Some(distance) = comparison.text.as_ref().and_then(|text| text.distance.as_ref()) {
         parts.push(format!("KLD {}", units::significant(distance.kld_mean)));
-        parts.push(format!(
-            "same top token {}",
-            units::percent(distance.same_top_fraction)
-        ));
+        parts.push(format!("same top token {}", units::percent(distance.same_top_fraction)));
     }
     let mut text = format!("{}: {}", comparison.candidate.name, parts.join(", "));
-    let rest = if comparison.gates.is_empty() {
-        slices(comparison)
-    } else {
-        gates(comparison)
-    };
+    let rest = if comparison.gates.is_empty() { slices(comparison) } else { gates(comparison) };
     if !rest.is_empty() {
         text.push_str("; ");
         text.push_str(&rest);
@@ -44,11 +33,7 @@ pub(super) fn sentence(comparison: &Comparison) -> String {
 
 /// `3.1×`, with as many digits as one reads.
 fn times(ratio: f64) -> String {
-    if ratio < 9.95 {
-        format!("{ratio:.1}×")
-    } else {
-        format!("{ratio:.0}×")
-    }
+    if ratio < 9.95 { format!("{ratio:.1}×") } else { format!("{ratio:.0}×") }
 }
 
 fn size(ratio: f64) -> String {
@@ -73,11 +58,7 @@ fn speed(ratio: f64) -> String {
 
 /// A ratio near 1 needs a second decimal, or it reads `1.0× smaller`.
 fn small_times(ratio: f64) -> String {
-    if ratio < 1.1 {
-        format!("{ratio:.2}×")
-    } else {
-        times(ratio)
-    }
+    if ratio < 1.1 { format!("{ratio:.2}×") } else { times(ratio) }
 }
 
 /// `−0.4 ± 0.6`, in percentage points with a true minus.
@@ -96,11 +77,8 @@ pub(super) fn points(paired: &Paired) -> String {
 
 /// Slices that changed beyond chance, the largest loss first.
 fn slices(comparison: &Comparison) -> String {
-    let mut changed: Vec<&SliceComparison> = comparison
-        .slices
-        .iter()
-        .filter(|slice| slice.paired.mcnemar_p_holm.is_some_and(|p| p < 0.05))
-        .collect();
+    let mut changed: Vec<&SliceComparison> =
+        comparison.slices.iter().filter(|slice| slice.paired.mcnemar_p_holm.is_some_and(|p| p < 0.05)).collect();
     if comparison.slices.is_empty() {
         return String::new();
     }
@@ -108,11 +86,8 @@ fn slices(comparison: &Comparison) -> String {
         return "no slice changes beyond chance".to_owned();
     }
     changed.sort_by(|a, b| a.paired.difference.total_cmp(&b.paired.difference));
-    let mut parts: Vec<String> = changed
-        .iter()
-        .take(NAMED)
-        .map(|slice| format!("{} {}", slice.name(), points(&slice.paired)))
-        .collect();
+    let mut parts: Vec<String> =
+        changed.iter().take(NAMED).map(|slice| format!("{} {}", slice.name(), points(&slice.paired))).collect();
     if changed.len() > NAMED {
         parts.push(format!("and {} more slices change", changed.len() - NAMED));
     }
@@ -122,26 +97,15 @@ fn slices(comparison: &Comparison) -> String {
 /// Gates that fail, else those that are undecided.
 fn gates(comparison: &Comparison) -> String {
     let with = |verdict: Verdict| -> Vec<&GateResult> {
-        comparison
-            .gates
-            .iter()
-            .filter(|gate| gate.verdict == verdict)
-            .collect()
+        comparison.gates.iter().filter(|gate| gate.verdict == verdict).collect()
     };
     let (failed, undecided) = (with(Verdict::Fail), with(Verdict::Undecided));
     if failed.is_empty() && undecided.is_empty() {
         let count = comparison.gates.len();
-        return if count == 1 {
-            "passes its gate".to_owned()
-        } else {
-            format!("passes all {count} gates")
-        };
+        return if count == 1 { "passes its gate".to_owned() } else { format!("passes all {count} gates") };
     }
-    let mut parts: Vec<String> = failed
-        .iter()
-        .take(NAMED)
-        .map(|gate| format!("{}: fails the gate", subject(comparison, gate)))
-        .collect();
+    let mut parts: Vec<String> =
+        failed.iter().take(NAMED).map(|gate| format!("{}: fails the gate", subject(comparison, gate))).collect();
     if failed.len() > NAMED {
         parts.push(format!("{} more gates fail", failed.len() - NAMED));
     }
@@ -155,16 +119,8 @@ fn gates(comparison: &Comparison) -> String {
 
 /// What a gate is about, with its figure: `facts/rare −7.0 ± 2.9` or `kld_mean 0.0312`.
 fn subject(comparison: &Comparison, gate: &GateResult) -> String {
-    let slice = gate
-        .slice
-        .as_ref()
-        .and_then(|name| comparison.slices.iter().find(|slice| slice.name() == *name));
-    match (
-        gate.metric.as_str(),
-        slice,
-        &comparison.overall,
-        gate.estimate,
-    ) {
+    let slice = gate.slice.as_ref().and_then(|name| comparison.slices.iter().find(|slice| slice.name() == *name));
+    match (gate.metric.as_str(), slice, &comparison.overall, gate.estimate) {
         ("accuracy", Some(slice), _, _) => format!("{} {}", slice.name(), points(&slice.paired)),
         ("accuracy", None, Some(overall), Some(_)) => format!("accuracy {}", points(overall)),
         (metric, Some(slice), _, Some(value)) => {

@@ -113,17 +113,12 @@ impl Evaluation {
 
     /// Reads a document, of which nothing is taken on trust.
     pub fn read(path: &Path) -> Result<Self> {
-        let length = std::fs::metadata(path)
-            .map_err(Error::io("read", path))?
-            .len();
+        let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
         if length > MAX_FILE_BYTES {
-            return Err(Fault::new(
-                Stage::Evaluation,
-                format!("the document has {length} bytes"),
-            )
-            .fix("give a file that `lapidary evaluate` wrote")
-            .file(path)
-            .into());
+            return Err(Fault::new(Stage::Evaluation, format!("the document has {length} bytes"))
+                .fix("give a file that `lapidary evaluate` wrote")
+                .file(path)
+                .into());
         }
         let text = std::fs::read(path).map_err(Error::io("read", path))?;
         Self::parse(&text, path)
@@ -136,21 +131,15 @@ impl Evaluation {
             version: u32,
         }
         let refuse = |err: serde_json::Error| {
-            Fault::new(
-                Stage::Evaluation,
-                format!("not an evaluation document: {err}"),
-            )
-            .fix("give a file that `lapidary evaluate` wrote")
-            .file(path)
+            Fault::new(Stage::Evaluation, format!("not an evaluation document: {err}"))
+                .fix("give a file that `lapidary evaluate` wrote")
+                .file(path)
         };
         let header: Header = serde_json::from_slice(json).map_err(refuse)?;
         if header.version > EVALUATION_VERSION {
             return Err(Fault::new(
                 Stage::Evaluation,
-                format!(
-                    "the document has version {}, this program knows {EVALUATION_VERSION}",
-                    header.version
-                ),
+                format!("the document has version {}, this program knows {EVALUATION_VERSION}", header.version),
             )
             .fix("use a newer Lapidary")
             .file(path)
@@ -166,13 +155,9 @@ pub fn slices(items: &[ItemResult]) -> Vec<SliceResult> {
         .into_iter()
         .map(|members| {
             let first = members[0];
-            let (accuracy, accuracy_stderr) =
-                mean_and_stderr(members.iter().map(|item| item.score));
-            let norms: Vec<f64> = members
-                .iter()
-                .filter_map(|item| item.correct_norm)
-                .map(|right| f64::from(u8::from(right)))
-                .collect();
+            let (accuracy, accuracy_stderr) = mean_and_stderr(members.iter().map(|item| item.score));
+            let norms: Vec<f64> =
+                members.iter().filter_map(|item| item.correct_norm).map(|right| f64::from(u8::from(right))).collect();
             SliceResult {
                 task: first.task.clone(),
                 slice: first.slice.clone(),
@@ -192,11 +177,7 @@ fn group(items: &[ItemResult]) -> Vec<Vec<&ItemResult>> {
     let mut places = std::collections::HashMap::new();
     let mut groups: Vec<Vec<&ItemResult>> = Vec::new();
     for item in items {
-        let key = (
-            item.task.as_str(),
-            item.slice.as_str(),
-            item.metric.as_str(),
-        );
+        let key = (item.task.as_str(), item.slice.as_str(), item.metric.as_str());
         let place = *places.entry(key).or_insert_with(|| {
             groups.push(Vec::new());
             groups.len() - 1

@@ -8,8 +8,7 @@ use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::model::{Model, Tokenizer};
 use crate::engine::progress::Progress;
 use crate::engine::scoring::{
-    ScoredText, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, score_tasks,
-    speed,
+    ScoredText, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, score_tasks, speed,
 };
 use crate::engine::units;
 
@@ -35,12 +34,7 @@ pub struct Subject<'a> {
 
 impl<'a> Subject<'a> {
     /// A loaded checkpoint; `id` is the content hash of its files.
-    pub fn new(
-        checkpoint: &Checkpoint,
-        model: &'a Model,
-        tokenizer: &'a Tokenizer,
-        id: impl Into<String>,
-    ) -> Self {
+    pub fn new(checkpoint: &Checkpoint, model: &'a Model, tokenizer: &'a Tokenizer, id: impl Into<String>) -> Self {
         Self {
             model,
             codec: tokenizer,
@@ -64,11 +58,7 @@ impl<'a> Subject<'a> {
     }
 
     fn reference(&self) -> ModelRef {
-        ModelRef {
-            name: self.name.clone(),
-            path: self.path.clone(),
-            id: self.id.clone(),
-        }
+        ModelRef { name: self.name.clone(), path: self.path.clone(), id: self.id.clone() }
     }
 }
 
@@ -129,12 +119,7 @@ pub fn key(
     part(&number(options.text.context));
     part(&number(options.text.max_tokens));
     part(&number(options.max_items_per_slice));
-    part(
-        &options
-            .speed
-            .as_ref()
-            .map_or_else(String::new, |speed| format!("{speed:?}")),
-    );
+    part(&options.speed.as_ref().map_or_else(String::new, |speed| format!("{speed:?}")));
     part(&options.device);
     hasher.finalize().to_hex().to_string()
 }
@@ -156,23 +141,11 @@ pub fn evaluate(
     };
     let items = sampled.as_ref().or(tasks);
 
-    let mut document = blank(
-        subject,
-        baseline.map(|baseline| baseline.subject.id.as_str()),
-        tasks,
-        text,
-        options,
-    );
+    let mut document = blank(subject, baseline.map(|baseline| baseline.subject.id.as_str()), tasks, text, options);
     let mut reference = baseline.map(|baseline| {
         let fresh = blank(&baseline.subject, None, tasks, text, options);
         match baseline.known.filter(|known| known.key == fresh.key) {
-            Some(known) => (
-                Evaluation {
-                    baseline: None,
-                    ..known.clone()
-                },
-                true,
-            ),
+            Some(known) => (Evaluation { baseline: None, ..known.clone() }, true),
             None => (fresh, false),
         }
     });
@@ -190,8 +163,7 @@ pub fn evaluate(
                 .fix("evaluate them one by one and compare bits per byte")
                 .into());
             }
-            let (base, own) =
-                prepared.score_pair(baseline.subject.model, subject.model, progress)?;
+            let (base, own) = prepared.score_pair(baseline.subject.model, subject.model, progress)?;
             reference.text = Some(base);
             document.text = Some(own);
         } else {
@@ -200,12 +172,7 @@ pub fn evaluate(
     }
     if let Some(items) = items {
         if let (Some(baseline), Some((reference, false))) = (baseline, &mut reference) {
-            reference.items = score_tasks(
-                baseline.subject.model,
-                baseline.subject.codec,
-                items,
-                progress,
-            )?;
+            reference.items = score_tasks(baseline.subject.model, baseline.subject.codec, items, progress)?;
             reference.slices = slices(&reference.items);
         }
         document.items = score_tasks(subject.model, subject.codec, items, progress)?;
@@ -226,18 +193,8 @@ pub fn evaluate(
 }
 
 /// The windows of a text for a subject; the default window follows the model's context.
-fn prepare(
-    subject: &Subject<'_>,
-    text: &TextSource,
-    options: &EvaluationOptions,
-) -> Result<ScoredText> {
-    ScoredText::new(
-        subject.codec,
-        text,
-        subject.model.context(),
-        subject.model.vocab(),
-        &options.text,
-    )
+fn prepare(subject: &Subject<'_>, text: &TextSource, options: &EvaluationOptions) -> Result<ScoredText> {
+    ScoredText::new(subject.codec, text, subject.model.context(), subject.model.vocab(), &options.text)
 }
 
 /// A document with all that is known without running the model.

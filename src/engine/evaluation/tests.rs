@@ -32,46 +32,23 @@ fn tasks() -> TaskSet {
 }
 
 fn text() -> TextSource {
-    TextSource::new(
-        "text",
-        "the quick brown fox jumps over the lazy dog ".repeat(20),
-    )
+    TextSource::new("text", "the quick brown fox jumps over the lazy dog ".repeat(20))
 }
 
 fn options() -> EvaluationOptions {
-    let speed = SpeedOptions {
-        repetitions: 1,
-        min_secs: 0.0,
-        ..SpeedOptions::default()
-    };
-    EvaluationOptions {
-        speed: Some(speed),
-        ..EvaluationOptions::default()
-    }
+    let speed = SpeedOptions { repetitions: 1, min_secs: 0.0, ..SpeedOptions::default() };
+    EvaluationOptions { speed: Some(speed), ..EvaluationOptions::default() }
 }
 
 #[test]
 fn a_document_has_the_designs_keys_and_survives_a_file() {
     let (base, codec) = (FakeModel::default(), FakeCodec::default());
-    let candidate = FakeModel {
-        noise: 1.0,
-        ..FakeModel::default()
-    };
-    let baseline = Baseline {
-        subject: subject(&base, &codec, "base"),
-        known: None,
-    };
+    let candidate = FakeModel { noise: 1.0, ..FakeModel::default() };
+    let baseline = Baseline { subject: subject(&base, &codec, "base"), known: None };
     let own = subject(&candidate, &codec, "candidate");
     let (tasks, text) = (tasks(), text());
-    let result = evaluate(
-        &own,
-        Some(&baseline),
-        Some(&tasks),
-        Some(&text),
-        &options(),
-        &Progress::default(),
-    )
-    .expect("evaluation");
+    let result = evaluate(&own, Some(&baseline), Some(&tasks), Some(&text), &options(), &Progress::default())
+        .expect("evaluation");
     let json = serde_json::to_string(&result).expect("json");
     let value: serde_json::Value = serde_json::from_str(&json).expect("value");
     for pointer in [
@@ -108,42 +85,23 @@ fn a_document_has_the_designs_keys_and_survives_a_file() {
 #[test]
 fn a_known_baseline_gives_the_same_document_without_its_tasks_being_scored_again() {
     let (base, codec) = (FakeModel::default(), FakeCodec::default());
-    let candidate = FakeModel {
-        noise: 1.0,
-        ..FakeModel::default()
-    };
+    let candidate = FakeModel { noise: 1.0, ..FakeModel::default() };
     let (tasks, text) = (tasks(), text());
     let run = |known: Option<&Evaluation>| {
-        let baseline = Baseline {
-            subject: subject(&base, &codec, "base"),
-            known,
-        };
+        let baseline = Baseline { subject: subject(&base, &codec, "base"), known };
         let own = subject(&candidate, &codec, "candidate");
         let progress = Progress::default();
-        let mut result = evaluate(
-            &own,
-            Some(&baseline),
-            Some(&tasks),
-            Some(&text),
-            &options(),
-            &progress,
-        )
-        .expect("evaluation");
+        let mut result =
+            evaluate(&own, Some(&baseline), Some(&tasks), Some(&text), &options(), &progress).expect("evaluation");
         result.speed = None;
         if let Some(baseline) = &mut result.baseline {
             baseline.speed = None;
         }
         result
     };
-    let alone = evaluate(
-        &subject(&base, &codec, "base"),
-        None,
-        Some(&tasks),
-        Some(&text),
-        &options(),
-        &Progress::default(),
-    )
-    .expect("evaluation");
+    let alone =
+        evaluate(&subject(&base, &codec, "base"), None, Some(&tasks), Some(&text), &options(), &Progress::default())
+            .expect("evaluation");
     let fresh = run(None);
     assert_eq!(run(Some(&alone)), fresh);
     // Proof that the known one is used: a mark on it arrives.
@@ -160,10 +118,7 @@ fn a_known_baseline_gives_the_same_document_without_its_tasks_being_scored_again
 fn the_key_changes_with_all_that_results_depend_on() {
     let (tasks, text, options) = (tasks(), text(), options());
     let base = key("a", None, Some(&tasks), Some(&text), &options);
-    assert_eq!(
-        base,
-        key("a", None, Some(&tasks), Some(&text), &options.clone())
-    );
+    assert_eq!(base, key("a", None, Some(&tasks), Some(&text), &options.clone()));
     let mut other = options.clone();
     other.text.context = Some(32);
     let mut sampled = options.clone();
@@ -183,24 +138,11 @@ fn the_key_changes_with_all_that_results_depend_on() {
 #[test]
 fn different_tokens_have_no_distance() {
     let (base, codec) = (FakeModel::default(), FakeCodec::default());
-    let other = FakeCodec {
-        bos: None,
-        ..FakeCodec::default()
-    };
-    let baseline = Baseline {
-        subject: subject(&base, &other, "base"),
-        known: None,
-    };
+    let other = FakeCodec { bos: None, ..FakeCodec::default() };
+    let baseline = Baseline { subject: subject(&base, &other, "base"), known: None };
     let own = subject(&base, &codec, "candidate");
-    let error = evaluate(
-        &own,
-        Some(&baseline),
-        None,
-        Some(&text()),
-        &options(),
-        &Progress::default(),
-    )
-    .expect_err("differ");
+    let error =
+        evaluate(&own, Some(&baseline), None, Some(&text()), &options(), &Progress::default()).expect_err("differ");
     assert!(error.to_string().contains("different tokens"), "{error}");
 }
 
@@ -212,12 +154,7 @@ fn a_document_of_a_newer_version_or_of_another_kind_is_refused() {
         ("[]", "not an evaluation"),
         ("", "not an evaluation"),
     ] {
-        let error = Evaluation::parse(json.as_bytes(), Path::new("e.json"))
-            .expect_err(json)
-            .to_string();
-        assert!(
-            error.contains(expected) && error.contains("e.json"),
-            "{error}"
-        );
+        let error = Evaluation::parse(json.as_bytes(), Path::new("e.json")).expect_err(json).to_string();
+        assert!(error.contains(expected) && error.contains("e.json"), "{error}");
     }
 }

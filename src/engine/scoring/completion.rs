@@ -29,9 +29,7 @@ pub fn score(
             TaskKind::ExactMatch { prompt, answer } => (prompt, answer),
             TaskKind::Generate { prompt, reference } => (prompt, reference),
             TaskKind::MultipleChoice { .. } => {
-                return Err(
-                    Fault::new(Stage::Tasks, "not an item that is answered by writing").into(),
-                );
+                return Err(Fault::new(Stage::Tasks, "not an item that is answered by writing").into());
             }
         };
         let mut joined = join(codec, prompt, &[wanted])?;
@@ -52,26 +50,12 @@ pub fn score(
         } else {
             // A little longer than the reference, so that a longer text counts against the model.
             let max_new = joined.continuations[0].len() * 3 / 2 + 8;
-            starts.push(Start {
-                ids: joined.prompt.clone(),
-                max_new,
-            });
+            starts.push(Start { ids: joined.prompt.clone(), max_new });
             owners.push(index);
         }
     }
-    verify(
-        model,
-        codec,
-        &joined,
-        &verifying,
-        &mut written,
-        &mut starts,
-        &mut owners,
-        progress,
-    )?;
-    let continued = greedy(model, codec.eos(), &starts, progress, &mut |count| {
-        progress.advance(count as u64)
-    })?;
+    verify(model, codec, &joined, &verifying, &mut written, &mut starts, &mut owners, progress)?;
+    let continued = greedy(model, codec.eos(), &starts, progress, &mut |count| progress.advance(count as u64))?;
     for (index, ids) in owners.into_iter().zip(continued) {
         written[index].extend(ids);
     }
@@ -79,17 +63,12 @@ pub fn score(
         .iter()
         .zip(&joined)
         .zip(&written)
-        .map(|((item, joined), ids)| {
-            judge(codec, item, joined, ids).map_err(|err| in_item(err, &item.id))
-        })
+        .map(|((item, joined), ids)| judge(codec, item, joined, ids).map_err(|err| in_item(err, &item.id)))
         .collect()
 }
 
 /// Reads exact_match items with their answers; those that part from the answer before its last token go to `starts`.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "three parallel outputs of one private step"
-)]
+#[expect(clippy::too_many_arguments, reason = "three parallel outputs of one private step")]
 fn verify(
     model: &dyn TokenModel,
     codec: &dyn TextCodec,
@@ -100,10 +79,8 @@ fn verify(
     owners: &mut Vec<usize>,
     progress: &Progress,
 ) -> Result<()> {
-    let costs: Vec<usize> = verifying
-        .iter()
-        .map(|&index| joined[index].prompt.len() + joined[index].continuations[0].len() - 1)
-        .collect();
+    let costs: Vec<usize> =
+        verifying.iter().map(|&index| joined[index].prompt.len() + joined[index].continuations[0].len() - 1).collect();
     for run in runs(&costs) {
         progress.check()?;
         let run = &verifying[run];
@@ -114,10 +91,7 @@ fn verify(
             let ids = [prompt.as_slice(), &answer[..answer.len() - 1]].concat();
             let first_row = batch.ids.len() + prompt.len() - 1;
             batch.push(&ids, None, None);
-            requests.extend((0..answer.len()).map(|step| RowRequest {
-                row: first_row + step,
-                targets: Vec::new(),
-            }));
+            requests.extend((0..answer.len()).map(|step| RowRequest { row: first_row + step, targets: Vec::new() }));
         }
         let hidden = model.hidden(&batch, &mut [], progress)?;
         let scores = score_rows(model, &hidden, &requests, progress)?;
@@ -125,16 +99,8 @@ fn verify(
         let mut finished = 0;
         for &index in run {
             let answer = &joined[index].continuations[0];
-            let tops: Vec<u32> = scores
-                .by_ref()
-                .take(answer.len())
-                .map(|score| score.top)
-                .collect();
-            let agreed = tops
-                .iter()
-                .zip(answer)
-                .take_while(|(top, id)| top == id)
-                .count();
+            let tops: Vec<u32> = scores.by_ref().take(answer.len()).map(|score| score.top).collect();
+            let agreed = tops.iter().zip(answer).take_while(|(top, id)| top == id).count();
             written[index] = answer[..agreed].to_vec();
             finished += 1;
             let Some(&other) = tops.get(agreed).filter(|top| !codec.eos().contains(top)) else {
@@ -155,12 +121,7 @@ fn verify(
 }
 
 /// Compares what was written with what was wanted.
-fn judge(
-    codec: &dyn TextCodec,
-    item: &TaskItem,
-    joined: &Joined,
-    ids: &[u32],
-) -> Result<ItemResult> {
+fn judge(codec: &dyn TextCodec, item: &TaskItem, joined: &Joined, ids: &[u32]) -> Result<ItemResult> {
     let mut result = ItemResult::of(item);
     result.truncated = joined.truncated;
     result.prediction = codec.decode(ids)?.trim().to_owned();
@@ -198,11 +159,7 @@ pub fn rouge_l_f1(text: &str, reference: &str) -> f64 {
         let mut diagonal = 0;
         for (index, other) in reference.iter().enumerate() {
             let above = lengths[index + 1];
-            lengths[index + 1] = if word == other {
-                diagonal + 1
-            } else {
-                above.max(lengths[index])
-            };
+            lengths[index + 1] = if word == other { diagonal + 1 } else { above.max(lengths[index]) };
             diagonal = above;
         }
     }
@@ -280,13 +237,8 @@ mod tests {
         ]
         .join("\n");
         let tasks = TaskSet::parse(text.as_bytes(), std::path::Path::new("t")).expect("tasks");
-        let results = score_tasks(
-            &FakeModel::default(),
-            &FakeCodec::default(),
-            &tasks,
-            &Progress::default(),
-        )
-        .expect("results");
+        let results =
+            score_tasks(&FakeModel::default(), &FakeCodec::default(), &tasks, &Progress::default()).expect("results");
         let ids: Vec<&str> = results.iter().map(|result| result.id.as_str()).collect();
         assert_eq!(ids, ["w", "c", "e"]);
         assert_eq!(results[0].metric, "rouge_l_f1");
@@ -295,14 +247,8 @@ mod tests {
     #[test]
     fn rouge_l_follows_the_longest_common_subsequence() {
         // Lin 2004, section 3.2: "police killed the gunman" against "police kill the gunman".
-        assert_eq!(
-            rouge_l_f1("police kill the gunman", "police killed the gunman"),
-            0.75
-        );
-        assert_eq!(
-            rouge_l_f1("the gunman kill police", "police killed the gunman"),
-            0.5
-        );
+        assert_eq!(rouge_l_f1("police kill the gunman", "police killed the gunman"), 0.75);
+        assert_eq!(rouge_l_f1("the gunman kill police", "police killed the gunman"), 0.5);
         assert_eq!(rouge_l_f1("", "a"), 0.0);
         assert_eq!(rouge_l_f1("A, b!", "a b"), 1.0);
     }
@@ -312,12 +258,8 @@ mod tests {
         let codec = FakeCodec::default();
         let mut ids = vec![0];
         ids.extend(codec.encode("p").expect("encode"));
-        let model = FakeModel {
-            poison: Some(FakeModel::state(&ids)),
-            ..FakeModel::default()
-        };
-        let text =
-            r#"{"id":"e","task":"t","slice":"s","type":"exact_match","prompt":"p","answer":"x"}"#;
+        let model = FakeModel { poison: Some(FakeModel::state(&ids)), ..FakeModel::default() };
+        let text = r#"{"id":"e","task":"t","slice":"s","type":"exact_match","prompt":"p","answer":"x"}"#;
         let tasks = TaskSet::parse(text.as_bytes(), std::path::Path::new("t")).expect("tasks");
         let error = score_tasks(&model, &codec, &tasks, &Progress::default()).expect_err("NaN");
         assert!(error.to_string().contains("NaN"), "{error}");

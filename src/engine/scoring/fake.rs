@@ -15,14 +15,11 @@ pub(crate) fn assert_same_json(a: &serde_json::Value, b: &serde_json::Value) {
     match (a, b) {
         (Value::Object(left), Value::Object(right)) => {
             assert!(left.keys().eq(right.keys()), "{left:?} {right:?}");
-            left.iter()
-                .for_each(|(key, value)| assert_same_json(value, &right[key]));
+            left.iter().for_each(|(key, value)| assert_same_json(value, &right[key]));
         }
         (Value::Array(left), Value::Array(right)) => {
             assert_eq!(left.len(), right.len());
-            left.iter()
-                .zip(right)
-                .for_each(|(left, right)| assert_same_json(left, right));
+            left.iter().zip(right).for_each(|(left, right)| assert_same_json(left, right));
         }
         (Value::Number(left), Value::Number(right)) => {
             let (left, right) = (left.as_f64().unwrap_or(0.0), right.as_f64().unwrap_or(1.0));
@@ -41,10 +38,7 @@ pub(crate) struct FakeCodec {
 
 impl Default for FakeCodec {
     fn default() -> Self {
-        Self {
-            bos: Some(0),
-            eos: vec![1],
-        }
+        Self { bos: Some(0), eos: vec![1] }
     }
 }
 
@@ -106,13 +100,7 @@ pub(crate) struct FakeModel {
 
 impl Default for FakeModel {
     fn default() -> Self {
-        Self {
-            vocab: FakeCodec::VOCAB,
-            context: 64,
-            seed: 1,
-            noise: 0.0,
-            poison: None,
-        }
+        Self { vocab: FakeCodec::VOCAB, context: 64, seed: 1, noise: 0.0, poison: None }
     }
 }
 
@@ -133,13 +121,7 @@ impl FakeModel {
         let mut noise = Random::new(self.seed + 99, u64::from(state));
         (0..self.vocab)
             .map(|_| (random.unit() * 8.0) as f32 + self.noise * (noise.unit() as f32 - 0.5))
-            .map(|logit| {
-                if self.poison == Some(state) {
-                    f32::NAN
-                } else {
-                    logit
-                }
-            })
+            .map(|logit| if self.poison == Some(state) { f32::NAN } else { logit })
             .collect()
     }
 
@@ -171,12 +153,7 @@ impl TokenModel for FakeModel {
         self.context
     }
 
-    fn hidden(
-        &self,
-        batch: &Batch,
-        caches: &mut [KvCache],
-        progress: &Progress,
-    ) -> Result<Vec<f32>> {
+    fn hidden(&self, batch: &Batch, caches: &mut [KvCache], progress: &Progress) -> Result<Vec<f32>> {
         if progress.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -207,9 +184,6 @@ impl TokenModel for FakeModel {
     }
 
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        Ok(hidden
-            .chunks_exact(2)
-            .flat_map(|row| self.row(row[0] as u32))
-            .collect())
+        Ok(hidden.chunks_exact(2).flat_map(|row| self.row(row[0] as u32)).collect())
     }
 }

@@ -31,13 +31,7 @@ pub struct GenerateOptions {
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self {
-            max_tokens: 128,
-            temperature: 0.0,
-            top_k: 0,
-            seed: 0,
-            alternatives: 5,
-        }
+        Self { max_tokens: 128, temperature: 0.0, top_k: 0, seed: 0, alternatives: 5 }
     }
 }
 
@@ -105,11 +99,7 @@ impl Detokenizer {
 
     fn new(prompt: &[u32]) -> Self {
         let ids = prompt[prompt.len().saturating_sub(Self::CONTEXT)..].to_vec();
-        Self {
-            prefix: 0,
-            read: ids.len(),
-            ids,
-        }
+        Self { prefix: 0, read: ids.len(), ids }
     }
 
     fn push(&mut self, codec: &dyn TextCodec, id: u32) -> Result<String> {
@@ -150,11 +140,7 @@ fn draw(row: &[f32], sum: &RowSum, options: &GenerateOptions, random: &mut Rando
     if options.temperature.is_nan() || options.temperature <= 0.0 {
         return sum.top;
     }
-    let kept = if options.top_k == 0 {
-        row.len()
-    } else {
-        options.top_k.min(row.len())
-    };
+    let kept = if options.top_k == 0 { row.len() } else { options.top_k.min(row.len()) };
     let ids = largest(row, kept);
     let weight = |id: u32| f64::from((row[id as usize] - sum.max) / options.temperature).exp();
     let total: f64 = ids.iter().map(|&id| weight(id)).sum();
@@ -198,11 +184,7 @@ pub fn generate(
         text: String::new(),
         tokens: Vec::new(),
         prompt_tokens: ids.len(),
-        stop: if most < options.max_tokens {
-            Stop::ContextFull
-        } else {
-            Stop::MaxTokens
-        },
+        stop: if most < options.max_tokens { Stop::ContextFull } else { Stop::MaxTokens },
         truncated,
         ttft_secs: 0.0,
         tpot_secs: 0.0,
@@ -220,25 +202,12 @@ pub fn generate(
         let mut alternatives = Vec::with_capacity(options.alternatives);
         if options.alternatives > 0 {
             for id in largest(&logits, options.alternatives) {
-                alternatives.push(Alternative {
-                    id,
-                    text: codec.decode(&[id])?,
-                    probability: probability(id),
-                });
+                alternatives.push(Alternative { id, text: codec.decode(&[id])?, probability: probability(id) });
             }
         }
         let is_end = codec.eos().contains(&id);
-        let text = if is_end {
-            detokenizer.piece(codec, true)?
-        } else {
-            detokenizer.push(codec, id)?
-        };
-        let token = GeneratedToken {
-            id,
-            text,
-            probability: probability(id),
-            alternatives,
-        };
+        let text = if is_end { detokenizer.piece(codec, true)? } else { detokenizer.push(codec, id)? };
+        let token = GeneratedToken { id, text, probability: probability(id), alternatives };
         if generation.tokens.is_empty() {
             generation.ttft_secs = started.elapsed().as_secs_f64();
         }
@@ -279,21 +248,14 @@ pub(crate) fn greedy(
     progress: &Progress,
     on_done: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<u32>>> {
-    let costs: Vec<usize> = starts
-        .iter()
-        .map(|start| start.ids.len() + start.max_new)
-        .collect();
+    let costs: Vec<usize> = starts.iter().map(|start| start.ids.len() + start.max_new).collect();
     let mut written: Vec<Vec<u32>> = vec![Vec::new(); starts.len()];
     for run in runs(&costs) {
         let offset = run.start;
         let mut caches = vec![KvCache::default(); run.len()];
         let limits: Vec<usize> = starts[run.clone()]
             .iter()
-            .map(|start| {
-                start
-                    .max_new
-                    .min((model.context() + 1).saturating_sub(start.ids.len()))
-            })
+            .map(|start| start.max_new.min((model.context() + 1).saturating_sub(start.ids.len())))
             .collect();
         let mut active: Vec<usize> = (0..run.len()).filter(|&index| limits[index] > 0).collect();
         while !active.is_empty() {
@@ -305,10 +267,7 @@ pub(crate) fn greedy(
                     Some(&last) => batch.push(&[last], None, Some(index)),
                     None => batch.push(&starts[offset + index].ids, None, Some(index)),
                 };
-                requests.push(RowRequest {
-                    row: batch.ids.len() - 1,
-                    targets: Vec::new(),
-                });
+                requests.push(RowRequest { row: batch.ids.len() - 1, targets: Vec::new() });
             }
             let hidden = model.hidden(&batch, &mut caches, progress)?;
             let scores = score_rows(model, &hidden, &requests, progress)?;
@@ -348,21 +307,12 @@ mod tests {
 
     #[test]
     fn many_sequences_at_once_are_written_as_each_alone() {
-        let model = FakeModel {
-            context: 30,
-            ..FakeModel::default()
-        };
+        let model = FakeModel { context: 30, ..FakeModel::default() };
         let starts: Vec<Start> = (0..300)
-            .map(|i| Start {
-                ids: (0..1 + i % 28).map(|j| 2 + (i * 7 + j) % 120).collect(),
-                max_new: (i % 9) as usize,
-            })
+            .map(|i| Start { ids: (0..1 + i % 28).map(|j| 2 + (i * 7 + j) % 120).collect(), max_new: (i % 9) as usize })
             .collect();
         let mut done = 0;
-        let written = greedy(&model, &[1], &starts, &Progress::default(), &mut |count| {
-            done += count
-        })
-        .expect("written");
+        let written = greedy(&model, &[1], &starts, &Progress::default(), &mut |count| done += count).expect("written");
         assert_eq!(done, starts.len());
         for (start, ids) in starts.iter().zip(&written) {
             assert_eq!(*ids, plain(&model, &start.ids, start.max_new));
@@ -373,32 +323,17 @@ mod tests {
     fn streaming_writes_the_greedy_text_with_its_probabilities() {
         let (model, codec) = (FakeModel::default(), FakeCodec::default());
         let mut streamed = String::new();
-        let options = GenerateOptions {
-            max_tokens: 12,
-            ..GenerateOptions::default()
-        };
-        let result = generate(
-            &model,
-            &codec,
-            "hello",
-            &options,
-            &Progress::default(),
-            &mut |token| {
-                streamed.push_str(&token.text);
-                assert_eq!(token.alternatives.len(), 5);
-                assert_eq!(token.alternatives[0].id, token.id);
-                assert!(token.alternatives[0].probability >= token.alternatives[1].probability);
-            },
-        )
+        let options = GenerateOptions { max_tokens: 12, ..GenerateOptions::default() };
+        let result = generate(&model, &codec, "hello", &options, &Progress::default(), &mut |token| {
+            streamed.push_str(&token.text);
+            assert_eq!(token.alternatives.len(), 5);
+            assert_eq!(token.alternatives[0].id, token.id);
+            assert!(token.alternatives[0].probability >= token.alternatives[1].probability);
+        })
         .expect("text");
         let mut prompt = vec![0];
         prompt.extend(codec.encode("hello").expect("encode"));
-        let ids: Vec<u32> = result
-            .tokens
-            .iter()
-            .map(|token| token.id)
-            .filter(|&id| id != 1)
-            .collect();
+        let ids: Vec<u32> = result.tokens.iter().map(|token| token.id).filter(|&id| id != 1).collect();
         assert_eq!(ids, plain(&model, &prompt, 12));
         assert_eq!(streamed, result.text);
         let expected = model.log_prob(&prompt, result.tokens[0].id).exp();
@@ -409,68 +344,25 @@ mod tests {
     fn sampling_repeats_with_its_seed_and_stays_within_top_k() {
         let (model, codec) = (FakeModel::default(), FakeCodec::default());
         let write = |seed, top_k| {
-            let options = GenerateOptions {
-                max_tokens: 30,
-                temperature: 1.0,
-                top_k,
-                seed,
-                alternatives: 3,
-            };
-            generate(
-                &model,
-                &codec,
-                "x",
-                &options,
-                &Progress::default(),
-                &mut |_| {},
-            )
-            .expect("text")
+            let options = GenerateOptions { max_tokens: 30, temperature: 1.0, top_k, seed, alternatives: 3 };
+            generate(&model, &codec, "x", &options, &Progress::default(), &mut |_| {}).expect("text")
         };
         assert_eq!(write(1, 0).text, write(1, 0).text);
         assert_ne!(write(1, 0).text, write(2, 0).text);
         let few = write(3, 3);
-        assert!(
-            few.tokens
-                .iter()
-                .all(|token| token.alternatives.iter().any(|other| other.id == token.id))
-        );
+        assert!(few.tokens.iter().all(|token| token.alternatives.iter().any(|other| other.id == token.id)));
     }
 
     #[test]
     fn writing_stops_where_the_context_ends() {
-        let model = FakeModel {
-            context: 16,
-            ..FakeModel::default()
-        };
-        let codec = FakeCodec {
-            bos: Some(0),
-            eos: Vec::new(),
-        };
-        let options = GenerateOptions {
-            max_tokens: 100,
-            ..GenerateOptions::default()
-        };
-        let result = generate(
-            &model,
-            &codec,
-            "cdefgh",
-            &options,
-            &Progress::default(),
-            &mut |_| {},
-        )
-        .expect("text");
+        let model = FakeModel { context: 16, ..FakeModel::default() };
+        let codec = FakeCodec { bos: Some(0), eos: Vec::new() };
+        let options = GenerateOptions { max_tokens: 100, ..GenerateOptions::default() };
+        let result = generate(&model, &codec, "cdefgh", &options, &Progress::default(), &mut |_| {}).expect("text");
         assert_eq!(result.stop, Stop::ContextFull);
         assert_eq!(result.prompt_tokens + result.tokens.len(), 17);
         let long = "z".repeat(50);
-        let cut = generate(
-            &model,
-            &codec,
-            &long,
-            &options,
-            &Progress::default(),
-            &mut |_| {},
-        )
-        .expect("text");
+        let cut = generate(&model, &codec, &long, &options, &Progress::default(), &mut |_| {}).expect("text");
         assert!(cut.truncated);
         assert_eq!(cut.prompt_tokens, 12);
     }
@@ -482,10 +374,7 @@ mod tests {
         let mut count = 0;
         let result = generate(
             &FakeModel::default(),
-            &FakeCodec {
-                bos: Some(0),
-                eos: Vec::new(),
-            },
+            &FakeCodec { bos: Some(0), eos: Vec::new() },
             "x",
             &GenerateOptions::default(),
             &progress,
@@ -517,10 +406,8 @@ mod tests {
             }
         }
         let mut detokenizer = Detokenizer::new(&[b'a'.into()]);
-        let pieces: Vec<String> = "é€b"
-            .bytes()
-            .map(|byte| detokenizer.push(&Bytes, byte.into()).expect("piece"))
-            .collect();
+        let pieces: Vec<String> =
+            "é€b".bytes().map(|byte| detokenizer.push(&Bytes, byte.into()).expect("piece")).collect();
         assert_eq!(pieces, ["", "é", "", "", "€", "b"]);
         assert_eq!(detokenizer.push(&Bytes, 0xC3).expect("piece"), "");
         assert_eq!(detokenizer.piece(&Bytes, true).expect("rest"), "\u{fffd}");

@@ -31,11 +31,8 @@ pub(crate) fn encode_prompt(codec: &dyn TextCodec, text: &str) -> Result<Vec<u32
     }
     if ids.is_empty() {
         let first = first_token(codec).ok_or_else(|| {
-            Fault::new(
-                Stage::Tasks,
-                "the prompt is empty and the model has neither BOS nor EOS to start from",
-            )
-            .fix("give the prompt a text")
+            Fault::new(Stage::Tasks, "the prompt is empty and the model has neither BOS nor EOS to start from")
+                .fix("give the prompt a text")
         })?;
         ids.push(first);
     }
@@ -47,11 +44,7 @@ pub(crate) fn join(codec: &dyn TextCodec, prompt: &str, continuations: &[&str]) 
     let context = prompt.trim_end();
     let space = &prompt[context.len()..];
     let prompt_ids = encode_prompt(codec, context)?;
-    let context_len = if context.is_empty() {
-        0
-    } else {
-        codec.encode(context)?.len()
-    };
+    let context_len = if context.is_empty() { 0 } else { codec.encode(context)?.len() };
     let mut joined = Vec::with_capacity(continuations.len());
     for continuation in continuations {
         let whole = codec.encode(&format!("{context}{space}{continuation}"))?;
@@ -62,20 +55,13 @@ pub(crate) fn join(codec: &dyn TextCodec, prompt: &str, continuations: &[&str]) 
             codec.encode(&format!("{space}{continuation}"))?
         };
         if ids.is_empty() {
-            return Err(Fault::new(
-                Stage::Tasks,
-                format!("the text {continuation:?} has no tokens"),
-            )
-            .fix("write a text that the tokenizer knows")
-            .into());
+            return Err(Fault::new(Stage::Tasks, format!("the text {continuation:?} has no tokens"))
+                .fix("write a text that the tokenizer knows")
+                .into());
         }
         joined.push(ids);
     }
-    Ok(Joined {
-        prompt: prompt_ids,
-        continuations: joined,
-        truncated: false,
-    })
+    Ok(Joined { prompt: prompt_ids, continuations: joined, truncated: false })
 }
 
 impl Joined {
@@ -111,11 +97,7 @@ pub(crate) fn cut_left(ids: &mut Vec<u32>, bos: Option<u32>, kept: usize) {
     }
     let has_bos = bos.is_some() && ids.first().copied() == bos && kept > 0;
     let removed = ids.len() - kept;
-    if has_bos {
-        drop(ids.drain(1..=removed))
-    } else {
-        drop(ids.drain(..removed))
-    }
+    if has_bos { drop(ids.drain(1..=removed)) } else { drop(ids.drain(..removed)) }
 }
 
 #[cfg(test)]
@@ -131,25 +113,16 @@ mod tests {
         let without = join(&codec, "A:", &[" b"]).expect("join");
         assert_eq!(with_space, without);
         assert_eq!(with_space.continuations[0], vec![FakeCodec::SPACE_B]);
-        assert_eq!(
-            with_space.prompt,
-            [vec![0], codec.encode("A:").expect("encode")].concat()
-        );
+        assert_eq!(with_space.prompt, [vec![0], codec.encode("A:").expect("encode")].concat());
     }
 
     #[test]
     fn an_empty_prompt_starts_from_bos() {
         let joined = join(&FakeCodec::default(), "", &["b"]).expect("join");
         assert_eq!(joined.prompt, vec![0]);
-        let no_bos = FakeCodec {
-            bos: None,
-            ..FakeCodec::default()
-        };
+        let no_bos = FakeCodec { bos: None, ..FakeCodec::default() };
         assert_eq!(join(&no_bos, "", &["b"]).expect("join").prompt, vec![1]);
-        let neither = FakeCodec {
-            bos: None,
-            eos: Vec::new(),
-        };
+        let neither = FakeCodec { bos: None, eos: Vec::new() };
         assert!(join(&neither, "", &["b"]).is_err());
         assert!(join(&neither, "a", &["b"]).is_ok());
     }
@@ -158,10 +131,7 @@ mod tests {
     fn a_border_that_merges_away_is_still_scored() {
         // "ab" is one token, so the whole has no more tokens than the prompt alone.
         let joined = join(&FakeCodec::default(), "a", &["b"]).expect("join");
-        assert_eq!(
-            joined.continuations[0],
-            FakeCodec::default().encode("b").expect("encode")
-        );
+        assert_eq!(joined.continuations[0], FakeCodec::default().encode("b").expect("encode"));
     }
 
     #[test]
@@ -170,10 +140,7 @@ mod tests {
         let mut joined = join(&codec, "cdefgh", &["xy"]).expect("join");
         joined.fit(&codec, 5, 1).expect("fits");
         assert!(joined.truncated);
-        assert_eq!(
-            joined.prompt,
-            [vec![0], codec.encode("fgh").expect("encode")].concat()
-        );
+        assert_eq!(joined.prompt, [vec![0], codec.encode("fgh").expect("encode")].concat());
         assert!(joined.fit(&codec, 5, 5).is_err());
     }
 }

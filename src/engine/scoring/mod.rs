@@ -46,12 +46,7 @@ pub trait TokenModel: Sync {
     fn context(&self) -> usize;
 
     /// Hidden states after the final norm, tokens × width, in the order of `batch.ids`.
-    fn hidden(
-        &self,
-        batch: &Batch,
-        caches: &mut [KvCache],
-        progress: &Progress,
-    ) -> Result<Vec<f32>>;
+    fn hidden(&self, batch: &Batch, caches: &mut [KvCache], progress: &Progress) -> Result<Vec<f32>>;
 
     /// Logits of some rows of hidden states, rows × vocabulary.
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>>;
@@ -70,12 +65,7 @@ impl TokenModel for Model {
         self.config.context
     }
 
-    fn hidden(
-        &self,
-        batch: &Batch,
-        caches: &mut [KvCache],
-        progress: &Progress,
-    ) -> Result<Vec<f32>> {
+    fn hidden(&self, batch: &Batch, caches: &mut [KvCache], progress: &Progress) -> Result<Vec<f32>> {
         Self::hidden(self, batch, caches, progress)
     }
 

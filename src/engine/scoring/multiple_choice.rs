@@ -18,10 +18,8 @@ use crate::engine::progress::Progress;
 pub(crate) fn in_item(error: Error, id: &str) -> Error {
     match error {
         Error::Fault(mut fault) => {
-            let place = fault.place.take().map_or_else(
-                || format!("item {id:?}"),
-                |place| format!("item {id:?}, {place}"),
-            );
+            let place =
+                fault.place.take().map_or_else(|| format!("item {id:?}"), |place| format!("item {id:?}, {place}"));
             fault.place = Some(place);
             Error::Fault(fault)
         }
@@ -55,10 +53,8 @@ pub(crate) fn encode_all<T: Send>(
     let mut encoded = Vec::with_capacity(items.len());
     for chunk in items.chunks(256) {
         progress.check()?;
-        let results: Vec<Result<T>> = chunk
-            .par_iter()
-            .map(|item| encode(item).map_err(|err| in_item(err, &item.id)))
-            .collect();
+        let results: Vec<Result<T>> =
+            chunk.par_iter().map(|item| encode(item).map_err(|err| in_item(err, &item.id))).collect();
         for result in results {
             encoded.push(result?);
         }
@@ -79,14 +75,8 @@ fn first_best(values: impl Iterator<Item = f64>) -> usize {
 
 fn parts(item: &TaskItem) -> Result<(&str, &[String], usize)> {
     match &item.kind {
-        TaskKind::MultipleChoice {
-            prompt,
-            choices,
-            answer,
-        } => Ok((prompt, choices, *answer)),
-        _ => Err(Fault::new(Stage::Tasks, "not a multiple_choice item")
-            .at(format!("item {:?}", item.id))
-            .into()),
+        TaskKind::MultipleChoice { prompt, choices, answer } => Ok((prompt, choices, *answer)),
+        _ => Err(Fault::new(Stage::Tasks, "not a multiple_choice item").at(format!("item {:?}", item.id)).into()),
     }
 }
 
@@ -112,30 +102,21 @@ pub fn score(
     })?;
     let costs: Vec<usize> = joined
         .iter()
-        .map(|joined| {
-            joined.prompt.len()
-                + joined
-                    .continuations
-                    .iter()
-                    .map(|ids| ids.len() - 1)
-                    .sum::<usize>()
-        })
+        .map(|joined| joined.prompt.len() + joined.continuations.iter().map(|ids| ids.len() - 1).sum::<usize>())
         .collect();
     let mut results = Vec::with_capacity(items.len());
     for run in runs(&costs) {
         progress.check()?;
         let likelihoods = score_run(model, &joined[run.clone()], progress)?;
-        for ((item, joined), scores) in items[run.clone()]
-            .iter()
-            .zip(&joined[run.clone()])
-            .zip(likelihoods)
-        {
+        for ((item, joined), scores) in items[run.clone()].iter().zip(&joined[run.clone()]).zip(likelihoods) {
             let (_, choices, answer) = parts(item)?;
             let best = first_best(scores.iter().copied());
-            let best_norm =
-                first_best(scores.iter().zip(choices).map(|(&score, choice)| {
-                    score / choice.trim_start().chars().count().max(1) as f64
-                }));
+            let best_norm = first_best(
+                scores
+                    .iter()
+                    .zip(choices)
+                    .map(|(&score, choice)| score / choice.trim_start().chars().count().max(1) as f64),
+            );
             let mut result = ItemResult::of(item);
             result.correct = best == answer;
             result.score = f64::from(u8::from(result.correct));
@@ -151,11 +132,7 @@ pub fn score(
 }
 
 /// Log-likelihoods of every choice of the items of one batch.
-fn score_run(
-    model: &dyn TokenModel,
-    items: &[Joined],
-    progress: &Progress,
-) -> Result<Vec<Vec<f64>>> {
+fn score_run(model: &dyn TokenModel, items: &[Joined], progress: &Progress) -> Result<Vec<Vec<f64>>> {
     let mut batch = Batch::default();
     let mut requests = Vec::new();
     // Which choice of which item each target of each request belongs to.
@@ -166,11 +143,7 @@ fn score_run(
             row: batch.ids.len() - 1,
             targets: item.continuations.iter().map(|ids| ids[0]).collect(),
         });
-        owners.push(
-            (0..item.continuations.len())
-                .map(|choice| (index, choice))
-                .collect(),
-        );
+        owners.push((0..item.continuations.len()).map(|choice| (index, choice)).collect());
         for (choice, ids) in item.continuations.iter().enumerate() {
             let read = &ids[..ids.len() - 1];
             if read.is_empty() {
@@ -179,20 +152,14 @@ fn score_run(
             let first_row = batch.ids.len();
             batch.push(read, Some(prompt), None);
             for (offset, &target) in ids[1..].iter().enumerate() {
-                requests.push(RowRequest {
-                    row: first_row + offset,
-                    targets: vec![target],
-                });
+                requests.push(RowRequest { row: first_row + offset, targets: vec![target] });
                 owners.push(vec![(index, choice)]);
             }
         }
     }
     let hidden = model.hidden(&batch, &mut [], progress)?;
     let scores = score_rows(model, &hidden, &requests, progress)?;
-    let mut likelihoods: Vec<Vec<f64>> = items
-        .iter()
-        .map(|item| vec![0.0; item.continuations.len()])
-        .collect();
+    let mut likelihoods: Vec<Vec<f64>> = items.iter().map(|item| vec![0.0; item.continuations.len()]).collect();
     for (score, owners) in scores.iter().zip(&owners) {
         for (&log_prob, &(item, choice)) in score.log_probs.iter().zip(owners) {
             likelihoods[item][choice] += log_prob;
@@ -222,22 +189,9 @@ mod tests {
 
     #[test]
     fn packed_choices_score_as_each_alone() {
-        let (model, codec) = (
-            FakeModel {
-                context: 40,
-                ..FakeModel::default()
-            },
-            FakeCodec::default(),
-        );
+        let (model, codec) = (FakeModel { context: 40, ..FakeModel::default() }, FakeCodec::default());
         let items: Vec<TaskItem> = (0..200)
-            .map(|i| {
-                item(
-                    i,
-                    &"question of some length "[..i % 20],
-                    &[" b", "longer one", "c", " ab"],
-                    i % 4,
-                )
-            })
+            .map(|i| item(i, &"question of some length "[..i % 20], &[" b", "longer one", "c", " ab"], i % 4))
             .collect();
         let borrowed: Vec<&TaskItem> = items.iter().collect();
         let results = score(&model, &codec, &borrowed, &Progress::default()).expect("scores");
@@ -254,11 +208,7 @@ mod tests {
                     expected += model.log_prob(&ids, id);
                     ids.push(id);
                 }
-                assert!(
-                    (result.scores[index] - expected).abs() < 1e-5,
-                    "{} {expected}",
-                    result.scores[index]
-                );
+                assert!((result.scores[index] - expected).abs() < 1e-5, "{} {expected}", result.scores[index]);
                 if expected > best.1 {
                     best = (index, expected);
                 }
@@ -266,10 +216,7 @@ mod tests {
             assert_eq!(result.correct, best.0 == answer);
             assert_eq!(result.prediction, choices[best.0]);
         }
-        assert!(
-            results.iter().any(|result| result.correct)
-                && results.iter().any(|result| !result.correct)
-        );
+        assert!(results.iter().any(|result| result.correct) && results.iter().any(|result| !result.correct));
     }
 
     #[test]
@@ -281,27 +228,12 @@ mod tests {
 
     #[test]
     fn an_item_longer_than_the_context_is_cut_and_says_so() {
-        let model = FakeModel {
-            context: 8,
-            ..FakeModel::default()
-        };
+        let model = FakeModel { context: 8, ..FakeModel::default() };
         let long = item(0, "a long question here", &["xyz", "q"], 0);
-        let results = score(
-            &model,
-            &FakeCodec::default(),
-            &[&long],
-            &Progress::default(),
-        )
-        .expect("scores");
+        let results = score(&model, &FakeCodec::default(), &[&long], &Progress::default()).expect("scores");
         assert!(results[0].truncated);
         let hopeless = item(1, "q", &["far longer than eight", "q"], 0);
-        let error = score(
-            &model,
-            &FakeCodec::default(),
-            &[&hopeless],
-            &Progress::default(),
-        )
-        .expect_err("too long");
+        let error = score(&model, &FakeCodec::default(), &[&hopeless], &Progress::default()).expect_err("too long");
         assert!(error.to_string().contains("item \"1\""), "{error}");
     }
 

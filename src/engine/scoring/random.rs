@@ -9,9 +9,7 @@ pub struct Random {
 impl Random {
     /// A generator for one `stream` of a `seed`; different streams are independent for our purposes.
     pub fn new(seed: u64, stream: u64) -> Self {
-        let mut random = Self {
-            state: seed ^ stream.wrapping_mul(0xD1B5_4A32_D192_ED03),
-        };
+        let mut random = Self { state: seed ^ stream.wrapping_mul(0xD1B5_4A32_D192_ED03) };
         // Neighbouring streams start far apart only after mixing.
         random.state = random.next_u64();
         random
@@ -50,9 +48,6 @@ mod tests {
         for _ in 0..10_000 {
             counts[(random.unit() * 10.0) as usize] += 1;
         }
-        assert!(
-            counts.iter().all(|count| (850..1150).contains(count)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|count| (850..1150).contains(count)), "{counts:?}");
     }
 }

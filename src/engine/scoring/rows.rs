@@ -53,25 +53,14 @@ pub fn score_rows(
     let mut scores = Vec::with_capacity(requests.len());
     for chunk in requests.chunks(rows_at_once(vocab)) {
         progress.check()?;
-        let logits = model.logits(&gather(
-            hidden,
-            width,
-            chunk.iter().map(|request| request.row),
-        ))?;
+        let logits = model.logits(&gather(hidden, width, chunk.iter().map(|request| request.row)))?;
         let scored: Vec<Option<RowScore>> = logits
             .par_chunks_exact(vocab)
             .zip(chunk)
             .map(|(row, request)| {
                 let sum = RowSum::of(row)?;
-                let log_probs = request
-                    .targets
-                    .iter()
-                    .map(|&id| sum.log_prob(row[id as usize]))
-                    .collect();
-                Some(RowScore {
-                    log_probs,
-                    top: sum.top,
-                })
+                let log_probs = request.targets.iter().map(|&id| sum.log_prob(row[id as usize])).collect();
+                Some(RowScore { log_probs, top: sum.top })
             })
             .collect();
         for score in scored {

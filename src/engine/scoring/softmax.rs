@@ -21,15 +21,7 @@ fn exp_not_positive(x: f32) -> f32 {
     let n = shifted - MAGIC;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
     let mut series = 1.0 / 5040.0;
-    for coefficient in [
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
-        0.5,
-        1.0,
-        1.0,
-    ] {
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         series = series * r + coefficient;
     }
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3F80_0000));
@@ -45,11 +37,7 @@ fn maximum(row: &[f32]) -> (f32, bool) {
     let rest = chunks.remainder();
     for chunk in chunks {
         for lane in 0..LANES {
-            largest[lane] = if chunk[lane] > largest[lane] {
-                chunk[lane]
-            } else {
-                largest[lane]
-            };
+            largest[lane] = if chunk[lane] > largest[lane] { chunk[lane] } else { largest[lane] };
             poison[lane] += chunk[lane] * 0.0;
         }
     }
@@ -58,10 +46,7 @@ fn maximum(row: &[f32]) -> (f32, bool) {
         poison[lane] += value * 0.0;
     }
     let is_finite = poison.iter().all(|&value| value == 0.0);
-    (
-        largest.iter().copied().fold(f32::NEG_INFINITY, f32::max),
-        is_finite && !row.is_empty(),
-    )
+    (largest.iter().copied().fold(f32::NEG_INFINITY, f32::max), is_finite && !row.is_empty())
 }
 
 /// Index of the first value that equals `largest`.
@@ -102,11 +87,7 @@ impl RowSum {
             }
             sum += lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();
         }
-        Some(Self {
-            max,
-            sum,
-            top: first_index(row, max),
-        })
+        Some(Self { max, sum, top: first_index(row, max) })
     }
 
     /// Natural log of the probability of a token with this logit.
@@ -147,8 +128,7 @@ pub fn token_distance(baseline: &[f32], candidate: &[f32], target: u32) -> Optio
     }
     let (mut sum_a, mut sum_b, mut weighted) = (0.0_f64, 0.0_f64, 0.0_f64);
     for (block_a, block_b) in baseline.chunks(BLOCK).zip(candidate.chunks(BLOCK)) {
-        let (mut lanes_a, mut lanes_b, mut lanes_w) =
-            ([0.0_f32; LANES], [0.0_f32; LANES], [0.0_f32; LANES]);
+        let (mut lanes_a, mut lanes_b, mut lanes_w) = ([0.0_f32; LANES], [0.0_f32; LANES], [0.0_f32; LANES]);
         let (chunks_a, chunks_b) = (block_a.chunks_exact(LANES), block_b.chunks_exact(LANES));
         let (rest_a, rest_b) = (chunks_a.remainder(), chunks_b.remainder());
         for (chunk_a, chunk_b) in chunks_a.zip(chunks_b) {
@@ -194,12 +174,7 @@ mod tests {
     fn reference(a: &[f32], b: &[f32]) -> f64 {
         let lse = |row: &[f32]| {
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            f64::from(max)
-                + row
-                    .iter()
-                    .map(|&v| f64::from(v - max).exp())
-                    .sum::<f64>()
-                    .ln()
+            f64::from(max) + row.iter().map(|&v| f64::from(v - max).exp()).sum::<f64>().ln()
         };
         let (lse_a, lse_b) = (lse(a), lse(b));
         a.iter()
@@ -228,21 +203,12 @@ mod tests {
     fn the_distance_agrees_with_f64_at_awkward_lengths() {
         let mut random = Random::new(1, 1);
         for len in [1, 2, 7, 8, 9, 255, 256, 257, 2048, 5003] {
-            let a: Vec<f32> = (0..len)
-                .map(|_| (random.unit() * 30.0 - 20.0) as f32)
-                .collect();
-            let b: Vec<f32> = a
-                .iter()
-                .map(|&v| v + (random.unit() * 2.0 - 1.0) as f32)
-                .collect();
+            let a: Vec<f32> = (0..len).map(|_| (random.unit() * 30.0 - 20.0) as f32).collect();
+            let b: Vec<f32> = a.iter().map(|&v| v + (random.unit() * 2.0 - 1.0) as f32).collect();
             let target = (random.next_u64() % len as u64) as u32;
             let distance = token_distance(&a, &b, target).expect("finite");
             let exact = reference(&a, &b);
-            assert!(
-                (distance.kld - exact).abs() < 1e-6,
-                "{len}: {} {exact}",
-                distance.kld
-            );
+            assert!((distance.kld - exact).abs() < 1e-6, "{len}: {} {exact}", distance.kld);
             let row = RowSum::of(&b).expect("finite");
             assert!((row.log_prob(b[target as usize]) + distance.nll).abs() < 1e-6);
         }

@@ -30,11 +30,7 @@ const MAX_NAME_BYTES: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TaskKind {
     /// The most probable of several continuations must be the right one.
-    MultipleChoice {
-        prompt: String,
-        choices: Vec<String>,
-        answer: usize,
-    },
+    MultipleChoice { prompt: String, choices: Vec<String>, answer: usize },
     /// The greedy continuation must be the answer.
     ExactMatch { prompt: String, answer: String },
     /// The greedy continuation should resemble the reference.
@@ -54,9 +50,9 @@ impl TaskKind {
     /// The text before what is scored.
     pub fn prompt(&self) -> &str {
         match self {
-            Self::MultipleChoice { prompt, .. }
-            | Self::ExactMatch { prompt, .. }
-            | Self::Generate { prompt, .. } => prompt,
+            Self::MultipleChoice { prompt, .. } | Self::ExactMatch { prompt, .. } | Self::Generate { prompt, .. } => {
+                prompt
+            }
         }
     }
 }
@@ -150,17 +146,12 @@ struct RawItem {
 impl TaskSet {
     /// Reads and checks a tasks file.
     pub fn read(path: &Path) -> Result<Self> {
-        let length = std::fs::metadata(path)
-            .map_err(Error::io("read", path))?
-            .len();
+        let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
         if length > MAX_FILE_BYTES {
-            return Err(Fault::new(
-                Stage::Tasks,
-                format!("the file has {length} bytes, more than {MAX_FILE_BYTES}"),
-            )
-            .fix("split it, or score a sample of its items")
-            .file(path)
-            .into());
+            return Err(Fault::new(Stage::Tasks, format!("the file has {length} bytes, more than {MAX_FILE_BYTES}"))
+                .fix("split it, or score a sample of its items")
+                .file(path)
+                .into());
         }
         Self::parse(&std::fs::read(path).map_err(Error::io("read", path))?, path)
     }
@@ -169,10 +160,7 @@ impl TaskSet {
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
         let hash = blake3::hash(bytes).to_hex().to_string();
         let text = std::str::from_utf8(bytes).map_err(|err| {
-            let line = 1 + bytes[..err.valid_up_to()]
-                .iter()
-                .filter(|&&byte| byte == b'\n')
-                .count();
+            let line = 1 + bytes[..err.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
             Error::from(
                 Fault::new(Stage::Tasks, "the text is not UTF-8")
                     .at(format!("line {line}"))
@@ -189,22 +177,15 @@ impl TaskSet {
             let located = |fault: Fault| fault.at(format!("line {}", index + 1)).file(path);
             if items.len() == MAX_ITEMS {
                 return Err(located(
-                    Fault::new(
-                        Stage::Tasks,
-                        format!("the file has more than {MAX_ITEMS} items"),
-                    )
-                    .fix("split it"),
+                    Fault::new(Stage::Tasks, format!("the file has more than {MAX_ITEMS} items")).fix("split it"),
                 )
                 .into());
             }
             let item = item_of_line(line).map_err(located)?;
             if !lines_of_ids.insert(item.id.clone()) {
                 return Err(located(
-                    Fault::new(
-                        Stage::Tasks,
-                        format!("the id {:?} was used before", item.id),
-                    )
-                    .fix("give every item its own id: ids pair items between models"),
+                    Fault::new(Stage::Tasks, format!("the id {:?} was used before", item.id))
+                        .fix("give every item its own id: ids pair items between models"),
                 )
                 .into());
             }
@@ -216,11 +197,7 @@ impl TaskSet {
                 .file(path)
                 .into());
         }
-        Ok(Self {
-            path: path.to_owned(),
-            hash,
-            items,
-        })
+        Ok(Self { path: path.to_owned(), hash, items })
     }
 
     /// At most `count` items of every slice, evenly spread over the file; the same for every model.
@@ -246,10 +223,7 @@ impl TaskSet {
         Self {
             path: self.path.clone(),
             hash: self.hash.clone(),
-            items: kept
-                .into_iter()
-                .map(|index| self.items[index].clone())
-                .collect(),
+            items: kept.into_iter().map(|index| self.items[index].clone()).collect(),
         }
     }
 }
@@ -258,41 +232,29 @@ impl TaskSet {
 fn name(value: Option<String>, key: &str) -> std::result::Result<String, Fault> {
     let value = value.ok_or_else(|| missing(key))?;
     if value.is_empty() || value.len() > MAX_NAME_BYTES {
-        return Err(
-            Fault::new(Stage::Tasks, format!("`{key}` has {} bytes", value.len()))
-                .fix(format!("write 1 to {MAX_NAME_BYTES} bytes")),
-        );
+        return Err(Fault::new(Stage::Tasks, format!("`{key}` has {} bytes", value.len()))
+            .fix(format!("write 1 to {MAX_NAME_BYTES} bytes")));
     }
     Ok(value)
 }
 
 fn missing(key: &str) -> Fault {
-    Fault::new(Stage::Tasks, format!("`{key}` is missing"))
-        .fix(format!("add \"{key}\" to the object"))
+    Fault::new(Stage::Tasks, format!("`{key}` is missing")).fix(format!("add \"{key}\" to the object"))
 }
 
 /// An answer or a reference: not blank, not too long.
 fn answer_text(value: String, key: &str) -> std::result::Result<String, Fault> {
     if value.trim().is_empty() || value.len() > MAX_ANSWER_BYTES {
-        return Err(
-            Fault::new(Stage::Tasks, format!("`{key}` has {} bytes", value.len())).fix(format!(
-                "write a text of at most {MAX_ANSWER_BYTES} bytes that is not blank"
-            )),
-        );
+        return Err(Fault::new(Stage::Tasks, format!("`{key}` has {} bytes", value.len()))
+            .fix(format!("write a text of at most {MAX_ANSWER_BYTES} bytes that is not blank")));
     }
     Ok(value)
 }
 
 fn item_of_line(line: &str) -> std::result::Result<TaskItem, Fault> {
     if line.len() > MAX_LINE_BYTES {
-        return Err(Fault::new(
-            Stage::Tasks,
-            format!(
-                "the line has {} bytes, more than {MAX_LINE_BYTES}",
-                line.len()
-            ),
-        )
-        .fix("shorten the prompt"));
+        return Err(Fault::new(Stage::Tasks, format!("the line has {} bytes, more than {MAX_LINE_BYTES}", line.len()))
+            .fix("shorten the prompt"));
     }
     let raw: RawItem = serde_json::from_str(line).map_err(|err| {
         // serde_json adds the line within the text it was given, which is always 1 here.
@@ -304,86 +266,51 @@ fn item_of_line(line: &str) -> std::result::Result<TaskItem, Fault> {
     let id = name(raw.id, "id")?;
     let task = name(raw.task, "task")?;
     let slice = name(raw.slice, "slice")?;
-    let group = raw
-        .group
-        .map(|group| name(Some(group), "group"))
-        .transpose()?;
+    let group = raw.group.map(|group| name(Some(group), "group")).transpose()?;
     let prompt = raw.prompt.ok_or_else(|| missing("prompt"))?;
     let kind = match raw.r#type.as_deref() {
         Some("multiple_choice") => {
             let choices = raw.choices.ok_or_else(|| missing("choices"))?;
             if !(2..=MAX_CHOICES).contains(&choices.len()) {
-                return Err(Fault::new(
-                    Stage::Tasks,
-                    format!("`choices` has {} entries", choices.len()),
-                )
-                .fix(format!("give 2 to {MAX_CHOICES} choices")));
+                return Err(Fault::new(Stage::Tasks, format!("`choices` has {} entries", choices.len()))
+                    .fix(format!("give 2 to {MAX_CHOICES} choices")));
             }
             if choices.iter().any(String::is_empty) {
-                return Err(
-                    Fault::new(Stage::Tasks, "a choice is empty").fix("give every choice a text")
-                );
+                return Err(Fault::new(Stage::Tasks, "a choice is empty").fix("give every choice a text"));
             }
             let answer = raw.answer.ok_or_else(|| missing("answer"))?;
-            let index = answer
-                .as_u64()
-                .and_then(|index| usize::try_from(index).ok());
+            let index = answer.as_u64().and_then(|index| usize::try_from(index).ok());
             match index.filter(|&index| index < choices.len()) {
-                Some(answer) => TaskKind::MultipleChoice {
-                    prompt,
-                    choices,
-                    answer,
-                },
+                Some(answer) => TaskKind::MultipleChoice { prompt, choices, answer },
                 None => {
                     return Err(Fault::new(
                         Stage::Tasks,
-                        format!(
-                            "`answer` is {answer}, but there are {} choices",
-                            choices.len()
-                        ),
+                        format!("`answer` is {answer}, but there are {} choices", choices.len()),
                     )
-                    .fix(format!(
-                        "write the right choice's index, 0 to {}",
-                        choices.len() - 1
-                    )));
+                    .fix(format!("write the right choice's index, 0 to {}", choices.len() - 1)));
                 }
             }
         }
         Some("exact_match") => match raw.answer {
-            Some(serde_json::Value::String(answer)) => TaskKind::ExactMatch {
-                prompt,
-                answer: answer_text(answer, "answer")?,
-            },
+            Some(serde_json::Value::String(answer)) => {
+                TaskKind::ExactMatch { prompt, answer: answer_text(answer, "answer")? }
+            }
             Some(_) => {
-                return Err(
-                    Fault::new(Stage::Tasks, "`answer` of exact_match is not a string")
-                        .fix("put it in quotes"),
-                );
+                return Err(Fault::new(Stage::Tasks, "`answer` of exact_match is not a string").fix("put it in quotes"));
             }
             None => return Err(missing("answer")),
         },
         Some("generate") => {
             let reference = raw.reference.ok_or_else(|| missing("reference"))?;
-            TaskKind::Generate {
-                prompt,
-                reference: answer_text(reference, "reference")?,
-            }
+            TaskKind::Generate { prompt, reference: answer_text(reference, "reference")? }
         }
         Some(other) => {
-            return Err(
-                Fault::new(Stage::Tasks, format!("the type {other:?} is unknown"))
-                    .fix("use multiple_choice, exact_match or generate"),
-            );
+            return Err(Fault::new(Stage::Tasks, format!("the type {other:?} is unknown"))
+                .fix("use multiple_choice, exact_match or generate"));
         }
         None => return Err(missing("type")),
     };
-    Ok(TaskItem {
-        id,
-        task,
-        slice,
-        group,
-        kind,
-    })
+    Ok(TaskItem { id, task, slice, group, kind })
 }
 
 /// Scores all items with packed batches; results come in the items' order.
@@ -404,17 +331,11 @@ pub fn score_tasks(
     }
     let mut results: Vec<Option<ItemResult>> = vec![None; tasks.items.len()];
     let chosen: Vec<&TaskItem> = choosing.iter().map(|&index| &tasks.items[index]).collect();
-    for (index, result) in choosing
-        .into_iter()
-        .zip(multiple_choice::score(model, codec, &chosen, progress)?)
-    {
+    for (index, result) in choosing.into_iter().zip(multiple_choice::score(model, codec, &chosen, progress)?) {
         results[index] = Some(result);
     }
     let written: Vec<&TaskItem> = writing.iter().map(|&index| &tasks.items[index]).collect();
-    for (index, result) in writing
-        .into_iter()
-        .zip(completion::score(model, codec, &written, progress)?)
-    {
+    for (index, result) in writing.into_iter().zip(completion::score(model, codec, &written, progress)?) {
         results[index] = Some(result);
     }
     Ok(results.into_iter().flatten().collect())
@@ -424,7 +345,8 @@ pub fn score_tasks(
 mod tests {
     use super::*;
 
-    const CHOICE: &str = r#"{"id":"a","task":"t","slice":"s","type":"multiple_choice","prompt":"p","choices":["x","y"],"answer":1}"#;
+    const CHOICE: &str =
+        r#"{"id":"a","task":"t","slice":"s","type":"multiple_choice","prompt":"p","choices":["x","y"],"answer":1}"#;
 
     fn parse(text: &str) -> Result<TaskSet> {
         TaskSet::parse(text.as_bytes(), Path::new("tasks.jsonl"))
@@ -442,10 +364,7 @@ mod tests {
 
     #[test]
     fn blank_lines_and_extra_keys_are_allowed() {
-        let text = format!(
-            "\u{feff}{CHOICE}\n\n{}\n",
-            CHOICE.replace("\"a\"", "\"b\",\"note\":[1]")
-        );
+        let text = format!("\u{feff}{CHOICE}\n\n{}\n", CHOICE.replace("\"a\"", "\"b\",\"note\":[1]"));
         assert_eq!(parse(&text).expect("two items").items.len(), 2);
     }
 
@@ -466,21 +385,14 @@ mod tests {
             (r#"{"id":"b","task":"t","slice":"s","type":"generate","prompt":""}"#.into(), "`reference` is missing"),
         ];
         for (line, expected) in bad {
-            let text = parse(&format!("{CHOICE}\n\n{line}\n"))
-                .expect_err(&line)
-                .to_string();
-            assert!(
-                text.contains("line 3") && text.contains(expected),
-                "{line}: {text}"
-            );
+            let text = parse(&format!("{CHOICE}\n\n{line}\n")).expect_err(&line).to_string();
+            assert!(text.contains("line 3") && text.contains(expected), "{line}: {text}");
         }
     }
 
     #[test]
     fn text_that_is_not_utf8_is_located() {
-        let fault = TaskSet::parse(b"\n\xff", Path::new("t"))
-            .expect_err("not UTF-8")
-            .to_string();
+        let fault = TaskSet::parse(b"\n\xff", Path::new("t")).expect_err("not UTF-8").to_string();
         assert!(fault.contains("line 2"), "{fault}");
         assert!(parse("\n").is_err());
     }

@@ -58,9 +58,7 @@ impl Convention {
 
     /// The convention of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|convention| convention.name() == name)
+        Self::ALL.into_iter().find(|convention| convention.name() == name)
     }
 
     /// The usual window for a model of this context: 512 for llama.cpp, else 2,048, never more than the model's.
@@ -84,18 +82,12 @@ impl TextSource {
     /// A text from memory.
     pub fn new(path: impl Into<PathBuf>, text: impl Into<Arc<str>>) -> Self {
         let text = text.into();
-        Self {
-            path: path.into(),
-            hash: blake3::hash(text.as_bytes()).to_hex().to_string(),
-            text,
-        }
+        Self { path: path.into(), hash: blake3::hash(text.as_bytes()).to_hex().to_string(), text }
     }
 
     /// Reads a UTF-8 file.
     pub fn read(path: &Path) -> Result<Self> {
-        let length = std::fs::metadata(path)
-            .map_err(Error::io("read", path))?
-            .len();
+        let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
         if length > MAX_FILE_BYTES {
             return Err(Fault::new(
                 Stage::Evaluation,
@@ -149,29 +141,15 @@ pub struct ScoredText {
 }
 
 /// Cuts the tokens of a text (without BOS) into windows.
-pub fn windows(
-    ids: &[u32],
-    bos: Option<u32>,
-    convention: Convention,
-    context: usize,
-) -> Vec<Window> {
-    let with_bos =
-        |ids: &[u32]| -> Vec<u32> { bos.into_iter().chain(ids.iter().copied()).collect() };
+pub fn windows(ids: &[u32], bos: Option<u32>, convention: Convention, context: usize) -> Vec<Window> {
+    let with_bos = |ids: &[u32]| -> Vec<u32> { bos.into_iter().chain(ids.iter().copied()).collect() };
     match convention {
         Convention::NonOverlapping => {
             let step = context - usize::from(bos.is_some());
             if ids.len() < step {
-                return vec![Window {
-                    ids: with_bos(ids),
-                    scored_from: 1,
-                }];
+                return vec![Window { ids: with_bos(ids), scored_from: 1 }];
             }
-            ids.chunks_exact(step)
-                .map(|chunk| Window {
-                    ids: with_bos(chunk),
-                    scored_from: 1,
-                })
-                .collect()
+            ids.chunks_exact(step).map(|chunk| Window { ids: with_bos(chunk), scored_from: 1 }).collect()
         }
         Convention::LlamaCpp => with_bos(ids)
             .chunks_exact(context)
@@ -180,10 +158,7 @@ pub fn windows(
                 if let Some(bos) = bos {
                     ids[0] = bos;
                 }
-                Window {
-                    ids,
-                    scored_from: context / 2 + 1,
-                }
+                Window { ids, scored_from: context / 2 + 1 }
             })
             .collect(),
         Convention::Strided => {
@@ -193,10 +168,7 @@ pub fn windows(
             loop {
                 let end = (begin + context).min(all.len());
                 if scored < end {
-                    windows.push(Window {
-                        ids: all[begin..end].to_vec(),
-                        scored_from: scored - begin,
-                    });
+                    windows.push(Window { ids: all[begin..end].to_vec(), scored_from: scored - begin });
                 }
                 if end == all.len() {
                     return windows;
@@ -218,21 +190,12 @@ impl ScoredText {
         options: &TextOptions,
     ) -> Result<Self> {
         let convention = options.convention;
-        let context = options
-            .context
-            .unwrap_or_else(|| convention.default_context(model_context));
-        let least = if convention == Convention::LlamaCpp {
-            4
-        } else {
-            2
-        };
+        let context = options.context.unwrap_or_else(|| convention.default_context(model_context));
+        let least = if convention == Convention::LlamaCpp { 4 } else { 2 };
         if context < least || context > model_context {
-            return Err(Fault::new(
-                Stage::Evaluation,
-                format!("a window of {context} tokens does not fit the model"),
-            )
-            .fix(format!("choose {least} to {model_context} tokens"))
-            .into());
+            return Err(Fault::new(Stage::Evaluation, format!("a window of {context} tokens does not fit the model"))
+                .fix(format!("choose {least} to {model_context} tokens"))
+                .into());
         }
         let ids = codec.encode(&source.text)?;
         check_ids(&ids, vocab)?;
@@ -241,10 +204,7 @@ impl ScoredText {
         if windows.is_empty() {
             return Err(Fault::new(
                 Stage::Evaluation,
-                format!(
-                    "the text has {} tokens, too few for one window of {context}",
-                    ids.len()
-                ),
+                format!("the text has {} tokens, too few for one window of {context}", ids.len()),
             )
             .fix("use a longer text or a shorter window")
             .file(&source.path)
@@ -262,21 +222,12 @@ impl ScoredText {
                 .count();
             windows.truncate(kept.max(1));
         }
-        Ok(Self {
-            convention,
-            context,
-            windows,
-            text_tokens: ids.len(),
-            text_bytes: source.text.len(),
-        })
+        Ok(Self { convention, context, windows, text_tokens: ids.len(), text_bytes: source.text.len() })
     }
 
     /// Tokens that are scored.
     pub fn scored_tokens(&self) -> usize {
-        self.windows
-            .iter()
-            .map(|window| window.ids.len() - window.scored_from)
-            .sum()
+        self.windows.iter().map(|window| window.ids.len() - window.scored_from).sum()
     }
 
     /// Perplexity of one model.
@@ -306,34 +257,24 @@ impl ScoredText {
         if baseline.vocab() != candidate.vocab() {
             return Err(Fault::new(
                 Stage::Evaluation,
-                format!(
-                    "the baseline has {} tokens, the candidate {}",
-                    baseline.vocab(),
-                    candidate.vocab()
-                ),
+                format!("the baseline has {} tokens, the candidate {}", baseline.vocab(), candidate.vocab()),
             )
             .fix("evaluate them one by one and compare bits per byte")
             .into());
         }
         let mut distances: Vec<TokenDistance> = Vec::with_capacity(self.scored_tokens());
-        self.for_each_chunk(
-            &[baseline, candidate],
-            progress,
-            &mut |logits, targets, vocab| {
-                let scored: Vec<Option<TokenDistance>> = logits[0]
-                    .par_chunks_exact(vocab)
-                    .zip(logits[1].par_chunks_exact(vocab))
-                    .zip(targets)
-                    .map(|((baseline, candidate), &target)| {
-                        token_distance(baseline, candidate, target)
-                    })
-                    .collect();
-                for distance in scored {
-                    distances.push(distance.ok_or_else(|| not_finite("a token of the text"))?);
-                }
-                Ok(())
-            },
-        )?;
+        self.for_each_chunk(&[baseline, candidate], progress, &mut |logits, targets, vocab| {
+            let scored: Vec<Option<TokenDistance>> = logits[0]
+                .par_chunks_exact(vocab)
+                .zip(logits[1].par_chunks_exact(vocab))
+                .zip(targets)
+                .map(|((baseline, candidate), &target)| token_distance(baseline, candidate, target))
+                .collect();
+            for distance in scored {
+                distances.push(distance.ok_or_else(|| not_finite("a token of the text"))?);
+            }
+            Ok(())
+        })?;
         let baseline_nlls: Vec<f64> = distances.iter().map(|token| token.baseline_nll).collect();
         let nlls: Vec<f64> = distances.iter().map(|token| token.nll).collect();
         Ok((
@@ -343,18 +284,9 @@ impl ScoredText {
     }
 
     /// Runs models over the windows and hands out logits of the scored rows, a bounded number at a time.
-    fn for_each_chunk(
-        &self,
-        models: &[&dyn TokenModel],
-        progress: &Progress,
-        visit: &mut Visit<'_>,
-    ) -> Result<()> {
+    fn for_each_chunk(&self, models: &[&dyn TokenModel], progress: &Progress, visit: &mut Visit<'_>) -> Result<()> {
         let costs: Vec<usize> = self.windows.iter().map(|window| window.ids.len()).collect();
-        progress.begin(
-            Phase::ScoringText,
-            costs.iter().sum::<usize>() as u64,
-            Unit::Tokens,
-        );
+        progress.begin(Phase::ScoringText, costs.iter().sum::<usize>() as u64, Unit::Tokens);
         for run in runs(&costs) {
             let mut batch = Batch::default();
             let mut rows = Vec::new();
@@ -363,9 +295,7 @@ impl ScoredText {
                 let start = batch.ids.len();
                 // The last token is predicted but never read.
                 batch.push(&window.ids[..window.ids.len() - 1], None, None);
-                rows.extend(
-                    (window.scored_from..window.ids.len()).map(|position| start + position - 1),
-                );
+                rows.extend((window.scored_from..window.ids.len()).map(|position| start + position - 1));
                 targets.extend_from_slice(&window.ids[window.scored_from..]);
             }
             let mut hidden = Vec::with_capacity(models.len());
@@ -379,11 +309,7 @@ impl ScoredText {
                 let mut logits = Vec::with_capacity(models.len());
                 for (model, hidden) in models.iter().zip(&hidden) {
                     progress.check()?;
-                    logits.push(model.logits(&gather(
-                        hidden,
-                        model.width(),
-                        rows.iter().copied(),
-                    ))?);
+                    logits.push(model.logits(&gather(hidden, model.width(), rows.iter().copied()))?);
                 }
                 visit(&logits, targets, vocab)?;
             }
@@ -400,18 +326,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn source(len: usize) -> TextSource {
-        let text: String = (0..len)
-            .map(|i| char::from(b'c' + (i * i % 23) as u8))
-            .collect();
+        let text: String = (0..len).map(|i| char::from(b'c' + (i * i % 23) as u8)).collect();
         TextSource::new("text", text)
     }
 
     fn options(convention: Convention, context: usize) -> TextOptions {
-        TextOptions {
-            convention,
-            context: Some(context),
-            max_tokens: None,
-        }
+        TextOptions { convention, context: Some(context), max_tokens: None }
     }
 
     /// ln p of every scored token, one by one.
@@ -419,8 +339,7 @@ mod tests {
         windows
             .iter()
             .flat_map(|window| {
-                (window.scored_from..window.ids.len())
-                    .map(|at| -model.log_prob(&window.ids[..at], window.ids[at]))
+                (window.scored_from..window.ids.len()).map(|at| -model.log_prob(&window.ids[..at], window.ids[at]))
             })
             .collect()
     }
@@ -430,21 +349,9 @@ mod tests {
         let ids: Vec<u32> = (10..20).collect();
         let cut = windows(&ids, Some(0), Convention::NonOverlapping, 5);
         assert_eq!(cut.len(), 2);
-        assert_eq!(
-            cut[1],
-            Window {
-                ids: vec![0, 14, 15, 16, 17],
-                scored_from: 1
-            }
-        );
+        assert_eq!(cut[1], Window { ids: vec![0, 14, 15, 16, 17], scored_from: 1 });
         let only = windows(&ids[..3], Some(0), Convention::NonOverlapping, 5);
-        assert_eq!(
-            only,
-            vec![Window {
-                ids: vec![0, 10, 11, 12],
-                scored_from: 1
-            }]
-        );
+        assert_eq!(only, vec![Window { ids: vec![0, 10, 11, 12], scored_from: 1 }]);
         let no_bos = windows(&ids, None, Convention::NonOverlapping, 5);
         assert_eq!(no_bos[1].ids, [15, 16, 17, 18, 19]);
     }
@@ -476,17 +383,12 @@ mod tests {
     fn packed_windows_score_as_each_token_alone() {
         let (model, codec) = (FakeModel::default(), FakeCodec::default());
         for convention in Convention::ALL {
-            let text = ScoredText::new(&codec, &source(4000), 64, 132, &options(convention, 60))
-                .expect("windows");
+            let text = ScoredText::new(&codec, &source(4000), 64, 132, &options(convention, 60)).expect("windows");
             let expected = plain(&model, &text.windows);
             let result = text.score(&model, &Progress::default()).expect("scores");
             let mean = expected.iter().sum::<f64>() / expected.len() as f64;
             assert_eq!(result.tokens, expected.len());
-            assert!(
-                (result.nll_mean - mean).abs() < 1e-6,
-                "{} {mean}",
-                result.nll_mean
-            );
+            assert!((result.nll_mean - mean).abs() < 1e-6, "{} {mean}", result.nll_mean);
             assert!((result.perplexity - mean.exp()).abs() < 1e-3);
         }
     }
@@ -494,61 +396,32 @@ mod tests {
     #[test]
     fn a_pair_gives_the_same_perplexities_as_each_alone_and_a_distance_between() {
         let (baseline, codec) = (FakeModel::default(), FakeCodec::default());
-        let candidate = FakeModel {
-            noise: 1.0,
-            ..FakeModel::default()
-        };
-        let text = ScoredText::new(&codec, &source(3000), 64, 132, &TextOptions::default())
-            .expect("windows");
+        let candidate = FakeModel { noise: 1.0, ..FakeModel::default() };
+        let text = ScoredText::new(&codec, &source(3000), 64, 132, &TextOptions::default()).expect("windows");
         let progress = Progress::default();
-        let (base, other) = text
-            .score_pair(&baseline, &candidate, &progress)
-            .expect("pair");
+        let (base, other) = text.score_pair(&baseline, &candidate, &progress).expect("pair");
         let snapshot = progress.snapshot();
         assert_eq!(snapshot.done, snapshot.total);
         let alone = text.score(&candidate, &progress).expect("alone");
         assert!((alone.nll_mean - other.nll_mean).abs() < 1e-7);
-        assert!(
-            (text.score(&baseline, &progress).expect("alone").nll_mean - base.nll_mean).abs()
-                < 1e-7
-        );
+        assert!((text.score(&baseline, &progress).expect("alone").nll_mean - base.nll_mean).abs() < 1e-7);
         let distance = other.distance.expect("distance");
-        assert!(
-            distance.kld_mean > 0.01 && distance.kld_mean < 0.2,
-            "{}",
-            distance.kld_mean
-        );
+        assert!(distance.kld_mean > 0.01 && distance.kld_mean < 0.2, "{}", distance.kld_mean);
         assert!((distance.perplexity_ratio - other.perplexity / base.perplexity).abs() < 1e-9);
         assert_eq!(distance.kld_per_token.len(), other.tokens);
-        let (_, same) = text
-            .score_pair(&baseline, &baseline, &progress)
-            .expect("pair");
+        let (_, same) = text.score_pair(&baseline, &baseline, &progress).expect("pair");
         let none = same.distance.expect("distance");
-        assert_eq!(
-            (none.kld_mean, none.kld_max, none.same_top_fraction),
-            (0.0, 0.0, 1.0)
-        );
+        assert_eq!((none.kld_mean, none.kld_max, none.same_top_fraction), (0.0, 0.0, 1.0));
     }
 
     #[test]
     fn results_do_not_depend_on_the_number_of_threads() {
         let (baseline, codec) = (FakeModel::default(), FakeCodec::default());
-        let candidate = FakeModel {
-            noise: 0.3,
-            ..FakeModel::default()
-        };
-        let text = ScoredText::new(&codec, &source(3000), 64, 132, &TextOptions::default())
-            .expect("windows");
+        let candidate = FakeModel { noise: 0.3, ..FakeModel::default() };
+        let text = ScoredText::new(&codec, &source(3000), 64, 132, &TextOptions::default()).expect("windows");
         let run = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .expect("pool");
-            pool.install(|| {
-                text.score_pair(&baseline, &candidate, &Progress::default())
-                    .expect("pair")
-                    .1
-            })
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
+            pool.install(|| text.score_pair(&baseline, &candidate, &Progress::default()).expect("pair").1)
         };
         assert_eq!(run(1), run(5));
     }
@@ -566,40 +439,25 @@ mod tests {
             (10, Convention::LlamaCpp, 60),
             (0, Convention::NonOverlapping, 20),
         ] {
-            assert!(
-                ScoredText::new(&codec, &source(len), 64, 132, &options(convention, context))
-                    .is_err()
-            );
+            assert!(ScoredText::new(&codec, &source(len), 64, 132, &options(convention, context)).is_err());
         }
         assert!(ScoredText::new(&codec, &source(100), 64, 50, &TextOptions::default()).is_err());
     }
 
     #[test]
     fn a_cancelled_scoring_is_neither_success_nor_failure() {
-        let text = ScoredText::new(
-            &FakeCodec::default(),
-            &source(100),
-            64,
-            132,
-            &TextOptions::default(),
-        )
-        .expect("windows");
+        let text =
+            ScoredText::new(&FakeCodec::default(), &source(100), 64, 132, &TextOptions::default()).expect("windows");
         let progress = Progress::default();
         progress.cancel();
-        assert!(
-            text.score(&FakeModel::default(), &progress)
-                .is_err_and(|err| err.is_cancelled())
-        );
+        assert!(text.score(&FakeModel::default(), &progress).is_err_and(|err| err.is_cancelled()));
     }
 
     #[test]
     fn convention_names_are_those_of_the_command_line() {
         for convention in Convention::ALL {
             assert_eq!(Convention::from_name(convention.name()), Some(convention));
-            assert_eq!(
-                serde_json::to_value(convention).expect("json"),
-                convention.name()
-            );
+            assert_eq!(serde_json::to_value(convention).expect("json"), convention.name());
         }
     }
 }

@@ -85,21 +85,15 @@ impl KldHistogram {
         let mut counts = vec![0; Self::BINS];
         for kld in klds {
             // A float outside the range of usize is cut to it, so that zero (−∞) goes to the first bin.
-            let bin =
-                (kld.log10() - f64::from(Self::FIRST_LOG10)) * f64::from(Self::BINS_PER_DECADE);
+            let bin = (kld.log10() - f64::from(Self::FIRST_LOG10)) * f64::from(Self::BINS_PER_DECADE);
             counts[(bin.max(0.0) as usize).min(Self::BINS - 1)] += 1;
         }
-        Self {
-            first_log10: Self::FIRST_LOG10,
-            bins_per_decade: Self::BINS_PER_DECADE,
-            counts,
-        }
+        Self { first_log10: Self::FIRST_LOG10, bins_per_decade: Self::BINS_PER_DECADE, counts }
     }
 
     /// Lower edge of a bin, in nats.
     pub fn edge(&self, bin: usize) -> f64 {
-        10_f64
-            .powf(f64::from(self.first_log10) + bin as f64 / f64::from(self.bins_per_decade.max(1)))
+        10_f64.powf(f64::from(self.first_log10) + bin as f64 / f64::from(self.bins_per_decade.max(1)))
     }
 }
 
@@ -163,19 +157,11 @@ impl TextDistance {
         let (kld_mean, kld_mean_stderr) = mean_and_stderr(tokens.iter().map(|token| token.kld));
         let mut sorted: Vec<f64> = tokens.iter().map(|token| token.kld).collect();
         sorted.sort_unstable_by(f64::total_cmp);
-        let (same_top_fraction, same_top_fraction_stderr) = mean_and_stderr(
-            tokens
-                .iter()
-                .map(|token| f64::from(u8::from(token.same_top))),
-        );
-        let (ln_ratio, ln_ratio_stderr) =
-            mean_and_stderr(tokens.iter().map(|token| token.nll - token.baseline_nll));
-        let (delta_p_mean, delta_p_mean_stderr) =
-            mean_and_stderr(tokens.iter().map(|token| token.delta_p));
-        let squares: f64 = tokens
-            .iter()
-            .map(|token| token.delta_p * token.delta_p)
-            .sum();
+        let (same_top_fraction, same_top_fraction_stderr) =
+            mean_and_stderr(tokens.iter().map(|token| f64::from(u8::from(token.same_top))));
+        let (ln_ratio, ln_ratio_stderr) = mean_and_stderr(tokens.iter().map(|token| token.nll - token.baseline_nll));
+        let (delta_p_mean, delta_p_mean_stderr) = mean_and_stderr(tokens.iter().map(|token| token.delta_p));
+        let squares: f64 = tokens.iter().map(|token| token.delta_p * token.delta_p).sum();
         let ratio = finite(ln_ratio.exp());
         Self {
             kld_mean,
@@ -213,11 +199,7 @@ fn correlation(tokens: &[TokenDistance]) -> f64 {
         var_b += b * b;
         covariance += a * b;
     }
-    if var_a > 0.0 && var_b > 0.0 {
-        covariance / (var_a * var_b).sqrt()
-    } else {
-        1.0
-    }
+    if var_a > 0.0 && var_b > 0.0 { covariance / (var_a * var_b).sqrt() } else { 1.0 }
 }
 
 #[cfg(test)]
@@ -225,13 +207,7 @@ mod tests {
     use super::*;
 
     fn token(baseline_nll: f64, nll: f64, kld: f64) -> TokenDistance {
-        TokenDistance {
-            baseline_nll,
-            nll,
-            kld,
-            same_top: kld < 1.0,
-            delta_p: (-nll).exp() - (-baseline_nll).exp(),
-        }
+        TokenDistance { baseline_nll, nll, kld, same_top: kld < 1.0, delta_p: (-nll).exp() - (-baseline_nll).exp() }
     }
 
     #[test]
@@ -267,14 +243,9 @@ mod tests {
         let histogram = KldHistogram::of(klds.into_iter());
         assert_eq!(histogram.counts.iter().sum::<u64>(), 5);
         assert_eq!((histogram.counts[0], histogram.counts[71]), (2, 1));
-        let bin = histogram
-            .counts
-            .iter()
-            .position(|&count| count == 2 && count != 0);
+        let bin = histogram.counts.iter().position(|&count| count == 2 && count != 0);
         assert_eq!(bin, Some(0));
-        let filled = (1..71)
-            .find(|&bin| histogram.counts[bin] > 0)
-            .expect("a bin");
+        let filled = (1..71).find(|&bin| histogram.counts[bin] > 0).expect("a bin");
         assert!(histogram.edge(filled) <= 0.02 && histogram.edge(filled + 1) > 0.021);
     }
 
@@ -293,10 +264,7 @@ mod tests {
             let mut result = TextResult::new(&text, &[1.5, 2.0], distance);
             let json = serde_json::to_value(&result).expect("json");
             assert_eq!(json.get("kld_mean").is_some(), has_distance);
-            assert_eq!(
-                json.get("perplexity").and_then(serde_json::Value::as_f64),
-                Some(1.75_f64.exp())
-            );
+            assert_eq!(json.get("perplexity").and_then(serde_json::Value::as_f64), Some(1.75_f64.exp()));
             let back: TextResult = serde_json::from_value(json).expect("back");
             if let Some(distance) = &mut result.distance {
                 distance.kld_per_token.clear();

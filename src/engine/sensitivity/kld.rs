@@ -207,7 +207,7 @@ pub fn measured_kld(
                                 klds.extend(distances(model, reference, &replacement, site, progress)?);
                                 progress.advance(reference.rows.len() as u64);
                             }
-                            let (mean, stderr) = crate::engine::scoring::mean_and_stderr(klds.iter().copied());
+                            let (mean, stderr) = crate::engine::scoring::text_stats::mean_and_stderr(klds.iter().copied());
                             (mean, Some(stderr))
                         }
                     }
