@@ -383,7 +383,7 @@ impl Workbench {
                     self.state.notify(Level::Warning, "This candidate's file is not open, so it cannot be evaluated");
                     return;
                 };
-                (Some((id, checkpoint.clone(), run.content_hash.clone())), run.name.clone())
+                (Some((id, checkpoint.clone())), run.name.clone())
             }
         };
         let input = EvaluationInput {

@@ -30,6 +30,8 @@ use crate::engine::sensitivity::{SensitivityTable, select_formats, select_tensor
 pub(super) struct Ready {
     model: Model,
     tokenizer: Tokenizer,
+    /// BLAKE3 over the files: evaluations are kept by it.
+    content_hash: String,
 }
 
 /// Models loaded last, so that a second look costs nothing. Two: the original and one candidate.
@@ -65,6 +67,7 @@ impl ModelCache {
             }
         }
         let ready = Arc::new(Ready {
+            content_hash: checkpoint.content_hash(progress)?,
             model: Model::load(checkpoint, progress)?,
             tokenizer: Tokenizer::of_checkpoint(checkpoint)?,
         });
@@ -242,8 +245,8 @@ pub(super) fn run_plan(
 /// What an evaluation needs of a project.
 pub(super) struct EvaluationInput {
     pub(super) baseline: Arc<Checkpoint>,
-    /// The candidate with its content hash; none evaluates the baseline alone.
-    pub(super) candidate: Option<(RunId, Arc<Checkpoint>, String)>,
+    /// None evaluates the baseline alone.
+    pub(super) candidate: Option<(RunId, Arc<Checkpoint>)>,
     pub(super) known: Option<Arc<Evaluation>>,
     pub(super) tasks: Option<Arc<TaskSet>>,
     pub(super) text: Option<Arc<TextSource>>,
@@ -258,8 +261,8 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
     let original = input.models.get(&input.baseline, progress)?;
     let fingerprint = input.baseline.fingerprint.clone();
     let baseline_subject =
-        evaluation::Subject::new(&input.baseline, &original.model, &original.tokenizer, fingerprint.clone());
-    let Some((run, candidate, hash)) = &input.candidate else {
+        evaluation::Subject::new(&input.baseline, &original.model, &original.tokenizer, original.content_hash.clone());
+    let Some((run, candidate)) = &input.candidate else {
         let evaluation = evaluation::evaluate(&baseline_subject, None, tasks, text, &options, progress)?;
         return Ok(Outcome::Evaluated {
             fingerprint,
@@ -269,7 +272,7 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
         });
     };
     let ready = input.models.get(candidate, progress)?;
-    let subject = evaluation::Subject::new(candidate, &ready.model, &ready.tokenizer, hash.clone());
+    let subject = evaluation::Subject::new(candidate, &ready.model, &ready.tokenizer, ready.content_hash.clone());
     let baseline = Baseline { subject: baseline_subject, known: input.known.as_deref() };
     let evaluation = evaluation::evaluate(&subject, Some(&baseline), tasks, text, &options, progress)?;
     let comparison = compare(&evaluation, progress)?;
