@@ -32,8 +32,12 @@ pub(super) fn tokenizer_metadata(
 ) -> Result<Vec<(String, GgufValue)>> {
     let Some(bytes) = checkpoint.tokenizer_json()? else {
         warnings.push("there is no tokenizer.json, so the GGUF has no tokenizer and takes token ids only".to_owned());
-        let none = GgufValue::String("none".to_owned());
-        return Ok(vec![("tokenizer.ggml.model".to_owned(), none)]);
+        let mut metadata = vec![("tokenizer.ggml.model".to_owned(), GgufValue::String("none".to_owned()))];
+        for (key, id) in [("bos", config.bos), ("eos", config.eos.first().copied())] {
+            let key = format!("tokenizer.ggml.{key}_token_id");
+            metadata.extend(id.map(|id| (key, GgufValue::U32(id))));
+        }
+        return Ok(metadata);
     };
     let path = checkpoint.sidecar("tokenizer.json").unwrap_or(&checkpoint.path);
     let fault = |cause: String| {
@@ -132,7 +136,10 @@ pub(super) fn tokenizer_metadata(
             set(&format!("{key}_token_id"), GgufValue::U32(id));
         }
     };
-    let bos = names.find("bos").or(config.bos);
+    let (first, last) = template_ends(json.get("post_processor").unwrap_or(&Value::Null));
+    // What is really put before a text outranks what the settings call BOS.
+    let first_id = first.and_then(|token| ids.get(token)).map(|&id| id as u32);
+    let bos = first_id.or_else(|| names.find("bos")).or(config.bos);
     let eos = names.find("eos").or(config.eos.first().copied());
     id("bos", bos);
     id("eos", eos);
@@ -142,8 +149,7 @@ pub(super) fn tokenizer_metadata(
     id("eom", others.next());
     id("unknown", unknown.and_then(|token| ids.get(token)).map(|&id| id as u32));
     id("padding", names.find("pad"));
-    let (first, last) = template_ends(json.get("post_processor").unwrap_or(&Value::Null));
-    set("add_bos_token", GgufValue::Bool(adds_bos(&settings, first)));
+    set("add_bos_token", GgufValue::Bool(adds_bos(&settings, first.is_some())));
     if last {
         set("add_eos_token", GgufValue::Bool(true));
     }
@@ -234,15 +240,18 @@ impl SpecialTokens<'_> {
     }
 }
 
-/// True where the post-processor puts a special token first, and last.
-fn template_ends(post: &Value) -> (bool, bool) {
+/// The special token that the post-processor puts first, and whether it puts one last.
+fn template_ends(post: &Value) -> (Option<&str>, bool) {
     if let Some(inner) = post.get("processors").and_then(Value::as_array) {
-        return inner.iter().map(template_ends).fold((false, false), |a, b| (a.0 || b.0, a.1 || b.1));
+        return inner.iter().map(template_ends).fold((None, false), |a, b| (a.0.or(b.0), a.1 || b.1));
     }
-    let is_special = |item: Option<&Value>| item.is_some_and(|item| item.get("SpecialToken").is_some());
+    let special = |item: Option<&'_ Value>| item.and_then(|item| item.get("SpecialToken")).is_some();
     match post.get("single").and_then(Value::as_array) {
-        Some(single) => (is_special(single.first()), is_special(single.last())),
-        None => (false, false),
+        Some(single) => {
+            let first = single.first().and_then(|item| item.get("SpecialToken")?.get("id")?.as_str());
+            (first, special(single.last()))
+        }
+        None => (None, false),
     }
 }
 
