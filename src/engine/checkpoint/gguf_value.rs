@@ -237,5 +237,8 @@ impl GgufValue {
 
 /// The value of `key` in an ordered list.
 pub fn lookup<'a>(metadata: &'a [(String, GgufValue)], key: &str) -> Option<&'a GgufValue> {
-    metadata.iter().find(|(name, _)| name == key).map(|(_, value)| value)
+    metadata
+        .iter()
+        .find(|(name, _)| name == key)
+        .map(|(_, value)| value)
 }

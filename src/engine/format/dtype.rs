@@ -123,7 +123,10 @@ impl Dtype {
 
     /// The type with ggml's id, if there is one.
     pub fn from_ggml(type_id: u32) -> Option<Self> {
-        TABLE.iter().find(|row| row.2 == Some(type_id)).map(|row| row.0)
+        TABLE
+            .iter()
+            .find(|row| row.2 == Some(type_id))
+            .map(|row| row.0)
     }
 
     /// ggml's id of this type, if ggml has it.
@@ -189,7 +192,12 @@ mod tests {
     #[test]
     fn the_table_names_every_type_once() {
         for (index, row) in TABLE.iter().enumerate() {
-            assert_eq!(TABLE.iter().position(|other| other.0 == row.0 || other.1 == row.1), Some(index));
+            assert_eq!(
+                TABLE
+                    .iter()
+                    .position(|other| other.0 == row.0 || other.1 == row.1),
+                Some(index)
+            );
             assert!(row.3 > 0 && row.4 > 0, "{}", row.1);
         }
     }
