@@ -6,7 +6,8 @@ use std::path::Path;
 
 use common::TinyModel;
 use lapidary::engine::checkpoint::{
-    Checkpoint, Container, GgufArray, GgufTensor, GgufValue, GgufWriter, LayerShape, Role, gguf_metadata_of, lookup,
+    Checkpoint, Container, GgufArray, GgufStrings, GgufTensor, GgufValue, GgufWriter, LayerShape, Role,
+    gguf_metadata_of, hugging_face_config, lookup,
 };
 use lapidary::engine::format::Dtype;
 use lapidary::engine::model::Tokenizer;
@@ -133,10 +134,8 @@ fn every_ggml_type_is_listed_with_its_size_and_an_unknown_one_too() {
     let folder = tempfile::tempdir().expect("tempdir");
     let path = folder.path().join("types.gguf");
     let dtypes: Vec<Dtype> = Dtype::all().filter(|dtype| dtype.ggml_id().is_some()).collect();
-    let tensors: Vec<GgufTensor> = dtypes
-        .iter()
-        .map(|&dtype| GgufTensor { name: format!("t.{dtype}"), shape: vec![3, 256], dtype })
-        .collect();
+    let tensors: Vec<GgufTensor> =
+        dtypes.iter().map(|&dtype| GgufTensor { name: format!("t.{dtype}"), shape: vec![3, 256], dtype }).collect();
     let mut writer = GgufWriter::create(&path, &[], &tensors).expect("creates");
     for (index, tensor) in tensors.iter().enumerate() {
         let count = tensor.byte_count().expect("whole blocks") as usize;
@@ -261,4 +260,76 @@ fn a_pre_tokenizer_without_a_name_is_told() {
         gguf_metadata_of(&source, source.require_config().expect("config"), 1).expect("metadata");
     assert_eq!(lookup(&metadata, "tokenizer.ggml.pre").and_then(GgufValue::as_str), Some("default"));
     assert!(warnings.iter().any(|warning| warning.contains("pre-tokenizers")), "{warnings:?}");
+}
+
+#[test]
+fn decoded_rows_are_the_stored_numbers() {
+    let source = Checkpoint::open(&common::demo()).expect("opens");
+    let tensor = source.tensor("model.layers.0.mlp.down_proj.weight").expect("tensor");
+    let (mut raw, mut values) = (Vec::new(), Vec::new());
+    source.decode_rows(tensor, 3..7, &mut raw, &mut values).expect("decodes");
+    assert!(values == common::rows_f32(&source, &tensor.name)[3 * 512..7 * 512]);
+    let folder = tempfile::tempdir().expect("tempdir");
+    let path = folder.path().join("odd.gguf");
+    let odd = GgufTensor { name: "odd".to_owned(), shape: vec![2, 256], dtype: Dtype::Iq2Xxs };
+    let mut writer = GgufWriter::create(&path, &[], &[odd]).expect("creates");
+    writer.write_tensor_rows(&[0; 132]).expect("writes");
+    writer.finish().expect("finishes");
+    let odd = Checkpoint::open(&path).expect("opens");
+    let err = odd.decode_rows(&odd.tensors[0], 0..2, &mut raw, &mut values).expect_err("no decoder yet");
+    assert!(err.to_string().contains("type iq2_xxs cannot be decoded yet"), "{err}");
+}
+
+#[test]
+fn a_large_tokenizer_is_read_as_it_was_written() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let path = folder.path().join("large.gguf");
+    // Several times the reader's buffer, with strings across its ends and one longer than it.
+    let mut tokens: GgufStrings = (0..128_256).map(|id| format!("token{id}")).collect();
+    tokens.push(&vec![0xff; 3 << 20]);
+    tokens.push(b"");
+    let merges: GgufStrings = (0..200_000).map(|id| format!("tok{id} en{id}")).collect();
+    let metadata = vec![
+        ("tokenizer.ggml.tokens".to_owned(), GgufValue::Array(GgufArray::String(tokens))),
+        ("tokenizer.ggml.merges".to_owned(), GgufValue::Array(GgufArray::String(merges))),
+        (
+            "other".to_owned(),
+            GgufValue::Array(GgufArray::Array(vec![GgufArray::F64(vec![0.5]), GgufArray::Bool(vec![])])),
+        ),
+        ("last".to_owned(), GgufValue::I64(-1)),
+    ];
+    let tensors = [GgufTensor { name: "t".to_owned(), shape: vec![5], dtype: Dtype::I8 }];
+    let mut writer = GgufWriter::create(&path, &metadata, &tensors).expect("creates");
+    writer.write_tensor_rows(b"abcde").expect("writes");
+    writer.finish().expect("finishes");
+    let opened = Checkpoint::open(&path).expect("opens");
+    assert!(opened.gguf_metadata() == Some(metadata.as_slice()));
+    let mut bytes = Vec::new();
+    opened.read_rows(&opened.tensors[0], 0..1, &mut bytes).expect("reads");
+    assert_eq!(bytes, b"abcde");
+}
+
+#[test]
+fn a_config_written_for_a_gguf_is_read_as_the_same_shape() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let scaling = json!({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192});
+    let model = TinyModel {
+        layers: vec![
+            LayerShape { heads: 4, kv_heads: 2, mlp_channels: 64 },
+            LayerShape { heads: 2, kv_heads: 2, mlp_channels: 64 },
+        ],
+        rope_scaling: scaling,
+        ..TinyModel::default()
+    };
+    let source = folder.path().join("source");
+    model.write(&source);
+    let original = Checkpoint::open(&source).expect("opens");
+    let config = original.require_config().expect("config").clone();
+    for base in [None, original.config_json()] {
+        let written = hugging_face_config(&config, base, Dtype::F32);
+        std::fs::write(source.join("config.json"), Value::Object(written).to_string()).expect("write");
+        let again = Checkpoint::open(&source).expect("opens");
+        assert_eq!(again.require_config().expect("config"), &config);
+    }
 }

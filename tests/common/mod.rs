@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use lapidary::engine::checkpoint::{
-    Checkpoint, FolderWriter, GgufTensor, GgufValue, GgufWriter, LayerShape, ROPE_FREQS, SafeTensor,
-    gguf_metadata_of, rope_freqs,
+    Checkpoint, FolderWriter, GgufTensor, GgufWriter, LayerShape, Metadata, ROPE_FREQS, SafeTensor, gguf_metadata_of,
+    rope_freqs,
 };
 use lapidary::engine::format::Dtype;
 use lapidary::engine::target::{gguf_names, llama_layout};
@@ -29,7 +29,9 @@ pub fn names(folder: &Path) -> Vec<String> {
 /// Copies the demo's files to `folder`.
 pub fn copy_demo(folder: &Path) {
     std::fs::create_dir_all(folder).expect("folder");
-    for name in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+    for name in
+        ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    {
         std::fs::copy(demo().join(name), folder.join(name)).expect("copy");
     }
 }
@@ -113,11 +115,8 @@ impl TinyModel {
     pub fn write(&self, target: &Path) {
         let folder = FolderWriter::create(target).expect("folder");
         folder.write_file("config.json", self.config().to_string().as_bytes()).expect("config");
-        let tensors: Vec<SafeTensor> = self
-            .tensors()
-            .into_iter()
-            .map(|(name, shape)| SafeTensor { name, shape, dtype: Dtype::F32 })
-            .collect();
+        let tensors: Vec<SafeTensor> =
+            self.tensors().into_iter().map(|(name, shape)| SafeTensor { name, shape, dtype: Dtype::F32 }).collect();
         let mut writer = folder.safetensors(&tensors).expect("weights");
         let mut state = 1u32;
         for tensor in &tensors {
@@ -147,9 +146,7 @@ fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
         Dtype::Bf16 => {
             bytes.as_chunks::<2>().0.iter().map(|&chunk| half::bf16::from_le_bytes(chunk).to_f32()).collect()
         }
-        Dtype::F16 => {
-            bytes.as_chunks::<2>().0.iter().map(|&chunk| half::f16::from_le_bytes(chunk).to_f32()).collect()
-        }
+        Dtype::F16 => bytes.as_chunks::<2>().0.iter().map(|&chunk| half::f16::from_le_bytes(chunk).to_f32()).collect(),
         other => panic!("{other} is not converted here"),
     }
 }
@@ -166,7 +163,7 @@ fn from_f32(dtype: Dtype, values: &[f32]) -> Vec<u8> {
 /// Writes `checkpoint` as an unquantized GGUF: matrices in `dtype`, the rest in f32.
 ///
 /// Answers the metadata and the warnings of the export.
-pub fn write_gguf(checkpoint: &Checkpoint, path: &Path, dtype: Dtype) -> (Vec<(String, GgufValue)>, Vec<String>) {
+pub fn write_gguf(checkpoint: &Checkpoint, path: &Path, dtype: Dtype) -> (Metadata, Vec<String>) {
     let config = checkpoint.require_config().expect("config");
     let (metadata, warnings) = gguf_metadata_of(checkpoint, config, 0).expect("metadata");
     let mut tensors = Vec::new();

@@ -43,8 +43,7 @@ pub(super) fn tokenizer_metadata(
     let fault = |cause: String| {
         Fault::new(Stage::Tokenizer, cause).fix("use the tokenizer that belongs to the model").file(path)
     };
-    let json: Value =
-        serde_json::from_slice(&bytes).map_err(|err| fault(format!("not a tokenizer.json: {err}")))?;
+    let json: Value = serde_json::from_slice(&bytes).map_err(|err| fault(format!("not a tokenizer.json: {err}")))?;
     let settings: Value = match checkpoint.read_sidecar("tokenizer_config.json")? {
         Some(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
         None => Value::Null,
@@ -115,10 +114,12 @@ pub(super) fn tokenizer_metadata(
             _ => 0.0,
         });
         set("scores", GgufValue::Array(GgufArray::F32(scores.collect())));
-        let order: Vec<usize> =
-            merges.iter().filter_map(|(a, b)| ids.get(&format!("{a}{b}")).copied()).collect();
+        let order: Vec<usize> = merges.iter().filter_map(|(a, b)| ids.get(&format!("{a}{b}")).copied()).collect();
         if !order.is_sorted() {
-            warnings.push("the order of the merges differs from that of the token ids: llama.cpp may split some words otherwise".to_owned());
+            warnings.push(
+                "the order of the merges differs from that of the token ids: llama.cpp may split some words otherwise"
+                    .to_owned(),
+            );
         }
     }
     set("token_type", GgufValue::Array(GgufArray::I32(tokens.iter().map(|&(_, kind)| kind).collect())));
@@ -190,7 +191,10 @@ fn pre_name(json: &Value, has_bytes: bool, warnings: &mut Vec<String>) -> &'stat
         return "default";
     }
     if json.get("normalizer").is_some_and(|normalizer| !normalizer.is_null()) {
-        warnings.push("the tokenizer normalizes text first, which llama.cpp does not: unusual characters may get other ids there".to_owned());
+        warnings.push(
+            "the tokenizer normalizes text first, which llama.cpp does not: unusual characters may get other ids there"
+                .to_owned(),
+        );
     }
     pre_tokenizers::name_of(json.get("pre_tokenizer").unwrap_or(&Value::Null)).unwrap_or_else(|| {
         warnings.push("none of llama.cpp's pre-tokenizers fits this tokenizer; \"default\" is written, and llama.cpp may give other ids".to_owned());
