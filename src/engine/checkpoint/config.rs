@@ -61,18 +61,10 @@ impl RopeScaling {
     /// largest divisor.
     pub fn from_factors(factors: &[f32], theta: f64, head_dim: usize) -> Option<Self> {
         let factor = f64::from(factors.iter().copied().fold(1.0, f32::max));
-        let scaling = Self {
-            factor,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_context: 8192,
-        };
+        let scaling = Self { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
         let ours = scaling.factors(theta, head_dim);
-        let same = ours.len() == factors.len()
-            && ours
-                .iter()
-                .zip(factors)
-                .all(|(a, b)| (a - b).abs() <= 1e-4 * a.abs());
+        let same =
+            ours.len() == factors.len() && ours.iter().zip(factors).all(|(a, b)| (a - b).abs() <= 1e-4 * a.abs());
         same.then_some(scaling)
     }
 }
@@ -92,10 +84,7 @@ pub struct Rope {
 impl Rope {
     /// The divisors to use for each of the `head_dim / 2` frequencies, if any.
     pub fn factors(&self, head_dim: usize) -> Option<Vec<f32>> {
-        self.freq_factors.clone().or_else(|| {
-            self.scaling
-                .map(|scaling| scaling.factors(self.theta, head_dim))
-        })
+        self.freq_factors.clone().or_else(|| self.scaling.map(|scaling| scaling.factors(self.theta, head_dim)))
     }
 }
 
@@ -129,10 +118,7 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Key and value bytes of one token over all layers, at f32.
     pub fn kv_bytes_per_token(&self) -> u64 {
-        self.layers
-            .iter()
-            .map(|layer| 2 * 4 * (layer.kv_heads * self.head_dim) as u64)
-            .sum()
+        self.layers.iter().map(|layer| 2 * 4 * (layer.kv_heads * self.head_dim) as u64).sum()
     }
 
     /// The shape that `role`'s weight must have in `layer`.
@@ -153,76 +139,40 @@ impl ModelConfig {
     /// `source` is the file that the numbers came from.
     pub(super) fn check(&self, tensors: &[TensorInfo], source: &Path) -> Result<(), Fault> {
         let fault = |cause: String| {
-            Fault::new(Stage::Checkpoint, cause)
-                .fix("use the config that belongs to these weights")
-                .file(source)
+            Fault::new(Stage::Checkpoint, cause).fix("use the config that belongs to these weights").file(source)
         };
         if !self.head_dim.is_multiple_of(2) || self.head_dim == 0 {
             return Err(fault(format!("head width {} is not even", self.head_dim)));
         }
         for (index, layer) in self.layers.iter().enumerate() {
-            if layer.kv_heads == 0
-                || layer.heads == 0
-                || !layer.heads.is_multiple_of(layer.kv_heads)
-            {
-                return Err(fault(format!(
-                    "{} query heads cannot share {} KV heads",
-                    layer.heads, layer.kv_heads
-                ))
-                .at(format!("layer {index}")));
+            if layer.kv_heads == 0 || layer.heads == 0 || !layer.heads.is_multiple_of(layer.kv_heads) {
+                return Err(fault(format!("{} query heads cannot share {} KV heads", layer.heads, layer.kv_heads))
+                    .at(format!("layer {index}")));
             }
-            if layer
-                .heads
-                .checked_mul(self.head_dim)
-                .is_none_or(|width| width > 1 << 32)
-            {
-                return Err(fault(format!(
-                    "{} heads of {} are too many",
-                    layer.heads, self.head_dim
-                ))
-                .at(format!("layer {index}")));
+            if layer.heads.checked_mul(self.head_dim).is_none_or(|width| width > 1 << 32) {
+                return Err(fault(format!("{} heads of {} are too many", layer.heads, self.head_dim))
+                    .at(format!("layer {index}")));
             }
         }
         if let Some(factors) = &self.rope.freq_factors
             && (factors.len() != self.head_dim / 2
-                || factors
-                    .iter()
-                    .any(|factor| !factor.is_finite() || *factor <= 0.0))
+                || factors.iter().any(|factor| !factor.is_finite() || *factor <= 0.0))
         {
-            return Err(fault(format!(
-                "{} rotary factors do not fit heads of {}",
-                factors.len(),
-                self.head_dim
-            ))
-            .at("rope_freqs.weight"));
+            return Err(fault(format!("{} rotary factors do not fit heads of {}", factors.len(), self.head_dim))
+                .at("rope_freqs.weight"));
         }
-        let by_name: std::collections::HashMap<&str, &TensorInfo> = tensors
-            .iter()
-            .map(|tensor| (tensor.name.as_str(), tensor))
-            .collect();
-        let require =
-            |name: String, shape: &[usize], is_optional: bool| match by_name.get(name.as_str()) {
-                None if is_optional => Ok(()),
-                None => Err(fault("the tensor is missing".to_owned()).at(name)),
-                Some(tensor) if tensor.shape == shape => Ok(()),
-                Some(tensor) => Err(fault(format!(
-                    "shape {:?}, but the config says {shape:?}",
-                    tensor.shape
-                ))
-                .at(name)),
-            };
-        require(
-            "model.embed_tokens.weight".to_owned(),
-            &[self.vocab, self.hidden],
-            false,
-        )?;
+        let by_name: std::collections::HashMap<&str, &TensorInfo> =
+            tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+        let require = |name: String, shape: &[usize], is_optional: bool| match by_name.get(name.as_str()) {
+            None if is_optional => Ok(()),
+            None => Err(fault("the tensor is missing".to_owned()).at(name)),
+            Some(tensor) if tensor.shape == shape => Ok(()),
+            Some(tensor) => Err(fault(format!("shape {:?}, but the config says {shape:?}", tensor.shape)).at(name)),
+        };
+        require("model.embed_tokens.weight".to_owned(), &[self.vocab, self.hidden], false)?;
         require("model.norm.weight".to_owned(), &[self.hidden], false)?;
         if !self.tied_embeddings {
-            require(
-                "lm_head.weight".to_owned(),
-                &[self.vocab, self.hidden],
-                false,
-            )?;
+            require("lm_head.weight".to_owned(), &[self.vocab, self.hidden], false)?;
         }
         for (index, layer) in self.layers.iter().enumerate() {
             let prefix = format!("model.layers.{index}");
@@ -268,19 +218,13 @@ impl<'a> Keys<'a> {
     }
 
     fn need(&self, key: &str) -> Result<&'a Value, Fault> {
-        self.get(key)
-            .ok_or_else(|| self.fault(key, "the key is missing"))
+        self.get(key).ok_or_else(|| self.fault(key, "the key is missing"))
     }
 
     fn size_of(&self, key: &str, value: &Value) -> Result<usize, Fault> {
         value
             .as_u64()
-            .or_else(|| {
-                value
-                    .as_f64()
-                    .filter(|x| x.fract() == 0.0 && (0.0..1e15).contains(x))
-                    .map(|x| x as u64)
-            })
+            .or_else(|| value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..1e15).contains(x)).map(|x| x as u64))
             .filter(|&number| number > 0 && number < 1 << 40)
             .map(|number| number as usize)
             .ok_or_else(|| self.fault(key, format!("{value} is not a positive whole number")))
@@ -304,12 +248,8 @@ impl<'a> Keys<'a> {
     /// One number for all layers or a list with one for each (our own pruned folders).
     fn per_layer(&self, key: &str, layers: usize) -> Result<Vec<usize>, Fault> {
         match self.need(key)? {
-            Value::Array(items) if items.len() == layers => {
-                items.iter().map(|item| self.size_of(key, item)).collect()
-            }
-            Value::Array(items) => {
-                Err(self.fault(key, format!("{} numbers for {layers} layers", items.len())))
-            }
+            Value::Array(items) if items.len() == layers => items.iter().map(|item| self.size_of(key, item)).collect(),
+            Value::Array(items) => Err(self.fault(key, format!("{} numbers for {layers} layers", items.len()))),
             value => Ok(vec![self.size_of(key, value)?; layers]),
         }
     }
@@ -337,52 +277,32 @@ pub(super) fn from_json(
     tensors: &[TensorInfo],
 ) -> Result<ModelConfig, Fault> {
     let keys = Keys { map, path };
-    let architecture = map
-        .get("architectures")
-        .and_then(|list| list.get(0))
-        .and_then(Value::as_str);
+    let architecture = map.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
     let model_type = keys.text("model_type");
     if model_type.unwrap_or("llama") != "llama"
         || architecture.is_some_and(|name| name != "LlamaForCausalLM")
         || (model_type.is_none() && architecture.is_none())
     {
         let name = model_type.or(architecture).unwrap_or("(not named)");
-        return Err(Fault::new(
-            Stage::Checkpoint,
-            format!("architecture {name} cannot be run yet, only llama"),
-        )
-        .at("key model_type")
-        .fix("its tensors can still be listed and profiled")
-        .file(path));
+        return Err(Fault::new(Stage::Checkpoint, format!("architecture {name} cannot be run yet, only llama"))
+            .at("key model_type")
+            .fix("its tensors can still be listed and profiled")
+            .file(path));
     }
-    if let Some(method) = map
-        .get("quantization_config")
-        .and_then(|quantization| quantization.get("quant_method"))
-    {
+    if let Some(method) = map.get("quantization_config").and_then(|quantization| quantization.get("quant_method")) {
         return Err(keys
-            .fault(
-                "quantization_config",
-                format!("weights quantized by {method} cannot be run yet"),
-            )
+            .fault("quantization_config", format!("weights quantized by {method} cannot be run yet"))
             .fix("start from the model's 16-bit checkpoint"));
     }
     let activation = keys.text("hidden_act").unwrap_or("silu");
     if !matches!(activation, "silu" | "swish") {
-        return Err(keys.fault(
-            "hidden_act",
-            format!("activation {activation} is not Llama's silu"),
-        ));
+        return Err(keys.fault("hidden_act", format!("activation {activation} is not Llama's silu")));
     }
     let layer_count = keys.size("num_hidden_layers")?;
     // Every layer has tensors of its own, so this bounds what is allocated below.
     if layer_count > tensors.len() {
-        return Err(keys.fault(
-            "num_hidden_layers",
-            format!(
-                "{layer_count} layers cannot be made of {} tensors",
-                tensors.len()
-            ),
-        ));
+        return Err(keys
+            .fault("num_hidden_layers", format!("{layer_count} layers cannot be made of {} tensors", tensors.len())));
     }
     let hidden = keys.size("hidden_size")?;
     let heads = keys.per_layer("num_attention_heads", layer_count)?;
@@ -403,21 +323,14 @@ pub(super) fn from_json(
             .iter()
             .zip(&kv_heads)
             .zip(&channels)
-            .map(|((&heads, &kv_heads), &mlp_channels)| LayerShape {
-                heads,
-                kv_heads,
-                mlp_channels,
-            })
+            .map(|((&heads, &kv_heads), &mlp_channels)| LayerShape { heads, kv_heads, mlp_channels })
             .collect(),
         head_dim,
         vocab: keys.size("vocab_size")?,
         // transformers' own defaults of LlamaConfig where the key is absent.
         norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
         rope: rope_from_json(&keys)?,
-        tied_embeddings: keys
-            .get("tie_word_embeddings")
-            .and_then(Value::as_bool)
-            .unwrap_or(!has_head),
+        tied_embeddings: keys.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(!has_head),
         context: match keys.get("max_position_embeddings") {
             Some(value) => keys.size_of("max_position_embeddings", value)?,
             None => 2048,
@@ -428,16 +341,11 @@ pub(super) fn from_json(
     let mut config = config;
     let mut sources = Vec::new();
     if let Some(generation) = generation {
-        sources.push(Keys {
-            map: generation,
-            path,
-        });
+        sources.push(Keys { map: generation, path });
     }
     sources.push(keys);
     for source in sources {
-        config.bos = config
-            .bos
-            .or(source.tokens("bos_token_id").first().copied());
+        config.bos = config.bos.or(source.tokens("bos_token_id").first().copied());
         for id in source.tokens("eos_token_id") {
             if !config.eos.contains(&id) {
                 config.eos.push(id);
@@ -453,40 +361,23 @@ fn rope_from_json(keys: &Keys<'_>) -> Result<Rope, Fault> {
     let newer = keys.get("rope_parameters").and_then(Value::as_object);
     let older = keys.get("rope_scaling").and_then(Value::as_object);
     let theta = match newer {
-        Some(map) => Keys {
-            map,
-            path: keys.path,
-        }
-        .number("rope_theta")?,
+        Some(map) => Keys { map, path: keys.path }.number("rope_theta")?,
         None => None,
     };
     let theta = match theta {
         Some(theta) => theta,
         None => keys.number("rope_theta")?.unwrap_or(10_000.0),
     };
-    let mut rope = Rope {
-        theta,
-        scaling: None,
-        freq_factors: None,
-    };
+    let mut rope = Rope { theta, scaling: None, freq_factors: None };
     let Some(map) = newer.or(older) else {
         return Ok(rope);
     };
-    let inner = Keys {
-        map,
-        path: keys.path,
-    };
-    match inner
-        .text("rope_type")
-        .or_else(|| inner.text("type"))
-        .unwrap_or("default")
-    {
+    let inner = Keys { map, path: keys.path };
+    match inner.text("rope_type").or_else(|| inner.text("type")).unwrap_or("default") {
         "default" => {}
         "llama3" => {
             let need = |key: &str| -> Result<f64, Fault> {
-                inner.number(key)?.ok_or_else(|| {
-                    inner.fault(&format!("rope_scaling.{key}"), "the key is missing")
-                })
+                inner.number(key)?.ok_or_else(|| inner.fault(&format!("rope_scaling.{key}"), "the key is missing"))
             };
             let scaling = RopeScaling {
                 factor: need("factor")?,
@@ -495,19 +386,13 @@ fn rope_from_json(keys: &Keys<'_>) -> Result<Rope, Fault> {
                 original_context: inner.size("original_max_position_embeddings")?,
             };
             if scaling.high_freq_factor <= scaling.low_freq_factor {
-                return Err(inner.fault(
-                    "rope_scaling.high_freq_factor",
-                    "it must exceed low_freq_factor",
-                ));
+                return Err(inner.fault("rope_scaling.high_freq_factor", "it must exceed low_freq_factor"));
             }
             rope.scaling = Some(scaling);
         }
         other => {
             return Err(keys
-                .fault(
-                    "rope_scaling",
-                    format!("rotary scaling {other} cannot be run yet, only llama3"),
-                )
+                .fault("rope_scaling", format!("rotary scaling {other} cannot be run yet, only llama3"))
                 .fix("its tensors can still be listed and profiled"));
         }
     }

@@ -25,11 +25,7 @@ impl DataFile {
                 .into());
         }
         let file = File::open(path).map_err(Error::io("open", path))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            size_bytes: metadata.len(),
-        })
+        Ok(Self { path: path.to_owned(), file, size_bytes: metadata.len() })
     }
 
     /// Fills `out` from `offset`; several threads may read at once.
@@ -67,20 +63,14 @@ pub(crate) fn read_small(path: &Path, cap_bytes: u64) -> Result<Vec<u8>> {
     if data.size_bytes > cap_bytes {
         return Err(Fault::new(
             Stage::Checkpoint,
-            format!(
-                "{} bytes are more than such a file can have ({cap_bytes})",
-                data.size_bytes
-            ),
+            format!("{} bytes are more than such a file can have ({cap_bytes})", data.size_bytes),
         )
         .fix("check that this is the right file")
         .file(path)
         .into());
     }
     let mut bytes = Vec::with_capacity(data.size_bytes as usize);
-    (&data.file)
-        .take(cap_bytes)
-        .read_to_end(&mut bytes)
-        .map_err(Error::io("read", path))?;
+    (&data.file).take(cap_bytes).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     Ok(bytes)
 }
 
@@ -114,9 +104,7 @@ pub(crate) fn inside(folder: &Path, name: &str, index: &Path) -> Result<PathBuf>
             .into()
     };
     let relative = Path::new(name);
-    let stays = relative
-        .components()
-        .all(|part| matches!(part, Component::Normal(_)));
+    let stays = relative.components().all(|part| matches!(part, Component::Normal(_)));
     if name.is_empty() || !stays || name.contains('\\') || name.contains('\0') {
         return Err(outside());
     }
@@ -144,9 +132,7 @@ pub(crate) fn inside(folder: &Path, name: &str, index: &Path) -> Result<PathBuf>
 pub(crate) fn content_hash(files: &[PathBuf], progress: &Progress) -> Result<String> {
     let mut total = 0u64;
     for path in files {
-        total += std::fs::metadata(path)
-            .map_err(Error::io("read", path))?
-            .len();
+        total += std::fs::metadata(path).map_err(Error::io("read", path))?.len();
     }
     progress.begin(Phase::Hashing, total, Unit::Bytes);
     let mut hashes = Vec::with_capacity(files.len());
@@ -173,10 +159,7 @@ pub(crate) fn content_hash(files: &[PathBuf], progress: &Progress) -> Result<Str
     }
     let mut all = blake3::Hasher::new();
     for (path, hash) in files.iter().zip(&hashes) {
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy())
-            .unwrap_or_default();
+        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         all.update(&(name.len() as u64).to_le_bytes());
         all.update(name.as_bytes());
         all.update(hash.as_bytes());
@@ -192,9 +175,7 @@ mod tests {
     fn names_that_leave_the_folder_are_refused() {
         let folder = tempfile::tempdir().expect("tempdir");
         for name in ["../x", "a/../../x", "/etc/passwd", "", "..\\x", "./../x"] {
-            let text = inside(folder.path(), name, Path::new("index"))
-                .expect_err(name)
-                .to_string();
+            let text = inside(folder.path(), name, Path::new("index")).expect_err(name).to_string();
             assert!(text.contains("path outside the folder"), "{name}: {text}");
         }
         assert!(inside(folder.path(), "model-00001.safetensors", Path::new("index")).is_ok());

@@ -4,7 +4,7 @@
 //! the bytes that are left in the file before anything is allocated for it. Types without a
 //! decoder, even unknown ones, do not stop a file from opening.
 
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 
 use super::files::DataFile;
 use super::gguf_value::{GgufArray, GgufStrings, GgufValue, lookup};
@@ -80,14 +80,9 @@ impl Cursor<'_> {
 
     fn fill(&mut self, out: &mut [u8]) -> Result<()> {
         if out.len() as u64 > self.left() {
-            return Err(self.fault(format!(
-                "the file ends at byte {} within its header",
-                self.data.size_bytes
-            )));
+            return Err(self.fault(format!("the file ends at byte {} within its header", self.data.size_bytes)));
         }
-        self.reader
-            .read_exact(out)
-            .map_err(Error::io("read", &self.data.path))?;
+        self.reader.read_exact(out).map_err(Error::io("read", &self.data.path))?;
         self.position += out.len() as u64;
         Ok(())
     }
@@ -109,9 +104,7 @@ impl Cursor<'_> {
     fn bytes(&mut self, cap: u64) -> Result<Vec<u8>> {
         let len = self.u64()?;
         if len > cap {
-            return Err(self.fault(format!(
-                "a string of {len} bytes is longer than the {cap} allowed here"
-            )));
+            return Err(self.fault(format!("a string of {len} bytes is longer than the {cap} allowed here")));
         }
         let len = self.expect(len, 1, "bytes of text")?;
         let mut bytes = vec![0; len];
@@ -125,11 +118,7 @@ impl Cursor<'_> {
     }
 
     /// `count` numbers of N bytes, read in one go.
-    fn numbers<const N: usize, T>(
-        &mut self,
-        count: u64,
-        convert: impl Fn([u8; N]) -> T,
-    ) -> Result<Vec<T>> {
+    fn numbers<const N: usize, T>(&mut self, count: u64, convert: impl Fn([u8; N]) -> T) -> Result<Vec<T>> {
         let count = self.expect(count, N as u64, "numbers")?;
         let mut bytes = vec![0; count * N];
         self.fill(&mut bytes)?;
@@ -139,11 +128,19 @@ impl Cursor<'_> {
 
     fn strings(&mut self, count: u64) -> Result<GgufStrings> {
         let count = self.expect(count, 8, "strings")?;
-        let mut strings = GgufStrings {
-            bytes: Vec::new(),
-            ends: Vec::with_capacity(count),
-        };
+        let mut strings = GgufStrings { bytes: Vec::new(), ends: Vec::with_capacity(count) };
         for _ in 0..count {
+            // A tokenizer has hundreds of thousands of these: take them from the buffer while they last.
+            if let Some((len, rest)) = self.reader.buffer().split_first_chunk::<8>()
+                && let Ok(len) = usize::try_from(u64::from_le_bytes(*len))
+                && let Some(text) = rest.get(..len)
+                && (len as u64).saturating_add(8) <= self.left()
+            {
+                strings.push(text);
+                self.reader.consume(8 + len);
+                self.position += 8 + len as u64;
+                continue;
+            }
             let len = self.u64()?;
             let len = self.expect(len, 1, "bytes of text")?;
             let start = strings.bytes.len();
@@ -217,15 +214,9 @@ struct Raw {
 /// Reads and checks the header of `data`; no tensor data is read.
 pub(super) fn read_header(data: &DataFile) -> Result<Header> {
     let mut file = &data.file;
-    file.seek(SeekFrom::Start(0))
-        .map_err(Error::io("read", &data.path))?;
+    file.seek(SeekFrom::Start(0)).map_err(Error::io("read", &data.path))?;
     let reader = BufReader::with_capacity(1 << 20, file);
-    let mut cursor = Cursor {
-        data,
-        reader,
-        position: 0,
-        place: "header".to_owned(),
-    };
+    let mut cursor = Cursor { data, reader, position: 0, place: "header".to_owned() };
     check_version(&mut cursor)?;
     let tensor_count = cursor.u64()?;
     let value_count = cursor.u64()?;
@@ -255,9 +246,7 @@ pub(super) fn read_header(data: &DataFile) -> Result<Header> {
         cursor.place = format!("tensor {name}");
         let dim_count = cursor.u32()?;
         if dim_count > MAX_DIMS {
-            return Err(cursor.fault(format!(
-                "{dim_count} dimensions are more than ggml's {MAX_DIMS}"
-            )));
+            return Err(cursor.fault(format!("{dim_count} dimensions are more than ggml's {MAX_DIMS}")));
         }
         let mut dims = Vec::with_capacity(dim_count as usize);
         for _ in 0..dim_count {
@@ -265,12 +254,7 @@ pub(super) fn read_header(data: &DataFile) -> Result<Header> {
         }
         let type_id = cursor.u32()?;
         let offset = cursor.u64()?;
-        raw.push(Raw {
-            name,
-            dims,
-            type_id,
-            offset,
-        });
+        raw.push(Raw { name, dims, type_id, offset });
     }
     if let Some(name) = first_double(raw.iter().map(|tensor| tensor.name.as_str())) {
         cursor.place = format!("tensor {name}");
@@ -288,19 +272,11 @@ pub(super) fn read_header(data: &DataFile) -> Result<Header> {
     let data_start = cursor.position.next_multiple_of(alignment);
     if data_start > data.size_bytes && !raw.is_empty() {
         cursor.place = "header".to_owned();
-        return Err(cursor.fault(format!(
-            "the file ends at byte {} before its data",
-            data.size_bytes
-        )));
+        return Err(cursor.fault(format!("the file ends at byte {} before its data", data.size_bytes)));
     }
     let mut warnings = Vec::new();
     let entries = place_tensors(&mut cursor, raw, data_start, alignment, &mut warnings)?;
-    Ok(Header {
-        metadata,
-        entries,
-        data_start: data_start.min(data.size_bytes),
-        warnings,
-    })
+    Ok(Header { metadata, entries, data_start: data_start.min(data.size_bytes), warnings })
 }
 
 fn check_version(cursor: &mut Cursor<'_>) -> Result<()> {
@@ -309,20 +285,13 @@ fn check_version(cursor: &mut Cursor<'_>) -> Result<()> {
         return Err(cursor.fault("the file does not begin with GGUF"));
     }
     let unsupported = |cause: String, remedy: &str| -> Error {
-        Fault::new(Stage::Checkpoint, cause)
-            .at("header")
-            .fix(remedy)
-            .file(&cursor.data.path)
-            .into()
+        Fault::new(Stage::Checkpoint, cause).at("header").fix(remedy).file(&cursor.data.path).into()
     };
     let data = cursor.data;
     let version = {
         let mut bytes = [0; 4];
         if data.size_bytes < 24 {
-            return Err(cursor.fault(format!(
-                "{} bytes are too few for a GGUF file",
-                data.size_bytes
-            )));
+            return Err(cursor.fault(format!("{} bytes are too few for a GGUF file", data.size_bytes)));
         }
         data.read_at(4, &mut bytes)?;
         u32::from_le_bytes(bytes)
@@ -343,10 +312,7 @@ fn check_version(cursor: &mut Cursor<'_>) -> Result<()> {
             ));
         }
         _ => {
-            return Err(unsupported(
-                format!("GGUF version {version} is not known"),
-                "use a file of version 2 or 3",
-            ));
+            return Err(unsupported(format!("GGUF version {version} is not known"), "use a file of version 2 or 3"));
         }
     }
     cursor.u32()?;
@@ -357,10 +323,7 @@ fn check_version(cursor: &mut Cursor<'_>) -> Result<()> {
 fn first_double<'a>(items: impl Iterator<Item = &'a str>) -> Option<String> {
     let mut items: Vec<&str> = items.collect();
     items.sort_unstable();
-    items
-        .windows(2)
-        .find(|pair| pair[0] == pair[1])
-        .map(|pair| pair[0].to_owned())
+    items.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0].to_owned())
 }
 
 /// Turns descriptions into places in the file: sizes, bounds, alignment, overlaps.
@@ -378,32 +341,19 @@ fn place_tensors(
     for tensor in raw {
         cursor.place = format!("tensor {}", tensor.name);
         if !tensor.offset.is_multiple_of(alignment) {
-            return Err(cursor.fault(format!(
-                "offset {} is not a multiple of the alignment {alignment}",
-                tensor.offset
-            )));
+            return Err(
+                cursor.fault(format!("offset {} is not a multiple of the alignment {alignment}", tensor.offset))
+            );
         }
-        let shape: Option<Vec<usize>> = tensor
-            .dims
-            .iter()
-            .rev()
-            .map(|&len| usize::try_from(len).ok())
-            .collect();
-        let shape = shape.unwrap_or_default();
-        let weights = tensor
-            .dims
-            .iter()
-            .try_fold(1u64, |product, &len| product.checked_mul(len));
-        let (true, Some(weights)) = (shape.len() == tensor.dims.len(), weights) else {
+        let shape: Option<Vec<usize>> = tensor.dims.iter().rev().map(|&len| usize::try_from(len).ok()).collect();
+        let shape = shape.filter(|shape| super::products_fit(shape));
+        let weights = tensor.dims.iter().try_fold(1u64, |product, &len| product.checked_mul(len));
+        let (Some(shape), Some(weights)) = (shape, weights) else {
             return Err(cursor.fault(format!("dimensions {:?} are too large", tensor.dims)));
         };
         let dtype = Dtype::from_ggml(tensor.type_id).unwrap_or(Dtype::Unknown(tensor.type_id));
         let byte_count = if let Dtype::Unknown(type_id) = dtype {
-            let next = starts
-                .iter()
-                .copied()
-                .find(|&start| start > tensor.offset)
-                .unwrap_or(data_len);
+            let next = starts.iter().copied().find(|&start| start > tensor.offset).unwrap_or(data_len);
             warnings.push(format!(
                 "tensor {} has ggml type {type_id}, which this version does not know; it is listed, not decoded",
                 tensor.name
@@ -413,15 +363,13 @@ fn place_tensors(
             let row_len = tensor.dims.first().copied().unwrap_or(1);
             let block_len = dtype.block_len() as u64;
             if !row_len.is_multiple_of(block_len) {
-                return Err(cursor.fault(format!(
-                    "rows of {row_len} weights do not fill the blocks of {block_len} of {dtype}"
-                )));
+                return Err(
+                    cursor.fault(format!("rows of {row_len} weights do not fill the blocks of {block_len} of {dtype}"))
+                );
             }
             (weights / block_len)
                 .checked_mul(dtype.block_bytes() as u64)
-                .ok_or_else(|| {
-                    cursor.fault(format!("dimensions {:?} are too large", tensor.dims))
-                })?
+                .ok_or_else(|| cursor.fault(format!("dimensions {:?} are too large", tensor.dims)))?
         };
         match tensor.offset.checked_add(byte_count) {
             Some(end) if end <= data_len => {}
@@ -432,13 +380,7 @@ fn place_tensors(
                 )));
             }
         }
-        entries.push(Entry {
-            name: tensor.name,
-            dtype,
-            shape,
-            offset: data_start + tensor.offset,
-            byte_count,
-        });
+        entries.push(Entry { name: tensor.name, dtype, shape, offset: data_start + tensor.offset, byte_count });
     }
     let mut order: Vec<usize> = (0..entries.len()).collect();
     order.sort_by_key(|&index| (entries[index].offset, entries[index].byte_count));

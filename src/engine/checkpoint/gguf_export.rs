@@ -5,7 +5,7 @@
 //! tokenizer of a Hugging Face folder.
 
 use super::config::{LayerShape, ModelConfig};
-use super::gguf_value::{GgufArray, GgufValue};
+use super::gguf_value::{GgufArray, GgufValue, Metadata};
 use super::{Checkpoint, gguf_vocab};
 use crate::engine::error::Result;
 
@@ -26,8 +26,8 @@ pub fn gguf_metadata_of(
     checkpoint: &Checkpoint,
     config: &ModelConfig,
     file_type: u32,
-) -> Result<(Vec<(String, GgufValue)>, Vec<String>)> {
-    let mut metadata: Vec<(String, GgufValue)> = Vec::new();
+) -> Result<(Metadata, Vec<String>)> {
+    let mut metadata = Metadata::new();
     let mut warnings = Vec::new();
     let mut set = |key: &str, value: GgufValue| metadata.push((key.to_owned(), value));
     let number = |value: usize| GgufValue::U32(u32::try_from(value).unwrap_or(u32::MAX));

@@ -235,10 +235,10 @@ impl GgufValue {
     }
 }
 
+/// A GGUF's metadata in file order.
+pub type Metadata = Vec<(String, GgufValue)>;
+
 /// The value of `key` in an ordered list.
 pub fn lookup<'a>(metadata: &'a [(String, GgufValue)], key: &str) -> Option<&'a GgufValue> {
-    metadata
-        .iter()
-        .find(|(name, _)| name == key)
-        .map(|(_, value)| value)
+    metadata.iter().find(|(name, _)| name == key).map(|(_, value)| value)
 }

@@ -32,15 +32,18 @@ pub(super) fn tokenizer_metadata(
 ) -> Result<Vec<(String, GgufValue)>> {
     let Some(bytes) = checkpoint.tokenizer_json()? else {
         warnings.push("there is no tokenizer.json, so the GGUF has no tokenizer and takes token ids only".to_owned());
-        let none = GgufValue::String("none".to_owned());
-        return Ok(vec![("tokenizer.ggml.model".to_owned(), none)]);
+        let mut metadata = vec![("tokenizer.ggml.model".to_owned(), GgufValue::String("none".to_owned()))];
+        for (key, id) in [("bos", config.bos), ("eos", config.eos.first().copied())] {
+            let key = format!("tokenizer.ggml.{key}_token_id");
+            metadata.extend(id.map(|id| (key, GgufValue::U32(id))));
+        }
+        return Ok(metadata);
     };
     let path = checkpoint.sidecar("tokenizer.json").unwrap_or(&checkpoint.path);
     let fault = |cause: String| {
         Fault::new(Stage::Tokenizer, cause).fix("use the tokenizer that belongs to the model").file(path)
     };
-    let json: Value =
-        serde_json::from_slice(&bytes).map_err(|err| fault(format!("not a tokenizer.json: {err}")))?;
+    let json: Value = serde_json::from_slice(&bytes).map_err(|err| fault(format!("not a tokenizer.json: {err}")))?;
     let settings: Value = match checkpoint.read_sidecar("tokenizer_config.json")? {
         Some(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
         None => Value::Null,
@@ -111,10 +114,12 @@ pub(super) fn tokenizer_metadata(
             _ => 0.0,
         });
         set("scores", GgufValue::Array(GgufArray::F32(scores.collect())));
-        let order: Vec<usize> =
-            merges.iter().filter_map(|(a, b)| ids.get(&format!("{a}{b}")).copied()).collect();
+        let order: Vec<usize> = merges.iter().filter_map(|(a, b)| ids.get(&format!("{a}{b}")).copied()).collect();
         if !order.is_sorted() {
-            warnings.push("the order of the merges differs from that of the token ids: llama.cpp may split some words otherwise".to_owned());
+            warnings.push(
+                "the order of the merges differs from that of the token ids: llama.cpp may split some words otherwise"
+                    .to_owned(),
+            );
         }
     }
     set("token_type", GgufValue::Array(GgufArray::I32(tokens.iter().map(|&(_, kind)| kind).collect())));
@@ -132,7 +137,10 @@ pub(super) fn tokenizer_metadata(
             set(&format!("{key}_token_id"), GgufValue::U32(id));
         }
     };
-    let bos = names.find("bos").or(config.bos);
+    let (first, last) = template_ends(json.get("post_processor").unwrap_or(&Value::Null));
+    // What is really put before a text outranks what the settings call BOS.
+    let first_id = first.and_then(|token| ids.get(token)).map(|&id| id as u32);
+    let bos = first_id.or_else(|| names.find("bos")).or(config.bos);
     let eos = names.find("eos").or(config.eos.first().copied());
     id("bos", bos);
     id("eos", eos);
@@ -142,8 +150,7 @@ pub(super) fn tokenizer_metadata(
     id("eom", others.next());
     id("unknown", unknown.and_then(|token| ids.get(token)).map(|&id| id as u32));
     id("padding", names.find("pad"));
-    let (first, last) = template_ends(json.get("post_processor").unwrap_or(&Value::Null));
-    set("add_bos_token", GgufValue::Bool(adds_bos(&settings, first)));
+    set("add_bos_token", GgufValue::Bool(adds_bos(&settings, first.is_some())));
     if last {
         set("add_eos_token", GgufValue::Bool(true));
     }
@@ -184,7 +191,10 @@ fn pre_name(json: &Value, has_bytes: bool, warnings: &mut Vec<String>) -> &'stat
         return "default";
     }
     if json.get("normalizer").is_some_and(|normalizer| !normalizer.is_null()) {
-        warnings.push("the tokenizer normalizes text first, which llama.cpp does not: unusual characters may get other ids there".to_owned());
+        warnings.push(
+            "the tokenizer normalizes text first, which llama.cpp does not: unusual characters may get other ids there"
+                .to_owned(),
+        );
     }
     pre_tokenizers::name_of(json.get("pre_tokenizer").unwrap_or(&Value::Null)).unwrap_or_else(|| {
         warnings.push("none of llama.cpp's pre-tokenizers fits this tokenizer; \"default\" is written, and llama.cpp may give other ids".to_owned());
@@ -234,15 +244,18 @@ impl SpecialTokens<'_> {
     }
 }
 
-/// True where the post-processor puts a special token first, and last.
-fn template_ends(post: &Value) -> (bool, bool) {
+/// The special token that the post-processor puts first, and whether it puts one last.
+fn template_ends(post: &Value) -> (Option<&str>, bool) {
     if let Some(inner) = post.get("processors").and_then(Value::as_array) {
-        return inner.iter().map(template_ends).fold((false, false), |a, b| (a.0 || b.0, a.1 || b.1));
+        return inner.iter().map(template_ends).fold((None, false), |a, b| (a.0.or(b.0), a.1 || b.1));
     }
-    let is_special = |item: Option<&Value>| item.is_some_and(|item| item.get("SpecialToken").is_some());
+    let special = |item: Option<&'_ Value>| item.and_then(|item| item.get("SpecialToken")).is_some();
     match post.get("single").and_then(Value::as_array) {
-        Some(single) => (is_special(single.first()), is_special(single.last())),
-        None => (false, false),
+        Some(single) => {
+            let first = single.first().and_then(|item| item.get("SpecialToken")?.get("id")?.as_str());
+            (first, special(single.last()))
+        }
+        None => (None, false),
     }
 }
 

@@ -72,8 +72,9 @@ impl GgufLayout {
         let mut names = std::collections::HashSet::new();
         for tensor in tensors {
             if tensor.name.len() >= MAX_NAME_BYTES {
-                return Err(fault(&tensor.name, format!("the name has more than ggml's {} bytes", MAX_NAME_BYTES - 1))
-                    .into());
+                return Err(
+                    fault(&tensor.name, format!("the name has more than ggml's {} bytes", MAX_NAME_BYTES - 1)).into()
+                );
             }
             if !names.insert(tensor.name.as_str()) {
                 return Err(fault(&tensor.name, "listed twice".to_owned()).into());

@@ -9,7 +9,11 @@ use crate::engine::format::Dtype;
 ///
 /// Numbers that differ between layers are written as lists, which this program reads; transformers
 /// needs them equal. `dtype` is the type of most weights.
-pub fn hugging_face_config(config: &ModelConfig, base: Option<&Map<String, Value>>, dtype: Dtype) -> Map<String, Value> {
+pub fn hugging_face_config(
+    config: &ModelConfig,
+    base: Option<&Map<String, Value>>,
+    dtype: Dtype,
+) -> Map<String, Value> {
     let mut map = base.cloned().unwrap_or_default();
     let mut set = |key: &str, value: Value| {
         map.insert(key.to_owned(), value);
@@ -19,21 +23,27 @@ pub fn hugging_face_config(config: &ModelConfig, base: Option<&Map<String, Value
         set("model_type", json!("llama"));
         set("hidden_act", json!("silu"));
         set("bos_token_id", json!(config.bos));
-        set("eos_token_id", match config.eos.as_slice() {
-            [only] => json!(only),
-            many => json!(many),
-        });
+        set(
+            "eos_token_id",
+            match config.eos.as_slice() {
+                [only] => json!(only),
+                many => json!(many),
+            },
+        );
         set("rope_theta", json!(config.rope.theta));
-        set("rope_scaling", match config.rope.scaling {
-            None => Value::Null,
-            Some(scaling) => json!({
-                "rope_type": "llama3",
-                "factor": scaling.factor,
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_context,
-            }),
-        });
+        set(
+            "rope_scaling",
+            match config.rope.scaling {
+                None => Value::Null,
+                Some(scaling) => json!({
+                    "rope_type": "llama3",
+                    "factor": scaling.factor,
+                    "low_freq_factor": scaling.low_freq_factor,
+                    "high_freq_factor": scaling.high_freq_factor,
+                    "original_max_position_embeddings": scaling.original_context,
+                }),
+            },
+        );
     }
     let name = match dtype {
         Dtype::F16 => "float16",

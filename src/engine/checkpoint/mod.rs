@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 pub use config::{LayerShape, ModelConfig, Rope, RopeScaling};
 pub use gguf_export::{ROPE_FREQS, gguf_metadata_of, rope_freqs};
-pub use gguf_value::{GgufArray, GgufStrings, GgufValue, lookup};
+pub use gguf_value::{GgufArray, GgufStrings, GgufValue, Metadata, lookup};
 pub use gguf_write::{GgufLayout, GgufTensor, GgufWriter};
 pub use hf_export::hugging_face_config;
 pub use output::ensure_not_source;
@@ -92,6 +92,11 @@ impl TensorInfo {
     pub fn bits_per_weight(&self) -> f64 {
         super::units::bits_per_weight(self.byte_count, self.weight_count())
     }
+}
+
+/// True if any product of a shape's lengths can be computed: a zero must not hide an overflow.
+fn products_fit(shape: &[usize]) -> bool {
+    shape.iter().try_fold(1usize, |product, &len| product.checked_mul(len.max(1))).is_some()
 }
 
 /// A model on disk, opened lazily.

@@ -18,13 +18,8 @@ const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
 /// Small files that belong to a Hugging Face checkpoint, in the order in which they are hashed.
-const SIDECARS: [&str; 5] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-];
+const SIDECARS: [&str; 5] =
+    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
 
 /// What a checkpoint reads from besides its tensor data.
 #[derive(Debug, Default)]
@@ -92,9 +87,8 @@ fn open_folder(path: &Path) -> Result<Checkpoint> {
         names.push(entry.file_name().to_string_lossy().into_owned());
     }
     names.sort();
-    let with_ending = |ending: &str| -> Vec<&String> {
-        names.iter().filter(|name| name.to_lowercase().ends_with(ending)).collect()
-    };
+    let with_ending =
+        |ending: &str| -> Vec<&String> { names.iter().filter(|name| name.to_lowercase().ends_with(ending)).collect() };
     let shards = with_ending(".safetensors");
     let ggufs = with_ending(".gguf");
     let mut checkpoint = if names.iter().any(|name| name == SINGLE) {
@@ -106,7 +100,8 @@ fn open_folder(path: &Path) -> Result<Checkpoint> {
             ([only], _) => open_single(&files::inside(path, only, path)?, Container::HuggingFace),
             ([], [only]) => open_gguf(&files::inside(path, only, path)?),
             ([], []) => {
-                let has_pickle = names.iter().any(|name| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth"));
+                let has_pickle =
+                    names.iter().any(|name| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth"));
                 let remedy = if has_pickle {
                     "PyTorch's pickled weights are not read: save the model with safe_serialization=True"
                 } else {
@@ -118,13 +113,10 @@ fn open_folder(path: &Path) -> Result<Checkpoint> {
                 .fix("name one of them")
                 .file(path)
                 .into()),
-            (many, _) => Err(Fault::new(
-                Stage::Checkpoint,
-                format!("{} safetensors files and no {INDEX}", many.len()),
-            )
-            .fix("add the index or name one file")
-            .file(path)
-            .into()),
+            (many, _) => Err(Fault::new(Stage::Checkpoint, format!("{} safetensors files and no {INDEX}", many.len()))
+                .fix("add the index or name one file")
+                .file(path)
+                .into()),
         }
     }?;
     checkpoint.path = path.to_owned();
@@ -166,9 +158,9 @@ struct Index {
 
 fn open_index(path: &Path) -> Result<Checkpoint> {
     let bytes = files::read_small(path, files::TOKENIZER_CAP)?;
-    let fault = |cause: String| Fault::new(Stage::Checkpoint, cause).fix("copy or download the checkpoint again").file(path);
-    let index: Index =
-        serde_json::from_slice(&bytes).map_err(|err| fault(format!("not an index of shards: {err}")))?;
+    let fault =
+        |cause: String| Fault::new(Stage::Checkpoint, cause).fix("copy or download the checkpoint again").file(path);
+    let index: Index = serde_json::from_slice(&bytes).map_err(|err| fault(format!("not an index of shards: {err}")))?;
     if index.weight_map.is_empty() {
         return Err(fault("the index names no tensor".to_owned()).into());
     }
@@ -303,8 +295,7 @@ fn open_gguf(path: &Path) -> Result<Checkpoint> {
     hash_header(&mut hasher, &data, header.data_start)?;
     let metadata = header.metadata;
     let mut warnings = header.warnings;
-    let is_llama =
-        lookup(&metadata, "general.architecture").and_then(GgufValue::as_str) == Some("llama");
+    let is_llama = lookup(&metadata, "general.architecture").and_then(GgufValue::as_str) == Some("llama");
     let mut tensors: Vec<TensorInfo> = header
         .entries
         .into_iter()
@@ -399,7 +390,10 @@ fn mark_permuted(
         if can_move && !matches!(tensor.dtype, Dtype::Unknown(_)) && llama_layout::can_permute(rows, heads) {
             tensor.permuted_heads = Some(heads);
         } else {
-            warnings.push(format!("tensor {}: rows stay in GGUF's order, {rows} rows do not fit {heads} heads", tensor.name));
+            warnings.push(format!(
+                "tensor {}: rows stay in GGUF's order, {rows} rows do not fit {heads} heads",
+                tensor.name
+            ));
         }
     }
 }

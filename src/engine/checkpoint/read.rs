@@ -20,19 +20,11 @@ impl Checkpoint {
     /// Reads `rows` of `tensor` as stored bytes, in Hugging Face's row order, into `out` (cleared first).
     ///
     /// Several threads may read at once. A tensor of an unknown type can only be read whole.
-    pub fn read_rows(
-        &self,
-        tensor: &TensorInfo,
-        rows: Range<usize>,
-        out: &mut Vec<u8>,
-    ) -> Result<()> {
+    pub fn read_rows(&self, tensor: &TensorInfo, rows: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
         out.clear();
         let row_count = tensor.row_count();
         if rows.start > rows.end || rows.end > row_count {
-            return Err(self.tensor_fault(
-                tensor,
-                format!("rows {rows:?} of {row_count} were asked for"),
-            ));
+            return Err(self.tensor_fault(tensor, format!("rows {rows:?} of {row_count} were asked for")));
         }
         let row_bytes = match tensor.dtype.row_bytes(tensor.row_len()) {
             Some(bytes) => bytes,
@@ -41,10 +33,7 @@ impl Checkpoint {
                 return self.read_at(tensor, 0, out);
             }
             None => {
-                return Err(self.tensor_fault(
-                    tensor,
-                    format!("rows of type {} cannot be told apart", tensor.dtype),
-                ));
+                return Err(self.tensor_fault(tensor, format!("rows of type {} cannot be told apart", tensor.dtype)));
             }
         };
         out.resize(row_bytes * rows.len(), 0);
@@ -107,25 +96,17 @@ impl Checkpoint {
 
     /// Reads bytes from `offset` within the tensor.
     fn read_at(&self, tensor: &TensorInfo, offset: u64, out: &mut [u8]) -> Result<()> {
-        let data = self.source.data.get(tensor.file).ok_or_else(|| {
-            self.tensor_fault(
-                tensor,
-                "the tensor belongs to another checkpoint".to_owned(),
-            )
-        })?;
+        let data = self
+            .source
+            .data
+            .get(tensor.file)
+            .ok_or_else(|| self.tensor_fault(tensor, "the tensor belongs to another checkpoint".to_owned()))?;
         data.read_at(tensor.offset + offset, out)
     }
 
     fn tensor_fault(&self, tensor: &TensorInfo, cause: String) -> Error {
-        let path = self
-            .source
-            .data
-            .get(tensor.file)
-            .map_or(&self.path, |data| &data.path);
-        Fault::new(Stage::Checkpoint, cause)
-            .at(format!("tensor {}", tensor.name))
-            .file(path)
-            .into()
+        let path = self.source.data.get(tensor.file).map_or(&self.path, |data| &data.path);
+        Fault::new(Stage::Checkpoint, cause).at(format!("tensor {}", tensor.name)).file(path).into()
     }
 
     /// Reads and decodes `rows` of `tensor`; `raw` is a buffer to reuse, `out` gets rows × row length values.
@@ -144,25 +125,14 @@ impl Checkpoint {
             return Ok(());
         }
         let undecodable = || {
-            let fault = Fault::new(
-                Stage::Checkpoint,
-                format!("type {} cannot be decoded yet", tensor.dtype),
-            );
+            let fault = Fault::new(Stage::Checkpoint, format!("type {} cannot be decoded yet", tensor.dtype));
             fault
                 .at(format!("tensor {}", tensor.name))
                 .fix("use a checkpoint in a type of this program's list")
-                .file(
-                    self.source
-                        .data
-                        .get(tensor.file)
-                        .map_or(&self.path, |data| &data.path),
-                )
+                .file(self.source.data.get(tensor.file).map_or(&self.path, |data| &data.path))
         };
         let row_bytes = tensor.dtype.row_bytes(row_len).ok_or_else(undecodable)?;
-        for (stored, values) in raw
-            .chunks_exact(row_bytes)
-            .zip(out.chunks_exact_mut(row_len))
-        {
+        for (stored, values) in raw.chunks_exact(row_bytes).zip(out.chunks_exact_mut(row_len)) {
             if !decode_row(tensor.dtype, stored, values) {
                 return Err(undecodable().into());
             }
@@ -174,25 +144,14 @@ impl Checkpoint {
     pub fn files(&self) -> Vec<PathBuf> {
         let weights = self.source.data.iter().map(|data| data.path.clone());
         let sidecars = self.source.sidecars.iter().map(|(_, path)| path.clone());
-        weights
-            .chain(self.source.index.clone())
-            .chain(sidecars)
-            .collect()
+        weights.chain(self.source.index.clone()).chain(sidecars).collect()
     }
 
     /// Bytes of all files on disk, config and tokenizer included, since a GGUF has them inside.
     pub fn file_bytes(&self) -> u64 {
         let weights: u64 = self.source.data.iter().map(|data| data.size_bytes).sum();
-        let others = self
-            .source
-            .index
-            .iter()
-            .chain(self.source.sidecars.iter().map(|(_, path)| path));
-        weights
-            + others
-                .filter_map(|path| std::fs::metadata(path).ok())
-                .map(|meta| meta.len())
-                .sum::<u64>()
+        let others = self.source.index.iter().chain(self.source.sidecars.iter().map(|(_, path)| path));
+        weights + others.filter_map(|path| std::fs::metadata(path).ok()).map(|meta| meta.len()).sum::<u64>()
     }
 
     /// BLAKE3 over the full content of all files, in hex: the identity of a candidate.
@@ -202,19 +161,13 @@ impl Checkpoint {
 
     /// Path of a small file beside the weights: `tokenizer.json`, `tokenizer_config.json`.
     pub fn sidecar(&self, name: &str) -> Option<&Path> {
-        let found = self
-            .source
-            .sidecars
-            .iter()
-            .find(|(known, _)| *known == name);
+        let found = self.source.sidecars.iter().find(|(known, _)| *known == name);
         found.map(|(_, path)| path.as_path())
     }
 
     /// Content of a small file beside the weights, if there is one.
     pub fn read_sidecar(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        self.sidecar(name)
-            .map(|path| files::read_small(path, files::TOKENIZER_CAP))
-            .transpose()
+        self.sidecar(name).map(|path| files::read_small(path, files::TOKENIZER_CAP)).transpose()
     }
 
     /// Content of `tokenizer.json`, if there is one.
@@ -239,7 +192,6 @@ impl Checkpoint {
 
     /// True if every value of `tensor` can be decoded here.
     pub fn is_decodable(tensor: &TensorInfo) -> bool {
-        !matches!(tensor.dtype, Dtype::Unknown(_))
-            && crate::engine::format::is_decodable(tensor.dtype)
+        !matches!(tensor.dtype, Dtype::Unknown(_)) && crate::engine::format::is_decodable(tensor.dtype)
     }
 }

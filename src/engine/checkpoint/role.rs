@@ -59,10 +59,7 @@ impl Role {
 
     /// True for the linears inside a layer, which compression is mostly about.
     pub fn is_layer_linear(self) -> bool {
-        matches!(
-            self,
-            Self::Q | Self::K | Self::V | Self::O | Self::Gate | Self::Up | Self::Down
-        )
+        matches!(self, Self::Q | Self::K | Self::V | Self::O | Self::Gate | Self::Up | Self::Down)
     }
 
     /// Reads role and layer off a Hugging Face name such as `model.layers.3.mlp.down_proj.weight`.
@@ -120,11 +117,7 @@ mod tests {
             ("model.layers.12.self_attn.q_proj.weight", Role::Q, Some(12)),
             ("model.layers.0.mlp.down_proj.weight", Role::Down, Some(0)),
             ("model.layers.0.mlp.down_proj.bias", Role::Other, Some(0)),
-            (
-                "model.layers.3.post_attention_layernorm.weight",
-                Role::Norm,
-                Some(3),
-            ),
+            ("model.layers.3.post_attention_layernorm.weight", Role::Norm, Some(3)),
             ("model.norm.weight", Role::Norm, None),
             ("lm_head.weight", Role::Head, None),
             ("rope_freqs.weight", Role::Other, None),

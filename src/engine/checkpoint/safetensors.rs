@@ -57,10 +57,7 @@ impl<'de> Deserialize<'de> for RawHeader {
                 out.write_str("an object of tensors")
             }
 
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> std::result::Result<RawHeader, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<RawHeader, A::Error> {
                 let mut entries = Vec::new();
                 while let Some(key) = map.next_key::<String>()? {
                     if key == "__metadata__" {
@@ -130,73 +127,48 @@ pub(super) fn read_header(data: &DataFile) -> Result<Header> {
             .into()
     };
     if data.size_bytes < 8 {
-        return Err(fault(
-            format!(
-                "{} bytes are too few for a safetensors file",
-                data.size_bytes
-            ),
-            "header",
-        ));
+        return Err(fault(format!("{} bytes are too few for a safetensors file", data.size_bytes), "header"));
     }
     let mut prefix = [0u8; 8];
     data.read_at(0, &mut prefix)?;
     let header_len = u64::from_le_bytes(prefix);
     if header_len > HEADER_CAP {
         return Err(fault(
-            format!(
-                "the header says that it has {header_len} bytes, more than the format's {HEADER_CAP}"
-            ),
+            format!("the header says that it has {header_len} bytes, more than the format's {HEADER_CAP}"),
             "header",
         ));
     }
     let data_start = 8 + header_len;
     if data_start > data.size_bytes {
         return Err(fault(
-            format!(
-                "the header ends at byte {data_start}, but the file at {}",
-                data.size_bytes
-            ),
+            format!("the header ends at byte {data_start}, but the file at {}", data.size_bytes),
             "header",
         ));
     }
     let mut bytes = vec![0u8; data_start as usize];
     data.read_at(0, &mut bytes)?;
-    let RawHeader(raw) = serde_json::from_slice(&bytes[8..]).map_err(|err| {
-        fault(
-            format!("the header is not a safetensors header: {err}"),
-            "header",
-        )
-    })?;
+    let RawHeader(raw) = serde_json::from_slice(&bytes[8..])
+        .map_err(|err| fault(format!("the header is not a safetensors header: {err}"), "header"))?;
 
     let data_len = data.size_bytes - data_start;
     let mut entries = Vec::with_capacity(raw.len());
     for (name, entry) in raw {
         let place = format!("tensor {name}");
         let dtype = dtype_of(&entry.dtype).ok_or_else(|| -> Error {
-            Fault::new(
-                Stage::Checkpoint,
-                format!("storage type {:?} is not known", entry.dtype),
-            )
-            .at(place.clone())
-            .fix("convert the checkpoint to a plain type such as bf16")
-            .file(&data.path)
-            .into()
+            Fault::new(Stage::Checkpoint, format!("storage type {:?} is not known", entry.dtype))
+                .at(place.clone())
+                .fix("convert the checkpoint to a plain type such as bf16")
+                .file(&data.path)
+                .into()
         })?;
         let (begin, end) = entry.data_offsets;
         if begin > end || end > data_len {
             return Err(fault(
-                format!(
-                    "data at bytes {begin} to {end} lie outside the {data_len} bytes that there are"
-                ),
+                format!("data at bytes {begin} to {end} lie outside the {data_len} bytes that there are"),
                 &place,
             ));
         }
-        let needed = entry
-            .shape
-            .iter()
-            .try_fold(dtype.block_bytes() as u64, |product, &len| {
-                product.checked_mul(len)
-            });
+        let needed = entry.shape.iter().try_fold(dtype.block_bytes() as u64, |product, &len| product.checked_mul(len));
         if needed != Some(end - begin) {
             return Err(fault(
                 format!(
@@ -208,28 +180,12 @@ pub(super) fn read_header(data: &DataFile) -> Result<Header> {
                 &place,
             ));
         }
-        let shape: Option<Vec<usize>> = entry
-            .shape
-            .iter()
-            .map(|&len| usize::try_from(len).ok())
-            .collect();
-        let shape = shape
-            .ok_or_else(|| fault("the shape is too large for this machine".to_owned(), &place))?;
-        if shape
-            .iter()
-            .try_fold(1usize, |product, &len| product.checked_mul(len))
-            .is_none()
-        {
-            // An empty tensor may hide an overflow behind its zero.
+        let shape: Option<Vec<usize>> = entry.shape.iter().map(|&len| usize::try_from(len).ok()).collect();
+        let shape = shape.ok_or_else(|| fault("the shape is too large for this machine".to_owned(), &place))?;
+        if !super::products_fit(&shape) {
             return Err(fault(format!("shape {shape:?} is too large"), &place));
         }
-        entries.push(Entry {
-            name,
-            dtype,
-            shape,
-            offset: data_start + begin,
-            byte_count: end - begin,
-        });
+        entries.push(Entry { name, dtype, shape, offset: data_start + begin, byte_count: end - begin });
     }
     check_layout(&mut entries, data_start, data.size_bytes, &fault)?;
     Ok(Header { entries, bytes })
@@ -242,15 +198,11 @@ fn check_layout(
     size_bytes: u64,
     fault: &dyn Fn(String, &str) -> Error,
 ) -> Result<()> {
-    entries
-        .sort_by(|a, b| (a.offset, a.byte_count, &a.name).cmp(&(b.offset, b.byte_count, &b.name)));
+    entries.sort_by(|a, b| (a.offset, a.byte_count, &a.name).cmp(&(b.offset, b.byte_count, &b.name)));
     let mut names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
     names.sort_unstable();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(fault(
-            "listed twice".to_owned(),
-            &format!("tensor {}", pair[0]),
-        ));
+        return Err(fault("listed twice".to_owned(), &format!("tensor {}", pair[0])));
     }
     let mut end = data_start;
     let mut last = "the header";
@@ -261,10 +213,7 @@ fn check_layout(
         }
         if entry.offset > end {
             let gap = entry.offset - end;
-            return Err(fault(
-                format!("{gap} bytes between it and {last} belong to no tensor"),
-                &place,
-            ));
+            return Err(fault(format!("{gap} bytes between it and {last} belong to no tensor"), &place));
         }
         end = entry.offset + entry.byte_count;
         last = &entry.name;

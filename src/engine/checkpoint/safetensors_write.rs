@@ -106,9 +106,7 @@ impl FolderWriter {
     /// Where `target` is a file, or a folder with anything in it that is not a model's file:
     /// finishing would delete that.
     pub fn create(target: &Path) -> Result<Self> {
-        let fault = |cause: String| {
-            Fault::new(Stage::Pass, cause).fix("choose an empty or new folder").file(target)
-        };
+        let fault = |cause: String| Fault::new(Stage::Pass, cause).fix("choose an empty or new folder").file(target);
         if target.is_file() {
             return Err(fault("the output is a file, but a folder will be written".to_owned()).into());
         }
@@ -124,8 +122,7 @@ impl FolderWriter {
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         #[cfg(unix)]
         builder.permissions(permissions);
-        let temporary =
-            builder.tempdir_in(output::parent_of(target)).map_err(Error::io("create", target))?;
+        let temporary = builder.tempdir_in(output::parent_of(target)).map_err(Error::io("create", target))?;
         Ok(Self { target: target.to_owned(), temporary })
     }
 
@@ -138,8 +135,7 @@ impl FolderWriter {
     /// Starts `model.safetensors` in the folder.
     pub fn safetensors(&self, tensors: &[SafeTensor]) -> Result<SafetensorsWriter> {
         let name = "model.safetensors";
-        SafetensorsWriter::create(&self.temporary.path().join(name), tensors)
-            .map_err(|err| self.renamed(err, name))
+        SafetensorsWriter::create(&self.temporary.path().join(name), tensors).map_err(|err| self.renamed(err, name))
     }
 
     /// An error on a temporary name, told with the name that the user chose.
@@ -167,10 +163,13 @@ impl FolderWriter {
             let _ = self.temporary.keep();
         } else {
             if let Some(name) = foreign_entry(&self.target)? {
-                return Err(Fault::new(Stage::Pass, format!("the folder now holds {name}, which is no part of a model"))
-                    .fix("choose an empty or new folder")
-                    .file(&self.target)
-                    .into());
+                return Err(Fault::new(
+                    Stage::Pass,
+                    format!("the folder now holds {name}, which is no part of a model"),
+                )
+                .fix("choose an empty or new folder")
+                .file(&self.target)
+                .into());
             }
             let prefix = output::temporary_prefix(&self.target);
             let aside = tempfile::Builder::new()

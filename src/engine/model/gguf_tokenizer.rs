@@ -36,9 +36,7 @@ pub(super) fn tokenizer_json(metadata: &[(String, GgufValue)], path: &Path) -> R
     };
     let get = |key: &str| lookup(metadata, &format!("tokenizer.ggml.{key}"));
     let need = |key: &str| get(key).ok_or_else(|| fault(key, "the key is missing".to_owned()));
-    let tokens = need("tokens")?
-        .as_strings()
-        .ok_or_else(|| fault("tokens", "not a list of strings".to_owned()))?;
+    let tokens = need("tokens")?.as_strings().ok_or_else(|| fault("tokens", "not a list of strings".to_owned()))?;
     let tokens: Vec<String> = tokens.iter().map(std::borrow::Cow::into_owned).collect();
     let kinds = match get("token_type").and_then(GgufValue::as_array) {
         Some(array) => array
@@ -55,9 +53,8 @@ pub(super) fn tokenizer_json(metadata: &[(String, GgufValue)], path: &Path) -> R
             let pre = pre_tokenizers::find(name).ok_or_else(|| {
                 fault("pre", format!("pre-tokenizer {name} is not known, so the same ids cannot be promised"))
             })?;
-            let merges = need("merges")?
-                .as_strings()
-                .ok_or_else(|| fault("merges", "not a list of strings".to_owned()))?;
+            let merges =
+                need("merges")?.as_strings().ok_or_else(|| fault("merges", "not a list of strings".to_owned()))?;
             let mut pairs = Vec::with_capacity(merges.len());
             for merge in merges.iter() {
                 // A token may begin with a space only in theory; the split is after its first character.
@@ -97,9 +94,9 @@ pub(super) fn tokenizer_json(metadata: &[(String, GgufValue)], path: &Path) -> R
             return Err(fault("model", format!("tokenizer {other:?} cannot be rebuilt, only gpt2 and llama")).into());
         }
     };
-    let bos = get("bos_token_id").and_then(GgufValue::as_u64).filter(|_| {
-        get("add_bos_token").and_then(GgufValue::as_bool).unwrap_or(adds_bos)
-    });
+    let bos = get("bos_token_id")
+        .and_then(GgufValue::as_u64)
+        .filter(|_| get("add_bos_token").and_then(GgufValue::as_bool).unwrap_or(adds_bos));
     let post_processor = bos
         .and_then(|id| Some((id, tokens.get(usize::try_from(id).ok()?)?)))
         .map_or(Value::Null, |(id, token)| template(id, token));
@@ -202,9 +199,7 @@ impl Vocabulary<'_> {
                 }
             }
         }
-        merges.sort_by(|&(a, a_at), &(b, b_at)| {
-            scores[b].total_cmp(&scores[a]).then(a.cmp(&b)).then(b_at.cmp(&a_at))
-        });
+        merges.sort_by(|&(a, a_at), &(b, b_at)| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)).then(b_at.cmp(&a_at)));
         merges.into_iter().map(|(id, at)| json!([&self.tokens[id][..at], &self.tokens[id][at..]])).collect()
     }
 }

@@ -33,9 +33,7 @@ impl Tokenizer {
     /// embedding does not have.
     pub fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
         let (json, path) = match (checkpoint.tokenizer_json()?, checkpoint.gguf_metadata()) {
-            (Some(json), _) => {
-                (json, checkpoint.sidecar("tokenizer.json").unwrap_or(&checkpoint.path).to_owned())
-            }
+            (Some(json), _) => (json, checkpoint.sidecar("tokenizer.json").unwrap_or(&checkpoint.path).to_owned()),
             (None, Some(metadata)) => {
                 (gguf_tokenizer::tokenizer_json(metadata, &checkpoint.path)?, checkpoint.path.clone())
             }
@@ -47,10 +45,7 @@ impl Tokenizer {
             }
         };
         let fault = |cause: String| -> Error {
-            Fault::new(Stage::Tokenizer, cause)
-                .fix("use the tokenizer that belongs to the model")
-                .file(&path)
-                .into()
+            Fault::new(Stage::Tokenizer, cause).fix("use the tokenizer that belongs to the model").file(&path).into()
         };
         let mut inner =
             Inner::from_bytes(&json).map_err(|err| fault(format!("the tokenizer cannot be read: {err}")))?;
@@ -76,7 +71,9 @@ impl Tokenizer {
         if let Some(config) = config {
             tokenizer.eos = config.eos.clone();
         }
-        if let Some(id) = tokenizer.bos.iter().chain(&tokenizer.eos).find(|&&id| rows.is_some_and(|rows| id as usize >= rows)) {
+        if let Some(id) =
+            tokenizer.bos.iter().chain(&tokenizer.eos).find(|&&id| rows.is_some_and(|rows| id as usize >= rows))
+        {
             return Err(fault(format!("special token {id} lies beyond the embedding's rows")));
         }
         Ok(tokenizer)

@@ -4,11 +4,8 @@
 //! one to one, so that a name that went there comes back unchanged.
 
 /// Tensors outside the layers: GGUF's stem, Hugging Face's stem.
-const GLOBAL: [(&str, &str); 3] = [
-    ("token_embd", "model.embed_tokens"),
-    ("output_norm", "model.norm"),
-    ("output", "lm_head"),
-];
+const GLOBAL: [(&str, &str); 3] =
+    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// Tensors of one layer: GGUF's stem after `blk.N.`, Hugging Face's after `model.layers.N.`.
 const LAYER: [(&str, &str); 9] = [
@@ -33,11 +30,7 @@ fn split_kind(name: &str) -> Option<(&str, &str)> {
 fn split_layer(rest: &str) -> Option<(&str, &str)> {
     let (number, rest) = rest.split_once('.')?;
     let is_canonical = number == "0" || !number.starts_with('0');
-    (is_canonical
-        && number
-            .parse::<u32>()
-            .is_ok_and(|_| !number.starts_with('+')))
-    .then_some((number, rest))
+    (is_canonical && number.parse::<u32>().is_ok_and(|_| !number.starts_with('+'))).then_some((number, rest))
 }
 
 /// Hugging Face's name of GGUF's `name`; `None` for names that only GGUF has (`rope_freqs.weight`).
@@ -70,10 +63,7 @@ mod tests {
 
     #[test]
     fn every_name_comes_back_unchanged() {
-        let mut names: Vec<String> = GLOBAL
-            .iter()
-            .map(|(_, name)| format!("{name}.weight"))
-            .collect();
+        let mut names: Vec<String> = GLOBAL.iter().map(|(_, name)| format!("{name}.weight")).collect();
         for (_, stem) in LAYER {
             names.push(format!("model.layers.0.{stem}.weight"));
             names.push(format!("model.layers.31.{stem}.bias"));
@@ -87,30 +77,17 @@ mod tests {
 
     #[test]
     fn names_that_would_not_come_back_are_left_alone() {
-        for name in [
-            "blk.01.attn_q.weight",
-            "blk.+1.attn_q.weight",
-            "blk.x.attn_q.weight",
-            "rope_freqs.weight",
-            "blk.1",
-        ] {
+        for name in
+            ["blk.01.attn_q.weight", "blk.+1.attn_q.weight", "blk.x.attn_q.weight", "rope_freqs.weight", "blk.1"]
+        {
             assert_eq!(to_hugging_face(name), None, "{name}");
         }
-        assert_eq!(
-            to_gguf("model.layers.1.self_attn.rotary_emb.inv_freq"),
-            None
-        );
+        assert_eq!(to_gguf("model.layers.1.self_attn.rotary_emb.inv_freq"), None);
     }
 
     #[test]
     fn the_field_knows_these_names() {
-        assert_eq!(
-            to_gguf("model.layers.7.self_attn.o_proj.weight").as_deref(),
-            Some("blk.7.attn_output.weight")
-        );
-        assert_eq!(
-            to_hugging_face("output.weight").as_deref(),
-            Some("lm_head.weight")
-        );
+        assert_eq!(to_gguf("model.layers.7.self_attn.o_proj.weight").as_deref(), Some("blk.7.attn_output.weight"));
+        assert_eq!(to_hugging_face("output.weight").as_deref(), Some("lm_head.weight"));
     }
 }
