@@ -4,5 +4,7 @@
 //! share; [`plots`] draw data from plain structs. Panels read the workbench and emit commands.
 
 pub mod plots;
+#[cfg(test)]
+mod testing;
 pub mod theme;
 pub mod widgets;

@@ -75,11 +75,11 @@ pub fn map(layers: usize, format: &str) -> heat_map::HeatMap {
     let roles = ["q", "k", "v", "o", "gate", "up", "down"];
     let mut next = stream(5);
     let mut cells = Vec::new();
-    for role in 0..roles.len() {
+    let factors = [1.0, 0.6, 6.0, 1.5, 1.1, 1.4, 9.0];
+    for (role, factor) in factors.into_iter().enumerate() {
         for layer in 0..layers {
             let depth = (layer as f64 / layers as f64 - 0.5).abs() * 2.0;
-            let value =
-                2e-4 * (1.0 + 60.0 * depth.powi(6)) * [1.0, 0.6, 6.0, 1.5, 1.1, 1.4, 9.0][role];
+            let value = 2e-4 * (1.0 + 60.0 * depth.powi(6)) * factor;
             let value = value * (0.6 + 0.9 * next());
             cells.push(if role == 6 && layer + 2 >= layers {
                 heat_map::Slot::Pending

@@ -75,6 +75,9 @@ impl Scale {
 
     /// Where `value` lies: 0 at `min`, 1 at `max`, beyond them outside. NaN lies at 0.
     pub fn unit(&self, value: f64) -> f64 {
+        if value.is_nan() {
+            return 0.0;
+        }
         let unit = if self.is_log {
             (value.max(f64::MIN_POSITIVE) / self.min).ln() / (self.max / self.min).ln()
         } else {
@@ -124,7 +127,8 @@ impl Scale {
         let (low, high) = (self.min.log10(), self.max.log10());
         let decades = high - low;
         let most = most.max(2) as f64;
-        if decades >= 1.5 {
+        // Three labels a decade where there is room for them.
+        if decades * 3.0 > most + 1.0 {
             let stride = (decades / most).ceil().max(1.0) as i32;
             let first = (low - 1e-9).ceil() as i32;
             let last = (high + 1e-9).floor() as i32;
@@ -136,7 +140,6 @@ impl Scale {
                 })
                 .collect();
         }
-        // Less than two decades: 1, 2, 5 of each.
         let mut ticks = Vec::new();
         for power in low.floor() as i32..=high.ceil() as i32 {
             for lead in [1.0, 2.0, 5.0] {
@@ -189,7 +192,7 @@ fn plain(value: f64, step: f64) -> String {
         value
     };
     let magnitude = value.abs();
-    if magnitude >= 1e4 {
+    if magnitude >= 1e3 && step >= 100.0 {
         return short(value);
     }
     if value != 0.0 && magnitude < 1e-4 && step < 1e-4 {
@@ -298,6 +301,7 @@ mod tests {
             ["10⁻⁵", "10⁻⁴", "10⁻³", "0.01", "0.1"]
         );
         assert_eq!(labels(Scale::log(1.0, 10.0), 5), ["1", "2", "5", "10"]);
+        assert_eq!(labels(Scale::linear(0.0, 4000.0), 2), ["0", "2k", "4k"]);
         assert!(labels(Scale::log(1e-12, 1.0), 5).len() <= 6);
         assert!(labels(Scale::log(1.01, 1.02), 4).len() >= 2);
     }

@@ -135,7 +135,7 @@ impl Plot for Curve {
             });
         }
         let bounds = frame.inner.expand2(vec2(4.0, 4.0));
-        for (place, &index) in labels::place(&wanted, bounds).into_iter().zip(&order) {
+        for (place, &index) in labels::place(&wanted, &[], bounds).into_iter().zip(&order) {
             let point = &self.points[index];
             let is_chosen = self.chosen.as_deref() == Some(&point.format);
             let (kind, color) = match (point.is_legal, is_chosen) {
@@ -144,6 +144,7 @@ impl Plot for Curve {
                 (false, false) => (Type::Small, tokens.weak),
             };
             if let Some(place) = place {
+                canvas.rect(place.shrink2(vec2(0.0, 1.0)), tokens.panel);
                 canvas.text(
                     place.center(),
                     Align2::CENTER_CENTER,

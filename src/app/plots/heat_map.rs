@@ -149,7 +149,7 @@ impl HeatMap {
             + space::S;
         let (rows, columns) = (self.rows.len().max(1), self.columns.len().max(1));
         // From the right: the scale's ticks and bar, then the sums of the rows.
-        let legend = 78.0;
+        let legend = 104.0;
         let sums = 62.0;
         let left = rect.left() + names;
         let width = rect.right() - legend - sums - left;
@@ -290,8 +290,16 @@ impl HeatMap {
         self.draw_column_edges(canvas, &geometry, tokens);
         if let Some(scale) = &scale {
             let legend = Rect::from_min_max(
-                pos2(rect.right() - 46.0, grid.top()),
-                pos2(rect.right() - 34.0, grid.bottom().max(grid.top() + 110.0)),
+                pos2(sums_x + 52.0, grid.top()),
+                pos2(sums_x + 64.0, grid.bottom().max(grid.top() + 110.0)),
+            );
+            let head = pos2(legend.left(), grid.top() - 3.0);
+            canvas.text(
+                head,
+                Align2::LEFT_BOTTOM,
+                &self.unit,
+                Type::Small,
+                tokens.weak,
             );
             self.draw_legend(canvas, legend, scale, tokens);
         }

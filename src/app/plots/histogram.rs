@@ -130,6 +130,7 @@ impl Plot for Histogram<'_> {
 
     fn draw(&self, canvas: &mut dyn Canvas, rect: Rect, tokens: &Tokens) {
         let (x, y) = self.axes();
+        let rect = below_sigmas(rect);
         let frame = Frame::new(canvas, rect, &x, &y);
         frame.draw(canvas, rect, &x, &y, tokens);
         let fill = tokens.tint(tokens.baseline, 0.3);
@@ -209,7 +210,7 @@ impl Histogram<'_> {
         let Some((_, index)) = self.candidate else {
             return;
         };
-        let mut at = frame.inner.right_top() + vec2(-4.0, 18.0);
+        let mut at = frame.inner.right_top() + vec2(-4.0, 2.0);
         for (word, color) in [
             ("original", tokens.baseline),
             ("candidate", tokens.candidate(index)),
@@ -223,7 +224,7 @@ impl Histogram<'_> {
         let (x, y) = self.axes();
         let frame = {
             let canvas = super::canvas::PainterCanvas::new(ui.painter());
-            Frame::new(&canvas, response.rect, &x, &y)
+            Frame::new(&canvas, below_sigmas(response.rect), &x, &y)
         };
         if !frame.inner.contains(pointer) {
             return;
@@ -248,6 +249,11 @@ impl Histogram<'_> {
         painter.vline(x, frame.inner.y_range(), Stroke::new(1.0, tokens.accent));
         readout(ui, response.rect, pointer, "", &lines);
     }
+}
+
+/// The room for axes and data: the σ marks stand above it.
+fn below_sigmas(rect: Rect) -> Rect {
+    rect.with_min_y(rect.top() + 12.0)
 }
 
 /// Draws the histogram at `height` as wide as there is room, with the numbers under the pointer.

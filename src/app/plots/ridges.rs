@@ -72,7 +72,7 @@ impl Ridges {
         is_selected: bool,
         tokens: &Tokens,
     ) {
-        let inner = rect.shrink2(vec2(4.0, 3.0));
+        let mut inner = rect.shrink2(vec2(4.0, 3.0));
         if is_selected {
             canvas.rect(rect.shrink(1.0), tokens.selection);
         }
@@ -111,16 +111,6 @@ impl Ridges {
             .collect();
         canvas.area(&points, base, ground.lerp_to_gamma(color, 0.32));
         canvas.path(points, Stroke::new(1.0, color));
-        if !ridge.note.is_empty() && inner.width() > 84.0 {
-            let kind = Type::MonoSmall;
-            canvas.text(
-                inner.right_top(),
-                Align2::RIGHT_TOP,
-                &ridge.note,
-                kind,
-                tokens.weak,
-            );
-        }
         if ridge.is_odd {
             let center = inner.left_top() + vec2(4.0, 5.0);
             canvas.disc(center, 3.0, tokens.undecided, Stroke::NONE);
@@ -214,7 +204,7 @@ pub fn ridges_ui(ui: &mut Ui, ridges: &Ridges, selected: Option<usize>) -> Optio
         if !ui.is_rect_visible(place) {
             continue;
         }
-        let id = ui.id().with(("ridge", &ridge.tensor_name));
+        let id = response.id.with(&ridge.tensor_name);
         if cell_response(ui, place, id, ridge, selected == Some(index)).clicked() {
             clicked = Some(index);
         }

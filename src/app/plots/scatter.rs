@@ -38,12 +38,13 @@ pub struct Scatter {
     pub metric: String,
 }
 
-/// Indices of the points that no other beats: none is as small and as accurate and better in one.
+/// Indices of the measured points that no other beats: none is as small and as accurate and better in one.
 /// By growing size.
 pub fn pareto(points: &[ScatterPoint]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..points.len())
         .filter(|&index| {
-            points[index].size_mib.is_finite() && points[index].accuracy_percent.is_finite()
+            let point = &points[index];
+            !point.is_predicted && point.size_mib.is_finite() && point.accuracy_percent.is_finite()
         })
         .collect();
     order.sort_by(|&one, &other| {
@@ -124,10 +125,6 @@ impl Scatter {
             steps.extend(steps.last().map(|last| pos2(at.x, last.y)));
             steps.push(at);
         }
-        if let (Some(first), Some(last)) = (steps.first().copied(), steps.last().copied()) {
-            steps.insert(0, pos2(first.x, frame.inner.bottom()));
-            steps.push(pos2(frame.inner.right(), last.y));
-        }
         canvas.path(steps, Stroke::new(1.0, tokens.outline));
     }
 
@@ -150,6 +147,7 @@ impl Plot for Scatter {
         frame.draw(canvas, rect, &x, &y, tokens);
         self.draw_front(canvas, &frame, tokens);
         let mut wanted = Vec::with_capacity(self.points.len());
+        let mut whiskers = Vec::new();
         for point in &self.points {
             let (at, color) = (Self::place(&frame, point), Self::color(point, tokens));
             if let Some(half) = point.half_width {
@@ -157,6 +155,7 @@ impl Plot for Scatter {
                 let low = frame.at(point.size_mib, point.accuracy_percent - half);
                 let high = frame.at(point.size_mib, point.accuracy_percent + half);
                 canvas.line(low, high, stroke);
+                whiskers.push(Rect::from_two_pos(low, high).expand2(vec2(4.0, 2.0)));
                 for end in [low, high] {
                     canvas.line(end - vec2(4.0, 0.0), end + vec2(4.0, 0.0), stroke);
                 }
@@ -176,9 +175,13 @@ impl Plot for Scatter {
             });
         }
         let bounds = frame.inner.expand2(vec2(8.0, 4.0));
-        for (place, point) in labels::place(&wanted, bounds).into_iter().zip(&self.points) {
+        for (place, point) in labels::place(&wanted, &whiskers, bounds)
+            .into_iter()
+            .zip(&self.points)
+        {
             let Some(place) = place else { continue };
             let align = Align2::LEFT_CENTER;
+            canvas.rect(place.shrink2(vec2(0.0, 1.0)), tokens.panel);
             let name = pos2(place.left() + 1.0, place.center().y);
             let drawn = canvas.text(name, align, &point.name, Type::SmallStrong, tokens.text);
             if let Some(speed) = point.tokens_per_second {

@@ -72,13 +72,14 @@ impl Slices {
         let has_verdicts = self.rows.iter().any(|row| row.verdict.is_some());
         let right = rect.right() - if has_verdicts { 84.0 } else { 0.0 };
         let figures = 108.0;
-        let plots = right - figures - left - space::XL;
+        let gap = 44.0;
+        let plots = right - figures - left - gap;
         let first = plots * 0.5;
         Columns {
             names: rect.left()..=rect.left() + names,
             items: left - space::M,
             dots: left + 6.0..=left + first - 6.0,
-            difference: left + first + space::XL..=left + plots + space::XL - 4.0,
+            difference: left + first + gap..=left + plots + gap - 4.0,
             figures: right,
             verdict: right + space::M,
         }

@@ -59,9 +59,7 @@ mod tests {
 
     #[test]
     fn every_sign_that_the_window_writes_has_a_glyph() {
-        let ctx = egui::Context::default();
-        super::super::install(&ctx);
-        let _ = ctx.run_ui(egui::RawInput::default(), |ui| {
+        crate::app::testing::frame(&crate::app::testing::context(), 0.0, |ui| {
             let signs = "±×·→←↑↓≤≥≠≈−–—…∞σαβγδλμπΔΣΩ°²³⁻¹‰%▸▾▴◂✓✗■□●○ÄÖÜßéèñçğışŞİ“”‘’§©½";
             for kind in Type::ALL {
                 for sign in signs.chars() {
@@ -74,9 +72,7 @@ mod tests {
 
     #[test]
     fn figures_are_as_wide_as_one_another() {
-        let ctx = egui::Context::default();
-        super::super::install(&ctx);
-        let _ = ctx.run_ui(egui::RawInput::default(), |ui| {
+        crate::app::testing::frame(&crate::app::testing::context(), 0.0, |ui| {
             for kind in [Type::Body, Type::Strong, Type::Mono] {
                 let widths: Vec<f32> = ('0'..='9')
                     .map(|figure| ui.fonts_mut(|fonts| fonts.glyph_width(&kind.font(), figure)))

@@ -366,15 +366,12 @@ mod tests {
 
     #[test]
     fn presenting_scales_all_and_ends_where_it_began() {
-        let ctx = egui::Context::default();
-        install(&ctx);
-        apply(&ctx, Mode::Dark, true);
-        ctx.begin_pass(egui::RawInput::default());
-        assert_eq!(ctx.zoom_factor(), PRESENTER_SCALE);
-        let _ = ctx.end_pass();
-        apply(&ctx, Mode::Dark, false);
-        ctx.begin_pass(egui::RawInput::default());
-        assert_eq!(ctx.zoom_factor(), 1.0);
-        let _ = ctx.end_pass();
+        let ctx = crate::app::testing::context();
+        for (is_presenting, scale) in [(true, PRESENTER_SCALE), (false, 1.0)] {
+            apply(&ctx, Mode::Dark, is_presenting);
+            crate::app::testing::frame(&ctx, 0.0, |_| ());
+            assert_eq!(ctx.zoom_factor(), scale);
+            assert_eq!(ctx.theme(), egui::Theme::Dark);
+        }
     }
 }

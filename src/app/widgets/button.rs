@@ -7,6 +7,10 @@ use crate::app::theme::{Type, UiTokens as _, space};
 
 /// The one thing to do here. Filled with the accent.
 pub fn primary_button_ui(ui: &mut Ui, text: &str, is_enabled: bool) -> Response {
+    // A disabled one is a plain button, so that the accent always means "can be done".
+    if !is_enabled {
+        return secondary_button_ui(ui, text, false);
+    }
     let tokens = ui.tokens();
     ui.scope(|ui| {
         let widgets = &mut ui.visuals_mut().widgets;
@@ -20,17 +24,8 @@ pub fn primary_button_ui(ui: &mut Ui, text: &str, is_enabled: bool) -> Response 
             state.bg_stroke = Stroke::new(1.0, fill);
             state.fg_stroke.color = tokens.on_accent;
         }
-        // A disabled button is a plain one, so that the accent always means "can be done".
-        let label = if is_enabled {
-            Type::Strong.text(text)
-        } else {
-            Type::Body.text(text)
-        };
-        if is_enabled {
-            ui.add(Button::new(label.color(tokens.on_accent)).min_size(vec2(0.0, space::ROW)))
-        } else {
-            ui.add_enabled(false, Button::new(label).min_size(vec2(0.0, space::ROW)))
-        }
+        let label = Type::Strong.text(text).color(tokens.on_accent);
+        ui.add(Button::new(label).min_size(vec2(0.0, space::ROW)))
     })
     .inner
 }

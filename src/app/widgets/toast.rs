@@ -149,19 +149,14 @@ mod tests {
     use super::*;
 
     fn frame(toasts: &mut Toasts, ctx: &Context, time_secs: f64) {
-        let input = eframe::egui::RawInput {
-            time: Some(time_secs),
-            ..Default::default()
-        };
-        let _ = ctx.run_ui(input, |ui| {
+        crate::app::testing::frame(ctx, time_secs, |ui| {
             toasts.show(ui.ctx());
         });
     }
 
     #[test]
     fn notes_go_by_themselves_and_errors_stay() {
-        let ctx = Context::default();
-        crate::app::theme::install(&ctx);
+        let ctx = crate::app::testing::context();
         let mut toasts = Toasts::default();
         toasts.add(Level::Info, "saved", None);
         toasts.add(Level::Error, "disk full", None);
