@@ -129,7 +129,7 @@ impl Scale {
         let most = most.max(2) as f64;
         // Three labels a decade where there is room for them.
         if decades * 3.0 > most + 1.0 {
-            let stride = (decades / most).ceil().max(1.0) as i32;
+            let stride = (decades / (most + 1.0)).ceil().max(1.0) as i32;
             let first = (low - 1e-9).ceil() as i32;
             let last = (high + 1e-9).floor() as i32;
             return (first..=last)

@@ -9,7 +9,7 @@ use super::frame::{Axis, Frame, readout};
 use super::labels::{self, Wanted};
 use super::{Plot, plot_ui};
 use crate::app::theme::{Tokens, Type};
-use crate::engine::units;
+use crate::app::widgets::number_with_interval;
 
 /// One format.
 #[derive(Clone, Debug)]
@@ -101,9 +101,12 @@ impl Plot for Curve {
         let frame = Frame::new(canvas, rect, &x, &y);
         frame.draw(canvas, rect, &x, &y, tokens);
         let best = self.best();
+        // A lossless format has no place on a logarithmic axis: the line ends before it.
         let line: Vec<Pos2> = best
             .iter()
-            .map(|&index| Self::place(&frame, &self.points[index]))
+            .map(|&index| &self.points[index])
+            .filter(|point| point.error > 0.0)
+            .map(|point| Self::place(&frame, point))
             .collect();
         canvas.path(line, Stroke::new(1.25, tokens.tint(tokens.baseline, 0.7)));
         // Points on the line are named first, since they are what one chooses from.
@@ -196,10 +199,7 @@ pub fn curve_ui(ui: &mut Ui, curve: &Curve, height: f32) -> (Response, Option<us
         );
         if let Some(index) = nearest {
             let point = &curve.points[index];
-            let mut error = units::significant(point.error);
-            if let Some(stderr) = point.stderr {
-                error = format!("{error} ± {}", units::significant(stderr));
-            }
+            let error = number_with_interval(point.error, point.stderr.unwrap_or(0.0), "").text();
             let mut lines = vec![
                 ("bits per weight", format!("{:.2}", point.bits)),
                 (curve.metric.as_str(), error),

@@ -170,7 +170,7 @@ pub(super) fn readout(ui: &Ui, bounds: Rect, pointer: Pos2, title: &str, lines: 
     for (name, figure) in rows {
         painter.galley(pos2(rect.left() + 8.0, y), name, tokens.weak);
         let x = rect.left() + 8.0 + width - figure.size().x;
-        painter.galley(pos2(x, y + 1.0), figure, tokens.text);
+        painter.galley(pos2(x, y), figure, tokens.text);
         y += row_height;
     }
 }

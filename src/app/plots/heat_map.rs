@@ -12,6 +12,7 @@ use super::export::{Table, cell};
 use super::frame::readout;
 use super::{Plot, axis::Scale};
 use crate::app::theme::{Damage, Tokens, Type, UiTokens as _, space};
+use crate::app::widgets::number_with_interval;
 use crate::engine::units;
 
 /// One measured cell.
@@ -542,15 +543,10 @@ impl HeatMap {
         let title = format!("layer {} {}", self.columns[column], self.rows[row]);
         let lines = match self.slot(row, column) {
             Slot::Done(cell) => {
-                let mut text = units::significant(cell.value);
-                if let Some(stderr) = cell.stderr {
-                    text = format!("{text} ± {}", units::significant(stderr));
-                }
-                if !self.unit.is_empty() {
-                    text = format!("{text} {}", self.unit);
-                }
+                let figure = number_with_interval(cell.value, cell.stderr.unwrap_or(0.0), "");
+                let text = format!("{} {}", figure.text(), self.unit);
                 let is_noise = self.noise_floor.is_some_and(|floor| cell.value < floor);
-                let mut lines = vec![(self.format.as_str(), text)];
+                let mut lines = vec![(self.format.as_str(), text.trim_end().to_owned())];
                 if is_noise {
                     lines.push(("below", "noise floor".to_owned()));
                 }

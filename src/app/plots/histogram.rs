@@ -194,8 +194,8 @@ impl Histogram<'_> {
             let half = canvas.text_width(&label, Type::Small) / 2.0;
             if at - half > last_label {
                 canvas.text(
-                    pos2(at, top),
-                    Align2::CENTER_TOP,
+                    pos2(at, top - 3.0),
+                    Align2::CENTER_BOTTOM,
                     &label,
                     Type::Small,
                     tokens.weak,

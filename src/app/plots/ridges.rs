@@ -89,6 +89,13 @@ impl Ridges {
             );
             return;
         };
+        // The note has room of its own, or none is written.
+        if !ridge.note.is_empty() && inner.width() > 130.0 {
+            let kind = Type::MonoSmall;
+            let at = inner.right_bottom() - vec2(0.0, 3.0);
+            let note = canvas.text(at, Align2::RIGHT_BOTTOM, &ridge.note, kind, tokens.weak);
+            inner.max.x = note.left() - space::XS;
+        }
         let color = if is_selected {
             tokens.accent
         } else {

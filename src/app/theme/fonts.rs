@@ -55,7 +55,6 @@ pub fn install(ctx: &egui::Context) {
 #[cfg(test)]
 mod tests {
     use super::super::Type;
-    use super::*;
 
     #[test]
     fn every_sign_that_the_window_writes_has_a_glyph() {

@@ -41,12 +41,12 @@ impl Number {
 }
 
 /// A figure and its interval with as many decimals as the interval supports: two significant digits
-/// of the interval, and the same number of decimals for the figure, at most six.
+/// of the interval, and the same number of decimals for the figure, at most eight.
 pub fn number_with_interval(value: f64, half_width: f64, unit: &'static str) -> Number {
     if !half_width.is_finite() || half_width <= 0.0 {
         return Number::exact(crate::engine::units::significant(value), unit);
     }
-    let decimals = (1 - half_width.log10().floor() as i32).clamp(0, 6) as usize;
+    let decimals = (1 - half_width.log10().floor() as i32).clamp(0, 8) as usize;
     Number {
         value: format!("{value:.decimals$}"),
         interval: format!("{half_width:.decimals$}"),
