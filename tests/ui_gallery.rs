@@ -26,7 +26,7 @@ fn render(name: &str, size: Vec2, page: fn(&mut Ui), pointer: Option<(f32, f32)>
             .with_pixels_per_point(1.0)
             .with_context_setup(theme::install)
             .build_ui(move |ui| {
-                egui::CentralPanel::default().show(ui, |ui| page(ui));
+                egui::CentralPanel::default().show(ui, page);
             });
         if let Some((x, y)) = pointer {
             harness.hover_at(egui::pos2(x, y));
@@ -35,9 +35,7 @@ fn render(name: &str, size: Vec2, page: fn(&mut Ui), pointer: Option<(f32, f32)>
         let picture = harness.render().expect("a Vulkan driver");
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("../gallery");
         std::fs::create_dir_all(&folder).expect("target folder");
-        picture
-            .save(folder.join(format!("{name}_{word}.png")))
-            .expect("save");
+        picture.save(folder.join(format!("{name}_{word}.png"))).expect("save");
     }
 }
 
@@ -69,13 +67,8 @@ mod without_pictures {
     use egui_kittest::{Harness, kittest::Queryable as _};
     use lapidary::app::{plots, theme, widgets};
 
-    fn harness<'a, State: 'a>(
-        page: impl FnMut(&mut egui::Ui, &mut State) + 'a,
-        state: State,
-    ) -> Harness<'a, State> {
-        Harness::builder()
-            .with_context_setup(theme::install)
-            .build_ui_state(page, state)
+    fn harness<'a, State: 'a>(page: impl FnMut(&mut egui::Ui, &mut State) + 'a, state: State) -> Harness<'a, State> {
+        Harness::builder().with_context_setup(theme::install).build_ui_state(page, state)
     }
 
     #[test]
@@ -152,16 +145,8 @@ mod without_pictures {
         super::gallery::plots::with_all(|plot| {
             for tokens in [theme::Tokens::dark(), theme::Tokens::light()] {
                 let svg = plots::export::svg(plot, egui::vec2(800.0, 400.0), tokens);
-                assert!(
-                    svg.starts_with("<svg ") && svg.ends_with("</svg>\n"),
-                    "{}",
-                    plot.title()
-                );
-                assert!(
-                    !svg.contains("NaN") && !svg.contains("inf"),
-                    "{}",
-                    plot.title()
-                );
+                assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{}", plot.title());
+                assert!(!svg.contains("NaN") && !svg.contains("inf"), "{}", plot.title());
                 assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
             }
             let table = plot.table();

@@ -13,10 +13,7 @@ pub(super) fn context() -> Context {
 
 /// Runs one frame at `time_secs` and drops what it would paint.
 pub(super) fn frame(ctx: &Context, time_secs: f64, contents: impl FnMut(&mut Ui)) {
-    let input = RawInput {
-        time: Some(time_secs),
-        ..RawInput::default()
-    };
+    let input = RawInput { time: Some(time_secs), ..RawInput::default() };
     let mut output = ctx.run_ui(input, contents);
     output.textures_delta.clear();
 }

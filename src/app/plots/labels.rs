@@ -18,10 +18,8 @@ pub struct Wanted {
 /// label for which
 /// there is no place is left out (`None`); its numbers are still told under the pointer.
 pub fn place(wanted: &[Wanted], obstacles: &[Rect], bounds: Rect) -> Vec<Option<Rect>> {
-    let marks: Vec<Rect> = wanted
-        .iter()
-        .map(|label| Rect::from_center_size(label.point, Vec2::splat(2.0 * label.radius + 2.0)))
-        .collect();
+    let marks: Vec<Rect> =
+        wanted.iter().map(|label| Rect::from_center_size(label.point, Vec2::splat(2.0 * label.radius + 2.0))).collect();
     let mut taken: Vec<Rect> = Vec::new();
     wanted
         .iter()
@@ -31,10 +29,7 @@ pub fn place(wanted: &[Wanted], obstacles: &[Rect], bounds: Rect) -> Vec<Option<
                 bounds.contains_rect(*rect)
                     && !obstacles.iter().any(|other| other.intersects(*rect))
                     && !taken.iter().any(|other| other.intersects(rect.expand(1.0)))
-                    && !marks
-                        .iter()
-                        .enumerate()
-                        .any(|(mark, other)| mark != index && other.intersects(*rect))
+                    && !marks.iter().enumerate().any(|(mark, other)| mark != index && other.intersects(*rect))
             });
             taken.extend(found);
             found
@@ -43,11 +38,7 @@ pub fn place(wanted: &[Wanted], obstacles: &[Rect], bounds: Rect) -> Vec<Option<
 }
 
 fn candidates(label: &Wanted) -> [Rect; 10] {
-    let Wanted {
-        point,
-        radius,
-        size,
-    } = *label;
+    let Wanted { point, radius, size } = *label;
     let gap = radius + 4.0;
     let half = size / 2.0;
     let centers = [
@@ -71,11 +62,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn wanted(x: f32, y: f32, width: f32) -> Wanted {
-        Wanted {
-            point: pos2(x, y),
-            radius: 4.0,
-            size: vec2(width, 12.0),
-        }
+        Wanted { point: pos2(x, y), radius: 4.0, size: vec2(width, 12.0) }
     }
 
     #[test]

@@ -32,10 +32,7 @@ pub fn primary_button_ui(ui: &mut Ui, text: &str, is_enabled: bool) -> Response 
 
 /// Another thing to do here.
 pub fn secondary_button_ui(ui: &mut Ui, text: &str, is_enabled: bool) -> Response {
-    ui.add_enabled(
-        is_enabled,
-        Button::new(text).min_size(vec2(0.0, space::ROW)),
-    )
+    ui.add_enabled(is_enabled, Button::new(text).min_size(vec2(0.0, space::ROW)))
 }
 
 /// A thing to do that should not draw the eye: text in the accent, a ground only under the pointer.
@@ -50,11 +47,7 @@ pub fn quiet_button_ui(ui: &mut Ui, text: &str) -> Response {
 
 /// A square button with an icon; `name` is its accessible name and its tooltip.
 pub fn icon_button_ui(ui: &mut Ui, icon: Icon, name: &str, is_enabled: bool) -> Response {
-    let sense = if is_enabled {
-        Sense::click()
-    } else {
-        Sense::hover()
-    };
+    let sense = if is_enabled { Sense::click() } else { Sense::hover() };
     let side = space::ROW_COMPACT;
     let (rect, response) = ui.allocate_exact_size(vec2(side, side), sense);
     response.widget_info(|| WidgetInfo::labeled(Role::Button, is_enabled, name));
@@ -81,7 +74,6 @@ pub(super) fn focus_ring(ui: &Ui, response: &Response) {
     if response.has_focus() {
         let stroke = Stroke::new(1.5, ui.tokens().accent);
         let kind = egui::StrokeKind::Inside;
-        ui.painter()
-            .rect_stroke(response.rect, space::RADIUS, stroke, kind);
+        ui.painter().rect_stroke(response.rect, space::RADIUS, stroke, kind);
     }
 }

@@ -1,18 +1,14 @@
 //! Choosing one of a few: view tabs with a line under the chosen one, and segments in a frame.
 
 use eframe::egui::{
-    Align2, CornerRadius, FontId, Rect, Response, Role, Sense, Stroke, StrokeKind, Ui, WidgetInfo,
-    pos2, vec2,
+    Align2, CornerRadius, FontId, Rect, Response, Role, Sense, Stroke, StrokeKind, Ui, WidgetInfo, pos2, vec2,
 };
 
 use super::button::focus_ring;
 use crate::app::theme::{Type, UiTokens as _, space};
 
 fn width(ui: &Ui, text: &str, font: FontId) -> f32 {
-    ui.painter()
-        .layout_no_wrap(text.to_owned(), font, ui.tokens().text)
-        .size()
-        .x
+    ui.painter().layout_no_wrap(text.to_owned(), font, ui.tokens().text).size().x
 }
 
 /// View tabs: returns the index that was clicked, if any. Arrow keys move with egui's focus.
@@ -29,11 +25,7 @@ pub fn tabs_ui(ui: &mut Ui, names: &[&str], selected: usize) -> Option<usize> {
             if ui.is_rect_visible(rect) {
                 let tokens = ui.tokens();
                 let is_bright = is_selected || response.hovered();
-                let font = if is_selected {
-                    Type::Strong.font()
-                } else {
-                    Type::Body.font()
-                };
+                let font = if is_selected { Type::Strong.font() } else { Type::Body.font() };
                 let color = if is_bright { tokens.text } else { tokens.weak };
                 focus_ring(ui, &response);
                 let painter = ui.painter();
@@ -57,10 +49,8 @@ pub fn tabs_ui(ui: &mut Ui, names: &[&str], selected: usize) -> Option<usize> {
 /// Segments in one frame, for switches such as log and linear. Returns whether the choice changed.
 pub fn segments_ui(ui: &mut Ui, name: &str, options: &[&str], selected: &mut usize) -> bool {
     let before = *selected;
-    let widths: Vec<f32> = options
-        .iter()
-        .map(|option| width(ui, option, Type::Small.font()) + 2.0 * space::S + 4.0)
-        .collect();
+    let widths: Vec<f32> =
+        options.iter().map(|option| width(ui, option, Type::Small.font()) + 2.0 * space::S + 4.0).collect();
     // One allocation, filled from the left, so that a parent that runs leftwards keeps the order.
     let size = vec2(widths.iter().sum(), 22.0);
     let (whole, group) = ui.allocate_exact_size(size, Sense::hover());
@@ -87,11 +77,7 @@ pub fn segments_ui(ui: &mut Ui, name: &str, options: &[&str], selected: &mut usi
         };
         let painter = ui.painter();
         // Neighbours share their line.
-        let frame = if index == 0 {
-            rect
-        } else {
-            rect.with_min_x(rect.left() - 1.0)
-        };
+        let frame = if index == 0 { rect } else { rect.with_min_x(rect.left() - 1.0) };
         let (corners, stroke) = (corners(index, options.len()), Stroke::new(1.0, line));
         painter.rect(frame, corners, fill, stroke, StrokeKind::Inside);
         let font = Type::Small.font();
@@ -103,16 +89,8 @@ pub fn segments_ui(ui: &mut Ui, name: &str, options: &[&str], selected: &mut usi
 
 fn corners(index: usize, count: usize) -> CornerRadius {
     let radius = space::RADIUS as u8;
-    let (left, right) = (
-        if index == 0 { radius } else { 0 },
-        if index + 1 == count { radius } else { 0 },
-    );
-    CornerRadius {
-        nw: left,
-        sw: left,
-        ne: right,
-        se: right,
-    }
+    let (left, right) = (if index == 0 { radius } else { 0 }, if index + 1 == count { radius } else { 0 });
+    CornerRadius { nw: left, sw: left, ne: right, se: right }
 }
 
 fn name_option(response: &Response, ui: &Ui, name: &str, is_selected: bool) {
