@@ -61,7 +61,13 @@ impl Fault {
     /// A failure of `stage` with its `cause`.
     #[must_use]
     pub fn new(stage: Stage, cause: impl Into<String>) -> Self {
-        Self { stage, cause: cause.into(), place: None, remedy: None, path: None }
+        Self {
+            stage,
+            cause: cause.into(),
+            place: None,
+            remedy: None,
+            path: None,
+        }
     }
 
     /// Names the tensor, line, key or offset.
@@ -133,7 +139,9 @@ fn advice(source: &std::io::Error) -> &'static str {
             "; choose another folder or change its permissions"
         }
         Kind::StorageFull | Kind::QuotaExceeded => "; free some space or choose another disk",
-        Kind::UnexpectedEof => "; the file is shorter than its header says: copy or download it again",
+        Kind::UnexpectedEof => {
+            "; the file is shorter than its header says: copy or download it again"
+        }
         _ => "",
     }
 }
@@ -142,7 +150,11 @@ impl Error {
     /// Wraps a system error with what was tried on which path.
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();
-        move |source| Self::Io { action, path, source: Arc::new(source) }
+        move |source| Self::Io {
+            action,
+            path,
+            source: Arc::new(source),
+        }
     }
 
     /// True if the user stopped the job.

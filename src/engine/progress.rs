@@ -4,7 +4,7 @@
 //! never knows who watches. [`Progress::check`] is called between operations, often enough that a
 //! job stops within 200 ms.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -89,7 +89,11 @@ pub struct Snapshot {
 impl Snapshot {
     /// Done over total, in `0..=1`; 0 where the total is unknown.
     pub fn fraction(&self) -> f64 {
-        if self.total == 0 { 0.0 } else { (self.done as f64 / self.total as f64).min(1.0) }
+        if self.total == 0 {
+            0.0
+        } else {
+            (self.done as f64 / self.total as f64).min(1.0)
+        }
     }
 
     /// Units a second since the phase began.
@@ -164,7 +168,10 @@ impl Progress {
 
     fn clock(&self) -> std::sync::MutexGuard<'_, Clock> {
         // A poisoned clock is still a clock: the panic that poisoned it is reported by its job.
-        self.inner.clock.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner
+            .clock
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Starts a phase of `total` units and sets the counter to zero.
@@ -240,8 +247,13 @@ impl Progress {
     pub fn snapshot(&self) -> Snapshot {
         let elapsed = {
             let clock = self.clock();
-            let paused_now = clock.paused_at.map_or(Duration::ZERO, |since| since.elapsed());
-            clock.started.elapsed().saturating_sub(clock.paused_for + paused_now)
+            let paused_now = clock
+                .paused_at
+                .map_or(Duration::ZERO, |since| since.elapsed());
+            clock
+                .started
+                .elapsed()
+                .saturating_sub(clock.paused_for + paused_now)
         };
         let phase = usize::from(self.inner.phase.load(Ordering::Relaxed));
         let unit = match self.inner.unit.load(Ordering::Relaxed) {

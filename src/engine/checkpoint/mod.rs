@@ -7,12 +7,31 @@
 //! permuted q and k rows are put back row by row in [`Checkpoint::read_rows`].
 
 mod config;
+mod files;
+mod gguf;
+mod gguf_config;
+mod gguf_export;
+mod gguf_value;
+mod gguf_vocab;
+mod gguf_write;
+mod hf_export;
+mod open;
+mod output;
+mod read;
 mod role;
+mod safetensors;
+mod safetensors_write;
 
 use std::path::{Path, PathBuf};
 
 pub use config::{LayerShape, ModelConfig, Rope, RopeScaling};
+pub use gguf_export::{ROPE_FREQS, gguf_metadata_of, rope_freqs};
+pub use gguf_value::{GgufArray, GgufStrings, GgufValue, lookup};
+pub use gguf_write::{GgufLayout, GgufTensor, GgufWriter};
+pub use hf_export::hugging_face_config;
+pub use output::ensure_not_source;
 pub use role::Role;
+pub use safetensors_write::{FolderWriter, SafeTensor, SafetensorsWriter};
 
 use super::error::{Fault, Result};
 use super::format::Dtype;
@@ -92,38 +111,21 @@ pub struct Checkpoint {
     pub config_fault: Option<Fault>,
     /// Oddities that do not stop the file from opening, one sentence each.
     pub warnings: Vec<String>,
-    /// BLAKE3 of headers and sizes, in hex: tells one checkpoint from another at once.
+    /// BLAKE3 of headers, config and sizes, in hex: tells one checkpoint from another at once.
     pub fingerprint: String,
+    /// Open files and what was read beside the tensors.
+    source: open::Source,
 }
 
 impl Checkpoint {
     /// Opens a folder, a `.safetensors`, an `.index.json` or a `.gguf`.
     pub fn open(path: &Path) -> Result<Self> {
-        let _ = path;
-        todo!()
+        open::open(path)
     }
 
     /// The tensor with Hugging Face's `name`.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.iter().find(|tensor| tensor.name == name)
-    }
-
-    /// Reads `rows` of `tensor` as stored bytes, in Hugging Face's row order, into `out` (cleared first).
-    pub fn read_rows(&self, tensor: &TensorInfo, rows: std::ops::Range<usize>, out: &mut Vec<u8>) -> Result<()> {
-        let _ = (tensor, rows, out);
-        todo!()
-    }
-
-    /// Reads and decodes `rows` of `tensor`; `raw` is a buffer to reuse, `out` gets rows × row length values.
-    pub fn decode_rows(
-        &self,
-        tensor: &TensorInfo,
-        rows: std::ops::Range<usize>,
-        raw: &mut Vec<u8>,
-        out: &mut Vec<f32>,
-    ) -> Result<()> {
-        let _ = (tensor, rows, raw, out);
-        todo!()
     }
 
     /// Weights of all tensors together.
@@ -135,9 +137,7 @@ impl Checkpoint {
     pub fn tensor_bytes(&self) -> u64 {
         self.tensors.iter().map(|tensor| tensor.byte_count).sum()
     }
-
-    /// Bytes of all files on disk.
-    pub fn file_bytes(&self) -> u64 {
-        todo!()
-    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,7 +120,11 @@ mod tests {
             ("model.layers.12.self_attn.q_proj.weight", Role::Q, Some(12)),
             ("model.layers.0.mlp.down_proj.weight", Role::Down, Some(0)),
             ("model.layers.0.mlp.down_proj.bias", Role::Other, Some(0)),
-            ("model.layers.3.post_attention_layernorm.weight", Role::Norm, Some(3)),
+            (
+                "model.layers.3.post_attention_layernorm.weight",
+                Role::Norm,
+                Some(3),
+            ),
             ("model.norm.weight", Role::Norm, None),
             ("lm_head.weight", Role::Head, None),
             ("rope_freqs.weight", Role::Other, None),

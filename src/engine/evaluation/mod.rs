@@ -1,1 +1,193 @@
-//! evaluation
+//! What was measured of a model: text distances, tasks by slice, size and speed.
+//!
+//! The noun is [`Evaluation`], which is also the document that `lapidary evaluate` writes: keys are
+//! stable, units are in their names, and `baseline` holds the same for the model it was measured
+//! against. The entry is [`evaluate`].
+
+mod run;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use run::{Baseline, EvaluationOptions, Subject, evaluate, key};
+
+use super::error::{Error, Fault, Result, Stage};
+use super::scoring::text_stats::mean_and_stderr;
+use super::scoring::{ItemResult, SpeedResult, TextResult};
+
+/// Version of the document; a higher one is refused.
+pub const EVALUATION_VERSION: u32 = 1;
+
+/// Largest evaluation document.
+const MAX_FILE_BYTES: u64 = 1 << 30;
+
+/// Which model was measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelRef {
+    /// A short name for a title.
+    pub name: String,
+    pub path: PathBuf,
+    /// Content hash of its files, or a checkpoint's fingerprint.
+    pub id: String,
+}
+
+/// Accuracy on one slice of one task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SliceResult {
+    pub task: String,
+    pub slice: String,
+    /// `acc`, `exact_match` or `rouge_l_f1`.
+    pub metric: String,
+    /// Items.
+    pub n: usize,
+    /// Mean score of the items, as a fraction.
+    pub accuracy: f64,
+    /// Sample standard deviation over √n.
+    pub accuracy_stderr: f64,
+    /// Multiple choice normalized by characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acc_norm: Option<f64>,
+    /// Items whose prompt did not fit the context.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub truncated: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+/// Size on disk and in memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SizeResult {
+    /// All files on disk.
+    pub file_bytes: u64,
+    /// Stored bits of all tensors over their weights, scales included.
+    pub bits_per_weight: f64,
+    /// Weights in memory when ready to run.
+    pub resident_bytes: u64,
+    pub weight_count: u64,
+}
+
+/// What was measured of one model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Version of this document.
+    pub version: u32,
+    /// Version of the program that measured.
+    pub engine: String,
+    /// Same key, same results: never computed twice.
+    pub key: String,
+    pub model: ModelRef,
+    /// Measured on the file's own bytes with the kernels that a user runs.
+    pub label: String,
+    /// What computed, such as `cpu`.
+    pub device: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_hash: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tasks_hash: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextResult>,
+    /// By task and slice, in the order of the tasks file.
+    #[serde(default)]
+    pub slices: Vec<SliceResult>,
+    pub size: SizeResult,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<SpeedResult>,
+    /// Every item, in the order of the tasks file.
+    #[serde(default)]
+    pub items: Vec<ItemResult>,
+    /// The same for the baseline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Box<Evaluation>>,
+}
+
+impl Evaluation {
+    /// Mean score of all items, as a fraction.
+    pub fn accuracy(&self) -> Option<f64> {
+        let count = self.items.len();
+        (count > 0).then(|| self.items.iter().map(|item| item.score).sum::<f64>() / count as f64)
+    }
+
+    /// Reads a document, of which nothing is taken on trust.
+    pub fn read(path: &Path) -> Result<Self> {
+        let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+        if length > MAX_FILE_BYTES {
+            return Err(Fault::new(Stage::Evaluation, format!("the document has {length} bytes"))
+                .fix("give a file that `lapidary evaluate` wrote")
+                .file(path)
+                .into());
+        }
+        let text = std::fs::read(path).map_err(Error::io("read", path))?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads a document from memory; `path` is for messages.
+    pub fn parse(json: &[u8], path: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Header {
+            version: u32,
+        }
+        let refuse = |err: serde_json::Error| {
+            Fault::new(Stage::Evaluation, format!("not an evaluation document: {err}"))
+                .fix("give a file that `lapidary evaluate` wrote")
+                .file(path)
+        };
+        let header: Header = serde_json::from_slice(json).map_err(refuse)?;
+        if header.version > EVALUATION_VERSION {
+            return Err(Fault::new(
+                Stage::Evaluation,
+                format!("the document has version {}, this program knows {EVALUATION_VERSION}", header.version),
+            )
+            .fix("use a newer Lapidary")
+            .file(path)
+            .into());
+        }
+        Ok(serde_json::from_slice(json).map_err(refuse)?)
+    }
+}
+
+/// Accuracy of every task, slice and metric, in order of first appearance.
+pub fn slices(items: &[ItemResult]) -> Vec<SliceResult> {
+    group(items)
+        .into_iter()
+        .map(|members| {
+            let first = members[0];
+            let (accuracy, accuracy_stderr) = mean_and_stderr(members.iter().map(|item| item.score));
+            let norms: Vec<f64> =
+                members.iter().filter_map(|item| item.correct_norm).map(|right| f64::from(u8::from(right))).collect();
+            SliceResult {
+                task: first.task.clone(),
+                slice: first.slice.clone(),
+                metric: first.metric.clone(),
+                n: members.len(),
+                accuracy,
+                accuracy_stderr,
+                acc_norm: (!norms.is_empty()).then(|| mean_and_stderr(norms.iter().copied()).0),
+                truncated: members.iter().filter(|item| item.truncated).count(),
+            }
+        })
+        .collect()
+}
+
+/// Items of each task, slice and metric together, in order of first appearance; no group is empty.
+fn group(items: &[ItemResult]) -> Vec<Vec<&ItemResult>> {
+    let mut places = std::collections::HashMap::new();
+    let mut groups: Vec<Vec<&ItemResult>> = Vec::new();
+    for item in items {
+        let key = (item.task.as_str(), item.slice.as_str(), item.metric.as_str());
+        let place = *places.entry(key).or_insert_with(|| {
+            groups.push(Vec::new());
+            groups.len() - 1
+        });
+        groups[place].push(item);
+    }
+    groups
+}
+
+#[cfg(test)]
+mod demo_tests;
+#[cfg(test)]
+mod tests;

@@ -52,6 +52,8 @@ pub enum Dtype {
     Nvfp4,
     Q1_0,
     Q2_0,
+    /// A ggml type id that this program does not know; its size comes from the file.
+    Unknown(u32),
 }
 
 /// Name, ggml's type id if it has one, weights a block, bytes a block.
@@ -104,10 +106,12 @@ const TABLE: [Row; 42] = [
 
 impl Dtype {
     fn row(self) -> &'static Row {
-        &TABLE[self as usize]
+        /// Stands for every unknown type: no block ever fills it.
+        const UNKNOWN: Row = (Dtype::Unknown(u32::MAX), "unknown", None, 1, 0);
+        TABLE.iter().find(|row| row.0 == self).unwrap_or(&UNKNOWN)
     }
 
-    /// Every type, in the table's order.
+    /// Every known type, in the table's order.
     pub fn all() -> impl Iterator<Item = Self> {
         TABLE.iter().map(|row| row.0)
     }
@@ -119,11 +123,17 @@ impl Dtype {
 
     /// The type with ggml's id, if there is one.
     pub fn from_ggml(type_id: u32) -> Option<Self> {
-        TABLE.iter().find(|row| row.2 == Some(type_id)).map(|row| row.0)
+        TABLE
+            .iter()
+            .find(|row| row.2 == Some(type_id))
+            .map(|row| row.0)
     }
 
     /// ggml's id of this type, if ggml has it.
     pub fn ggml_id(self) -> Option<u32> {
+        if let Self::Unknown(type_id) = self {
+            return Some(type_id);
+        }
         self.row().2
     }
 
@@ -144,6 +154,9 @@ impl Dtype {
 
     /// Bytes of a row of `len` weights, if whole blocks hold it.
     pub fn row_bytes(self, len: usize) -> Option<usize> {
+        if matches!(self, Self::Unknown(_)) {
+            return None;
+        }
         len.is_multiple_of(self.block_len())
             .then(|| (len / self.block_len()).checked_mul(self.block_bytes()))
             .flatten()
@@ -151,7 +164,7 @@ impl Dtype {
 
     /// True for types that store one weight after another without shared scales.
     pub fn is_plain(self) -> bool {
-        self.block_len() == 1
+        self.block_len() == 1 && !matches!(self, Self::Unknown(_))
     }
 
     /// True for plain floating-point types.
@@ -165,7 +178,10 @@ impl Dtype {
 
 impl fmt::Display for Dtype {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(self.name())
+        match self {
+            Self::Unknown(type_id) => write!(out, "ggml type {type_id}"),
+            known => out.write_str(known.name()),
+        }
     }
 }
 
@@ -174,10 +190,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_in_the_order_of_the_enum() {
+    fn the_table_names_every_type_once() {
         for (index, row) in TABLE.iter().enumerate() {
-            assert_eq!(row.0 as usize, index, "{}", row.1);
+            assert_eq!(
+                TABLE
+                    .iter()
+                    .position(|other| other.0 == row.0 || other.1 == row.1),
+                Some(index)
+            );
+            assert!(row.3 > 0 && row.4 > 0, "{}", row.1);
         }
+    }
+
+    #[test]
+    fn an_unknown_type_has_an_id_and_no_size() {
+        let dtype = Dtype::Unknown(77);
+        assert_eq!(dtype.to_string(), "ggml type 77");
+        assert_eq!(dtype.row_bytes(256), None);
+        assert_eq!(dtype.ggml_id(), Some(77));
+        assert!(!dtype.is_plain());
     }
 
     #[test]

@@ -4,9 +4,25 @@
 //! blocks, and how rows are encoded and decoded. Adding one is a file, a line in [`all`] and its
 //! reference vectors.
 
+mod bf16;
 mod dtype;
+mod f16;
+mod f32;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
 
 pub use dtype::Dtype;
+
+use super::kernels::float;
+use super::kernels::packed::Layout;
 
 /// A storage format that rows of weights can be encoded to.
 pub trait Format: Sync + std::fmt::Debug {
@@ -18,6 +34,11 @@ pub trait Format: Sync + std::fmt::Debug {
 
     /// The format to take where a row does not fill whole blocks, as llama.cpp does.
     fn fallback(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The layout that the packed kernels multiply; `None` for plain numbers.
+    fn layout(&self) -> Option<Layout> {
         None
     }
 
@@ -40,12 +61,30 @@ pub trait Format: Sync + std::fmt::Debug {
 
 /// Every format, from most bits to fewest.
 pub fn all() -> &'static [&'static dyn Format] {
-    todo!()
+    const ALL: [&dyn Format; 13] = [
+        &f32::F32,
+        &f16::F16,
+        &bf16::Bf16,
+        &q8_0::Q80,
+        &q6_k::Q6K,
+        &q5_k::Q5K,
+        &q5_1::Q51,
+        &q5_0::Q50,
+        &q4_k::Q4K,
+        &q4_1::Q41,
+        &q4_0::Q40,
+        &q3_k::Q3K,
+        &q2_k::Q2K,
+    ];
+    &ALL
 }
 
 /// The format called `id`, in any case (`Q4_K` is `q4_k`).
 pub fn find(id: &str) -> Option<&'static dyn Format> {
-    all().iter().copied().find(|format| format.id().eq_ignore_ascii_case(id))
+    all()
+        .iter()
+        .copied()
+        .find(|format| format.id().eq_ignore_ascii_case(id))
 }
 
 /// The format whose bytes are laid out as `dtype`.
@@ -58,8 +97,49 @@ pub fn is_decodable(dtype: Dtype) -> bool {
     dtype.is_plain() || of_dtype(dtype).is_some()
 }
 
+/// The formats that make a checkpoint smaller than 16 bits a weight.
+pub fn quantized() -> impl Iterator<Item = &'static dyn Format> {
+    all()
+        .iter()
+        .copied()
+        .filter(|format| !format.dtype().is_plain())
+}
+
+/// The format that a row of `row_len` weights really gets when `format` is asked for: itself, or
+/// the first of its fall-backs that the row fills.
+pub fn fitting(format: &'static dyn Format, row_len: usize) -> &'static dyn Format {
+    let mut chosen = format;
+    while !chosen.fits(row_len) {
+        match chosen.fallback().and_then(find) {
+            Some(next) => chosen = next,
+            None => break,
+        }
+    }
+    chosen
+}
+
 /// Decodes a row of any decodable type; false if the type has no decoder here.
 pub fn decode_row(dtype: Dtype, source: &[u8], out: &mut [f32]) -> bool {
-    let _ = (dtype, source, out);
-    todo!()
+    match dtype {
+        Dtype::F64 => float::decode_with(source, out, |bytes| f64::from_le_bytes(bytes) as f32),
+        Dtype::F8E4M3 => float::decode_with(source, out, |[byte]| float::f8_e4m3_to_f32(byte)),
+        Dtype::F8E5M2 => float::decode_with(source, out, |[byte]| float::f8_e5m2_to_f32(byte)),
+        Dtype::I64 => float::decode_with(source, out, |bytes| i64::from_le_bytes(bytes) as f32),
+        Dtype::I32 => float::decode_with(source, out, |bytes| i32::from_le_bytes(bytes) as f32),
+        Dtype::I16 => float::decode_with(source, out, |bytes| f32::from(i16::from_le_bytes(bytes))),
+        Dtype::I8 => float::decode_with(source, out, |[byte]| f32::from(byte as i8)),
+        Dtype::U64 => float::decode_with(source, out, |bytes| u64::from_le_bytes(bytes) as f32),
+        Dtype::U32 => float::decode_with(source, out, |bytes| u32::from_le_bytes(bytes) as f32),
+        Dtype::U16 => float::decode_with(source, out, |bytes| f32::from(u16::from_le_bytes(bytes))),
+        Dtype::U8 => float::decode_with(source, out, |[byte]| f32::from(byte)),
+        Dtype::Bool => float::decode_with(source, out, |[byte]| f32::from(u8::from(byte != 0))),
+        other => match of_dtype(other) {
+            Some(format) => format.decode_row(source, out),
+            None => return false,
+        },
+    }
+    true
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,22 @@
 //! Our own config-driven decoder.
 //!
-//! One graph per family over a small backend trait. [`Batch`] packs many sequences into one run:
-//! the linears see all tokens at once, attention keeps the sequences apart.
+//! One graph per family ([`llama`]) over a small trait of operations ([`backend`]). [`Batch`] packs
+//! many sequences into one run: the linears see all tokens at once, attention keeps the sequences
+//! apart. Families and devices are each one file.
 
+pub mod backend;
+mod gguf_tokenizer;
+mod llama;
+mod load;
+mod native;
 mod tokenizer;
 
-pub use tokenizer::Tokenizer;
+pub use backend::{Site, StoredMatrix};
+pub use tokenizer::{TextStream, Tokenizer};
 
+use self::backend::Backend as _;
+use self::llama::{Hooks, Llama};
+use self::native::Native;
 use super::checkpoint::{Checkpoint, ModelConfig};
 use super::error::Result;
 use super::progress::Progress;
@@ -18,7 +28,8 @@ pub struct Segment {
     pub start: usize,
     /// Number of tokens.
     pub len: usize,
-    /// A segment of the same batch that this one continues and attends to: many choices can share one prompt.
+    /// An earlier segment of the same batch that this one continues and attends to: many choices
+    /// can share one prompt.
     pub parent: Option<usize>,
     /// Index of the cache that holds what came before and receives these tokens.
     pub cache: Option<usize>,
@@ -34,20 +45,58 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Adds a run of tokens and answers its index.
+    /// Adds a run of tokens and answers its index; `parent` is the index of an earlier one.
     pub fn push(&mut self, ids: &[u32], parent: Option<usize>, cache: Option<usize>) -> usize {
         let start = self.ids.len();
         self.ids.extend_from_slice(ids);
-        self.segments.push(Segment { start, len: ids.len(), parent, cache });
+        self.segments.push(Segment {
+            start,
+            len: ids.len(),
+            parent,
+            cache,
+        });
         self.segments.len() - 1
+    }
+
+    /// The ancestors of a segment, oldest first, and the segment itself last.
+    pub fn lineage<'s>(&'s self, segment: &'s Segment) -> Vec<&'s Segment> {
+        let mut line = vec![segment];
+        let mut parent = segment.parent;
+        while let Some(index) = parent {
+            line.push(&self.segments[index]);
+            parent = self.segments[index].parent.filter(|&older| older < index);
+        }
+        line.reverse();
+        line
+    }
+
+    /// The position of every token in its own sequence.
+    pub(super) fn positions(&self, caches: &[KvCache]) -> Vec<usize> {
+        let mut positions = vec![0; self.ids.len()];
+        for segment in &self.segments {
+            let cached = |segment: &Segment| segment.cache.map_or(0, |cache| caches[cache].len);
+            let line = self.lineage(segment);
+            let before: usize = line
+                .iter()
+                .map(|older| cached(older) + older.len)
+                .sum::<usize>()
+                - segment.len;
+            for (index, position) in positions[segment.start..segment.start + segment.len]
+                .iter_mut()
+                .enumerate()
+            {
+                *position = before + index;
+            }
+        }
+        positions
     }
 }
 
-/// Keys and values of one sequence, layer by layer.
+/// Keys and values of one sequence, layer by layer, tokens × (KV heads × head width), after rotation.
 #[derive(Clone, Debug, Default)]
 pub struct KvCache {
-    pub(crate) layers: Vec<(Vec<f32>, Vec<f32>)>,
-    pub(crate) len: usize,
+    pub(super) layers: Vec<(Vec<f32>, Vec<f32>)>,
+    pub(super) len: usize,
 }
 
 impl KvCache {
@@ -62,34 +111,122 @@ impl KvCache {
     }
 }
 
+/// A matrix that can stand in for one of a model's own in [`Model::hidden_with`].
+#[derive(Debug)]
+pub struct Replacement {
+    site: Site,
+    linear: native::Linear,
+}
+
+impl Replacement {
+    /// Prepares `stored` to stand in at `site`.
+    pub fn new(site: Site, stored: StoredMatrix) -> Result<Self> {
+        Ok(Self {
+            site,
+            linear: Native.matrix(stored)?,
+        })
+    }
+}
+
+/// Inputs of every layer of one run, kept so that a change in a later layer need not repeat the earlier ones.
+#[derive(Debug, Default)]
+pub struct LayerInputs {
+    rows: Vec<native::Rows>,
+}
+
 /// A decoder ready to run.
 #[derive(Debug)]
 pub struct Model {
     /// The shape it was built from.
     pub config: ModelConfig,
+    graph: Llama<Native>,
 }
 
 impl Model {
-    /// Loads the weights as stored: quantized tensors stay packed.
+    /// Loads the weights as stored: quantized tensors stay packed, 16-bit ones stay 16-bit.
     pub fn load(checkpoint: &Checkpoint, progress: &Progress) -> Result<Self> {
-        let _ = (checkpoint, progress);
-        todo!()
+        let graph = load::llama(checkpoint, Native, progress)?;
+        Ok(Self {
+            config: graph.config.clone(),
+            graph,
+        })
     }
 
     /// Runs a batch and answers the hidden states after the final norm, tokens × hidden.
-    pub fn hidden(&self, batch: &Batch, caches: &mut [KvCache]) -> Result<Vec<f32>> {
-        let _ = (batch, caches);
-        todo!()
+    ///
+    /// # Errors
+    /// A token beyond the vocabulary, or cancel; caches are then of no more use.
+    pub fn hidden(&self, batch: &Batch, caches: &mut [KvCache], progress: &Progress) -> Result<Vec<f32>> {
+        let mut hooks = Hooks { progress: Some(progress), ..Hooks::default() };
+        let rows = self.graph.run(batch, caches, None, &mut hooks)?;
+        Ok(rows.into_values())
+    }
+
+    /// Runs a batch without caches and keeps the input of every layer.
+    pub fn hidden_keeping_inputs(
+        &self,
+        batch: &Batch,
+        progress: &Progress,
+    ) -> Result<(Vec<f32>, LayerInputs)> {
+        let mut inputs = LayerInputs::default();
+        let mut keep = |_: usize, rows: &native::Rows| inputs.rows.push(rows.clone());
+        let mut hooks = Hooks {
+            layer_input: Some(&mut keep),
+            progress: Some(progress),
+            swap: None,
+        };
+        let rows = self.graph.run(batch, &mut [], None, &mut hooks)?;
+        Ok((rows.into_values(), inputs))
+    }
+
+    /// Runs a batch without caches with one matrix replaced, from its layer on where the inputs are known.
+    pub fn hidden_with(
+        &self,
+        batch: &Batch,
+        inputs: &LayerInputs,
+        replacement: &Replacement,
+        progress: &Progress,
+    ) -> Result<Vec<f32>> {
+        let from = replacement
+            .site
+            .layer
+            .and_then(|layer| Some((layer, inputs.rows.get(layer)?.clone())));
+        let mut hooks = Hooks {
+            swap: Some((replacement.site, &replacement.linear)),
+            layer_input: None,
+            progress: Some(progress),
+        };
+        Ok(self
+            .graph
+            .run(batch, &mut [], from, &mut hooks)?
+            .into_values())
     }
 
     /// Logits of some rows of hidden states, rows × vocabulary.
     pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        let _ = hidden;
-        todo!()
+        let rows = self
+            .graph
+            .backend
+            .rows_from(hidden.to_vec(), self.config.hidden)?;
+        Ok(self.graph.logits(&rows, &Hooks::default())?.into_values())
+    }
+
+    /// [`Model::logits`] with one matrix replaced.
+    pub fn logits_with(&self, hidden: &[f32], replacement: &Replacement) -> Result<Vec<f32>> {
+        let rows = self
+            .graph
+            .backend
+            .rows_from(hidden.to_vec(), self.config.hidden)?;
+        let hooks = Hooks {
+            swap: Some((replacement.site, &replacement.linear)),
+            layer_input: None,
+            progress: None,
+        };
+        Ok(self.graph.logits(&rows, &hooks)?.into_values())
     }
 
     /// Bytes of weights held in memory.
     pub fn resident_bytes(&self) -> u64 {
-        todo!()
+        self.graph.matrix_bytes()
     }
 }

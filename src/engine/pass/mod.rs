@@ -1,1 +1,168 @@
-//! pass
+//! A plan executed over a checkpoint, tensor by tensor, ending with the target's file.
+//!
+//! The noun is [`PassReport`], the entry [`run`]. Rows are read, decoded, encoded on every core and
+//! appended, a few million weights at a time, so that private memory does not grow with the model.
+//! The same input and plan give the same bytes whatever the number of threads. Until the last byte
+//! is written the output is a hidden file beside its place; an error or a cancel leaves nothing.
+
+mod copy;
+mod rtn;
+mod write;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+pub use copy::copy_candidate;
+
+use super::checkpoint::{self, Checkpoint};
+use super::error::{Error, Fault, Result, Stage};
+use super::plan::{ResolvedPlan, Target};
+use super::progress::{Phase, Progress, Unit};
+use super::units;
+
+/// How a pass is run.
+#[derive(Clone, Debug)]
+pub struct PassOptions {
+    /// Weights that are in memory at once, in f32; twice this and the encoded bytes is the pass's working set.
+    pub chunk_weights: usize,
+}
+
+impl Default for PassOptions {
+    fn default() -> Self {
+        Self { chunk_weights: 4 << 20 }
+    }
+}
+
+/// What became of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorReport {
+    /// Hugging Face's name.
+    pub name: String,
+    /// Stored as, before.
+    pub from: String,
+    /// Stored as, now.
+    pub to: String,
+    /// Number of weights.
+    pub weight_count: u64,
+    /// Bytes before.
+    pub old_bytes: u64,
+    /// Bytes now.
+    pub new_bytes: u64,
+    /// Why this choice, in a sentence.
+    pub reason: String,
+}
+
+impl TensorReport {
+    /// Bits per weight, before and now.
+    pub fn bits_per_weight(&self) -> (f64, f64) {
+        (
+            units::bits_per_weight(self.old_bytes, self.weight_count),
+            units::bits_per_weight(self.new_bytes, self.weight_count),
+        )
+    }
+}
+
+/// What a pass did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PassReport {
+    /// The file or folder written.
+    pub output: PathBuf,
+    /// Every tensor, in the order of the file.
+    pub tensors: Vec<TensorReport>,
+    /// Number of weights.
+    pub weight_count: u64,
+    /// Tensor bytes before.
+    pub old_bytes: u64,
+    /// Tensor bytes now.
+    pub new_bytes: u64,
+    /// Bytes of everything written.
+    pub file_bytes: u64,
+    /// Time from start to renamed file.
+    pub elapsed_secs: f64,
+    /// What the user should know, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+impl PassReport {
+    /// Bits per weight of all tensors, before.
+    pub fn old_bits_per_weight(&self) -> f64 {
+        units::bits_per_weight(self.old_bytes, self.weight_count)
+    }
+
+    /// Bits per weight of all tensors, now.
+    pub fn new_bits_per_weight(&self) -> f64 {
+        units::bits_per_weight(self.new_bytes, self.weight_count)
+    }
+}
+
+/// Executes `plan` over `checkpoint` and writes `output`: a GGUF file or a Hugging Face folder, as
+/// the plan's target says.
+///
+/// # Errors
+/// A plan made for other tensors, an output that is the checkpoint itself, a network that the
+/// target cannot name, a disk that is full or read-only, or cancel. Nothing half-written remains.
+pub fn run(
+    checkpoint: &Checkpoint,
+    plan: &ResolvedPlan,
+    output: &Path,
+    options: &PassOptions,
+    progress: &Progress,
+) -> Result<PassReport> {
+    let started = Instant::now();
+    check_fit(checkpoint, plan)?;
+    checkpoint::ensure_not_source(checkpoint, output)?;
+    if let Some(folder) = output.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    }
+    progress.begin(Phase::Compressing, plan.old_bytes, Unit::Bytes);
+    let mut warnings = plan.warnings.clone();
+    let job = write::Job { checkpoint, plan, options, progress };
+    let file_bytes = match plan.target {
+        Target::Gguf => write::gguf(&job, output, &mut warnings)?,
+        Target::HuggingFace => write::hugging_face(&job, output)?,
+    };
+    let tensors = plan
+        .decisions
+        .iter()
+        .map(|decision| TensorReport {
+            name: checkpoint.tensors[decision.tensor_index].name.clone(),
+            from: decision.old_dtype.name().to_owned(),
+            to: decision.dtype.name().to_owned(),
+            weight_count: decision.weight_count,
+            old_bytes: decision.old_bytes,
+            new_bytes: decision.new_bytes,
+            reason: decision.sentence(),
+        })
+        .collect();
+    Ok(PassReport {
+        output: output.to_owned(),
+        tensors,
+        weight_count: plan.weight_count,
+        old_bytes: plan.old_bytes,
+        new_bytes: plan.new_bytes,
+        file_bytes,
+        elapsed_secs: started.elapsed().as_secs_f64(),
+        warnings,
+    })
+}
+
+/// A plan was resolved for some checkpoint: it must be this one.
+fn check_fit(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<()> {
+    let fits = plan.decisions.len() == checkpoint.tensors.len()
+        && plan.decisions.iter().all(|decision| {
+            checkpoint
+                .tensors
+                .get(decision.tensor_index)
+                .is_some_and(|tensor| tensor.dtype == decision.old_dtype && tensor.byte_count == decision.old_bytes)
+        });
+    if fits {
+        Ok(())
+    } else {
+        Err(Fault::new(Stage::Pass, "the plan was resolved for another checkpoint")
+            .fix("resolve it for this one")
+            .file(&checkpoint.path)
+            .into())
+    }
+}

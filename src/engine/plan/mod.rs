@@ -1,1 +1,275 @@
-//! plan
+//! One choice per tensor for one target: readable TOML, edited by hand or from the window.
+//!
+//! A [`Plan`] names a base (a llama.cpp [`Recipe`], one default format, or nothing: stored types
+//! stay) and ordered rules of which the last match wins. [`resolve()`] turns it, for one checkpoint,
+//! into one [`Decision`] per tensor with its bytes, and says why. The plan keeps the document it
+//! was parsed from, so that comments survive every edit.
+//!
+//! ```toml
+//! version = 1
+//! target = "gguf"
+//! recipe = "Q4_K_M"
+//!
+//! [[rule]]                       # globs match Hugging Face's names
+//! match = "model.layers.0.*"
+//! format = "q6_k"
+//!
+//! [[rule]]
+//! role = "down"
+//! layers = "0-1,14-15"
+//! protect = true
+//! ```
+
+mod edit;
+mod matcher;
+mod nearest;
+pub mod recipe;
+mod resolve;
+mod text;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use toml_edit::DocumentMut;
+
+pub use matcher::{LayerSet, Matcher};
+pub use recipe::Recipe;
+pub use resolve::{Choice, Decision, Difference, ResolvedPlan, Why, difference, fit, resolve};
+
+use super::checkpoint::{Checkpoint, ModelConfig, TensorInfo};
+use super::error::{Fault, Result, Stage};
+use super::format;
+
+/// The version of the plan's file format that this program reads and writes.
+pub const VERSION: i64 = 1;
+
+/// What the result is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// A GGUF file for llama.cpp: every format of the registry.
+    Gguf,
+    /// A Hugging Face folder: same names, plain float types.
+    HuggingFace,
+}
+
+impl Target {
+    /// Every target.
+    pub const ALL: [Self; 2] = [Self::Gguf, Self::HuggingFace];
+
+    /// The target as plans write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gguf => "gguf",
+            Self::HuggingFace => "hugging_face",
+        }
+    }
+
+    /// The target called `name`.
+    pub fn find(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|target| target.name() == name)
+    }
+
+    /// True if the target's files can hold tensors of the format called `id`.
+    pub fn allows(self, id: &str) -> bool {
+        match self {
+            Self::Gguf => format::find(id).is_some_and(|format| format.dtype().ggml_id().is_some()),
+            Self::HuggingFace => matches!(id, "f32" | "f16" | "bf16"),
+        }
+    }
+
+    /// The ids of all formats that the target can hold, from most bits to fewest.
+    pub fn formats(self) -> impl Iterator<Item = &'static str> {
+        format::all()
+            .iter()
+            .map(|format| format.id())
+            .filter(move |id| self.allows(id))
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.name())
+    }
+}
+
+/// How the values of a format are chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// Round to nearest, no calibration data.
+    #[default]
+    Rtn,
+}
+
+impl Method {
+    /// Every method.
+    pub const ALL: [Self; 1] = [Self::Rtn];
+
+    /// The method as plans write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rtn => "rtn",
+        }
+    }
+
+    /// The method called `name`.
+    pub fn find(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|method| method.name() == name)
+    }
+}
+
+/// What a rule does with the tensors it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Treatment {
+    /// Store in a format, its values chosen by a method.
+    Format {
+        /// Id in the format registry.
+        format: &'static str,
+        /// How values are chosen.
+        method: Method,
+    },
+    /// Keep the stored values.
+    Protect,
+}
+
+impl Treatment {
+    /// Round to nearest in the format called `id`, in any case.
+    ///
+    /// # Errors
+    /// The format does not exist; the fault names the nearest that does.
+    pub fn format(id: &str) -> Result<Self> {
+        match format::find(id) {
+            Some(found) => Ok(Self::Format {
+                format: found.id(),
+                method: Method::Rtn,
+            }),
+            None => Err(unknown_format(id).into()),
+        }
+    }
+}
+
+/// A matcher and what to do with what it matches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// Which tensors the rule is about.
+    pub matcher: Matcher,
+    /// What happens to them.
+    pub treatment: Treatment,
+}
+
+/// Choices for the tensors of a checkpoint, for one target.
+///
+/// Two plans are equal if they choose alike; comments and spacing do not count.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    checkpoint: Option<String>,
+    target: Target,
+    recipe: Option<Recipe>,
+    default: Option<Treatment>,
+    rules: Vec<Rule>,
+    /// The text that the fields above were read from, edited along with them.
+    document: DocumentMut,
+    /// The file the plan came from, for errors.
+    path: Option<PathBuf>,
+}
+
+impl PartialEq for Plan {
+    fn eq(&self, other: &Self) -> bool {
+        self.checkpoint == other.checkpoint
+            && self.target == other.target
+            && self.recipe == other.recipe
+            && self.default == other.default
+            && self.rules == other.rules
+    }
+}
+
+impl Plan {
+    /// A plan that keeps every stored type; `checkpoint` is the fingerprint it is made for.
+    pub fn new(target: Target, checkpoint: Option<&str>) -> Self {
+        let mut document = DocumentMut::new();
+        document.insert("version", toml_edit::value(VERSION));
+        if let Some(fingerprint) = checkpoint {
+            document.insert("checkpoint", toml_edit::value(fingerprint));
+        }
+        document.insert("target", toml_edit::value(target.name()));
+        Self {
+            checkpoint: checkpoint.map(str::to_owned),
+            target,
+            recipe: None,
+            default: None,
+            rules: Vec::new(),
+            document,
+            path: None,
+        }
+    }
+
+    /// A plan of one recipe and no rules.
+    pub fn of_recipe(target: Target, checkpoint: Option<&str>, recipe: Recipe) -> Self {
+        let mut plan = Self::new(target, checkpoint);
+        plan.set_recipe(Some(recipe));
+        plan
+    }
+
+    /// Fingerprint of the checkpoint that the plan was made for, if it says so.
+    pub fn checkpoint(&self) -> Option<&str> {
+        self.checkpoint.as_deref()
+    }
+
+    /// What the result is written for.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// The recipe that rules build on, if any; a plan has a recipe or a default format, not both.
+    pub fn recipe(&self) -> Option<Recipe> {
+        self.recipe
+    }
+
+    /// Id of the format of all tensors that no rule matches; none keeps stored types.
+    pub fn default_format(&self) -> Option<&'static str> {
+        match self.default {
+            Some(Treatment::Format { format, .. }) => Some(format),
+            _ => None,
+        }
+    }
+
+    /// The rules in their order: of those that match a tensor, the last wins.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+}
+
+/// What plans need to know of a checkpoint: its tensors, and its shape where it says one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subject<'a> {
+    pub(crate) tensors: &'a [TensorInfo],
+    pub(crate) config: Option<&'a ModelConfig>,
+    pub(crate) fingerprint: &'a str,
+}
+
+impl<'a> Subject<'a> {
+    pub(crate) fn of(checkpoint: &'a Checkpoint) -> Self {
+        Self {
+            tensors: &checkpoint.tensors,
+            config: checkpoint.config.as_ref(),
+            fingerprint: &checkpoint.fingerprint,
+        }
+    }
+
+    /// Number of layers, by configuration or by names, whichever says more.
+    pub(crate) fn layer_count(&self) -> usize {
+        let named = self.tensors.iter().filter_map(|tensor| tensor.layer).max();
+        let configured = self.config.map_or(0, |config| config.layers.len());
+        named
+            .map_or(0, |last| last.saturating_add(1))
+            .max(configured)
+    }
+}
+
+/// The fault for a format that the registry does not have.
+fn unknown_format(id: &str) -> Fault {
+    let ids: Vec<&str> = format::all().iter().map(|format| format.id()).collect();
+    Fault::new(Stage::Plan, format!("there is no format \"{id}\"")).fix(nearest::advice(id, &ids))
+}

@@ -1,1 +1,266 @@
-//! sensitivity
+//! How much each tensor minds each treatment: a table of tensors by formats under one metric.
+//!
+//! One file per metric. A metric is a description ([`Metric`]) in [`metrics`] and an entry
+//! function that fills a [`SensitivityTable`] row by row, so that the picture grows while it works.
+
+pub mod kld;
+pub mod weight;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::checkpoint::{Checkpoint, Role, TensorInfo};
+use super::error::{Fault, Result, Stage};
+use super::format::{self, Format};
+
+/// How far a figure is from the file that a user runs. The three are never mixed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Label {
+    /// No forward pass with the change.
+    Predicted,
+    /// A forward pass with the changed weights dequantized in memory.
+    MeasuredWeightsOnly,
+    /// The shipped file with the kernels a user runs.
+    Measured,
+}
+
+impl Label {
+    /// The label as people read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Predicted => "predicted",
+            Self::MeasuredWeightsOnly => "measured, weights only",
+            Self::Measured => "measured",
+        }
+    }
+}
+
+/// What a sensitivity metric is and what its numbers mean. Larger is always worse.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Metric {
+    /// The name on the command line and in files: `weight`, `kld`.
+    pub id: &'static str,
+    /// The name in the window.
+    pub title: &'static str,
+    /// Unit of the values; empty for a ratio.
+    pub unit: &'static str,
+    /// What it is, in one sentence.
+    pub description: &'static str,
+    /// How its figures are to be labelled.
+    pub label: Label,
+}
+
+/// Every metric, cheapest first.
+pub fn metrics() -> &'static [&'static Metric] {
+    const ALL: [&Metric; 2] = [&weight::METRIC, &kld::METRIC];
+    &ALL
+}
+
+/// The metric called `id`.
+pub fn metric(id: &str) -> Option<&'static Metric> {
+    metrics().iter().copied().find(|metric| metric.id == id)
+}
+
+/// The noun of this stage: one value per tensor and format.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SensitivityTable {
+    /// Version of this document.
+    pub version: u32,
+    /// Fingerprint of the checkpoint it belongs to.
+    pub checkpoint: String,
+    /// [`Metric::id`].
+    pub metric: String,
+    /// [`Metric::unit`].
+    pub unit: String,
+    /// How its figures came about.
+    pub label: Label,
+    /// Ids of the formats: the columns.
+    pub formats: Vec<String>,
+    /// One per tensor, in the checkpoint's order.
+    pub rows: Vec<SensitivityRow>,
+}
+
+/// Sensitivities of one tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SensitivityRow {
+    /// Hugging Face's name of the tensor.
+    pub name: String,
+    /// What it is in the network.
+    #[serde(serialize_with = "write_role", deserialize_with = "read_role")]
+    pub role: Role,
+    /// The layer it belongs to, from 0.
+    pub layer: Option<usize>,
+    /// Number of weights.
+    pub weight_count: u64,
+    /// One per format; none where the format does not apply or there is no value.
+    pub cells: Vec<Option<SensitivityValue>>,
+}
+
+/// What one format does to one tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SensitivityValue {
+    /// The metric's value; larger is worse.
+    pub value: f64,
+    /// Standard error of the value, where it is an estimate.
+    pub stderr: Option<f64>,
+    /// Exact bits per weight of the tensor so stored.
+    pub bits_per_weight: f64,
+    /// Exact bytes of the tensor so stored.
+    pub bytes: u64,
+    /// The format really taken where rows do not fill the asked one's blocks.
+    pub fell_back_to: Option<String>,
+    /// Further figures of the `weight` metric.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_error: Option<weight::WeightError>,
+}
+
+impl SensitivityTable {
+    /// Version that this program writes.
+    pub const VERSION: u32 = 1;
+
+    /// A table without rows.
+    pub fn new(checkpoint: &Checkpoint, metric: &Metric, formats: &[&'static dyn Format]) -> Self {
+        Self {
+            version: Self::VERSION,
+            checkpoint: checkpoint.fingerprint.clone(),
+            metric: metric.id.to_owned(),
+            unit: metric.unit.to_owned(),
+            label: metric.label,
+            formats: formats
+                .iter()
+                .map(|format| format.id().to_owned())
+                .collect(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// The row of a tensor.
+    pub fn row(&self, tensor: &str) -> Option<&SensitivityRow> {
+        self.rows.iter().find(|row| row.name == tensor)
+    }
+
+    /// Index of a format among the columns.
+    pub fn column(&self, format: &str) -> Option<usize> {
+        self.formats
+            .iter()
+            .position(|id| id.eq_ignore_ascii_case(format))
+    }
+
+    /// What a format does to a tensor.
+    pub fn cell(&self, tensor: &str, format: &str) -> Option<&SensitivityValue> {
+        self.row(tensor)?.cells.get(self.column(format)?)?.as_ref()
+    }
+
+    /// Smallest positive and largest value of a column, or of all columns: the ends of a colour scale.
+    pub fn value_range(&self, column: Option<usize>) -> Option<(f64, f64)> {
+        let cells = self.rows.iter().flat_map(|row| {
+            let (from, to) = column.map_or((0, row.cells.len()), |at| (at, at + 1));
+            row.cells.get(from..to).unwrap_or_default()
+        });
+        let values = cells
+            .flatten()
+            .map(|cell| cell.value)
+            .filter(|&value| value > 0.0);
+        values.fold(None, |range, value| {
+            let (lo, hi): (f64, f64) = range.unwrap_or((value, value));
+            Some((lo.min(value), hi.max(value)))
+        })
+    }
+}
+
+impl SensitivityRow {
+    /// A row of `tensor` with `column_count` empty cells.
+    pub fn new(tensor: &TensorInfo, column_count: usize) -> Self {
+        Self {
+            name: tensor.name.clone(),
+            role: tensor.role,
+            layer: tensor.layer,
+            weight_count: tensor.weight_count(),
+            cells: vec![None; column_count],
+        }
+    }
+}
+
+impl SensitivityValue {
+    /// A value together with what `tensor` costs in `stored`, which stands for `asked`.
+    pub fn new(
+        value: f64,
+        tensor: &TensorInfo,
+        asked: &dyn Format,
+        stored: &dyn Format,
+    ) -> Option<Self> {
+        let row_bytes = stored.dtype().row_bytes(tensor.row_len())? as u64;
+        let bytes = row_bytes * tensor.row_count() as u64;
+        Some(Self {
+            value,
+            stderr: None,
+            bits_per_weight: super::units::bits_per_weight(bytes, tensor.weight_count()),
+            bytes,
+            fell_back_to: (stored.id() != asked.id()).then(|| stored.id().to_owned()),
+            weight_error: None,
+        })
+    }
+}
+
+/// True for what sensitivity is measured of unless told otherwise: matrices of layers, embedding and head.
+pub fn is_default_subject(tensor: &TensorInfo) -> bool {
+    tensor.shape.len() == 2
+        && tensor.weight_count() > 0
+        && (tensor.role.is_layer_linear() || matches!(tensor.role, Role::Embedding | Role::Head))
+}
+
+/// Indices of the tensors called `names`, or of the default subjects; in the checkpoint's order.
+///
+/// # Errors
+/// A name that the checkpoint does not have.
+pub fn select_tensors(checkpoint: &Checkpoint, names: Option<&[String]>) -> Result<Vec<usize>> {
+    let tensors = || checkpoint.tensors.iter().enumerate();
+    let Some(names) = names else {
+        return Ok(tensors()
+            .filter(|(_, tensor)| is_default_subject(tensor))
+            .map(|(index, _)| index)
+            .collect());
+    };
+    if let Some(missing) = names.iter().find(|name| checkpoint.tensor(name).is_none()) {
+        return Err(
+            Fault::new(Stage::Sensitivity, "there is no tensor of this name")
+                .at(missing)
+                .fix("list the names with `lapidary inspect`")
+                .file(&checkpoint.path)
+                .into(),
+        );
+    }
+    Ok(tensors()
+        .filter(|(_, tensor)| names.contains(&tensor.name))
+        .map(|(index, _)| index)
+        .collect())
+}
+
+/// The formats called `ids`, or every one where none is named.
+///
+/// # Errors
+/// An id that no format has.
+pub fn select_formats(ids: &[String]) -> Result<Vec<&'static dyn Format>> {
+    if ids.is_empty() {
+        return Ok(format::all().to_vec());
+    }
+    ids.iter()
+        .map(|id| {
+            format::find(id).ok_or_else(|| {
+                let known: Vec<_> = format::all().iter().map(|format| format.id()).collect();
+                Fault::new(Stage::Sensitivity, format!("there is no format {id:?}"))
+                    .fix(format!("choose among {}", known.join(", ")))
+                    .into()
+            })
+        })
+        .collect()
+}
+
+fn write_role<S: Serializer>(role: &Role, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(role.name())
+}
+
+fn read_role<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Role, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    Role::find(&name).ok_or_else(|| serde::de::Error::custom(format!("there is no role {name:?}")))
+}

@@ -1,0 +1,430 @@
+//! Named limits on a comparison, from `gates.toml`, with a verdict each: pass, fail or undecided.
+//!
+//! ```toml
+//! [[gate]]
+//! metric = "accuracy"
+//! slice = "facts/*"     # a glob on slice or task/slice; "*" judges each; none judges all items together
+//! max_loss = 0.02       # a margin on the paired difference, as a fraction
+//!
+//! [[gate]]
+//! metric = "kld_mean"
+//! max = 0.05            # a limit in the metric's own unit
+//! ```
+//!
+//! `max_loss` is a test of non-inferiority: it passes where the whole interval lies above the
+//! margin and fails where the whole interval lies below it. In between, more items are needed, and
+//! undecided is not pass. `min` and `max` judge the measured value.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use globset::{Glob, GlobMatcher};
+use serde::{Deserialize, Serialize};
+use toml_edit::{Document, Item, Table};
+
+use super::stats::items_needed;
+use super::{Comparison, Paired};
+use crate::engine::error::{Error, Fault, Result, Stage};
+
+/// Largest gates file.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Metrics that a gate may name, those by slice first.
+pub const METRICS: [&str; 15] = [
+    "accuracy",
+    "flip_fraction",
+    "kld_mean",
+    "kld_median",
+    "kld_p99",
+    "kld_p999",
+    "kld_max",
+    "same_top_fraction",
+    "perplexity",
+    "perplexity_ratio",
+    "bits_per_weight",
+    "file_bytes",
+    "size_ratio",
+    "decode_speed_ratio",
+    "prefill_speed_ratio",
+];
+
+/// The first of [`METRICS`] are known for every slice.
+const SLICED: usize = 2;
+/// Metrics whose paired difference has an interval.
+const WITH_LOSS: [&str; 2] = ["accuracy", "perplexity"];
+
+/// The answer of a gate; in the order of severity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Pass,
+    Undecided,
+    Fail,
+}
+
+/// One limit.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    /// Line in the file, from 1.
+    pub line: usize,
+    /// One of [`METRICS`].
+    pub metric: String,
+    /// A glob on slices; `None` for all items together.
+    pub slice: Option<String>,
+    /// Largest loss on the paired difference, as a fraction.
+    pub max_loss: Option<f64>,
+    pub min: Option<f64>,
+    pub max: Option<f64>,
+    matcher: Option<GlobMatcher>,
+}
+
+/// The verdict of one gate on one slice.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GateResult {
+    pub metric: String,
+    /// `task/slice`, or the glob where nothing matched it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slice: Option<String>,
+    /// The limit as it stands in the file: `max_loss = 0.02`.
+    pub limit: String,
+    /// Line of the gate in its file.
+    pub line: usize,
+    /// The measured value, or the paired difference for `max_loss`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<f64>,
+    /// 95 % interval of the estimate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<[f64; 2]>,
+    /// Items.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n: Option<usize>,
+    pub verdict: Verdict,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// All gates of a file.
+#[derive(Clone, Debug, Default)]
+pub struct GateSet {
+    pub path: PathBuf,
+    pub gates: Vec<Gate>,
+}
+
+impl GateSet {
+    /// Reads and checks a gates file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+        if length > MAX_FILE_BYTES {
+            return Err(Fault::new(Stage::Comparison, format!("the gates file has {length} bytes"))
+                .fix("give a TOML file with [[gate]] tables")
+                .file(path)
+                .into());
+        }
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let text = String::from_utf8(bytes).map_err(|_| {
+            Fault::new(Stage::Comparison, "the gates file is not UTF-8").fix("save it as UTF-8").file(path)
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks a gates file's text; `path` is for messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        let line_of = |span: Option<Range<usize>>| {
+            span.map_or(1, |span| 1 + text.bytes().take(span.start).filter(|&byte| byte == b'\n').count())
+        };
+        let located = |line: usize, fault: Fault| Error::from(fault.at(format!("line {line}")).file(path));
+        let document = Document::parse(text).map_err(|err| {
+            let cause = err.message().lines().next().unwrap_or("not TOML").to_owned();
+            located(line_of(err.span()), Fault::new(Stage::Comparison, cause).fix("write TOML with [[gate]] tables"))
+        })?;
+        let mut gates = Vec::new();
+        for (key, item) in document.as_table() {
+            let line = line_of(document.as_table().key(key).and_then(toml_edit::Key::span));
+            let tables = match (key, item) {
+                ("gate", Item::ArrayOfTables(tables)) => tables,
+                _ => {
+                    return Err(located(
+                        line,
+                        Fault::new(Stage::Comparison, format!("`{key}` is not known here"))
+                            .fix("the file holds [[gate]] tables only"),
+                    ));
+                }
+            };
+            for table in tables {
+                gates.push(
+                    gate_of(table, line_of(table.span()), &line_of).map_err(|(line, fault)| located(line, fault))?,
+                );
+            }
+        }
+        if gates.is_empty() {
+            return Err(Fault::new(Stage::Comparison, "the file has no gates")
+                .fix("add a [[gate]] with metric and max_loss, min or max")
+                .file(path)
+                .into());
+        }
+        Ok(Self { path: path.to_owned(), gates })
+    }
+
+    /// Judges a comparison; a gate on slices gives a result for every slice that it names.
+    pub fn judge(&self, comparison: &Comparison) -> Vec<GateResult> {
+        self.gates.iter().flat_map(|gate| gate.judge(comparison)).collect()
+    }
+}
+
+/// Reads one `[[gate]]`; errors carry their line.
+fn gate_of(
+    table: &Table,
+    table_line: usize,
+    line_of: &dyn Fn(Option<Range<usize>>) -> usize,
+) -> std::result::Result<Gate, (usize, Fault)> {
+    let mut gate = Gate {
+        line: table_line,
+        metric: String::new(),
+        slice: None,
+        max_loss: None,
+        min: None,
+        max: None,
+        matcher: None,
+    };
+    for (key, item) in table {
+        let line = line_of(table.key(key).and_then(toml_edit::Key::span));
+        let fail = |cause: String, remedy: String| (line, Fault::new(Stage::Comparison, cause).fix(remedy));
+        let text = || {
+            item.as_str()
+                .map(str::to_owned)
+                .ok_or_else(|| fail(format!("`{key}` is not a string"), "put it in quotes".to_owned()))
+        };
+        let number = || {
+            item.as_float()
+                .or_else(|| item.as_integer().map(|value| value as f64))
+                .filter(|value| value.is_finite())
+                .ok_or_else(|| fail(format!("`{key}` is not a number"), "write a number without quotes".to_owned()))
+        };
+        match key {
+            "metric" => {
+                gate.metric = text()?;
+                if !METRICS.contains(&gate.metric.as_str()) {
+                    return Err(fail(
+                        format!("the metric {:?} is unknown", gate.metric),
+                        format!("use one of {}", METRICS.join(", ")),
+                    ));
+                }
+            }
+            "slice" => {
+                let pattern = text()?;
+                let glob = Glob::new(&pattern).map_err(|err| {
+                    fail(format!("{pattern:?} is not a glob: {}", err.kind()), "use * and ?".to_owned())
+                })?;
+                gate.matcher = Some(glob.compile_matcher());
+                gate.slice = Some(pattern);
+            }
+            "max_loss" => {
+                let value = number()?;
+                if !(0.0..=1.0).contains(&value) {
+                    return Err(fail(
+                        format!("`max_loss` is {value}"),
+                        "write a fraction from 0 to 1: 0.02 is two points".to_owned(),
+                    ));
+                }
+                gate.max_loss = Some(value);
+            }
+            "min" => gate.min = Some(number()?),
+            "max" => gate.max = Some(number()?),
+            _ => {
+                return Err(fail(
+                    format!("`{key}` is not a key of a gate"),
+                    "use metric, slice, max_loss, min and max".to_owned(),
+                ));
+            }
+        }
+    }
+    let fail = |cause: &str, remedy: String| Err((table_line, Fault::new(Stage::Comparison, cause).fix(remedy)));
+    if gate.metric.is_empty() {
+        return fail("the gate has no metric", format!("add metric = \"…\", one of {}", METRICS.join(", ")));
+    }
+    if gate.max_loss.is_some() && (gate.min.is_some() || gate.max.is_some()) {
+        return fail("max_loss stands beside min or max", "write two gates".to_owned());
+    }
+    if gate.max_loss.is_none() && gate.min.is_none() && gate.max.is_none() {
+        return fail("the gate has no limit", "add max_loss, min or max".to_owned());
+    }
+    if gate.max_loss.is_some() && !WITH_LOSS.contains(&gate.metric.as_str()) {
+        return fail(
+            "max_loss needs a paired difference, which this metric does not have",
+            format!("use it with {}, or write min or max", WITH_LOSS.join(" or ")),
+        );
+    }
+    if gate.slice.is_some() && !METRICS[..SLICED].contains(&gate.metric.as_str()) {
+        return fail(
+            "this metric is not known by slice",
+            format!("leave slice out, or use {}", METRICS[..SLICED].join(" or ")),
+        );
+    }
+    Ok(gate)
+}
+
+impl Gate {
+    /// The limit as it stands in the file.
+    fn limit(&self) -> String {
+        let limits = [("max_loss", self.max_loss), ("min", self.min), ("max", self.max)];
+        let parts: Vec<String> =
+            limits.iter().filter_map(|(key, value)| value.map(|value| format!("{key} = {value}"))).collect();
+        parts.join(", ")
+    }
+
+    fn judge(&self, comparison: &Comparison) -> Vec<GateResult> {
+        let Some(matcher) = &self.matcher else {
+            return vec![self.judge_one(None, comparison.overall.as_ref(), comparison)];
+        };
+        let mut results: Vec<GateResult> = comparison
+            .slices
+            .iter()
+            .filter(|slice| matcher.is_match(&slice.slice) || matcher.is_match(slice.name()))
+            .map(|slice| self.judge_one(Some(slice.name()), Some(&slice.paired), comparison))
+            .collect();
+        if results.is_empty() {
+            let reason = "no slice has this name".to_owned();
+            results.push(self.result(self.slice.clone(), None, None, None, Verdict::Undecided, reason));
+        }
+        results
+    }
+
+    fn result(
+        &self,
+        slice: Option<String>,
+        estimate: Option<f64>,
+        interval: Option<[f64; 2]>,
+        n: Option<usize>,
+        verdict: Verdict,
+        reason: String,
+    ) -> GateResult {
+        GateResult {
+            metric: self.metric.clone(),
+            slice,
+            limit: self.limit(),
+            line: self.line,
+            estimate,
+            interval,
+            n,
+            verdict,
+            reason,
+        }
+    }
+
+    fn judge_one(&self, slice: Option<String>, paired: Option<&Paired>, comparison: &Comparison) -> GateResult {
+        match self.max_loss {
+            Some(margin) => self.judge_loss(slice, paired, comparison, margin),
+            None => self.judge_value(slice, paired, comparison),
+        }
+    }
+
+    /// Non-inferiority: the interval of the difference against a margin.
+    fn judge_loss(
+        &self,
+        slice: Option<String>,
+        paired: Option<&Paired>,
+        comparison: &Comparison,
+        margin: f64,
+    ) -> GateResult {
+        // The difference as a gain, so that a loss is negative for every metric.
+        let (difference, low, high, n) = if self.metric == "accuracy" {
+            let Some(paired) = paired else {
+                return self.unmeasured(slice);
+            };
+            let [low, high] = paired.difference_interval;
+            (paired.difference, low, high, paired.n)
+        } else {
+            let Some((text, distance)) =
+                comparison.text.as_ref().and_then(|text| Some((text, text.distance.as_ref()?)))
+            else {
+                return self.unmeasured(slice);
+            };
+            let half = 1.96 * distance.perplexity_ratio_stderr;
+            let gain = 1.0 - distance.perplexity_ratio;
+            (gain, gain - half, gain + half, text.tokens)
+        };
+        let points = |value: f64| format!("{}{:.2} points", if value < 0.0 { "−" } else { "" }, value.abs() * 100.0);
+        let (verdict, reason) = if low >= -margin {
+            (Verdict::Pass, format!("the loss is at most {} with 95 % confidence", points((-low).max(0.0))))
+        } else if high < -margin {
+            (Verdict::Fail, format!("the loss is at least {} with 95 % confidence", points(-high)))
+        } else {
+            let advice = paired
+                .filter(|_| self.metric == "accuracy")
+                .and_then(|paired| items_needed((difference + margin).abs().max(1e-3), paired.flip_fraction))
+                .filter(|&needed| needed > n as u64)
+                .map_or_else(
+                    || "more items are needed".to_owned(),
+                    |needed| format!("about {needed} items are needed"),
+                );
+            let reason = format!(
+                "the difference lies between {} and {}, the margin at {}: {advice}",
+                points(low),
+                points(high),
+                points(-margin)
+            );
+            (Verdict::Undecided, reason)
+        };
+        self.result(slice, Some(difference), Some([low, high]), Some(n), verdict, reason)
+    }
+
+    /// The measured value against hard limits.
+    fn judge_value(&self, slice: Option<String>, paired: Option<&Paired>, comparison: &Comparison) -> GateResult {
+        let (value, interval) = self.value(paired, comparison);
+        let n = paired.filter(|_| METRICS[..SLICED].contains(&self.metric.as_str())).map(|paired| paired.n);
+        let Some(value) = value else {
+            return self.unmeasured(slice);
+        };
+        let (verdict, reason) = match (self.min, self.max) {
+            (Some(min), _) if value < min => (Verdict::Fail, format!("{value:.6} is less than {min}")),
+            (_, Some(max)) if value > max => (Verdict::Fail, format!("{value:.6} is more than {max}")),
+            _ => (Verdict::Pass, format!("{value:.6} is within the limit")),
+        };
+        self.result(slice, Some(value), interval, n, verdict, reason)
+    }
+
+    /// What was measured, with its interval where it has one.
+    fn value(&self, paired: Option<&Paired>, comparison: &Comparison) -> (Option<f64>, Option<[f64; 2]>) {
+        let text = comparison.text.as_ref();
+        let distance = text.and_then(|text| text.distance.as_ref());
+        let around = |value: f64, stderr: f64| Some([value - 1.96 * stderr, value + 1.96 * stderr]);
+        let plain = |value: Option<f64>| (value, None);
+        match self.metric.as_str() {
+            "accuracy" => {
+                (paired.map(|paired| paired.candidate_accuracy), paired.map(|paired| paired.candidate_interval))
+            }
+            "flip_fraction" => plain(paired.map(|paired| paired.flip_fraction)),
+            "kld_mean" => (
+                distance.map(|distance| distance.kld_mean),
+                distance.and_then(|distance| around(distance.kld_mean, distance.kld_mean_stderr)),
+            ),
+            "kld_median" => plain(distance.map(|distance| distance.kld_median)),
+            "kld_p99" => plain(distance.map(|distance| distance.kld_p99)),
+            "kld_p999" => plain(distance.map(|distance| distance.kld_p999)),
+            "kld_max" => plain(distance.map(|distance| distance.kld_max)),
+            "same_top_fraction" => (
+                distance.map(|distance| distance.same_top_fraction),
+                distance.and_then(|distance| around(distance.same_top_fraction, distance.same_top_fraction_stderr)),
+            ),
+            "perplexity" => (
+                text.map(|text| text.perplexity),
+                text.and_then(|text| around(text.perplexity, text.perplexity_stderr)),
+            ),
+            "perplexity_ratio" => (
+                distance.map(|distance| distance.perplexity_ratio),
+                distance.and_then(|distance| around(distance.perplexity_ratio, distance.perplexity_ratio_stderr)),
+            ),
+            "bits_per_weight" => plain(Some(comparison.bits_per_weight)),
+            "file_bytes" => plain(Some(comparison.file_bytes as f64)),
+            "size_ratio" => plain(Some(comparison.size_ratio)),
+            "decode_speed_ratio" => plain(comparison.decode_speed_ratio),
+            "prefill_speed_ratio" => plain(comparison.prefill_speed_ratio),
+            _ => plain(None),
+        }
+    }
+
+    fn unmeasured(&self, slice: Option<String>) -> GateResult {
+        let reason = format!("{} was not measured", self.metric);
+        self.result(slice, None, None, None, Verdict::Undecided, reason)
+    }
+}

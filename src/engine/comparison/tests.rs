@@ -1,0 +1,293 @@
+//! Tests of comparisons, gates and the sentence, on evaluations made by hand.
+
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::engine::evaluation::{EVALUATION_VERSION, SizeResult, slices};
+use crate::engine::scoring::fake::assert_same_json;
+use crate::engine::scoring::{Convention, SpeedResult, TextDistance, TokenDistance};
+
+fn item(id: usize, slice: &str, correct: bool) -> ItemResult {
+    ItemResult {
+        id: id.to_string(),
+        task: "facts".into(),
+        slice: slice.into(),
+        group: None,
+        metric: "exact_match".into(),
+        correct,
+        score: f64::from(u8::from(correct)),
+        correct_norm: None,
+        prediction: if correct { "right" } else { "wrong" }.into(),
+        scores: Vec::new(),
+        truncated: false,
+    }
+}
+
+fn speed(tokens_per_second: f64) -> SpeedResult {
+    SpeedResult {
+        prefill_tokens_per_second: tokens_per_second * 10.0,
+        prefill_tokens_per_second_quartiles: [1.0, 2.0],
+        decode_tokens_per_second: tokens_per_second,
+        decode_tokens_per_second_quartiles: [1.0, 2.0],
+        ttft_secs: 1.0,
+        tpot_secs: 1.0,
+        prefill_tokens: 128,
+        decode_tokens: 32,
+        repetitions: 5,
+        threads: 2,
+        in_turns: true,
+    }
+}
+
+fn text(kld: f64) -> TextResult {
+    let tokens: Vec<TokenDistance> = (0..1000)
+        .map(|i| {
+            let nll = 1.0 + f64::from(i % 5);
+            TokenDistance { baseline_nll: nll, nll: nll + kld, kld, same_top: i % 10 > 0, delta_p: -0.01 }
+        })
+        .collect();
+    TextResult {
+        convention: Convention::NonOverlapping,
+        context: 256,
+        windows: 4,
+        tokens: 1000,
+        perplexity: 20.0,
+        perplexity_stderr: 0.5,
+        nll_mean: 3.0,
+        bits_per_byte: 1.0,
+        distance: Some(TextDistance::new(&tokens)),
+    }
+}
+
+pub(crate) fn evaluation(name: &str, file_bytes: u64, tokens_per_second: f64, items: Vec<ItemResult>) -> Evaluation {
+    Evaluation {
+        version: EVALUATION_VERSION,
+        engine: "0".into(),
+        key: name.into(),
+        model: ModelRef { name: name.into(), path: PathBuf::from(name), id: name.into() },
+        label: "measured".into(),
+        device: "cpu".into(),
+        text_hash: None,
+        tasks_hash: None,
+        text: None,
+        slices: slices(&items),
+        size: SizeResult { file_bytes, bits_per_weight: 4.5, resident_bytes: file_bytes, weight_count: 1000 },
+        speed: Some(speed(tokens_per_second)),
+        items,
+        baseline: None,
+    }
+}
+
+/// 1000 common items of which 6 flip either way, and 200 rare ones of which 20 are lost.
+fn pair_of_models() -> (Evaluation, Evaluation) {
+    let base: Vec<ItemResult> =
+        (0..1200).map(|id| item(id, if id < 1000 { "common" } else { "rare" }, id % 50 != 0)).collect();
+    let mut cand = base.clone();
+    for id in (1..1000).step_by(150).chain(0..1).chain((50..300).step_by(50)) {
+        cand[id] = item(id, "common", !base[id].correct);
+    }
+    for id in (1001..1200).step_by(10) {
+        cand[id] = item(id, "rare", false);
+    }
+    let base = evaluation("base", 310, 10.0, base);
+    let mut cand = evaluation("Q4_K_M", 100, 22.0, cand);
+    cand.text = Some(text(0.02));
+    cand.baseline = Some(Box::new(base.clone()));
+    (base, cand)
+}
+
+fn comparison() -> Comparison {
+    let (base, cand) = pair_of_models();
+    compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison")
+}
+
+#[test]
+fn the_sentence_says_size_speed_accuracy_and_the_slice_that_lost() {
+    let comparison = comparison();
+    assert_eq!(
+        comparison.sentence,
+        format!(
+            "Q4_K_M: 3.1× smaller, 2.2× faster decoding, accuracy −1.8 ± {:.1} points; facts/rare −10.0 ± {:.1}",
+            comparison.overall.as_ref().expect("overall").margin() * 100.0,
+            comparison.slices[1].paired.margin() * 100.0
+        )
+    );
+    assert!(comparison.warnings.is_empty(), "{:?}", comparison.warnings);
+}
+
+#[test]
+fn flips_are_counted_both_ways_and_listed() {
+    let comparison = comparison();
+    let common = &comparison.slices[0].paired;
+    assert_eq!((common.n, common.right_to_wrong, common.wrong_to_right), (1000, 7, 6));
+    let rare = &comparison.slices[1].paired;
+    assert_eq!((rare.n, rare.right_to_wrong, rare.wrong_to_right), (200, 20, 0));
+    assert!(rare.mcnemar_p_holm.expect("holm") < 1e-4);
+    assert!(common.mcnemar_p_holm.is_some_and(|p| p > 0.999));
+    assert_eq!(comparison.flips.len(), 33);
+    assert_eq!(comparison.flips.iter().filter(|flip| flip.gained).count(), 6);
+    let [low, high] = rare.difference_interval;
+    assert!(low < -0.1 && -0.1 < high && high < -0.05, "{low} {high}");
+    assert_eq!(rare.interval_method, IntervalMethod::Bootstrap);
+}
+
+#[test]
+fn gates_pass_fail_or_stay_undecided_with_a_reason() {
+    let gates = GateSet::parse(
+        r#"
+[[gate]]
+metric = "accuracy"
+slice = "*"
+max_loss = 0.02
+
+[[gate]]
+metric = "kld_mean"
+max = 0.05
+
+[[gate]]
+metric = "accuracy"
+slice = "facts/ra*"
+max_loss = 0.1
+
+[[gate]]
+metric = "size_ratio"
+min = 4
+
+[[gate]]
+metric = "perplexity"
+max_loss = 0.05
+
+[[gate]]
+metric = "accuracy"
+slice = "nothing"
+min = 0.5
+"#,
+        Path::new("gates.toml"),
+    )
+    .expect("gates");
+    let mut comparison = comparison();
+    comparison.apply_gates(&gates);
+    let verdicts: Vec<(Option<&str>, Verdict)> =
+        comparison.gates.iter().map(|gate| (gate.slice.as_deref(), gate.verdict)).collect();
+    assert_eq!(
+        verdicts,
+        [
+            (Some("facts/common"), Verdict::Pass),
+            (Some("facts/rare"), Verdict::Fail),
+            (None, Verdict::Pass),
+            (Some("facts/rare"), Verdict::Undecided),
+            (None, Verdict::Fail),
+            (None, Verdict::Pass),
+            (Some("nothing"), Verdict::Undecided),
+        ]
+    );
+    assert_eq!(comparison.gates[2].line, 7);
+    assert!(comparison.gates[3].reason.contains("needed"), "{}", comparison.gates[3].reason);
+    assert_eq!(comparison.verdict(), Some(Verdict::Fail));
+    assert!(comparison.sentence.contains("facts/rare −10.0 ±"), "{}", comparison.sentence);
+    assert!(comparison.sentence.contains("fails the gate"), "{}", comparison.sentence);
+}
+
+#[test]
+fn what_was_not_measured_is_undecided_and_not_passed() {
+    let (mut base, mut cand) = pair_of_models();
+    (base.items, cand.items, cand.text, cand.speed) = (Vec::new(), Vec::new(), None, None);
+    let mut comparison =
+        compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+    for line in
+        ["metric=\"accuracy\"\nmax_loss=0.5", "metric=\"kld_max\"\nmax=9", "metric=\"decode_speed_ratio\"\nmin=0"]
+    {
+        let gates = GateSet::parse(&format!("[[gate]]\n{line}\n"), Path::new("g")).expect("gates");
+        comparison.apply_gates(&gates);
+        assert_eq!(comparison.verdict(), Some(Verdict::Undecided), "{line}");
+    }
+}
+
+#[test]
+fn a_slice_in_which_nothing_differs_does_not_pass_a_margin_it_cannot_see() {
+    let items: Vec<ItemResult> = (0..20).map(|id| item(id, "few", true)).collect();
+    let (base, cand) = (evaluation("a", 10, 1.0, items.clone()), evaluation("b", 10, 1.0, items));
+    let mut comparison =
+        compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+    let gates = "[[gate]]\nmetric = \"accuracy\"\nslice = \"few\"\nmax_loss = 0.02\n";
+    comparison.apply_gates(&GateSet::parse(gates, Path::new("g")).expect("gates"));
+    assert_eq!(comparison.verdict(), Some(Verdict::Undecided));
+    assert_eq!(comparison.slices[0].paired.interval_method, IntervalMethod::Score);
+    assert!(comparison.sentence.starts_with("b: same size, same decoding speed"), "{}", comparison.sentence);
+}
+
+#[test]
+fn every_mistake_in_a_gates_file_is_named_with_its_line() {
+    let good = "[[gate]]\nmetric = \"accuracy\"\nmin = 0.5\n\n";
+    for (bad, line, expected) in [
+        ("[[gate]]\nmetric = \"accuracy\"\nmaxloss = 1", 7, "`maxloss` is not a key"),
+        ("[[gate]]\nmetric = \"beauty\"\nmin = 1", 6, "unknown"),
+        ("[[gate]]\nmetric = \"accuracy\"", 5, "no limit"),
+        ("[[gate]]\nmin = 1", 5, "no metric"),
+        ("[[gate]]\nmetric = \"accuracy\"\nmax_loss = 2", 7, "max_loss"),
+        ("[[gate]]\nmetric = \"accuracy\"\nmax_loss = 0.1\nmin = 0.5", 5, "beside"),
+        ("[[gate]]\nmetric = \"kld_mean\"\nmax_loss = 0.1", 5, "paired difference"),
+        ("[[gate]]\nmetric = \"kld_mean\"\nslice = \"*\"\nmax = 0.1", 5, "by slice"),
+        ("[[gate]]\nmetric = \"accuracy\"\nslice = \"[\"\nmin = 0.1", 7, "not a glob"),
+        ("[[gate]]\nmetric = \"accuracy\"\nmin = \"0.1\"", 7, "not a number"),
+        ("[[gate]]\nmetric = \"accuracy\"\nmin = nan", 7, "not a number"),
+        ("[[gate]]\nmetric = \"accuracy\nmin = 1", 6, "line 6"),
+        ("[other]\nx = 1", 5, "`other` is not known"),
+    ] {
+        let error = GateSet::parse(&format!("{good}{bad}\n"), Path::new("gates.toml")).expect_err(bad).to_string();
+        assert!(error.contains(&format!("line {line}:")) && error.contains(expected), "{bad}: {error}");
+    }
+    assert!(GateSet::parse("", Path::new("g")).is_err());
+}
+
+#[test]
+fn only_items_that_both_answered_count() {
+    let (mut base, mut cand) = pair_of_models();
+    base.items.truncate(1190);
+    cand.items.drain(..5);
+    cand.items.reverse();
+    let comparison = compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+    assert_eq!(comparison.overall.expect("overall").n, 1185);
+    assert_eq!(comparison.unpaired_items, 15);
+    cand.items = vec![item(9999, "common", true)];
+    let error = compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect_err("none");
+    assert!(error.to_string().contains("no item in common"), "{error}");
+}
+
+#[test]
+fn distances_from_another_baseline_and_speeds_of_other_lengths_are_left_out() {
+    let (mut base, mut cand) = pair_of_models();
+    base.model.id = "another".into();
+    let other = compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+    assert!(other.text.expect("text").distance.is_none());
+    assert!(other.warnings.iter().any(|warning| warning.contains("another baseline")));
+    cand.speed.as_mut().expect("speed").threads = 64;
+    let other = compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+    assert_eq!(other.decode_speed_ratio, None);
+}
+
+#[test]
+fn items_of_one_group_are_drawn_together() {
+    let grouped = |correct: &dyn Fn(usize) -> bool| -> Vec<ItemResult> {
+        (0..400)
+            .map(|id| ItemResult { group: Some(format!("passage {}", id / 20)), ..item(id, "common", correct(id)) })
+            .collect()
+    };
+    let base = evaluation("a", 10, 1.0, grouped(&|_| true));
+    let cand = evaluation("b", 10, 1.0, grouped(&|id| id / 20 % 5 > 0));
+    let comparison = compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+    let overall = comparison.overall.expect("overall");
+    assert_eq!((overall.groups, overall.interval_method), (20, IntervalMethod::ClusterBootstrap));
+    // Single items would give about ±4 points, 20 groups give about ±17.
+    assert!(overall.margin() > 0.1, "{}", overall.margin());
+}
+
+#[test]
+fn a_comparison_survives_a_file() {
+    let mut comparison = comparison();
+    let gates = "[[gate]]\nmetric = \"accuracy\"\nslice = \"*\"\nmax_loss = 0.02\n";
+    comparison.apply_gates(&GateSet::parse(gates, Path::new("g")).expect("gates"));
+    let json = serde_json::to_value(&comparison).expect("json");
+    let back: Comparison = serde_json::from_str(&json.to_string()).expect("back");
+    assert_same_json(&serde_json::to_value(&back).expect("json"), &json);
+}

@@ -1,0 +1,224 @@
+//! Runs an evaluation: text, tasks, size and speed of a model, and of its baseline where needed.
+
+use std::path::PathBuf;
+
+use super::{EVALUATION_VERSION, Evaluation, ModelRef, SizeResult, slices};
+use crate::engine::checkpoint::Checkpoint;
+use crate::engine::error::{Fault, Result, Stage};
+use crate::engine::model::{Model, Tokenizer};
+use crate::engine::progress::Progress;
+use crate::engine::scoring::{
+    ScoredText, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, score_tasks, speed,
+};
+use crate::engine::units;
+
+/// A model to measure, with what is known of its files.
+#[derive(Clone)]
+pub struct Subject<'a> {
+    pub model: &'a dyn TokenModel,
+    pub codec: &'a dyn TextCodec,
+    /// A short name for a title.
+    pub name: String,
+    pub path: PathBuf,
+    /// Content hash of its files, which keys the results; a fingerprint of headers does not tell
+    /// candidates of equal shape apart.
+    pub id: String,
+    /// All files on disk.
+    pub file_bytes: u64,
+    /// Tensors on disk.
+    pub tensor_bytes: u64,
+    pub weight_count: u64,
+    /// Weights in memory.
+    pub resident_bytes: u64,
+}
+
+impl<'a> Subject<'a> {
+    /// A loaded checkpoint; `id` is the content hash of its files.
+    pub fn new(checkpoint: &Checkpoint, model: &'a Model, tokenizer: &'a Tokenizer, id: impl Into<String>) -> Self {
+        Self {
+            model,
+            codec: tokenizer,
+            name: checkpoint.name.clone(),
+            path: checkpoint.path.clone(),
+            id: id.into(),
+            file_bytes: checkpoint.file_bytes(),
+            tensor_bytes: checkpoint.tensor_bytes(),
+            weight_count: checkpoint.weight_count(),
+            resident_bytes: model.resident_bytes(),
+        }
+    }
+
+    fn size(&self) -> SizeResult {
+        SizeResult {
+            file_bytes: self.file_bytes,
+            bits_per_weight: units::bits_per_weight(self.tensor_bytes, self.weight_count),
+            resident_bytes: self.resident_bytes,
+            weight_count: self.weight_count,
+        }
+    }
+
+    fn reference(&self) -> ModelRef {
+        ModelRef { name: self.name.clone(), path: self.path.clone(), id: self.id.clone() }
+    }
+}
+
+/// The model that a candidate is measured against.
+#[derive(Clone)]
+pub struct Baseline<'a> {
+    /// Needed for distances, which come from both models' logits.
+    pub subject: Subject<'a>,
+    /// An evaluation of it from before: what has the right key is not measured again.
+    pub known: Option<&'a Evaluation>,
+}
+
+/// What is measured and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvaluationOptions {
+    /// Convention, window and length of the text.
+    pub text: TextOptions,
+    /// At most so many items of every slice, evenly spread; the same for every model.
+    pub max_items_per_slice: Option<usize>,
+    /// `None` leaves speed out.
+    pub speed: Option<SpeedOptions>,
+    /// What computes, for the key.
+    pub device: String,
+}
+
+impl Default for EvaluationOptions {
+    fn default() -> Self {
+        Self {
+            text: TextOptions::default(),
+            max_items_per_slice: None,
+            speed: Some(SpeedOptions::default()),
+            device: "cpu".to_owned(),
+        }
+    }
+}
+
+/// The key of an evaluation: a hash of all that its results depend on.
+pub fn key(
+    id: &str,
+    baseline_id: Option<&str>,
+    tasks: Option<&TaskSet>,
+    text: Option<&TextSource>,
+    options: &EvaluationOptions,
+) -> String {
+    let mut hasher = blake3::Hasher::new();
+    // Every part is preceded by its length, so that no two lists of parts read the same.
+    let mut part = |value: &str| {
+        hasher.update(&(value.len() as u64).to_le_bytes());
+        hasher.update(value.as_bytes());
+    };
+    let number = |value: Option<usize>| value.map_or_else(String::new, |value| value.to_string());
+    part(concat!("evaluation ", env!("CARGO_PKG_VERSION")));
+    part(id);
+    part(baseline_id.unwrap_or(""));
+    part(tasks.map_or("", |tasks| &tasks.hash));
+    part(text.map_or("", |text| &text.hash));
+    part(options.text.convention.name());
+    part(&number(options.text.context));
+    part(&number(options.text.max_tokens));
+    part(&number(options.max_items_per_slice));
+    part(&options.speed.as_ref().map_or_else(String::new, |speed| format!("{speed:?}")));
+    part(&options.device);
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Measures a model, and its distance from a baseline.
+///
+/// Text and tasks may each be left out. Results do not depend on the number of threads, speed apart.
+pub fn evaluate(
+    subject: &Subject<'_>,
+    baseline: Option<&Baseline<'_>>,
+    tasks: Option<&TaskSet>,
+    text: Option<&TextSource>,
+    options: &EvaluationOptions,
+    progress: &Progress,
+) -> Result<Evaluation> {
+    let sampled = match (tasks, options.max_items_per_slice) {
+        (Some(tasks), Some(count)) => Some(tasks.sample(count)),
+        _ => None,
+    };
+    let items = sampled.as_ref().or(tasks);
+
+    let mut document = blank(subject, baseline.map(|baseline| baseline.subject.id.as_str()), tasks, text, options);
+    let mut reference = baseline.map(|baseline| {
+        let fresh = blank(&baseline.subject, None, tasks, text, options);
+        match baseline.known.filter(|known| known.key == fresh.key) {
+            Some(known) => (Evaluation { baseline: None, ..known.clone() }, true),
+            None => (fresh, false),
+        }
+    });
+
+    if let Some(text) = text {
+        let prepared = prepare(subject, text, options)?;
+        if let (Some(baseline), Some((reference, _))) = (baseline, &mut reference) {
+            let others = prepare(&baseline.subject, text, options)?;
+            if others.windows != prepared.windows {
+                return Err(Fault::new(
+                    Stage::Evaluation,
+                    "baseline and candidate cut the text into different tokens, so no distance can be measured",
+                )
+                .at(subject.name.clone())
+                .fix("evaluate them one by one and compare bits per byte")
+                .into());
+            }
+            let (base, own) = prepared.score_pair(baseline.subject.model, subject.model, progress)?;
+            reference.text = Some(base);
+            document.text = Some(own);
+        } else {
+            document.text = Some(prepared.score(subject.model, progress)?);
+        }
+    }
+    if let Some(items) = items {
+        if let (Some(baseline), Some((reference, false))) = (baseline, &mut reference) {
+            reference.items = score_tasks(baseline.subject.model, baseline.subject.codec, items, progress)?;
+            reference.slices = slices(&reference.items);
+        }
+        document.items = score_tasks(subject.model, subject.codec, items, progress)?;
+        document.slices = slices(&document.items);
+    }
+    if let Some(speed) = &options.speed {
+        // In turns even where the baseline's speed is known from before: a ratio of two moments says little.
+        let mut models = vec![subject.model];
+        models.extend(baseline.map(|baseline| baseline.subject.model));
+        let mut results = speed::measure(&models, speed, progress)?.into_iter();
+        document.speed = results.next();
+        if let Some((reference, _)) = &mut reference {
+            reference.speed = results.next();
+        }
+    }
+    document.baseline = reference.map(|(reference, _)| Box::new(reference));
+    Ok(document)
+}
+
+/// The windows of a text for a subject; the default window follows the model's context.
+fn prepare(subject: &Subject<'_>, text: &TextSource, options: &EvaluationOptions) -> Result<ScoredText> {
+    ScoredText::new(subject.codec, text, subject.model.context(), subject.model.vocab(), &options.text)
+}
+
+/// A document with all that is known without running the model.
+fn blank(
+    subject: &Subject<'_>,
+    baseline_id: Option<&str>,
+    tasks: Option<&TaskSet>,
+    text: Option<&TextSource>,
+    options: &EvaluationOptions,
+) -> Evaluation {
+    Evaluation {
+        version: EVALUATION_VERSION,
+        engine: env!("CARGO_PKG_VERSION").to_owned(),
+        key: key(&subject.id, baseline_id, tasks, text, options),
+        model: subject.reference(),
+        label: "measured".to_owned(),
+        device: options.device.clone(),
+        text_hash: text.map(|text| text.hash.clone()),
+        tasks_hash: tasks.map(|tasks| tasks.hash.clone()),
+        text: None,
+        slices: Vec::new(),
+        size: subject.size(),
+        speed: None,
+        items: Vec::new(),
+        baseline: None,
+    }
+}

@@ -1,0 +1,26 @@
+//! bf16: the upper half of an f32: its range with 8 significant bits.
+
+use super::{Dtype, Format};
+use crate::engine::kernels::float;
+
+/// The bf16 format.
+#[derive(Debug)]
+pub(super) struct Bf16;
+
+impl Format for Bf16 {
+    fn id(&self) -> &'static str {
+        "bf16"
+    }
+
+    fn dtype(&self) -> Dtype {
+        Dtype::Bf16
+    }
+
+    fn encode_row(&self, source: &[f32], out: &mut [u8]) {
+        float::encode_bf16(source, out);
+    }
+
+    fn decode_row(&self, source: &[u8], out: &mut [f32]) {
+        float::decode_bf16(source, out);
+    }
+}

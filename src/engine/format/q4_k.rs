@@ -1,0 +1,35 @@
+//! q4_k: 256 weights in 8 runs with 6-bit scales and minimums; 4-bit codes.
+
+use super::{Dtype, Format};
+use crate::engine::kernels::kquants;
+use crate::engine::kernels::packed::Layout;
+
+/// The q4_k format of ggml.
+#[derive(Debug)]
+pub(super) struct Q4K;
+
+impl Format for Q4K {
+    fn id(&self) -> &'static str {
+        "q4_k"
+    }
+
+    fn dtype(&self) -> Dtype {
+        Dtype::Q4K
+    }
+
+    fn fallback(&self) -> Option<&'static str> {
+        Some("q5_0")
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        Some(Layout::Q4K)
+    }
+
+    fn encode_row(&self, source: &[f32], out: &mut [u8]) {
+        kquants::encode_q4_k(source, out);
+    }
+
+    fn decode_row(&self, source: &[u8], out: &mut [f32]) {
+        kquants::decode_q4_k(source, out);
+    }
+}

@@ -1,0 +1,35 @@
+//! q5_1: 32 weights share an f16 scale and an f16 minimum; 5-bit codes.
+
+use super::{Dtype, Format};
+use crate::engine::kernels::legacy;
+use crate::engine::kernels::packed::Layout;
+
+/// The q5_1 format of ggml.
+#[derive(Debug)]
+pub(super) struct Q51;
+
+impl Format for Q51 {
+    fn id(&self) -> &'static str {
+        "q5_1"
+    }
+
+    fn dtype(&self) -> Dtype {
+        Dtype::Q5_1
+    }
+
+    fn fallback(&self) -> Option<&'static str> {
+        Some("f16")
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        Some(Layout::Q5_1)
+    }
+
+    fn encode_row(&self, source: &[f32], out: &mut [u8]) {
+        legacy::encode_q5_1(source, out);
+    }
+
+    fn decode_row(&self, source: &[u8], out: &mut [f32]) {
+        legacy::decode_q5_1(source, out);
+    }
+}

@@ -1,0 +1,35 @@
+//! q5_k: 256 weights in 8 runs with 6-bit scales and minimums; 5-bit codes.
+
+use super::{Dtype, Format};
+use crate::engine::kernels::kquants;
+use crate::engine::kernels::packed::Layout;
+
+/// The q5_k format of ggml.
+#[derive(Debug)]
+pub(super) struct Q5K;
+
+impl Format for Q5K {
+    fn id(&self) -> &'static str {
+        "q5_k"
+    }
+
+    fn dtype(&self) -> Dtype {
+        Dtype::Q5K
+    }
+
+    fn fallback(&self) -> Option<&'static str> {
+        Some("q5_1")
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        Some(Layout::Q5K)
+    }
+
+    fn encode_row(&self, source: &[f32], out: &mut [u8]) {
+        kquants::encode_q5_k(source, out);
+    }
+
+    fn decode_row(&self, source: &[u8], out: &mut [f32]) {
+        kquants::decode_q5_k(source, out);
+    }
+}

@@ -1,0 +1,35 @@
+//! q8_0: 32 weights share an f16 scale; codes are signed bytes. Close to lossless.
+
+use super::{Dtype, Format};
+use crate::engine::kernels::legacy;
+use crate::engine::kernels::packed::Layout;
+
+/// The q8_0 format of ggml.
+#[derive(Debug)]
+pub(super) struct Q80;
+
+impl Format for Q80 {
+    fn id(&self) -> &'static str {
+        "q8_0"
+    }
+
+    fn dtype(&self) -> Dtype {
+        Dtype::Q8_0
+    }
+
+    fn fallback(&self) -> Option<&'static str> {
+        Some("f16")
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        Some(Layout::Q8_0)
+    }
+
+    fn encode_row(&self, source: &[f32], out: &mut [u8]) {
+        legacy::encode_q8_0(source, out);
+    }
+
+    fn decode_row(&self, source: &[u8], out: &mut [f32]) {
+        legacy::decode_q8_0(source, out);
+    }
+}

@@ -1,0 +1,95 @@
+//! Properties that every registered format must have, by a loop over the registry.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// The largest error that a format may make on values in −1..1, as a share of the largest magnitude.
+fn bound(id: &str) -> f32 {
+    match id {
+        "f32" => 0.0,
+        "f16" => 1e-3,
+        "bf16" => 8e-3,
+        "q8_0" => 0.01,
+        "q6_k" => 0.08,
+        "q5_k" | "q5_1" | "q5_0" => 0.14,
+        "q4_k" | "q4_1" | "q4_0" => 0.25,
+        "q3_k" => 0.5,
+        _ => 1.0,
+    }
+}
+
+#[test]
+fn fallbacks_end_at_a_format_without_blocks() {
+    for format in all() {
+        assert!(fitting(*format, 7).fits(7), "{}", format.id());
+        assert_eq!(fitting(*format, 256).id(), format.id());
+    }
+    assert_eq!(fitting(find("Q4_K").expect("known"), 96).id(), "q5_0");
+    assert_eq!(fitting(find("q6_k").expect("known"), 33).id(), "f16");
+}
+
+#[test]
+fn the_registry_has_no_two_of_one_name_or_layout() {
+    for (index, format) in all().iter().enumerate() {
+        assert!(
+            all()[..index]
+                .iter()
+                .all(|other| other.id() != format.id() && other.dtype() != format.dtype())
+        );
+        assert_eq!(
+            find(&format.id().to_uppercase()).expect("any case").id(),
+            format.id()
+        );
+    }
+}
+
+#[test]
+fn hostile_values_encode_and_decode_without_panic() {
+    for special in [
+        f32::NAN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        1e38,
+        -1e38,
+        1e-44,
+        0.0,
+    ] {
+        for format in all() {
+            let mut values = vec![0.5; 256];
+            values[3] = special;
+            values[100] = -special;
+            let mut bytes = vec![0; format.dtype().row_bytes(256).expect("fits")];
+            format.encode_row(&values, &mut bytes);
+            let mut back = vec![0.0; 256];
+            format.decode_row(&bytes, &mut back);
+            let noise: Vec<u8> = (0..bytes.len()).map(|at| (at * 151 + 77) as u8).collect();
+            format.decode_row(&noise, &mut back);
+        }
+    }
+}
+
+#[test]
+fn plain_types_decode_to_their_values() {
+    let mut out = [0.0];
+    assert!(decode_row(Dtype::I16, &(-5i16).to_le_bytes(), &mut out) && out[0] == -5.0);
+    assert!(decode_row(Dtype::F64, &2.5f64.to_le_bytes(), &mut out) && out[0] == 2.5);
+    assert!(decode_row(Dtype::Bool, &[7], &mut out) && out[0] == 1.0);
+    assert!(!decode_row(Dtype::Iq2S, &[0; 82], &mut out));
+}
+
+proptest! {
+    #[test]
+    fn errors_stay_within_the_bound_of_each_format(values in prop::collection::vec(-1.0f32..1.0, 512)) {
+        let most = values.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        for format in all() {
+            let mut bytes = vec![0; format.dtype().row_bytes(512).expect("fits")];
+            format.encode_row(&values, &mut bytes);
+            let mut back = vec![0.0; 512];
+            format.decode_row(&bytes, &mut back);
+            for (value, decoded) in values.iter().zip(&back) {
+                prop_assert!((value - decoded).abs() <= bound(format.id()) * most, "{}: {value} {decoded}", format.id());
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Round to nearest: every row encoded by itself, no data needed.
+
+use rayon::prelude::*;
+
+use crate::engine::error::{Fault, Result, Stage};
+use crate::engine::format::{self, Dtype};
+
+/// Brings whole rows of `from` bytes to `to` bytes, on every core.
+///
+/// # Errors
+/// A type that cannot be decoded or encoded, or rows that do not fill whole blocks.
+pub(super) fn convert(
+    name: &str,
+    from: Dtype,
+    to: Dtype,
+    row_len: usize,
+    source: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    let fault = |cause: String| Fault::new(Stage::Pass, cause).at(name.to_owned());
+    let format = format::of_dtype(to).ok_or_else(|| fault(format!("{to} cannot be written by this version")))?;
+    let in_bytes = from.row_bytes(row_len).ok_or_else(|| fault(format!("rows of {row_len} do not fill {from} blocks")))?;
+    let out_bytes = to.row_bytes(row_len).ok_or_else(|| fault(format!("rows of {row_len} do not fill {to} blocks")))?;
+    if in_bytes == 0 || out_bytes == 0 {
+        out.clear();
+        return Ok(());
+    }
+    let rows = source.len() / in_bytes;
+    out.clear();
+    out.resize(rows * out_bytes, 0);
+    let decoded = source
+        .par_chunks_exact(in_bytes)
+        .zip(out.par_chunks_exact_mut(out_bytes))
+        .map_init(
+            || vec![0.0f32; row_len],
+            |values, (source, out)| {
+                let known = format::decode_row(from, source, values);
+                if known {
+                    format.encode_row(values, out);
+                }
+                known
+            },
+        )
+        .reduce(|| true, |a, b| a && b);
+    if decoded {
+        Ok(())
+    } else {
+        Err(fault(format!("{from} weights cannot be decoded by this version")).fix("keep this tensor as it is").into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_do_not_depend_on_the_number_of_threads() {
+        let values: Vec<u8> = (0..64 * 512u32).flat_map(|i| ((i % 977) as f32 - 400.0).to_le_bytes()).collect();
+        let encode = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
+            let mut out = Vec::new();
+            pool.install(|| convert("t", Dtype::F32, Dtype::Q4K, 512, &values, &mut out)).expect("converts");
+            out
+        };
+        assert_eq!(encode(1), encode(5));
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_named() {
+        let err = convert("t", Dtype::Iq2S, Dtype::F16, 256, &[0; 82], &mut Vec::new()).expect_err("refused");
+        assert!(err.to_string().contains("iq2_s"), "{err}");
+    }
+}

@@ -1,0 +1,198 @@
+//! Prefill and decode speed, time to first token and time per output token.
+//!
+//! Several models are measured in turns (A, B, A, B …), so that a processor that slows down while
+//! it gets warm slows all of them. Medians are reported with their quartiles; lengths are fixed,
+//! end tokens are ignored, tokenizing is left out. Speed measurements run alone.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::TokenModel;
+use super::random::Random;
+use super::rows::gather;
+use super::softmax::RowSum;
+use super::text_stats::quantile;
+use crate::engine::error::{Fault, Result, Stage};
+use crate::engine::model::{Batch, KvCache};
+use crate::engine::progress::{Phase, Progress, Unit};
+
+/// How speed is measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpeedOptions {
+    /// Tokens of the prompt; fewer where the context is shorter.
+    pub prefill_tokens: usize,
+    /// Tokens written after it.
+    pub decode_tokens: usize,
+    /// Least number of repetitions.
+    pub repetitions: usize,
+    /// More repetitions until this much time has passed.
+    pub min_secs: f64,
+    /// No further repetition after this time, once there are two.
+    pub max_secs: f64,
+}
+
+impl Default for SpeedOptions {
+    fn default() -> Self {
+        Self { prefill_tokens: 128, decode_tokens: 32, repetitions: 5, min_secs: 1.0, max_secs: 30.0 }
+    }
+}
+
+/// Speed of one model on this machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SpeedResult {
+    /// Prompt tokens read a second, median.
+    pub prefill_tokens_per_second: f64,
+    /// Lower and upper quartile.
+    pub prefill_tokens_per_second_quartiles: [f64; 2],
+    /// Tokens written a second at batch 1, median.
+    pub decode_tokens_per_second: f64,
+    /// Lower and upper quartile.
+    pub decode_tokens_per_second_quartiles: [f64; 2],
+    /// Time to first token, median.
+    pub ttft_secs: f64,
+    /// Time per output token, median over repetitions.
+    pub tpot_secs: f64,
+    /// Tokens of the prompt.
+    pub prefill_tokens: usize,
+    /// Tokens written after the first.
+    pub decode_tokens: usize,
+    pub repetitions: usize,
+    /// Worker threads.
+    pub threads: usize,
+    /// True if baseline and candidate were measured in turns.
+    pub in_turns: bool,
+}
+
+/// Seconds of one repetition.
+#[derive(Clone, Copy)]
+struct Sample {
+    first_token: f64,
+    per_token: f64,
+}
+
+/// The next token at the end of what was just read.
+fn read(model: &dyn TokenModel, ids: &[u32], caches: &mut [KvCache], progress: &Progress) -> Result<u32> {
+    progress.check()?;
+    let mut batch = Batch::default();
+    batch.push(ids, None, Some(0));
+    let hidden = model.hidden(&batch, caches, progress)?;
+    let logits = model.logits(&gather(&hidden, model.width(), std::iter::once(ids.len() - 1)))?;
+    // Speed of a broken model is still a speed.
+    Ok(RowSum::of(&logits).map_or(0, |sum| sum.top))
+}
+
+fn sample(model: &dyn TokenModel, prompt: &[u32], decode_tokens: usize, progress: &Progress) -> Result<Sample> {
+    let mut caches = [KvCache::default()];
+    let start = Instant::now();
+    let mut next = read(model, prompt, &mut caches, progress)?;
+    let first_token = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    for _ in 0..decode_tokens {
+        next = read(model, &[next], &mut caches, progress)?;
+    }
+    Ok(Sample { first_token, per_token: start.elapsed().as_secs_f64() / decode_tokens as f64 })
+}
+
+/// Measures models in turns; results come in their order.
+pub fn measure(models: &[&dyn TokenModel], options: &SpeedOptions, progress: &Progress) -> Result<Vec<SpeedResult>> {
+    let Some(context) = models.iter().map(|model| model.context()).min() else {
+        return Ok(Vec::new());
+    };
+    if context < 2 {
+        return Err(Fault::new(Stage::Evaluation, format!("a context of {context} tokens is too short to write in"))
+            .fix("leave speed out of this evaluation")
+            .into());
+    }
+    // A short context is shared between reading and writing as the options share it.
+    let decode_tokens = options.decode_tokens.clamp(1, (context / 4).max(1));
+    let prefill_tokens = options.prefill_tokens.clamp(1, context - decode_tokens);
+    let vocab = models.iter().map(|model| model.vocab()).min().unwrap_or(1).max(1);
+    let mut random = Random::new(42, 0);
+    let prompt: Vec<u32> = (0..prefill_tokens).map(|_| (random.next_u64() % vocab as u64) as u32).collect();
+
+    let least = options.repetitions.max(1);
+    progress.begin(Phase::MeasuringSpeed, least as u64, Unit::Items);
+    for model in models {
+        sample(*model, &prompt, decode_tokens.min(2), progress)?;
+    }
+    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); models.len()];
+    let start = Instant::now();
+    loop {
+        let (done, elapsed) = (samples[0].len(), start.elapsed().as_secs_f64());
+        let is_enough = done >= least && elapsed >= options.min_secs;
+        let is_too_long = done >= 2.min(least) && elapsed >= options.max_secs;
+        if is_enough || is_too_long {
+            break;
+        }
+        for (model, samples) in models.iter().zip(&mut samples) {
+            samples.push(sample(*model, &prompt, decode_tokens, progress)?);
+        }
+        progress.advance(1);
+    }
+    Ok(samples.iter().map(|samples| summary(samples, prefill_tokens, decode_tokens, models.len() > 1)).collect())
+}
+
+fn summary(samples: &[Sample], prefill_tokens: usize, decode_tokens: usize, in_turns: bool) -> SpeedResult {
+    let sorted = |value: fn(&Sample) -> f64| {
+        // A clock that stands still must not give an infinite speed, which JSON cannot hold.
+        let mut values: Vec<f64> = samples.iter().map(|sample| value(sample).max(1e-9)).collect();
+        values.sort_unstable_by(f64::total_cmp);
+        values
+    };
+    let (first, per) = (sorted(|sample| sample.first_token), sorted(|sample| sample.per_token));
+    let prefill = |fraction| prefill_tokens as f64 / quantile(&first, fraction);
+    let decode = |fraction| 1.0 / quantile(&per, fraction);
+    SpeedResult {
+        prefill_tokens_per_second: prefill(0.5),
+        prefill_tokens_per_second_quartiles: [prefill(0.75), prefill(0.25)],
+        decode_tokens_per_second: decode(0.5),
+        decode_tokens_per_second_quartiles: [decode(0.75), decode(0.25)],
+        ttft_secs: quantile(&first, 0.5),
+        tpot_secs: quantile(&per, 0.5),
+        prefill_tokens,
+        decode_tokens,
+        repetitions: samples.len(),
+        threads: rayon::current_num_threads(),
+        in_turns,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::FakeModel;
+    use super::*;
+
+    #[test]
+    fn lengths_fit_a_short_context_and_both_models_are_measured() {
+        let model = FakeModel { context: 20, ..FakeModel::default() };
+        let options = SpeedOptions { repetitions: 3, min_secs: 0.0, ..SpeedOptions::default() };
+        let progress = Progress::default();
+        let results = measure(&[&model, &model], &options, &progress).expect("speed");
+        assert_eq!(results.len(), 2);
+        for result in &results {
+            assert_eq!((result.prefill_tokens, result.decode_tokens, result.repetitions), (15, 5, 3));
+            assert!(result.in_turns && result.decode_tokens_per_second > 0.0);
+            let [low, high] = result.prefill_tokens_per_second_quartiles;
+            assert!(low <= result.prefill_tokens_per_second && result.prefill_tokens_per_second <= high);
+        }
+        assert_eq!(progress.snapshot().done, 3);
+    }
+
+    #[test]
+    fn the_median_ignores_one_slow_repetition() {
+        let samples: Vec<Sample> =
+            [1.0, 1.0, 9.0].iter().map(|&secs| Sample { first_token: secs, per_token: secs / 10.0 }).collect();
+        let result = summary(&samples, 128, 32, false);
+        assert_eq!(result.prefill_tokens_per_second, 128.0);
+        assert!((result.decode_tokens_per_second - 10.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_slow_model_is_measured_twice_and_no_more() {
+        let options = SpeedOptions { repetitions: 100, max_secs: 0.0, ..SpeedOptions::default() };
+        let results = measure(&[&FakeModel::default()], &options, &Progress::default()).expect("speed");
+        assert_eq!(results[0].repetitions, 2);
+        assert!(!results[0].in_turns);
+    }
+}

@@ -1,0 +1,463 @@
+//! Perplexity of a text under a named convention, and the distance to a baseline on the same tokens.
+//!
+//! A figure of perplexity means nothing without its convention (the same model has four), so the
+//! result carries it. Both models read the same batch one after the other, and of their logits
+//! only a few numbers per token stay.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::multiple_choice::runs;
+use super::rows::{gather, rows_at_once};
+use super::softmax::{RowSum, TokenDistance, token_distance};
+use super::text_stats::{TextDistance, TextResult};
+use super::{TextCodec, TokenModel, check_ids, not_finite};
+use crate::engine::error::{Error, Fault, Result, Stage};
+use crate::engine::model::Batch;
+use crate::engine::progress::{Phase, Progress, Unit};
+
+/// Takes each model's logits of some rows, the rows' true tokens and the width of a row.
+type Visit<'a> = dyn FnMut(&[Vec<f32>], &[u32], usize) -> Result<()> + 'a;
+
+/// Largest text file.
+const MAX_FILE_BYTES: u64 = 1 << 30;
+
+/// How a text is cut into windows and which tokens count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Convention {
+    /// Windows of `context` tokens that do not overlap, BOS in front of each; every token after BOS
+    /// is scored. The incomplete window at the end is dropped unless it is the only one.
+    #[default]
+    #[serde(rename = "non_overlapping")]
+    NonOverlapping,
+    /// `llama-perplexity`: BOS in front of the text, windows that do not overlap, the first token of
+    /// each replaced by BOS, only the second half of each scored (255 of 512), the rest dropped.
+    #[serde(rename = "llama.cpp")]
+    LlamaCpp,
+    /// Hugging Face's strided windows: BOS in front of the text, each window half a context further,
+    /// its new tokens scored with at least half a context before them; nothing is dropped.
+    #[serde(rename = "strided")]
+    Strided,
+}
+
+impl Convention {
+    /// Every convention, in the order of menus.
+    pub const ALL: [Self; 3] = [Self::NonOverlapping, Self::LlamaCpp, Self::Strided];
+
+    /// The name in files, on the command line and beside figures.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NonOverlapping => "non_overlapping",
+            Self::LlamaCpp => "llama.cpp",
+            Self::Strided => "strided",
+        }
+    }
+
+    /// The convention of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|convention| convention.name() == name)
+    }
+
+    /// The usual window for a model of this context: 512 for llama.cpp, else 2,048, never more than the model's.
+    pub fn default_context(self, model_context: usize) -> usize {
+        model_context.min(if self == Self::LlamaCpp { 512 } else { 2048 })
+    }
+}
+
+/// A text to score.
+#[derive(Clone, Debug)]
+pub struct TextSource {
+    /// Where it came from, or a name for it.
+    pub path: PathBuf,
+    /// BLAKE3 of the bytes, in hex.
+    pub hash: String,
+    /// The text.
+    pub text: Arc<str>,
+}
+
+impl TextSource {
+    /// A text from memory.
+    pub fn new(path: impl Into<PathBuf>, text: impl Into<Arc<str>>) -> Self {
+        let text = text.into();
+        Self { path: path.into(), hash: blake3::hash(text.as_bytes()).to_hex().to_string(), text }
+    }
+
+    /// Reads a UTF-8 file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+        if length > MAX_FILE_BYTES {
+            return Err(Fault::new(
+                Stage::Evaluation,
+                format!("the text has {length} bytes, more than {MAX_FILE_BYTES}"),
+            )
+            .fix("use a part of it")
+            .file(path)
+            .into());
+        }
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let text = String::from_utf8(bytes).map_err(|err| {
+            let at = err.utf8_error().valid_up_to();
+            Fault::new(Stage::Evaluation, "the text is not UTF-8")
+                .at(format!("byte {at}"))
+                .fix("save the file as UTF-8")
+                .file(path)
+        })?;
+        Ok(Self::new(path, text))
+    }
+}
+
+/// How a text is scored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TextOptions {
+    /// Windows and scored tokens.
+    pub convention: Convention,
+    /// Tokens of a window, BOS included; the convention's default if `None`.
+    pub context: Option<usize>,
+    /// Stops after the window that reaches this many scored tokens.
+    pub max_tokens: Option<usize>,
+}
+
+/// One window: `ids[scored_from..]` are scored, each from the position before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    pub ids: Vec<u32>,
+    pub scored_from: usize,
+}
+
+/// A text as tokens in windows, ready to be scored by any model with the same tokenizer.
+#[derive(Clone, Debug)]
+pub struct ScoredText {
+    pub convention: Convention,
+    /// Tokens of a window.
+    pub context: usize,
+    pub windows: Vec<Window>,
+    /// Tokens of the whole text, BOS not counted.
+    pub text_tokens: usize,
+    /// Bytes of the whole text.
+    pub text_bytes: usize,
+}
+
+/// Cuts the tokens of a text (without BOS) into windows.
+pub fn windows(ids: &[u32], bos: Option<u32>, convention: Convention, context: usize) -> Vec<Window> {
+    let with_bos = |ids: &[u32]| -> Vec<u32> { bos.into_iter().chain(ids.iter().copied()).collect() };
+    match convention {
+        Convention::NonOverlapping => {
+            let step = context - usize::from(bos.is_some());
+            if ids.len() < step {
+                return vec![Window { ids: with_bos(ids), scored_from: 1 }];
+            }
+            ids.chunks_exact(step).map(|chunk| Window { ids: with_bos(chunk), scored_from: 1 }).collect()
+        }
+        Convention::LlamaCpp => with_bos(ids)
+            .chunks_exact(context)
+            .map(|chunk| {
+                let mut ids = chunk.to_vec();
+                if let Some(bos) = bos {
+                    ids[0] = bos;
+                }
+                Window { ids, scored_from: context / 2 + 1 }
+            })
+            .collect(),
+        Convention::Strided => {
+            let all = with_bos(ids);
+            let mut windows = Vec::new();
+            let (mut begin, mut scored) = (0, 1);
+            loop {
+                let end = (begin + context).min(all.len());
+                if scored < end {
+                    windows.push(Window { ids: all[begin..end].to_vec(), scored_from: scored - begin });
+                }
+                if end == all.len() {
+                    return windows;
+                }
+                scored = end;
+                begin += context / 2;
+            }
+        }
+    }
+}
+
+impl ScoredText {
+    /// Encodes a text and cuts it for a model of `model_context` tokens and `vocab` token ids.
+    pub fn new(
+        codec: &dyn TextCodec,
+        source: &TextSource,
+        model_context: usize,
+        vocab: usize,
+        options: &TextOptions,
+    ) -> Result<Self> {
+        let convention = options.convention;
+        let context = options.context.unwrap_or_else(|| convention.default_context(model_context));
+        let least = if convention == Convention::LlamaCpp { 4 } else { 2 };
+        if context < least || context > model_context {
+            return Err(Fault::new(Stage::Evaluation, format!("a window of {context} tokens does not fit the model"))
+                .fix(format!("choose {least} to {model_context} tokens"))
+                .into());
+        }
+        let ids = codec.encode(&source.text)?;
+        check_ids(&ids, vocab)?;
+        let mut windows = windows(&ids, codec.bos(), convention, context);
+        windows.retain(|window| window.scored_from < window.ids.len());
+        if windows.is_empty() {
+            return Err(Fault::new(
+                Stage::Evaluation,
+                format!("the text has {} tokens, too few for one window of {context}", ids.len()),
+            )
+            .fix("use a longer text or a shorter window")
+            .file(&source.path)
+            .into());
+        }
+        if let Some(most) = options.max_tokens {
+            let mut scored = 0;
+            let kept = windows
+                .iter()
+                .take_while(|window| {
+                    let goes_on = scored < most;
+                    scored += window.ids.len() - window.scored_from;
+                    goes_on
+                })
+                .count();
+            windows.truncate(kept.max(1));
+        }
+        Ok(Self { convention, context, windows, text_tokens: ids.len(), text_bytes: source.text.len() })
+    }
+
+    /// Tokens that are scored.
+    pub fn scored_tokens(&self) -> usize {
+        self.windows.iter().map(|window| window.ids.len() - window.scored_from).sum()
+    }
+
+    /// Perplexity of one model.
+    pub fn score(&self, model: &dyn TokenModel, progress: &Progress) -> Result<TextResult> {
+        let mut nlls = Vec::with_capacity(self.scored_tokens());
+        self.for_each_chunk(&[model], progress, &mut |logits, targets, vocab| {
+            let scored: Vec<Option<f64>> = logits[0]
+                .par_chunks_exact(vocab)
+                .zip(targets)
+                .map(|(row, &target)| Some(-RowSum::of(row)?.log_prob(row[target as usize])))
+                .collect();
+            for nll in scored {
+                nlls.push(nll.ok_or_else(|| not_finite("a token of the text"))?);
+            }
+            Ok(())
+        })?;
+        Ok(TextResult::new(self, &nlls, None))
+    }
+
+    /// Perplexity of both models, and the candidate's distance from the baseline.
+    pub fn score_pair(
+        &self,
+        baseline: &dyn TokenModel,
+        candidate: &dyn TokenModel,
+        progress: &Progress,
+    ) -> Result<(TextResult, TextResult)> {
+        if baseline.vocab() != candidate.vocab() {
+            return Err(Fault::new(
+                Stage::Evaluation,
+                format!("the baseline has {} tokens, the candidate {}", baseline.vocab(), candidate.vocab()),
+            )
+            .fix("evaluate them one by one and compare bits per byte")
+            .into());
+        }
+        let mut distances: Vec<TokenDistance> = Vec::with_capacity(self.scored_tokens());
+        self.for_each_chunk(&[baseline, candidate], progress, &mut |logits, targets, vocab| {
+            let scored: Vec<Option<TokenDistance>> = logits[0]
+                .par_chunks_exact(vocab)
+                .zip(logits[1].par_chunks_exact(vocab))
+                .zip(targets)
+                .map(|((baseline, candidate), &target)| token_distance(baseline, candidate, target))
+                .collect();
+            for distance in scored {
+                distances.push(distance.ok_or_else(|| not_finite("a token of the text"))?);
+            }
+            Ok(())
+        })?;
+        let baseline_nlls: Vec<f64> = distances.iter().map(|token| token.baseline_nll).collect();
+        let nlls: Vec<f64> = distances.iter().map(|token| token.nll).collect();
+        Ok((
+            TextResult::new(self, &baseline_nlls, None),
+            TextResult::new(self, &nlls, Some(TextDistance::new(&distances))),
+        ))
+    }
+
+    /// Runs models over the windows and hands out logits of the scored rows, a bounded number at a time.
+    fn for_each_chunk(&self, models: &[&dyn TokenModel], progress: &Progress, visit: &mut Visit<'_>) -> Result<()> {
+        let costs: Vec<usize> = self.windows.iter().map(|window| window.ids.len()).collect();
+        progress.begin(Phase::ScoringText, costs.iter().sum::<usize>() as u64, Unit::Tokens);
+        for run in runs(&costs) {
+            let mut batch = Batch::default();
+            let mut rows = Vec::new();
+            let mut targets = Vec::new();
+            for window in &self.windows[run] {
+                let start = batch.ids.len();
+                // The last token is predicted but never read.
+                batch.push(&window.ids[..window.ids.len() - 1], None, None);
+                rows.extend((window.scored_from..window.ids.len()).map(|position| start + position - 1));
+                targets.extend_from_slice(&window.ids[window.scored_from..]);
+            }
+            let mut hidden = Vec::with_capacity(models.len());
+            for model in models {
+                progress.check()?;
+                hidden.push(model.hidden(&batch, &mut [], progress)?);
+            }
+            let vocab = models[0].vocab();
+            let at_once = rows_at_once(vocab * models.len());
+            for (rows, targets) in rows.chunks(at_once).zip(targets.chunks(at_once)) {
+                let mut logits = Vec::with_capacity(models.len());
+                for (model, hidden) in models.iter().zip(&hidden) {
+                    progress.check()?;
+                    logits.push(model.logits(&gather(hidden, model.width(), rows.iter().copied()))?);
+                }
+                visit(&logits, targets, vocab)?;
+            }
+            progress.advance(batch.ids.len() as u64 + batch.segments.len() as u64);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{FakeCodec, FakeModel};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn source(len: usize) -> TextSource {
+        let text: String = (0..len).map(|i| char::from(b'c' + (i * i % 23) as u8)).collect();
+        TextSource::new("text", text)
+    }
+
+    fn options(convention: Convention, context: usize) -> TextOptions {
+        TextOptions { convention, context: Some(context), max_tokens: None }
+    }
+
+    /// ln p of every scored token, one by one.
+    fn plain(model: &FakeModel, windows: &[Window]) -> Vec<f64> {
+        windows
+            .iter()
+            .flat_map(|window| {
+                (window.scored_from..window.ids.len()).map(|at| -model.log_prob(&window.ids[..at], window.ids[at]))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn non_overlapping_windows_start_with_bos_and_score_all_the_rest() {
+        let ids: Vec<u32> = (10..20).collect();
+        let cut = windows(&ids, Some(0), Convention::NonOverlapping, 5);
+        assert_eq!(cut.len(), 2);
+        assert_eq!(cut[1], Window { ids: vec![0, 14, 15, 16, 17], scored_from: 1 });
+        let only = windows(&ids[..3], Some(0), Convention::NonOverlapping, 5);
+        assert_eq!(only, vec![Window { ids: vec![0, 10, 11, 12], scored_from: 1 }]);
+        let no_bos = windows(&ids, None, Convention::NonOverlapping, 5);
+        assert_eq!(no_bos[1].ids, [15, 16, 17, 18, 19]);
+    }
+
+    #[test]
+    fn llama_cpp_windows_score_255_of_512_after_a_bos_that_replaces_their_first_token() {
+        let ids: Vec<u32> = (1..1500).collect();
+        let cut = windows(&ids, Some(0), Convention::LlamaCpp, 512);
+        assert_eq!(cut.len(), 2);
+        assert_eq!(cut[0].ids[..3], [0, 1, 2]);
+        assert_eq!(cut[1].ids[..3], [0, 513, 514]);
+        assert_eq!(cut[0].ids.len() - cut[0].scored_from, 255);
+    }
+
+    proptest! {
+        #[test]
+        fn strided_windows_score_every_token_once(len in 1_usize..200, context in 2_usize..40) {
+            let ids: Vec<u32> = (1..=len as u32).collect();
+            let cut = windows(&ids, Some(0), Convention::Strided, context);
+            let scored: Vec<u32> = cut.iter().flat_map(|window| window.ids[window.scored_from..].to_vec()).collect();
+            prop_assert_eq!(scored, ids);
+            for window in &cut[1..] {
+                prop_assert!(window.scored_from >= context / 2 && window.ids.len() <= context);
+            }
+        }
+    }
+
+    #[test]
+    fn packed_windows_score_as_each_token_alone() {
+        let (model, codec) = (FakeModel::default(), FakeCodec::default());
+        for convention in Convention::ALL {
+            let text = ScoredText::new(&codec, &source(4000), 64, 132, &options(convention, 60)).expect("windows");
+            let expected = plain(&model, &text.windows);
+            let result = text.score(&model, &Progress::default()).expect("scores");
+            let mean = expected.iter().sum::<f64>() / expected.len() as f64;
+            assert_eq!(result.tokens, expected.len());
+            assert!((result.nll_mean - mean).abs() < 1e-6, "{} {mean}", result.nll_mean);
+            assert!((result.perplexity - mean.exp()).abs() < 1e-3);
+        }
+    }
+
+    #[test]
+    fn a_pair_gives_the_same_perplexities_as_each_alone_and_a_distance_between() {
+        let (baseline, codec) = (FakeModel::default(), FakeCodec::default());
+        let candidate = FakeModel { noise: 1.0, ..FakeModel::default() };
+        let text = ScoredText::new(&codec, &source(3000), 64, 132, &TextOptions::default()).expect("windows");
+        let progress = Progress::default();
+        let (base, other) = text.score_pair(&baseline, &candidate, &progress).expect("pair");
+        let snapshot = progress.snapshot();
+        assert_eq!(snapshot.done, snapshot.total);
+        let alone = text.score(&candidate, &progress).expect("alone");
+        assert!((alone.nll_mean - other.nll_mean).abs() < 1e-7);
+        assert!((text.score(&baseline, &progress).expect("alone").nll_mean - base.nll_mean).abs() < 1e-7);
+        let distance = other.distance.expect("distance");
+        assert!(distance.kld_mean > 0.01 && distance.kld_mean < 0.2, "{}", distance.kld_mean);
+        assert!((distance.perplexity_ratio - other.perplexity / base.perplexity).abs() < 1e-9);
+        assert_eq!(distance.kld_per_token.len(), other.tokens);
+        let (_, same) = text.score_pair(&baseline, &baseline, &progress).expect("pair");
+        let none = same.distance.expect("distance");
+        assert_eq!((none.kld_mean, none.kld_max, none.same_top_fraction), (0.0, 0.0, 1.0));
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        let (baseline, codec) = (FakeModel::default(), FakeCodec::default());
+        let candidate = FakeModel { noise: 0.3, ..FakeModel::default() };
+        let text = ScoredText::new(&codec, &source(3000), 64, 132, &TextOptions::default()).expect("windows");
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
+            pool.install(|| text.score_pair(&baseline, &candidate, &Progress::default()).expect("pair").1)
+        };
+        assert_eq!(run(1), run(5));
+    }
+
+    #[test]
+    fn fewer_tokens_can_be_asked_for_and_impossible_windows_are_refused() {
+        let codec = FakeCodec::default();
+        let mut asked = options(Convention::NonOverlapping, 11);
+        asked.max_tokens = Some(25);
+        let text = ScoredText::new(&codec, &source(1000), 64, 132, &asked).expect("windows");
+        assert_eq!(text.scored_tokens(), 30);
+        for (len, convention, context) in [
+            (100, Convention::NonOverlapping, 65),
+            (100, Convention::Strided, 1),
+            (10, Convention::LlamaCpp, 60),
+            (0, Convention::NonOverlapping, 20),
+        ] {
+            assert!(ScoredText::new(&codec, &source(len), 64, 132, &options(convention, context)).is_err());
+        }
+        assert!(ScoredText::new(&codec, &source(100), 64, 50, &TextOptions::default()).is_err());
+    }
+
+    #[test]
+    fn a_cancelled_scoring_is_neither_success_nor_failure() {
+        let text =
+            ScoredText::new(&FakeCodec::default(), &source(100), 64, 132, &TextOptions::default()).expect("windows");
+        let progress = Progress::default();
+        progress.cancel();
+        assert!(text.score(&FakeModel::default(), &progress).is_err_and(|err| err.is_cancelled()));
+    }
+
+    #[test]
+    fn convention_names_are_those_of_the_command_line() {
+        for convention in Convention::ALL {
+            assert_eq!(Convention::from_name(convention.name()), Some(convention));
+            assert_eq!(serde_json::to_value(convention).expect("json"), convention.name());
+        }
+    }
+}

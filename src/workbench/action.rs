@@ -1,0 +1,285 @@
+//! Everything a menu, a key or the palette can do: one variant with its text, tooltip, shortcut and
+//! availability. Menus, palette and shortcuts are made from [`Action::ALL`], so that none can exist
+//! without a name and a help text.
+
+use super::jobs::{JobKind, Jobs};
+use super::state::{State, View};
+
+/// The menu an action is listed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    File,
+    Edit,
+    Plan,
+    Run,
+    View,
+    Help,
+}
+
+impl Group {
+    /// Every menu, in order.
+    pub const ALL: [Self; 6] = [Self::File, Self::Edit, Self::Plan, Self::Run, Self::View, Self::Help];
+
+    /// The menu's title.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::File => "File",
+            Self::Edit => "Edit",
+            Self::Plan => "Plan",
+            Self::Run => "Run",
+            Self::View => "View",
+            Self::Help => "Help",
+        }
+    }
+}
+
+/// A key with its modifiers; `command` is Ctrl, or Cmd on a Mac.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortcut {
+    pub command: bool,
+    pub shift: bool,
+    /// An upper-case letter, a digit, or a name such as `Escape`, `F1`.
+    pub key: &'static str,
+}
+
+const fn ctrl(key: &'static str) -> Option<Shortcut> {
+    Some(Shortcut { command: true, shift: false, key })
+}
+
+const fn ctrl_shift(key: &'static str) -> Option<Shortcut> {
+    Some(Shortcut { command: true, shift: true, key })
+}
+
+const fn bare(key: &'static str) -> Option<Shortcut> {
+    Some(Shortcut { command: false, shift: false, key })
+}
+
+/// A thing that can be done without more words. Those ending in `…` ask for a path in the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "text and tooltip say what each does")]
+pub enum Action {
+    OpenFile,
+    OpenFolder,
+    OpenPath,
+    OpenDemo,
+    SaveProject,
+    SaveProjectAs,
+    LoadTasks,
+    LoadText,
+    Quit,
+    Undo,
+    Redo,
+    SelectAllLinears,
+    ClearSelection,
+    ProtectSelection,
+    UnprotectSelection,
+    ClearChoices,
+    LoadPlan,
+    SavePlan,
+    RunPlan,
+    MeasureWeightError,
+    MeasureKld,
+    EvaluateBaseline,
+    EvaluateCandidates,
+    Generate,
+    CancelJobs,
+    ShowOverview,
+    ShowWeights,
+    ShowSensitivity,
+    ShowPlan,
+    ShowRuns,
+    ShowCompare,
+    ShowPlayground,
+    ToggleTheme,
+    TogglePresenter,
+    Palette,
+    About,
+}
+
+impl Action {
+    /// Every action, in menu order.
+    pub const ALL: [Self; 36] = [
+        Self::OpenFile,
+        Self::OpenFolder,
+        Self::OpenPath,
+        Self::OpenDemo,
+        Self::SaveProject,
+        Self::SaveProjectAs,
+        Self::LoadTasks,
+        Self::LoadText,
+        Self::Quit,
+        Self::Undo,
+        Self::Redo,
+        Self::SelectAllLinears,
+        Self::ClearSelection,
+        Self::ProtectSelection,
+        Self::UnprotectSelection,
+        Self::ClearChoices,
+        Self::LoadPlan,
+        Self::SavePlan,
+        Self::RunPlan,
+        Self::MeasureWeightError,
+        Self::MeasureKld,
+        Self::EvaluateBaseline,
+        Self::EvaluateCandidates,
+        Self::Generate,
+        Self::CancelJobs,
+        Self::ShowOverview,
+        Self::ShowWeights,
+        Self::ShowSensitivity,
+        Self::ShowPlan,
+        Self::ShowRuns,
+        Self::ShowCompare,
+        Self::ShowPlayground,
+        Self::ToggleTheme,
+        Self::TogglePresenter,
+        Self::Palette,
+        Self::About,
+    ];
+
+    fn row(self) -> (Group, &'static str, &'static str, Option<Shortcut>) {
+        use Group as G;
+        match self {
+            Self::OpenFile => (G::File, "Open file…", "Open a .safetensors, .index.json, .gguf or .lapidary file", ctrl("O")),
+            Self::OpenFolder => (G::File, "Open folder…", "Open a Hugging Face model folder", ctrl_shift("O")),
+            Self::OpenPath => (G::File, "Open path…", "Type or paste a path, where no file dialog is at hand", ctrl("L")),
+            Self::OpenDemo => (G::File, "Open the demo model", "The small trained model that comes with Lapidary", None),
+            Self::SaveProject => (G::File, "Save project", "Write the project now; it is also saved by itself", ctrl("S")),
+            Self::SaveProjectAs => (G::File, "Save project as…", "Give the project a file of its own", ctrl_shift("S")),
+            Self::LoadTasks => (G::File, "Choose tasks…", "Evaluate on the items of a JSONL file", None),
+            Self::LoadText => (G::File, "Choose text…", "Measure perplexity and KLD on a text file", None),
+            Self::Quit => (G::File, "Quit", "Stop running jobs, save and close", ctrl("Q")),
+            Self::Undo => (G::Edit, "Undo", "Take the last change of the plan back", ctrl("Z")),
+            Self::Redo => (G::Edit, "Redo", "Make the change again", ctrl_shift("Z")),
+            Self::SelectAllLinears => (G::Edit, "Select all linears", "Select every linear of every layer", ctrl("A")),
+            Self::ClearSelection => (G::Edit, "Clear the selection", "Select nothing", bare("Escape")),
+            Self::ProtectSelection => (G::Plan, "Protect the selection", "Keep the stored values of the selected tensors", ctrl("P")),
+            Self::UnprotectSelection => (G::Plan, "Unprotect the selection", "Let the plan change the selected tensors again", ctrl_shift("P")),
+            Self::ClearChoices => (G::Plan, "Clear choices of the selection", "Let recipe or default decide for the selected tensors", None),
+            Self::LoadPlan => (G::Plan, "Load plan…", "Replace the plan by a plan.toml", None),
+            Self::SavePlan => (G::Plan, "Save plan…", "Write the plan as a plan.toml that the command line takes too", None),
+            Self::RunPlan => (G::Run, "Run the plan", "Write a candidate file with these choices, then evaluate it", ctrl("R")),
+            Self::MeasureWeightError => (G::Run, "Measure weight error", "Relative error of every tensor in every format, from the weights alone", None),
+            Self::MeasureKld => (G::Run, "Measure KLD per tensor", "Change one tensor at a time and measure what happens to the output", None),
+            Self::EvaluateBaseline => (G::Run, "Evaluate the original", "Score tasks, text and speed of the checkpoint that is open", None),
+            Self::EvaluateCandidates => (G::Run, "Evaluate all candidates", "Score every candidate that has no evaluation yet", ctrl("E")),
+            Self::Generate => (G::Run, "Generate", "Let original and candidate continue the prompt side by side", ctrl("G")),
+            Self::CancelJobs => (G::Run, "Cancel all jobs", "Stop everything that runs; nothing half-written remains", None),
+            Self::ShowOverview => (G::View, "Overview", "What this checkpoint is and what to do next", ctrl("1")),
+            Self::ShowWeights => (G::View, "Weights", "Histograms of every layer, original and candidate overlaid", ctrl("2")),
+            Self::ShowSensitivity => (G::View, "Sensitivity", "How much each tensor minds each format", ctrl("3")),
+            Self::ShowPlan => (G::View, "Plan", "The choices, tensor by tensor, and what they cost", ctrl("4")),
+            Self::ShowRuns => (G::View, "Runs", "Every candidate with size, distance, speed and accuracy", ctrl("5")),
+            Self::ShowCompare => (G::View, "Compare", "Candidates against the original, slice by slice", ctrl("6")),
+            Self::ShowPlayground => (G::View, "Playground", "Original and candidate writing side by side", ctrl("7")),
+            Self::ToggleTheme => (G::View, "Light or dark", "Switch between the light and the dark theme", None),
+            Self::TogglePresenter => (G::View, "Presenter mode", "Larger text and no editing controls", bare("F5")),
+            Self::Palette => (G::Help, "Command palette", "Find anything that can be done by its name", ctrl("K")),
+            Self::About => (G::Help, "About Lapidary", "Version and licences", None),
+        }
+    }
+
+    /// The menu it stands in.
+    pub fn group(self) -> Group {
+        self.row().0
+    }
+
+    /// The words of its menu entry.
+    pub fn text(self) -> &'static str {
+        self.row().1
+    }
+
+    /// One sentence of help.
+    pub fn tooltip(self) -> &'static str {
+        self.row().2
+    }
+
+    /// Its key, if it has one.
+    pub fn shortcut(self) -> Option<Shortcut> {
+        self.row().3
+    }
+
+    /// The view that it shows, if it is about one.
+    pub fn view(self) -> Option<View> {
+        Some(match self {
+            Self::ShowOverview => View::Overview,
+            Self::ShowWeights => View::Weights,
+            Self::ShowSensitivity => View::Sensitivity,
+            Self::ShowPlan => View::Plan,
+            Self::ShowRuns => View::Runs,
+            Self::ShowCompare => View::Compare,
+            Self::ShowPlayground => View::Playground,
+            _ => return None,
+        })
+    }
+
+    /// Why it cannot be done now, as a short sentence, or `None` if it can.
+    pub(super) fn unavailable(self, state: &State, jobs: &Jobs) -> Option<&'static str> {
+        let no_document = || state.document.is_none().then_some("Open a checkpoint first");
+        let document = state.document.as_ref();
+        let unless = |ok: bool, why: &'static str| (!ok).then_some(why);
+        match self {
+            Self::OpenFile
+            | Self::OpenFolder
+            | Self::OpenPath
+            | Self::OpenDemo
+            | Self::Quit
+            | Self::ToggleTheme
+            | Self::TogglePresenter
+            | Self::Palette
+            | Self::About
+            | Self::ShowOverview => None,
+            Self::Undo => no_document()
+                .or_else(|| unless(document.is_some_and(|d| d.history.undo_name().is_some()), "There is nothing to undo")),
+            Self::Redo => no_document()
+                .or_else(|| unless(document.is_some_and(|d| d.history.redo_name().is_some()), "There is nothing to redo")),
+            Self::ClearSelection | Self::ProtectSelection | Self::UnprotectSelection | Self::ClearChoices => no_document()
+                .or_else(|| unless(!state.selection.tensors.is_empty(), "Select a tensor first")),
+            Self::RunPlan => no_document()
+                .or_else(|| unless(document.is_some_and(|d| d.resolved.is_ok()), "The plan has an error"))
+                .or_else(|| unless(!jobs.is_running(JobKind::Pass), "A pass is running")),
+            Self::MeasureWeightError => {
+                no_document().or_else(|| unless(!jobs.is_running(JobKind::WeightError), "Already measuring"))
+            }
+            Self::MeasureKld => no_document()
+                .or_else(|| document.and_then(|d| d.cannot_run()))
+                .or_else(|| unless(document.is_some_and(|d| d.text.is_some()), "Choose a text first"))
+                .or_else(|| unless(!jobs.is_running(JobKind::Kld), "Already measuring")),
+            Self::EvaluateBaseline => no_document()
+                .or_else(|| document.and_then(|d| d.cannot_run()))
+                .or_else(|| unless(document.is_some_and(super::Document::has_data), "Choose tasks or a text first")),
+            Self::EvaluateCandidates => no_document()
+                .or_else(|| document.and_then(|d| d.cannot_run()))
+                .or_else(|| unless(document.is_some_and(|d| !d.runs.is_empty()), "Run a plan first"))
+                .or_else(|| unless(document.is_some_and(super::Document::has_data), "Choose tasks or a text first")),
+            Self::Generate => no_document()
+                .or_else(|| document.and_then(|d| d.cannot_run()))
+                .or_else(|| unless(!jobs.is_running(JobKind::Generate), "Already writing")),
+            Self::CancelJobs => unless(jobs.views().next().is_some(), "Nothing is running"),
+            _ => no_document(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_action_has_words_and_no_two_share_a_name_or_a_key() {
+        for (index, action) in Action::ALL.iter().enumerate() {
+            assert!(!action.text().is_empty() && action.tooltip().len() > 10, "{action:?}");
+            for other in &Action::ALL[..index] {
+                assert_ne!(action.text(), other.text());
+                assert!(action.shortcut().is_none() || action.shortcut() != other.shortcut(), "{action:?} {other:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn tooltips_are_single_sentences_without_a_full_stop() {
+        for action in Action::ALL {
+            assert!(!action.tooltip().ends_with('.'), "{action:?}");
+        }
+    }
+}

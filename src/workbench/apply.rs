@@ -1,0 +1,638 @@
+//! The one place that changes the project: commands from the window, events from jobs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Workbench;
+use super::action::Action;
+use super::command::{Command, SelectMode, Subject};
+use super::events::Outcome;
+use super::history::History;
+use super::jobs::JobKind;
+use super::project::{self, Project};
+use super::settings::ThemeChoice;
+use super::state::{CandidateState, Document, Level, Playground, PlaygroundSide, Run, RunId, Selection, View};
+use super::tasks::{self, EvaluationInput, Source};
+use crate::engine::error::{Error, Result};
+use crate::engine::plan::{self, Plan, Recipe, Target};
+use crate::engine::scoring::{GenerateOptions, TaskSet, TextSource};
+
+impl Workbench {
+    /// Carries out a command. What cannot be done says so in a notice and changes nothing.
+    pub fn apply(&mut self, command: impl Into<Command>) {
+        let command = command.into();
+        if let Command::Act(action) = command
+            && let Some(why) = self.unavailable(action)
+        {
+            self.state.notify(Level::Warning, format!("{}: {why}", action.text()));
+            return;
+        }
+        if let Err(err) = self.carry_out(command) {
+            self.state.notify(Level::Error, err.to_string());
+        }
+        if self.options.executor == super::Executor::Inline {
+            self.poll();
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Act(action) => return self.act(action),
+            Command::Open(path) => self.open(Source::Path(path)),
+            Command::SaveProjectAs(path) => return self.save_project_as(path),
+            Command::LoadPlan(path) => {
+                let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+                let plan = Plan::parse(&text, Some(&path))?;
+                self.change_plan(format!("load {}", file_name(&path)), |_, current| {
+                    *current = plan;
+                    Ok(())
+                })?;
+            }
+            Command::SavePlan(path) => {
+                if let Some(document) = &self.state.document {
+                    super::files::write_atomically(&path, document.plan().to_toml().as_bytes())
+                        .map_err(Error::io("write", &path))?;
+                    self.state.notify(Level::Info, format!("Plan written to {}", path.display()));
+                }
+            }
+            Command::LoadTasks(path) => {
+                let tasks = Arc::new(TaskSet::read(&path)?);
+                self.with_document(|document| document.tasks = Some(tasks));
+                self.mark_stale();
+            }
+            Command::LoadText(path) => {
+                let text = Arc::new(TextSource::read(&path)?);
+                self.with_document(|document| document.text = Some(text));
+                self.mark_stale();
+            }
+            Command::Show(view) => self.state.view = view,
+            Command::Select { tensor, mode } => self.select(tensor, mode),
+            Command::SelectSet(tensors) => {
+                self.state.selection =
+                    Selection { focus: tensors.first().copied(), tensors: tensors.into_iter().collect() };
+            }
+            Command::SetFormat { tensors, format } => {
+                let name = format!("{} {}", self.subject_of(&tensors), format);
+                self.change_plan(name, |document, plan| {
+                    plan.set_format(&document.checkpoint, &names(document, &tensors), format)
+                })?;
+            }
+            Command::SetProtected { tensors, protect } => {
+                let verb = if protect { "protect" } else { "unprotect" };
+                self.change_plan(format!("{verb} {}", self.subject_of(&tensors)), |document, plan| {
+                    plan.set_protected(&document.checkpoint, &names(document, &tensors), protect)
+                })?;
+            }
+            Command::ClearChoices { tensors } => {
+                self.change_plan(format!("clear {}", self.subject_of(&tensors)), |document, plan| {
+                    plan.clear(&document.checkpoint, &names(document, &tensors))
+                })?;
+            }
+            Command::SetRecipe(recipe) => {
+                let name = recipe.map_or_else(|| "no recipe".to_owned(), |recipe| format!("recipe {}", recipe.name()));
+                self.change_plan(name, |_, plan| {
+                    plan.set_recipe(recipe);
+                    Ok(())
+                })?;
+            }
+            Command::SetTarget(target) => self.change_plan(format!("target {target}"), |_, plan| {
+                plan.set_target(target);
+                Ok(())
+            })?,
+            Command::SetPlan { plan, what } => self.change_plan(what, |_, current| {
+                *current = plan;
+                Ok(())
+            })?,
+            Command::MeasureKld { formats, tokens } => self.measure_kld(formats, tokens),
+            Command::RunPlan { name, output } => return self.run_plan(name, output),
+            Command::Evaluate(subject) => self.evaluate(subject),
+            Command::ProfileRun(run) => self.profile_run(run),
+            Command::Export { run, output } => {
+                let candidate = self.state.document.as_ref().and_then(|d| d.run(run)?.checkpoint().cloned());
+                if let Some(candidate) = candidate {
+                    self.jobs.spawn(JobKind::Export, format!("copy to {}", file_name(&output)), move |context| {
+                        tasks::export(&candidate, &output, context)
+                    });
+                }
+            }
+            Command::ForgetRun(run) => self.with_document(|document| {
+                document.runs.retain(|known| known.id != run);
+                if document.focused_run == Some(run) {
+                    document.focused_run = document.runs.last().map(|run| run.id);
+                }
+            }),
+            Command::RollBack(run) => {
+                let plan = self.state.document.as_ref().and_then(|d| d.run(run)).map(|run| (run.plan.clone(), run.name.clone()));
+                if let Some((plan, name)) = plan {
+                    self.change_plan(format!("roll back to {name}"), |_, current| {
+                        *current = plan;
+                        Ok(())
+                    })?;
+                    self.state.view = View::Plan;
+                }
+            }
+            Command::RenameRun { run, name } => self.with_document(|document| {
+                if let Some(run) = document.run_mut(run) {
+                    run.name = name;
+                }
+            }),
+            Command::FocusRun(run) => self.with_document(|document| document.focused_run = run),
+            Command::SetPrompt(prompt) => self.with_document(|document| document.playground.prompt = prompt),
+            Command::SetGenerateTokens(tokens) => {
+                self.with_document(|document| document.playground.max_tokens = tokens.clamp(1, 4096));
+            }
+            Command::SetTemperature(temperature) => {
+                self.with_document(|document| document.playground.temperature = temperature.clamp(0.0, 2.0));
+            }
+            Command::Cancel(job) => self.jobs.cancel(job),
+            Command::Pause { job, paused } => self.jobs.set_paused(job, paused),
+            Command::Dismiss(id) => self.state.notices.retain(|notice| notice.id != id),
+            Command::SetTheme(theme) => self.set_theme(theme),
+            Command::Warn(text) => self.state.notify(Level::Warning, text),
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, action: Action) -> Result<()> {
+        let selected: Vec<usize> = self.state.selection.tensors.iter().copied().collect();
+        match action {
+            // These ask for a path or paint something of their own: the window handles them.
+            Action::OpenFile
+            | Action::OpenFolder
+            | Action::OpenPath
+            | Action::SaveProjectAs
+            | Action::LoadTasks
+            | Action::LoadText
+            | Action::LoadPlan
+            | Action::SavePlan
+            | Action::Palette
+            | Action::About => {}
+            Action::OpenDemo => self.open(Source::Demo),
+            Action::SaveProject => {
+                self.save_project()?;
+                if let Some(document) = &self.state.document {
+                    let text = format!("Project saved in {}", document.project_path.display());
+                    self.state.notify(Level::Info, text);
+                }
+            }
+            Action::Quit => self.state.quit = true,
+            Action::Undo => self.step_history(History::undo),
+            Action::Redo => self.step_history(History::redo),
+            Action::SelectAllLinears => {
+                if let Some(document) = &self.state.document {
+                    let tensors = document.checkpoint.tensors.iter().enumerate();
+                    let linears = tensors.filter(|(_, tensor)| tensor.role.is_layer_linear()).map(|(index, _)| index);
+                    self.state.selection = Selection { tensors: linears.collect(), focus: self.state.selection.focus };
+                }
+            }
+            Action::ClearSelection => self.state.selection = Selection::default(),
+            Action::ProtectSelection => return self.carry_out(Command::SetProtected { tensors: selected, protect: true }),
+            Action::UnprotectSelection => return self.carry_out(Command::SetProtected { tensors: selected, protect: false }),
+            Action::ClearChoices => return self.carry_out(Command::ClearChoices { tensors: selected }),
+            Action::RunPlan => return self.run_plan(None, None),
+            Action::MeasureWeightError => self.measure_weight_error(),
+            Action::MeasureKld => {
+                self.measure_kld(vec!["q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"], DEFAULT_KLD_TOKENS);
+            }
+            Action::EvaluateBaseline => self.evaluate(Subject::Baseline),
+            Action::EvaluateCandidates => {
+                let missing: Vec<RunId> = self.state.document.iter().flat_map(|document| {
+                    document.runs.iter().filter(|run| run.evaluation.is_none() || run.is_stale).map(|run| run.id)
+                }).collect();
+                for run in missing {
+                    self.evaluate(Subject::Run(run));
+                }
+            }
+            Action::Generate => self.generate(),
+            Action::CancelJobs => self.jobs.cancel_all(),
+            Action::ToggleTheme => {
+                let next = if self.state.settings.theme == ThemeChoice::Light { ThemeChoice::Dark } else { ThemeChoice::Light };
+                self.set_theme(next);
+            }
+            Action::TogglePresenter => self.state.presenter = !self.state.presenter,
+            Action::ShowOverview
+            | Action::ShowWeights
+            | Action::ShowSensitivity
+            | Action::ShowPlan
+            | Action::ShowRuns
+            | Action::ShowCompare
+            | Action::ShowPlayground => {
+                if let Some(view) = action.view() {
+                    self.state.view = view;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows a view without a command of its own, for events that lead somewhere.
+    pub(super) fn with_document(&mut self, change: impl FnOnce(&mut Document)) {
+        if let Some(document) = &mut self.state.document {
+            change(document);
+            document.is_dirty = true;
+        }
+    }
+
+    fn set_theme(&mut self, theme: ThemeChoice) {
+        self.state.settings.theme = theme;
+        self.state.settings.save(&self.options.data_dir);
+    }
+
+    fn open(&mut self, source: Source) {
+        let title = match &source {
+            Source::Demo => "open the demo model".to_owned(),
+            Source::Path(path) => format!("open {}", file_name(path)),
+        };
+        self.state.opening = Some(match &source {
+            Source::Demo => PathBuf::from("demo"),
+            Source::Path(path) => path.clone(),
+        });
+        let (cache_dir, data_dir) = (self.options.cache_dir.clone(), self.options.data_dir.clone());
+        self.jobs.spawn(JobKind::Open, title, move |_| tasks::open(source, &cache_dir, &data_dir));
+    }
+
+    fn select(&mut self, tensor: usize, mode: SelectMode) {
+        let selection = &mut self.state.selection;
+        match (mode, selection.focus) {
+            (SelectMode::Toggle, _) => {
+                if !selection.tensors.remove(&tensor) {
+                    selection.tensors.insert(tensor);
+                }
+            }
+            (SelectMode::Extend, Some(from)) => selection.tensors.extend(from.min(tensor)..=from.max(tensor)),
+            _ => selection.tensors = [tensor].into(),
+        }
+        selection.focus = Some(tensor);
+    }
+
+    /// Words for a set of tensors in a step of history.
+    fn subject_of(&self, tensors: &[usize]) -> String {
+        match (tensors, &self.state.document) {
+            ([one], Some(document)) => {
+                document.checkpoint.tensors.get(*one).map_or_else(|| "a tensor".to_owned(), |tensor| tensor.name.clone())
+            }
+            _ => format!("{} tensors", tensors.len()),
+        }
+    }
+
+    /// One step of the plan's history: edits a copy, and keeps it if it is another plan.
+    fn change_plan(&mut self, name: String, edit: impl FnOnce(&Document, &mut Plan) -> Result<()>) -> Result<()> {
+        let Some(document) = &mut self.state.document else { return Ok(()) };
+        let mut next = document.plan().clone();
+        edit(document, &mut next)?;
+        if document.history.push(name, next) {
+            resolve(document);
+        }
+        Ok(())
+    }
+
+    fn step_history(&mut self, step: fn(&mut History<Plan>) -> bool) {
+        if let Some(document) = &mut self.state.document
+            && step(&mut document.history)
+        {
+            resolve(document);
+        }
+    }
+
+    fn mark_stale(&mut self) {
+        self.with_document(|document| {
+            let hashes = |document: &Document| {
+                (document.tasks.as_ref().map(|tasks| tasks.hash.clone()), document.text.as_ref().map(|text| text.hash.clone()))
+            };
+            let now = hashes(document);
+            for run in &mut document.runs {
+                run.is_stale = run
+                    .evaluation
+                    .as_ref()
+                    .is_some_and(|evaluation| (evaluation.tasks_hash.clone(), evaluation.text_hash.clone()) != now);
+            }
+        });
+    }
+
+    pub(super) fn profile_baseline(&mut self) {
+        if let Some(document) = &self.state.document {
+            let checkpoint = document.checkpoint.clone();
+            self.jobs.spawn(JobKind::Profile, "profile the original", move |context| tasks::profile(&checkpoint, context));
+        }
+    }
+
+    pub(super) fn profile_run(&mut self, run: RunId) {
+        if let Some((candidate, name)) =
+            self.state.document.as_ref().and_then(|d| d.run(run)).and_then(|run| Some((run.checkpoint()?.clone(), &run.name)))
+        {
+            self.jobs.spawn(JobKind::Profile, format!("profile {name}"), move |context| {
+                tasks::profile_run(run, &candidate, context)
+            });
+        }
+    }
+
+    pub(super) fn measure_weight_error(&mut self) {
+        if let Some(document) = &self.state.document {
+            let checkpoint = document.checkpoint.clone();
+            self.jobs.spawn(JobKind::WeightError, "weight error of every format", move |context| {
+                tasks::weight_error(&checkpoint, context)
+            });
+        }
+    }
+
+    fn measure_kld(&mut self, formats: Vec<&'static str>, tokens: usize) {
+        let Some(document) = &self.state.document else { return };
+        let Some(text) = document.text.clone() else {
+            self.state.notify(Level::Warning, "Measuring KLD needs a text: choose one first");
+            return;
+        };
+        let (checkpoint, models) = (document.checkpoint.clone(), self.models.clone());
+        self.jobs.spawn(JobKind::Kld, "KLD of one changed tensor at a time", move |context| {
+            tasks::measured_kld(&checkpoint, &models, &text, &formats, tokens, context)
+        });
+    }
+
+    fn run_plan(&mut self, name: Option<String>, output: Option<PathBuf>) -> Result<()> {
+        let Some(document) = &self.state.document else { return Ok(()) };
+        let resolved = match &document.resolved {
+            Ok(resolved) => resolved.clone(),
+            Err(err) => return Err(err.clone()),
+        };
+        let plan = document.plan().clone();
+        let name = name.unwrap_or_else(|| name_of_plan(&plan, document));
+        let extension = match plan.target() {
+            Target::Gguf => Some("gguf"),
+            Target::HuggingFace => None,
+        };
+        let output = match output {
+            Some(output) => output,
+            None => tasks::candidate_path(&project::output_folder(&document.project_path), &name, extension)?,
+        };
+        let checkpoint = document.checkpoint.clone();
+        self.jobs.spawn(JobKind::Pass, format!("compress to {name}"), move |context| {
+            tasks::run_plan(&checkpoint, plan, &resolved, name, &output, context)
+        });
+        Ok(())
+    }
+
+    pub(super) fn evaluate(&mut self, subject: Subject) {
+        let Some(document) = &self.state.document else { return };
+        if document.cannot_run().is_some() || !document.has_data() {
+            return;
+        }
+        let (candidate, name) = match subject {
+            Subject::Baseline => (None, "the original".to_owned()),
+            Subject::Run(id) => {
+                let Some((run, checkpoint)) = document.run(id).and_then(|run| Some((run, run.checkpoint()?))) else {
+                    self.state.notify(Level::Warning, "This candidate's file is not open, so it cannot be evaluated");
+                    return;
+                };
+                (Some((id, checkpoint.clone(), run.content_hash.clone())), run.name.clone())
+            }
+        };
+        let input = EvaluationInput {
+            baseline: document.checkpoint.clone(),
+            candidate,
+            known: document.baseline.clone(),
+            tasks: document.tasks.clone(),
+            text: document.text.clone(),
+            models: self.models.clone(),
+        };
+        self.jobs.spawn(JobKind::Evaluate, format!("evaluate {name}"), move |context| tasks::evaluate(&input, context));
+    }
+
+    fn generate(&mut self) {
+        let models = self.models.clone();
+        let Some(document) = &mut self.state.document else { return };
+        let options = GenerateOptions {
+            max_tokens: document.playground.max_tokens,
+            temperature: document.playground.temperature,
+            ..GenerateOptions::default()
+        };
+        let prompt = document.playground.prompt.clone();
+        let focused = document.focused().and_then(|run| Some((run.id, run.checkpoint()?.clone(), run.name.clone())));
+        document.playground = Playground {
+            written_prompt: prompt.clone(),
+            baseline: PlaygroundSide::default(),
+            candidate: PlaygroundSide::default(),
+            run: focused.as_ref().map(|(id, ..)| *id),
+            ..document.playground.clone()
+        };
+        let mut sides = vec![(Subject::Baseline, document.checkpoint.clone(), "the original".to_owned())];
+        sides.extend(focused.map(|(id, checkpoint, name)| (Subject::Run(id), checkpoint, name)));
+        for (subject, checkpoint, name) in sides {
+            let (models, prompt, options) = (models.clone(), prompt.clone(), options.clone());
+            self.jobs.spawn(JobKind::Generate, format!("{name} writes"), move |context| {
+                tasks::generate(&checkpoint, subject, &models, &prompt, &options, context)
+            });
+        }
+    }
+
+    fn save_project_as(&mut self, path: PathBuf) -> Result<()> {
+        let path = if path.extension().is_some_and(|extension| extension == "lapidary") {
+            path
+        } else {
+            let mut name = path.into_os_string();
+            name.push(".lapidary");
+            PathBuf::from(name)
+        };
+        if let Some(document) = &mut self.state.document {
+            Project::of_document(document).write(&path)?;
+            document.project_path = path.clone();
+            document.has_own_file = true;
+            document.is_dirty = false;
+            self.state.settings.remember(&path);
+            self.state.settings.save(&self.options.data_dir);
+            self.state.notify(Level::Info, format!("Project saved in {}", path.display()));
+        }
+        Ok(())
+    }
+
+    fn save_project(&mut self) -> Result<()> {
+        if let Some(document) = &mut self.state.document {
+            Project::of_document(document).write(&document.project_path)?;
+            document.is_dirty = false;
+        }
+        Ok(())
+    }
+
+    /// Saves a changed project; `now` does not wait for the interval. A failure is told once.
+    pub(super) fn autosave(&mut self, now: bool) {
+        let due = now || self.last_save.elapsed() >= AUTOSAVE_INTERVAL;
+        let changed = self.state.document.as_ref().is_some_and(|document| document.is_dirty);
+        if due && changed {
+            self.last_save = std::time::Instant::now();
+            if let Err(err) = self.save_project() {
+                self.state.notify(Level::Error, format!("The project could not be saved: {err}"));
+            }
+        }
+    }
+
+    /// Makes an opened checkpoint the document, with what its project holds.
+    pub(super) fn take_in(&mut self, opened: super::events::Opened) {
+        let checkpoint = opened.checkpoint;
+        self.jobs.cancel_all();
+        let fingerprint = checkpoint.fingerprint.clone();
+        let fresh = || Plan::of_recipe(Target::Gguf, Some(&fingerprint), Recipe::Q4KM);
+        let mut lost_plan = None;
+        let plan = match &opened.project {
+            Some(project) => Plan::parse(&project.plan, Some(&opened.project_path)).unwrap_or_else(|err| {
+                lost_plan = Some(err);
+                fresh()
+            }),
+            None => fresh(),
+        };
+        let mut document = Document {
+            profiles: vec![None; checkpoint.tensors.len()],
+            is_demo: opened.is_demo,
+            project_path: opened.project_path,
+            has_own_file: opened.has_own_file,
+            profile_faults: Default::default(),
+            resolved: plan::resolve(&plan, &checkpoint).map(Arc::new),
+            history: History::new(plan),
+            sensitivity: Default::default(),
+            tasks: opened.tasks,
+            text: opened.text,
+            baseline: None,
+            runs: Vec::new(),
+            focused_run: None,
+            playground: Playground::default(),
+            next_run: 1,
+            is_dirty: false,
+            checkpoint,
+        };
+        if opened.is_demo {
+            document.playground.prompt = DEMO_PROMPT.to_owned();
+        }
+        if let Some(project) = opened.project {
+            document.sensitivity = project.sensitivity;
+            document.baseline = project.baseline;
+            document.focused_run = project.focused_run;
+            if !project.prompt.is_empty() {
+                document.playground.prompt = project.prompt;
+            }
+            for saved in project.runs {
+                match Plan::parse(&saved.plan, None) {
+                    Ok(plan) => {
+                        document.next_run = document.next_run.max(saved.id.0 + 1);
+                        document.runs.push(Run {
+                            id: saved.id,
+                            name: saved.name,
+                            plan,
+                            created_unix_secs: saved.created_unix_secs,
+                            path: saved.path,
+                            content_hash: saved.content_hash,
+                            report: saved.report,
+                            candidate: CandidateState::Opening,
+                            comparison: None,
+                            evaluation: saved.evaluation,
+                            is_stale: false,
+                            profiles: Default::default(),
+                        });
+                    }
+                    Err(err) => self.state.notify(Level::Warning, format!("Run {} is left out: {err}", saved.name)),
+                }
+            }
+        }
+        self.state.opening = None;
+        self.state.selection = Selection::default();
+        if let Some(err) = lost_plan {
+            self.state.notify(Level::Warning, format!("The saved plan cannot be read, a fresh one takes its place: {err}"));
+        }
+        for warning in opened.warnings {
+            self.state.notify(Level::Warning, warning);
+        }
+        if !document.is_demo {
+            let remembered = if document.has_own_file { &document.project_path } else { &document.checkpoint.path };
+            self.state.settings.remember(&remembered.clone());
+            self.state.settings.save(&self.options.data_dir);
+        }
+        let runs: Vec<(RunId, PathBuf)> = document.runs.iter().map(|run| (run.id, run.path.clone())).collect();
+        let measure = !document.sensitivity.contains_key("weight");
+        self.state.document = Some(document);
+        self.mark_stale();
+        self.with_document(|document| document.is_dirty = false);
+        for (run, path) in runs {
+            self.jobs.spawn(JobKind::Open, format!("open {}", file_name(&path)), move |_| Ok(tasks::reopen(run, &path)));
+        }
+        self.recompare();
+        self.profile_baseline();
+        if measure {
+            self.measure_weight_error();
+        }
+    }
+
+    /// Pairs evaluations that came from a project file with their baselines again.
+    fn recompare(&mut self) {
+        let Some(document) = &self.state.document else { return };
+        let known: Vec<_> = document.runs.iter().filter_map(|run| Some((run.id, run.evaluation.clone()?))).collect();
+        for (run, evaluation) in known {
+            self.jobs.spawn(JobKind::Compare, "compare with the original", move |context| {
+                let comparison = tasks::compare(&evaluation, &context.progress)?.map(Box::new);
+                Ok(Outcome::Compared { run, comparison })
+            });
+        }
+    }
+
+    /// Makes a finished pass a run and has it evaluated.
+    pub(super) fn add_run(&mut self, passed: super::events::Passed) {
+        let Some(document) = self.state.document.as_mut().filter(|d| d.checkpoint.fingerprint == passed.fingerprint) else {
+            return;
+        };
+        let id = RunId(document.next_run);
+        document.next_run += 1;
+        let created_unix_secs = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        document.runs.push(Run {
+            id,
+            name: passed.name,
+            plan: passed.plan,
+            created_unix_secs,
+            path: passed.candidate.path.clone(),
+            content_hash: passed.content_hash,
+            report: Arc::new(passed.report),
+            candidate: CandidateState::Open(passed.candidate),
+            evaluation: None,
+            is_stale: false,
+            comparison: None,
+            profiles: Default::default(),
+        });
+        document.focused_run = Some(id);
+        document.is_dirty = true;
+        self.profile_run(id);
+        self.evaluate(Subject::Run(id));
+        self.autosave(true);
+    }
+}
+
+/// Tokens over which KLD per tensor is measured unless told otherwise.
+pub(super) const DEFAULT_KLD_TOKENS: usize = 8192;
+
+/// A changed project is saved at most this often.
+const AUTOSAVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What the demo is asked first: something that a two-bit model gets wrong.
+const DEMO_PROMPT: &str = "17 + 25 =";
+
+fn resolve(document: &mut Document) {
+    document.resolved = plan::resolve(document.plan(), &document.checkpoint).map(Arc::new);
+    document.is_dirty = true;
+}
+
+fn names(document: &Document, tensors: &[usize]) -> Vec<String> {
+    tensors.iter().filter_map(|&index| document.checkpoint.tensors.get(index)).map(|tensor| tensor.name.clone()).collect()
+}
+
+pub(super) fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+/// A name for a run that has none: its recipe, and a number of edits on top.
+fn name_of_plan(plan: &Plan, document: &Document) -> String {
+    let base = plan
+        .recipe()
+        .map(|recipe| recipe.name().to_owned())
+        .or_else(|| plan.default_format().map(str::to_owned))
+        .unwrap_or_else(|| "as stored".to_owned());
+    let base = if plan.rules().is_empty() { base } else { format!("{base}+{}", plan.rules().len()) };
+    let taken = |name: &str| document.runs.iter().any(|run| run.name == name);
+    if !taken(&base) {
+        return base;
+    }
+    (2..).map(|number| format!("{base} ({number})")).find(|name| !taken(name)).unwrap_or(base)
+}

@@ -1,0 +1,106 @@
+//! What a window or a test can ask of a workbench.
+
+use std::path::PathBuf;
+
+use super::action::Action;
+use super::jobs::JobId;
+use super::settings::ThemeChoice;
+use super::state::{RunId, View};
+use crate::engine::plan::{Plan, Recipe, Target};
+
+/// How a click changes the selection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelectMode {
+    /// Only this one.
+    Replace,
+    /// In or out.
+    Toggle,
+    /// Everything from the last one to this one.
+    Extend,
+}
+
+/// A model of the project: the original or what a run made of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Subject {
+    /// The checkpoint that is open.
+    Baseline,
+    /// A run's candidate.
+    Run(RunId),
+}
+
+/// One change of the project, asked for.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Anything that a menu or a key can do without more words.
+    Act(Action),
+    /// Opens a checkpoint or a project, by what the path is.
+    Open(PathBuf),
+    /// Writes the project to a file and goes on there.
+    SaveProjectAs(PathBuf),
+    /// Replaces the plan by a file's.
+    LoadPlan(PathBuf),
+    /// Writes the plan to a file.
+    SavePlan(PathBuf),
+    /// Takes tasks from a JSONL file.
+    LoadTasks(PathBuf),
+    /// Takes the text to evaluate on.
+    LoadText(PathBuf),
+    /// Shows another view.
+    Show(View),
+    /// Selects a tensor by its index in the checkpoint.
+    Select { tensor: usize, mode: SelectMode },
+    /// Selects exactly these tensors.
+    SelectSet(Vec<usize>),
+    /// Chooses the format of tensors.
+    SetFormat { tensors: Vec<usize>, format: &'static str },
+    /// Protects tensors, or lets go of them.
+    SetProtected { tensors: Vec<usize>, protect: bool },
+    /// Takes the choices made for tensors back, so that recipe or default decide.
+    ClearChoices { tensors: Vec<usize> },
+    /// Starts the plan from one of llama.cpp's recipes; none keeps every tensor as it is.
+    SetRecipe(Option<Recipe>),
+    /// What the result is written for.
+    SetTarget(Target),
+    /// Replaces the whole plan, as one step of history.
+    SetPlan { plan: Plan, what: String },
+    /// Measures KLD per tensor for these formats over so many tokens.
+    MeasureKld { formats: Vec<&'static str>, tokens: usize },
+    /// Runs the plan; to a place of its own unless told where.
+    RunPlan { name: Option<String>, output: Option<PathBuf> },
+    /// Evaluates a model of the project on its tasks and text.
+    Evaluate(Subject),
+    /// Measures the candidate's weights, to lay them over the original's.
+    ProfileRun(RunId),
+    /// Copies a candidate to a place of the user's.
+    Export { run: RunId, output: PathBuf },
+    /// Takes a run off the list; its files stay. Can be undone.
+    ForgetRun(RunId),
+    /// Makes a run's plan the plan.
+    RollBack(RunId),
+    /// Names a run.
+    RenameRun { run: RunId, name: String },
+    /// Chooses the run that is compared and overlaid.
+    FocusRun(Option<RunId>),
+    /// Sets the prompt of the playground.
+    SetPrompt(String),
+    /// Sets how many tokens the playground writes.
+    SetGenerateTokens(usize),
+    /// Sets the sampling temperature; 0 is greedy.
+    SetTemperature(f32),
+    /// Stops a job.
+    Cancel(JobId),
+    /// Holds a job or lets it go on.
+    Pause { job: JobId, paused: bool },
+    /// Takes a message off the screen.
+    Dismiss(u64),
+    /// Light, dark or the system's.
+    SetTheme(ThemeChoice),
+    /// A message from the window itself, such as a dialog that cannot be shown.
+    Warn(String),
+}
+
+impl From<Action> for Command {
+    fn from(action: Action) -> Self {
+        Self::Act(action)
+    }
+}

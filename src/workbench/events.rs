@@ -1,0 +1,92 @@
+//! What jobs tell the workbench: partial results while they work, and one end.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::command::Subject;
+use super::jobs::JobId;
+use super::project::Project;
+use super::state::RunId;
+use crate::engine::checkpoint::Checkpoint;
+use crate::engine::comparison::Comparison;
+use crate::engine::error::{Error, Fault, Result};
+use crate::engine::evaluation::Evaluation;
+use crate::engine::pass::PassReport;
+use crate::engine::plan::Plan;
+use crate::engine::profile::TensorProfile;
+use crate::engine::scoring::{GeneratedToken, Generation, TaskSet, TextSource};
+use crate::engine::sensitivity::{SensitivityRow, SensitivityTable, SensitivityValue};
+
+/// Told by a job.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// One tensor of the original is profiled.
+    Profiled { fingerprint: String, tensor: usize, profile: Arc<TensorProfile> },
+    /// One row of a sensitivity table is measured.
+    Row { fingerprint: String, metric: &'static str, empty: Arc<SensitivityTable>, row: SensitivityRow },
+    /// One cell of a sensitivity table is measured.
+    Cell {
+        fingerprint: String,
+        metric: &'static str,
+        empty: Arc<SensitivityTable>,
+        at: (usize, usize),
+        value: SensitivityValue,
+    },
+    /// The playground has one more token.
+    Token { subject: Subject, token: GeneratedToken },
+    /// The job is over.
+    Ended { job: JobId, result: Result<Outcome> },
+}
+
+/// What a job leaves.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// Nothing to take in.
+    #[cfg_attr(not(test), expect(dead_code, reason = "jobs that only act leave nothing; tests use it today"))]
+    Nothing,
+    /// A checkpoint is open.
+    Opened(Box<Opened>),
+    /// A run's candidate was opened again.
+    Reopened { run: RunId, candidate: std::result::Result<Arc<Checkpoint>, Error> },
+    /// The original is profiled.
+    Profiled { fingerprint: String, profiles: Vec<Option<Arc<TensorProfile>>>, faults: Vec<(usize, Fault)> },
+    /// A candidate is profiled.
+    RunProfiled { run: RunId, profiles: BTreeMap<String, Arc<TensorProfile>> },
+    /// A metric is measured.
+    Sensitivity { fingerprint: String, table: SensitivityTable },
+    /// A candidate was written.
+    Passed(Box<Passed>),
+    /// A model was evaluated.
+    Evaluated { fingerprint: String, subject: Subject, evaluation: Box<Evaluation>, comparison: Option<Box<Comparison>> },
+    /// A saved evaluation was paired with its baseline again.
+    Compared { run: RunId, comparison: Option<Box<Comparison>> },
+    /// The playground has stopped.
+    Generated { subject: Subject, generation: Generation },
+    /// A candidate was copied.
+    Exported { output: PathBuf, bytes: u64 },
+}
+
+/// A checkpoint with its project, if it had one.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) checkpoint: Arc<Checkpoint>,
+    pub(super) is_demo: bool,
+    pub(super) project_path: PathBuf,
+    pub(super) has_own_file: bool,
+    pub(super) project: Option<Project>,
+    pub(super) warnings: Vec<String>,
+    pub(super) tasks: Option<Arc<TaskSet>>,
+    pub(super) text: Option<Arc<TextSource>>,
+}
+
+/// A candidate as the pass left it.
+#[derive(Debug)]
+pub(super) struct Passed {
+    pub(super) fingerprint: String,
+    pub(super) name: String,
+    pub(super) plan: Plan,
+    pub(super) report: PassReport,
+    pub(super) content_hash: String,
+    pub(super) candidate: Arc<Checkpoint>,
+}

@@ -1,0 +1,87 @@
+//! Undo and redo as a list of states with names.
+
+/// A value with its past and its undone future.
+#[derive(Clone, Debug)]
+pub struct History<T> {
+    past: Vec<(String, T)>,
+    present: T,
+    future: Vec<(String, T)>,
+}
+
+/// Steps that are kept.
+const MOST_STEPS: usize = 500;
+
+impl<T: Clone + PartialEq> History<T> {
+    /// A history that starts here.
+    pub fn new(present: T) -> Self {
+        Self { past: Vec::new(), present, future: Vec::new() }
+    }
+
+    /// The value now.
+    pub fn present(&self) -> &T {
+        &self.present
+    }
+
+    /// Makes `next` the value, as a step called `name`; a step that changes nothing is none.
+    pub fn push(&mut self, name: impl Into<String>, next: T) -> bool {
+        if next == self.present {
+            return false;
+        }
+        self.past.push((name.into(), std::mem::replace(&mut self.present, next)));
+        if self.past.len() > MOST_STEPS {
+            self.past.remove(0);
+        }
+        self.future.clear();
+        true
+    }
+
+    /// What undo would take back.
+    pub fn undo_name(&self) -> Option<&str> {
+        self.past.last().map(|(name, _)| name.as_str())
+    }
+
+    /// What redo would do again.
+    pub fn redo_name(&self) -> Option<&str> {
+        self.future.last().map(|(name, _)| name.as_str())
+    }
+
+    /// Names of all steps that led here, oldest first.
+    pub fn steps(&self) -> impl Iterator<Item = &str> {
+        self.past.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Goes one step back.
+    pub fn undo(&mut self) -> bool {
+        let Some((name, before)) = self.past.pop() else { return false };
+        self.future.push((name, std::mem::replace(&mut self.present, before)));
+        true
+    }
+
+    /// Goes one step forward again.
+    pub fn redo(&mut self) -> bool {
+        let Some((name, after)) = self.future.pop() else { return false };
+        self.past.push((name, std::mem::replace(&mut self.present, after)));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn undo_and_redo_walk_the_same_steps() {
+        let mut history = History::new(1);
+        assert!(history.push("two", 2));
+        assert!(history.push("three", 3));
+        assert!(!history.push("nothing", 3));
+        assert_eq!(history.undo_name(), Some("three"));
+        assert!(history.undo() && *history.present() == 2);
+        assert_eq!(history.redo_name(), Some("three"));
+        assert!(history.redo() && *history.present() == 3);
+        assert!(history.undo() && history.undo() && !history.undo());
+        assert_eq!(*history.present(), 1);
+        assert!(history.push("other", 7));
+        assert!(!history.redo(), "a new step forgets what was undone");
+    }
+}

@@ -1,0 +1,217 @@
+//! Taking in what jobs tell, once a frame.
+
+use std::sync::Arc;
+
+use super::Workbench;
+use super::apply::file_name;
+use super::command::Subject;
+use super::events::{Event, Outcome};
+use super::state::{CandidateState, Document, Level};
+use crate::engine::error::Result;
+use crate::engine::sensitivity::SensitivityTable;
+use crate::engine::units;
+
+/// Events taken in one frame; the rest waits for the next, so that no frame is long.
+const MOST_EVENTS: usize = 2000;
+
+impl Workbench {
+    /// Takes in what jobs have told since the last call; true if anything changed.
+    pub fn poll(&mut self) -> bool {
+        let mut changed = false;
+        for _ in 0..MOST_EVENTS {
+            let Some(event) = self.jobs.next_event() else { break };
+            changed = true;
+            self.take_event(event);
+        }
+        self.autosave(false);
+        changed
+    }
+
+    /// The document, if it is still the one that a result belongs to.
+    fn document_of(&mut self, fingerprint: &str) -> Option<&mut Document> {
+        self.state.document.as_mut().filter(|document| document.checkpoint.fingerprint == fingerprint)
+    }
+
+    fn take_event(&mut self, event: Event) {
+        match event {
+            Event::Profiled { fingerprint, tensor, profile } => {
+                if let Some(slot) = self.document_of(&fingerprint).and_then(|d| d.profiles.get_mut(tensor)) {
+                    *slot = Some(profile);
+                }
+            }
+            Event::Row { fingerprint, metric, empty, row } => {
+                if let Some(table) = self.partial_table(&fingerprint, metric, &empty) {
+                    match table.rows.iter_mut().find(|known| known.name == row.name) {
+                        Some(known) => *known = row,
+                        None => table.rows.push(row),
+                    }
+                }
+            }
+            Event::Cell { fingerprint, metric, empty, at: (row, column), value } => {
+                if let Some(table) = self.partial_table(&fingerprint, metric, &empty) {
+                    let name = empty.rows.get(row).map(|row| row.name.clone());
+                    let format = empty.formats.get(column);
+                    let place = format.and_then(|format| table.column(format));
+                    if let (Some(name), Some(column)) = (name, place)
+                        && let Some(row) = table.rows.iter_mut().find(|row| row.name == name)
+                    {
+                        row.cells[column] = Some(value);
+                    }
+                }
+            }
+            Event::Token { subject, token } => {
+                if let Some(document) = &mut self.state.document {
+                    let playground = &mut document.playground;
+                    match subject {
+                        Subject::Baseline => playground.baseline.tokens.push(token),
+                        Subject::Run(run) if playground.run == Some(run) => playground.candidate.tokens.push(token),
+                        Subject::Run(_) => {}
+                    }
+                }
+            }
+            Event::Ended { result, .. } => self.take_result(result),
+        }
+    }
+
+    /// The table that partial results go into: what is there, widened by what is being measured.
+    fn partial_table(&mut self, fingerprint: &str, metric: &str, empty: &Arc<SensitivityTable>) -> Option<&mut SensitivityTable> {
+        let document = self.document_of(fingerprint)?;
+        let table = document.sensitivity.entry(metric.to_owned()).or_insert_with(|| empty.clone());
+        if empty.formats.iter().any(|format| table.column(format).is_none()) {
+            *table = Arc::new(merged(empty, table));
+        }
+        Some(Arc::make_mut(table))
+    }
+
+    fn take_result(&mut self, result: Result<Outcome>) {
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(err) => {
+                self.state.opening = None;
+                if !err.is_cancelled() {
+                    self.state.notify(Level::Error, err.to_string());
+                }
+                return;
+            }
+        };
+        match outcome {
+            Outcome::Nothing => {}
+            Outcome::Opened(opened) => self.take_in(*opened),
+            Outcome::Reopened { run, candidate } => {
+                let mut profile = false;
+                self.with_document(|document| {
+                    if let Some(run) = document.run_mut(run) {
+                        profile = candidate.is_ok();
+                        run.candidate = match candidate {
+                            Ok(checkpoint) => CandidateState::Open(checkpoint),
+                            Err(err) => CandidateState::Lost(err),
+                        };
+                    }
+                });
+                if profile {
+                    self.profile_run(run);
+                }
+            }
+            Outcome::Profiled { fingerprint, profiles, faults } => {
+                if let Some(document) = self.document_of(&fingerprint) {
+                    document.profiles = profiles;
+                    document.profile_faults = faults.into_iter().collect();
+                }
+            }
+            Outcome::RunProfiled { run, profiles } => {
+                if let Some(run) = self.state.document.as_mut().and_then(|document| document.run_mut(run)) {
+                    run.profiles = profiles;
+                }
+            }
+            Outcome::Sensitivity { fingerprint, table } => {
+                if let Some(document) = self.document_of(&fingerprint) {
+                    let metric = table.metric.clone();
+                    let table = match document.sensitivity.get(&metric) {
+                        Some(known) => merged(&table, known),
+                        None => table,
+                    };
+                    document.sensitivity.insert(metric, Arc::new(table));
+                    document.is_dirty = true;
+                }
+            }
+            Outcome::Passed(passed) => {
+                let text = format!(
+                    "{} written: {} in {}",
+                    passed.name,
+                    units::bytes(passed.report.file_bytes),
+                    units::seconds(passed.report.elapsed_secs)
+                );
+                let warnings = passed.report.warnings.clone();
+                self.state.notify(Level::Info, text);
+                for warning in warnings {
+                    self.state.notify(Level::Warning, warning);
+                }
+                self.add_run(*passed);
+            }
+            Outcome::Evaluated { fingerprint, subject, evaluation, comparison } => {
+                if let Some(document) = self.document_of(&fingerprint) {
+                    match subject {
+                        Subject::Baseline => document.baseline = Some(Arc::from(evaluation)),
+                        Subject::Run(run) => {
+                            if let Some(baseline) = &evaluation.baseline {
+                                document.baseline = Some(Arc::new((**baseline).clone()));
+                            }
+                            if let Some(run) = document.run_mut(run) {
+                                run.evaluation = Some(Arc::from(evaluation));
+                                run.comparison = comparison.map(Arc::from);
+                                run.is_stale = false;
+                            }
+                        }
+                    }
+                    document.is_dirty = true;
+                    self.autosave(true);
+                }
+            }
+            Outcome::Compared { run, comparison } => {
+                if let Some(run) = self.state.document.as_mut().and_then(|document| document.run_mut(run)) {
+                    run.comparison = comparison.map(Arc::from);
+                }
+            }
+            Outcome::Generated { subject, generation } => {
+                if let Some(document) = &mut self.state.document {
+                    let playground = &mut document.playground;
+                    let side = match subject {
+                        Subject::Baseline => &mut playground.baseline,
+                        Subject::Run(run) if playground.run == Some(run) => &mut playground.candidate,
+                        Subject::Run(_) => return,
+                    };
+                    side.tokens_per_second = (generation.tpot_secs > 0.0).then(|| 1.0 / generation.tpot_secs);
+                    side.tokens = generation.tokens;
+                    side.is_done = true;
+                }
+            }
+            Outcome::Exported { output, bytes } => {
+                let text = format!("{} written to {}", units::bytes(bytes), file_name(&output));
+                self.state.notify(Level::Info, text);
+            }
+        }
+    }
+}
+
+/// A table with the columns and rows of both; where both have a cell, the newer one's counts.
+fn merged(newer: &SensitivityTable, older: &SensitivityTable) -> SensitivityTable {
+    let mut formats: Vec<String> = older.formats.clone();
+    formats.extend(newer.formats.iter().filter(|format| !older.formats.contains(format)).cloned());
+    // The registry's order, from most bits to fewest, whatever was measured first.
+    let rank = |id: &String| crate::engine::format::all().iter().position(|format| format.id() == id);
+    formats.sort_by_key(rank);
+    let mut names: Vec<&str> = newer.rows.iter().map(|row| row.name.as_str()).collect();
+    names.extend(older.rows.iter().map(|row| row.name.as_str()).filter(|name| newer.row(name).is_none()));
+    let rows = names
+        .into_iter()
+        .filter_map(|name| {
+            let mut row = newer.row(name).or_else(|| older.row(name))?.clone();
+            row.cells = formats
+                .iter()
+                .map(|format| newer.cell(name, format).or_else(|| older.cell(name, format)).cloned())
+                .collect();
+            Some(row)
+        })
+        .collect();
+    SensitivityTable { formats, rows, ..newer.clone() }
+}

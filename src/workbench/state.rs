@@ -1,0 +1,348 @@
+//! What there is to show: one open document, the selection, and messages.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::command::Subject;
+use super::history::History;
+use super::settings::Settings;
+use crate::engine::checkpoint::Checkpoint;
+use crate::engine::comparison::Comparison;
+use crate::engine::error::{Error, Fault};
+use crate::engine::evaluation::Evaluation;
+use crate::engine::pass::PassReport;
+use crate::engine::plan::{Plan, ResolvedPlan};
+use crate::engine::profile::TensorProfile;
+use crate::engine::scoring::{GeneratedToken, TaskSet, TextSource};
+use crate::engine::sensitivity::SensitivityTable;
+
+/// What the centre of the window shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names are the views' titles")]
+pub enum View {
+    #[default]
+    Overview,
+    Weights,
+    Sensitivity,
+    Plan,
+    Runs,
+    Compare,
+    Playground,
+}
+
+impl View {
+    /// Every view, in tab order.
+    pub const ALL: [Self; 7] = [
+        Self::Overview,
+        Self::Weights,
+        Self::Sensitivity,
+        Self::Plan,
+        Self::Runs,
+        Self::Compare,
+        Self::Playground,
+    ];
+
+    /// The tab's title.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Overview => "Overview",
+            Self::Weights => "Weights",
+            Self::Sensitivity => "Sensitivity",
+            Self::Plan => "Plan",
+            Self::Runs => "Runs",
+            Self::Compare => "Compare",
+            Self::Playground => "Playground",
+        }
+    }
+}
+
+/// How bad a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Something went as asked.
+    Info,
+    /// Something is odd, but work goes on.
+    Warning,
+    /// Something asked for did not happen.
+    Error,
+}
+
+/// A message until it is dismissed.
+#[derive(Clone, Debug)]
+pub struct Notice {
+    /// To dismiss it by.
+    pub id: u64,
+    /// How bad.
+    pub level: Level,
+    /// In words, with the remedy.
+    pub text: String,
+}
+
+/// Which tensors are selected; the focused one is shown in the inspector.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Indices in the checkpoint.
+    pub tensors: BTreeSet<usize>,
+    /// The one clicked last.
+    pub focus: Option<usize>,
+}
+
+/// Tells runs of a project apart for as long as it lives.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(transparent)]
+pub struct RunId(pub u64);
+
+/// Whether a candidate's file is there.
+#[derive(Clone, Debug)]
+pub enum CandidateState {
+    /// Being opened again after the project was.
+    Opening,
+    /// Open and ready to measure.
+    Open(Arc<Checkpoint>),
+    /// The file is gone or cannot be opened.
+    Lost(Error),
+}
+
+/// A pass that was run: its plan, its candidate and what was measured of it.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Tells it apart.
+    pub id: RunId,
+    /// As the user calls it.
+    pub name: String,
+    /// The plan as it was run.
+    pub plan: Plan,
+    /// When, in seconds since 1970.
+    pub created_unix_secs: u64,
+    /// Where the candidate lies.
+    pub path: PathBuf,
+    /// BLAKE3 over the candidate's files: its id.
+    pub content_hash: String,
+    /// Old and new bytes per tensor and in all.
+    pub report: Arc<PassReport>,
+    /// The candidate's file.
+    pub candidate: CandidateState,
+    /// What was measured of it, with the baseline it was measured against.
+    pub evaluation: Option<Arc<Evaluation>>,
+    /// True if the evaluation was made with other tasks or another text than are chosen now.
+    pub is_stale: bool,
+    /// Paired with the baseline.
+    pub comparison: Option<Arc<Comparison>>,
+    /// Profiles of its tensors by Hugging Face's name, to overlay.
+    pub profiles: BTreeMap<String, Arc<TensorProfile>>,
+}
+
+impl Run {
+    /// The candidate, where it is open.
+    pub fn checkpoint(&self) -> Option<&Arc<Checkpoint>> {
+        match &self.candidate {
+            CandidateState::Open(checkpoint) => Some(checkpoint),
+            _ => None,
+        }
+    }
+}
+
+/// One side of the playground.
+#[derive(Clone, Debug, Default)]
+pub struct PlaygroundSide {
+    /// Tokens as they come.
+    pub tokens: Vec<GeneratedToken>,
+    /// True once it has stopped by itself.
+    pub is_done: bool,
+    /// Decode speed once it is done.
+    pub tokens_per_second: Option<f64>,
+}
+
+/// One prompt, original and candidate.
+#[derive(Clone, Debug)]
+pub struct Playground {
+    /// What both continue.
+    pub prompt: String,
+    /// Tokens to write.
+    pub max_tokens: usize,
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// The prompt that the sides below belong to.
+    pub written_prompt: String,
+    /// The original.
+    pub baseline: PlaygroundSide,
+    /// The focused run's candidate.
+    pub candidate: PlaygroundSide,
+    /// Which run that was.
+    pub run: Option<RunId>,
+}
+
+impl Default for Playground {
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            max_tokens: 64,
+            temperature: 0.0,
+            written_prompt: String::new(),
+            baseline: PlaygroundSide::default(),
+            candidate: PlaygroundSide::default(),
+            run: None,
+        }
+    }
+}
+
+impl Playground {
+    /// Index of the first token in which the two sides differ, once both have one there.
+    pub fn first_difference(&self) -> Option<usize> {
+        let both = self.baseline.tokens.iter().zip(&self.candidate.tokens);
+        both.enumerate().find(|(_, (a, b))| a.id != b.id).map(|(index, _)| index)
+    }
+}
+
+/// The open checkpoint and everything made of it.
+#[derive(Debug)]
+pub struct Document {
+    /// The original. Never written to.
+    pub checkpoint: Arc<Checkpoint>,
+    /// True for the model that comes with the program.
+    pub is_demo: bool,
+    /// Where the project is kept.
+    pub project_path: PathBuf,
+    /// True if the user gave the project that place.
+    pub has_own_file: bool,
+    /// One per tensor, as they come in.
+    pub profiles: Vec<Option<Arc<TensorProfile>>>,
+    /// Tensors that cannot be profiled, and why.
+    pub profile_faults: BTreeMap<usize, Fault>,
+    /// The plan with its past.
+    pub history: History<Plan>,
+    /// The plan applied to the checkpoint, or why it cannot be.
+    pub resolved: Result<Arc<ResolvedPlan>, Error>,
+    /// What was measured per tensor and format, by metric; partial while it is being measured.
+    pub sensitivity: BTreeMap<String, Arc<SensitivityTable>>,
+    /// Items to score.
+    pub tasks: Option<Arc<TaskSet>>,
+    /// Text to score.
+    pub text: Option<Arc<TextSource>>,
+    /// The original, measured alone or as a candidate's counterpart.
+    pub baseline: Option<Arc<Evaluation>>,
+    /// Passes, oldest first.
+    pub runs: Vec<Run>,
+    /// The run that is compared and overlaid.
+    pub focused_run: Option<RunId>,
+    /// Prompt and answers.
+    pub playground: Playground,
+    pub(super) next_run: u64,
+    pub(super) is_dirty: bool,
+}
+
+impl Document {
+    /// The plan now.
+    pub fn plan(&self) -> &Plan {
+        self.history.present()
+    }
+
+    /// The run with this id.
+    pub fn run(&self, id: RunId) -> Option<&Run> {
+        self.runs.iter().find(|run| run.id == id)
+    }
+
+    pub(super) fn run_mut(&mut self, id: RunId) -> Option<&mut Run> {
+        self.runs.iter_mut().find(|run| run.id == id)
+    }
+
+    /// The run that is compared and overlaid, if any.
+    pub fn focused(&self) -> Option<&Run> {
+        self.focused_run.and_then(|id| self.run(id))
+    }
+
+    /// The checkpoint of a subject, where it is open.
+    pub fn subject(&self, subject: Subject) -> Option<&Arc<Checkpoint>> {
+        match subject {
+            Subject::Baseline => Some(&self.checkpoint),
+            Subject::Run(id) => self.run(id)?.checkpoint(),
+        }
+    }
+
+    /// True if there is something to evaluate on.
+    pub fn has_data(&self) -> bool {
+        self.tasks.is_some() || self.text.is_some()
+    }
+
+    /// Why the model cannot be run here, if it cannot.
+    pub fn cannot_run(&self) -> Option<&'static str> {
+        self.checkpoint.config.is_none().then_some("This checkpoint's network cannot be run by this version")
+    }
+
+    /// Sum of the measured or predicted damage of the plan's choices under `metric`; `None` where a choice is not in the table.
+    pub fn predicted_damage(&self, metric: &str) -> Option<f64> {
+        let table = self.sensitivity.get(metric)?;
+        let resolved = self.resolved.as_ref().ok()?;
+        let mut total = 0.0;
+        for decision in &resolved.decisions {
+            let tensor = &self.checkpoint.tensors[decision.tensor_index];
+            if decision.is_copy() || !crate::engine::sensitivity::is_default_subject(tensor) {
+                continue;
+            }
+            let format = crate::engine::format::of_dtype(decision.dtype)?;
+            if !format.dtype().is_plain() || table.column(format.id()).is_some() {
+                total += table.cell(&tensor.name, format.id())?.value;
+            }
+        }
+        Some(total)
+    }
+}
+
+/// Everything that a window shows.
+#[derive(Debug)]
+pub struct State {
+    /// The open checkpoint, if any.
+    pub document: Option<Document>,
+    /// The view in the centre.
+    pub view: View,
+    /// Selected tensors.
+    pub selection: Selection,
+    /// Messages, oldest first.
+    pub notices: Vec<Notice>,
+    /// Theme and recent files.
+    pub settings: Settings,
+    /// Larger text, no editing.
+    pub presenter: bool,
+    /// Set once the user wants to leave.
+    pub quit: bool,
+    /// The path that is being opened.
+    pub opening: Option<PathBuf>,
+    next_notice: u64,
+}
+
+impl State {
+    pub(super) fn new(settings: Settings) -> Self {
+        Self {
+            document: None,
+            view: View::default(),
+            selection: Selection::default(),
+            notices: Vec::new(),
+            settings,
+            presenter: false,
+            quit: false,
+            opening: None,
+            next_notice: 0,
+        }
+    }
+
+    /// Shows a message; the same text twice in a row is shown once.
+    pub(super) fn notify(&mut self, level: Level, text: impl Into<String>) {
+        let text = text.into();
+        match level {
+            Level::Info => tracing::info!("{text}"),
+            Level::Warning => tracing::warn!("{text}"),
+            Level::Error => tracing::error!("{text}"),
+        }
+        if self.notices.last().is_some_and(|last| last.text == text && last.level == level) {
+            return;
+        }
+        self.next_notice += 1;
+        self.notices.push(Notice { id: self.next_notice, level, text });
+        if self.notices.len() > 20 {
+            self.notices.remove(0);
+        }
+    }
+}

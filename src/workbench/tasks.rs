@@ -1,0 +1,331 @@
+//! The bodies of jobs: engine entry functions put together, with nothing of the window's state but
+//! what they are given.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::command::Subject;
+use super::demo::unpack_demo;
+use super::events::{Event, Opened, Outcome, Passed};
+use super::jobs::Context;
+use super::project::{self, Project};
+use super::state::RunId;
+use crate::engine::checkpoint::Checkpoint;
+use crate::engine::comparison::{self, ComparisonOptions};
+use crate::engine::error::{Error, Fault, Result, Stage};
+use crate::engine::evaluation::{self, Baseline, Evaluation, EvaluationOptions};
+use crate::engine::format::Format;
+use crate::engine::model::{Model, Tokenizer};
+use crate::engine::pass::{self, PassOptions};
+use crate::engine::plan::{Plan, ResolvedPlan};
+use crate::engine::profile::{self, ProfileOptions};
+use crate::engine::progress::Progress;
+use crate::engine::scoring::{self, GenerateOptions, ScoredText, TaskSet, TextOptions, TextSource};
+use crate::engine::sensitivity::kld::{self, KldOptions};
+use crate::engine::sensitivity::weight::{self, WeightOptions};
+use crate::engine::sensitivity::{SensitivityTable, select_formats, select_tensors};
+
+/// A model with its tokenizer, ready to run.
+pub(super) struct Ready {
+    model: Model,
+    tokenizer: Tokenizer,
+}
+
+/// Models loaded last, so that a second look costs nothing. Two: the original and one candidate.
+#[derive(Clone, Default)]
+pub(super) struct ModelCache {
+    loaded: Arc<Mutex<Vec<(String, Arc<Ready>)>>>,
+}
+
+impl std::fmt::Debug for ModelCache {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("ModelCache").finish_non_exhaustive()
+    }
+}
+
+impl ModelCache {
+    const MOST: usize = 2;
+
+    fn key(checkpoint: &Checkpoint) -> String {
+        format!("{} {}", checkpoint.path.display(), checkpoint.fingerprint)
+    }
+
+    fn get(&self, checkpoint: &Checkpoint, progress: &Progress) -> Result<Arc<Ready>> {
+        let key = Self::key(checkpoint);
+        {
+            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(index) = loaded.iter().position(|(known, _)| *known == key) {
+                let entry = loaded.remove(index);
+                loaded.push(entry);
+                return Ok(loaded[loaded.len() - 1].1.clone());
+            }
+            if loaded.len() >= Self::MOST {
+                loaded.remove(0);
+            }
+        }
+        let ready = Arc::new(Ready {
+            model: Model::load(checkpoint, progress)?,
+            tokenizer: Tokenizer::of_checkpoint(checkpoint)?,
+        });
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).push((key, ready.clone()));
+        Ok(ready)
+    }
+}
+
+/// What is to be opened.
+pub(super) enum Source {
+    Demo,
+    Path(PathBuf),
+}
+
+/// Opens a checkpoint or a project and whatever belongs to it.
+pub(super) fn open(source: Source, cache_dir: &Path, data_dir: &Path) -> Result<Outcome> {
+    let mut warnings = Vec::new();
+    let (path, is_demo, own_project) = match source {
+        Source::Demo => (unpack_demo(cache_dir)?, true, None),
+        Source::Path(path) if path.extension().is_some_and(|extension| extension == "lapidary") => {
+            let project = Project::read(&path)?;
+            match project.checkpoint.clone() {
+                Some(checkpoint) => (checkpoint, false, Some((path, project))),
+                None => (unpack_demo(cache_dir)?, true, Some((path, project))),
+            }
+        }
+        Source::Path(path) => (path, false, None),
+    };
+    let checkpoint = Arc::new(Checkpoint::open(&path)?);
+    let has_own_file = own_project.is_some();
+    let (project_path, project) = match own_project {
+        Some((path, project)) => (path, Some(project)),
+        None => {
+            let path = project::default_path(data_dir, &checkpoint.name, &checkpoint.fingerprint);
+            let project = if path.exists() {
+                match Project::read(&path) {
+                    Ok(project) => Some(project),
+                    Err(err) => {
+                        // Kept aside: what cannot be read now may still be rescued by hand.
+                        let aside = path.with_extension("lapidary.unreadable");
+                        let moved = std::fs::rename(&path, &aside);
+                        warnings.push(format!(
+                            "the earlier project of this checkpoint cannot be read and was {}: {err}",
+                            if moved.is_ok() { "set aside" } else { "left alone" }
+                        ));
+                        None
+                    }
+                }
+            } else {
+                None
+            };
+            (path, project)
+        }
+    };
+    if let Some(project) = &project
+        && project.fingerprint != checkpoint.fingerprint
+    {
+        warnings.push("the checkpoint has changed since the project was saved; older results may not belong to it".to_owned());
+    }
+    let mut pick = |saved: Option<&PathBuf>, own: &str| -> Option<PathBuf> {
+        let beside = path.join(own);
+        match saved {
+            Some(saved) if saved.exists() => Some(saved.clone()),
+            Some(saved) => {
+                warnings.push(format!("{} is no longer there", saved.display()));
+                None
+            }
+            None => (is_demo || beside.exists()).then_some(beside),
+        }
+    };
+    let tasks_path = pick(project.as_ref().and_then(|project| project.tasks.as_ref()), "tasks.jsonl");
+    let text_path = pick(project.as_ref().and_then(|project| project.text.as_ref()), "evaluation.txt");
+    let mut keep = |result: Result<Arc<TaskSet>>| result.map_err(|err| warnings.push(err.to_string())).ok();
+    let tasks = tasks_path.and_then(|path| keep(TaskSet::read(&path).map(Arc::new)));
+    let text = text_path.and_then(|path| {
+        TextSource::read(&path).map(Arc::new).map_err(|err| warnings.push(err.to_string())).ok()
+    });
+    Ok(Outcome::Opened(Box::new(Opened { checkpoint, is_demo, project_path, has_own_file, project, warnings, tasks, text })))
+}
+
+/// Opens the candidate of a saved run again and checks that it is the same.
+pub(super) fn reopen(run: RunId, path: &Path) -> Outcome {
+    let candidate = Checkpoint::open(path).map(Arc::new);
+    Outcome::Reopened { run, candidate }
+}
+
+/// Profiles the original, tensor by tensor.
+pub(super) fn profile(checkpoint: &Checkpoint, context: &Context) -> Result<Outcome> {
+    let mut tell = |tensor: usize, profile: Arc<profile::TensorProfile>| {
+        context.offer(Event::Profiled { fingerprint: checkpoint.fingerprint.clone(), tensor, profile });
+    };
+    let noun = profile::profile(checkpoint, &ProfileOptions::default(), &context.progress, &mut tell)?;
+    Ok(Outcome::Profiled { fingerprint: checkpoint.fingerprint.clone(), profiles: noun.tensors, faults: noun.faults })
+}
+
+/// Profiles a candidate for overlaying: each tensor over the range of the original's histogram.
+pub(super) fn profile_run(run: RunId, candidate: &Checkpoint, context: &Context) -> Result<Outcome> {
+    let noun = profile::profile(candidate, &ProfileOptions::default(), &context.progress, &mut |_, _| {})?;
+    let profiles: BTreeMap<_, _> =
+        noun.tensors.into_iter().flatten().map(|profile| (profile.name.clone(), profile)).collect();
+    Ok(Outcome::RunProfiled { run, profiles })
+}
+
+/// Measures the relative weight error of every tensor in every format.
+pub(super) fn weight_error(checkpoint: &Checkpoint, context: &Context) -> Result<Outcome> {
+    let options = WeightOptions::default();
+    let empty = Arc::new(SensitivityTable::new(checkpoint, &weight::METRIC, &select_formats(&options.formats)?));
+    let table = weight::weight_error(checkpoint, &options, &context.progress, &mut |_, row| {
+        context.offer(Event::Row {
+            fingerprint: checkpoint.fingerprint.clone(),
+            metric: weight::METRIC.id,
+            empty: empty.clone(),
+            row: row.clone(),
+        });
+    })?;
+    Ok(Outcome::Sensitivity { fingerprint: checkpoint.fingerprint.clone(), table })
+}
+
+/// Measures KLD for every tensor in the given formats over at least `tokens` tokens of the text.
+pub(super) fn measured_kld(
+    checkpoint: &Checkpoint,
+    models: &ModelCache,
+    text: &TextSource,
+    formats: &[&'static str],
+    tokens: usize,
+    context: &Context,
+) -> Result<Outcome> {
+    let ready = models.get(checkpoint, &context.progress)?;
+    let options = KldOptions { formats: formats.iter().map(|&id| id.to_owned()).collect(), ..KldOptions::default() };
+    let text_options = TextOptions { max_tokens: Some(tokens), ..TextOptions::default() };
+    let config = &ready.model.config;
+    let text = ScoredText::new(&ready.tokenizer, text, config.context, config.vocab, &text_options)?;
+    let chosen: Vec<&'static dyn Format> = select_formats(&options.formats)?;
+    let mut empty = SensitivityTable::new(checkpoint, &kld::METRIC, &chosen);
+    empty.rows = select_tensors(checkpoint, None)?
+        .into_iter()
+        .map(|index| crate::engine::sensitivity::SensitivityRow::new(&checkpoint.tensors[index], chosen.len()))
+        .collect();
+    let empty = Arc::new(empty);
+    let mut tell = |row, column, value: &crate::engine::sensitivity::SensitivityValue| {
+        context.offer(Event::Cell {
+            fingerprint: checkpoint.fingerprint.clone(),
+            metric: kld::METRIC.id,
+            empty: empty.clone(),
+            at: (row, column),
+            value: value.clone(),
+        });
+    };
+    let table = kld::measured_kld(checkpoint, &ready.model, &text, &options, &context.progress, &mut tell)?;
+    Ok(Outcome::Sensitivity { fingerprint: checkpoint.fingerprint.clone(), table })
+}
+
+/// Runs a plan and opens what it wrote.
+pub(super) fn run_plan(
+    checkpoint: &Checkpoint,
+    plan: Plan,
+    resolved: &ResolvedPlan,
+    name: String,
+    output: &Path,
+    context: &Context,
+) -> Result<Outcome> {
+    let report = pass::run(checkpoint, resolved, output, &PassOptions::default(), &context.progress)?;
+    let candidate = Arc::new(Checkpoint::open(output)?);
+    let content_hash = candidate.content_hash(&context.progress)?;
+    Ok(Outcome::Passed(Box::new(Passed {
+        fingerprint: checkpoint.fingerprint.clone(),
+        name,
+        plan,
+        report,
+        content_hash,
+        candidate,
+    })))
+}
+
+/// What an evaluation needs of a project.
+pub(super) struct EvaluationInput {
+    pub(super) baseline: Arc<Checkpoint>,
+    /// The candidate with its content hash; none evaluates the baseline alone.
+    pub(super) candidate: Option<(RunId, Arc<Checkpoint>, String)>,
+    pub(super) known: Option<Arc<Evaluation>>,
+    pub(super) tasks: Option<Arc<TaskSet>>,
+    pub(super) text: Option<Arc<TextSource>>,
+    pub(super) models: ModelCache,
+}
+
+/// Evaluates the baseline, or a candidate against it, and pairs them.
+pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Outcome> {
+    let progress = &context.progress;
+    let options = EvaluationOptions::default();
+    let (tasks, text) = (input.tasks.as_deref(), input.text.as_deref());
+    let original = input.models.get(&input.baseline, progress)?;
+    let fingerprint = input.baseline.fingerprint.clone();
+    let baseline_subject =
+        evaluation::Subject::new(&input.baseline, &original.model, &original.tokenizer, fingerprint.clone());
+    let Some((run, candidate, hash)) = &input.candidate else {
+        let evaluation = evaluation::evaluate(&baseline_subject, None, tasks, text, &options, progress)?;
+        return Ok(Outcome::Evaluated {
+            fingerprint,
+            subject: Subject::Baseline,
+            evaluation: Box::new(evaluation),
+            comparison: None,
+        });
+    };
+    let ready = input.models.get(candidate, progress)?;
+    let subject = evaluation::Subject::new(candidate, &ready.model, &ready.tokenizer, hash.clone());
+    let baseline = Baseline { subject: baseline_subject, known: input.known.as_deref() };
+    let evaluation = evaluation::evaluate(&subject, Some(&baseline), tasks, text, &options, progress)?;
+    let comparison = compare(&evaluation, progress)?;
+    Ok(Outcome::Evaluated {
+        fingerprint,
+        subject: Subject::Run(*run),
+        evaluation: Box::new(evaluation),
+        comparison: comparison.map(Box::new),
+    })
+}
+
+/// Pairs an evaluation with the baseline inside it.
+pub(super) fn compare(evaluation: &Evaluation, progress: &Progress) -> Result<Option<comparison::Comparison>> {
+    match &evaluation.baseline {
+        Some(baseline) => comparison::compare(baseline, evaluation, &ComparisonOptions::default(), progress).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Continues a prompt with one model, token by token.
+pub(super) fn generate(
+    checkpoint: &Checkpoint,
+    subject: Subject,
+    models: &ModelCache,
+    prompt: &str,
+    options: &GenerateOptions,
+    context: &Context,
+) -> Result<Outcome> {
+    let ready = models.get(checkpoint, &context.progress)?;
+    let generation =
+        scoring::generate(&ready.model, &ready.tokenizer, prompt, options, &context.progress, &mut |token| {
+            context.offer(Event::Token { subject, token: token.clone() });
+        })?;
+    Ok(Outcome::Generated { subject, generation })
+}
+
+/// Copies a candidate's files to a place of the user's, atomically.
+pub(super) fn export(candidate: &Checkpoint, output: &Path, context: &Context) -> Result<Outcome> {
+    let bytes = pass::copy_candidate(candidate, output, &context.progress)?;
+    Ok(Outcome::Exported { output: output.to_owned(), bytes })
+}
+
+/// A path inside the project's folder for the next candidate, not taken by another.
+pub(super) fn candidate_path(folder: &Path, name: &str, extension: Option<&str>) -> Result<PathBuf> {
+    let safe: String = name.chars().map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect();
+    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    (1..10_000)
+        .map(|number| {
+            let stem = if number == 1 { safe.clone() } else { format!("{safe}-{number}") };
+            folder.join(extension.map_or_else(|| stem.clone(), |extension| format!("{stem}.{extension}")))
+        })
+        .find(|path| !path.exists())
+        .ok_or_else(|| {
+            Fault::new(Stage::Project, "the project's folder is full of candidates of this name")
+                .fix("give the run another name")
+                .file(folder)
+                .into()
+        })
+}

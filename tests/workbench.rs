@@ -1,0 +1,216 @@
+//! The main job without a window: open the demo, decide, run, see what it cost, find it all again.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use lapidary::workbench::{Action, Command, Executor, Level, Options, SelectMode, State, Subject, View, Workbench};
+
+fn inline(folder: &Path) -> Workbench {
+    Workbench::new(Options::inline_in(folder))
+}
+
+fn threaded(folder: &Path) -> Workbench {
+    Workbench::new(Options { executor: Executor::Threads, ..Options::inline_in(folder) })
+}
+
+fn errors(state: &State) -> Vec<&str> {
+    state.notices.iter().filter(|notice| notice.level != Level::Info).map(|notice| notice.text.as_str()).collect()
+}
+
+/// Polls until `done`, as a window would.
+fn wait(bench: &mut Workbench, what: &str, done: impl Fn(&Workbench) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !done(bench) {
+        bench.poll();
+        assert!(Instant::now() < deadline, "timed out: {what}; {:?}", errors(bench.state()));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn index_of(bench: &Workbench, name: &str) -> usize {
+    let document = bench.state().document.as_ref().expect("open");
+    document.checkpoint.tensors.iter().position(|tensor| tensor.name == name).expect("tensor")
+}
+
+/// The demo with few tasks, so that tests that are not about them stay short.
+fn open_small(bench: &mut Workbench, folder: &Path) {
+    bench.apply(Action::OpenDemo);
+    let document = bench.state().document.as_ref().expect("open");
+    let tasks = std::fs::read_to_string(document.checkpoint.path.join("tasks.jsonl")).expect("tasks");
+    let few: String = tasks.lines().step_by(50).map(|line| format!("{line}\n")).collect();
+    let text = std::fs::read_to_string(document.checkpoint.path.join("evaluation.txt")).expect("text");
+    let short = &text[..text.floor_char_boundary(12_000)];
+    std::fs::write(folder.join("tasks.jsonl"), few).expect("writes");
+    std::fs::write(folder.join("text.txt"), short).expect("writes");
+    bench.apply(Command::LoadTasks(folder.join("tasks.jsonl")));
+    bench.apply(Command::LoadText(folder.join("text.txt")));
+}
+
+const DOWN: &str = "model.layers.3.mlp.down_proj.weight";
+
+#[test]
+fn the_demo_goes_from_opening_to_a_compared_candidate() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    open_small(&mut bench, folder.path());
+    let document = bench.state().document.as_ref().expect("open");
+    assert!(document.profiles.iter().all(Option::is_some));
+    assert!(document.sensitivity.contains_key("weight"));
+    let before = document.resolved.as_ref().expect("resolves").new_bytes;
+
+    let down = index_of(&bench, DOWN);
+    bench.apply(Command::Select { tensor: down, mode: SelectMode::Replace });
+    bench.apply(Action::ProtectSelection);
+    let document = bench.state().document.as_ref().expect("open");
+    assert!(document.resolved.as_ref().expect("resolves").new_bytes > before);
+    bench.apply(Action::Undo);
+    assert_eq!(bench.state().document.as_ref().expect("open").resolved.as_ref().expect("resolves").new_bytes, before);
+    bench.apply(Action::Redo);
+
+    bench.apply(Action::RunPlan);
+    assert_eq!(errors(bench.state()), Vec::<&str>::new());
+    let document = bench.state().document.as_ref().expect("open");
+    let run = document.focused().expect("a run");
+    let kept = run.report.tensors.iter().find(|tensor| tensor.name == DOWN).expect("reported");
+    assert_eq!((kept.from.as_str(), kept.to.as_str()), ("bf16", "bf16"));
+    assert!(run.report.new_bits_per_weight() < 8.0);
+    let evaluation = run.evaluation.as_ref().expect("evaluated");
+    let text = evaluation.text.as_ref().expect("text");
+    let distance = text.distance.as_ref().expect("distance");
+    assert!(distance.kld_mean > 0.0 && distance.kld_mean < 0.5, "{}", distance.kld_mean);
+    assert_eq!(evaluation.items.len(), 50);
+    let comparison = run.comparison.as_ref().expect("compared");
+    assert!(comparison.size_ratio > 1.5, "{}", comparison.size_ratio);
+    assert!(!run.profiles.is_empty());
+    assert!(document.baseline.is_some());
+}
+
+#[test]
+fn a_project_is_found_again_with_its_runs_and_plan() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    open_small(&mut bench, folder.path());
+    let down = index_of(&bench, DOWN);
+    bench.apply(Command::SetFormat { tensors: vec![down], format: "q8_0" });
+    bench.apply(Action::RunPlan);
+    let mine = folder.path().join("mine");
+    bench.apply(Command::SaveProjectAs(mine.clone()));
+    bench.close();
+
+    let mut again = inline(folder.path());
+    again.apply(Command::Open(mine.with_extension("lapidary")));
+    assert_eq!(errors(again.state()), Vec::<&str>::new());
+    let document = again.state().document.as_ref().expect("open");
+    assert_eq!(document.plan().rules().len(), 1);
+    assert_eq!(document.tasks.as_ref().expect("tasks").items.len(), 50);
+    let run = document.focused().expect("run");
+    assert!(run.checkpoint().is_some() && run.comparison.is_some() && !run.is_stale);
+    assert!(again.state().settings.recent[0].ends_with("mine.lapidary"));
+}
+
+#[test]
+fn what_cannot_be_done_says_why_and_changes_nothing() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    for action in [Action::RunPlan, Action::Undo, Action::MeasureKld, Action::Generate] {
+        bench.apply(action);
+    }
+    assert_eq!(errors(bench.state()).len(), 4);
+    assert!(errors(bench.state()).iter().all(|text| text.contains("Open a checkpoint first")));
+    bench.apply(Command::Open(folder.path().join("nowhere.gguf")));
+    assert!(errors(bench.state()).last().expect("told").contains("nowhere.gguf"));
+    assert!(bench.state().document.is_none());
+    bench.apply(Command::Show(View::Compare));
+    assert_eq!(bench.state().view, View::Compare);
+}
+
+#[test]
+fn a_broken_file_leaves_the_open_document_alone() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    open_small(&mut bench, folder.path());
+    let broken = folder.path().join("broken.safetensors");
+    std::fs::write(&broken, [255; 64]).expect("writes");
+    bench.apply(Command::Open(broken));
+    assert_eq!(errors(bench.state()).len(), 1);
+    assert!(bench.state().document.as_ref().expect("still open").is_demo);
+    bench.apply(Command::LoadPlan(folder.path().join("tasks.jsonl")));
+    assert_eq!(errors(bench.state()).len(), 2);
+    assert!(bench.state().document.as_ref().expect("open").history.undo_name().is_none());
+}
+
+#[test]
+fn both_sides_of_the_playground_write() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    open_small(&mut bench, folder.path());
+    bench.apply(Command::SetRecipe(lapidary::engine::plan::Recipe::find("Q2_K")));
+    bench.apply(Action::RunPlan);
+    bench.apply(Command::SetPrompt("8 - 3 =".to_owned()));
+    bench.apply(Command::SetGenerateTokens(6));
+    bench.apply(Action::Generate);
+    let playground = &bench.state().document.as_ref().expect("open").playground;
+    assert!(playground.baseline.is_done && playground.candidate.is_done);
+    let text: String = playground.baseline.tokens.iter().map(|token| token.text.as_str()).collect();
+    assert!(text.starts_with(" 5"), "{text:?}");
+}
+
+#[test]
+fn a_cancelled_pass_leaves_no_file_and_the_next_one_works() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = threaded(folder.path());
+    bench.apply(Action::OpenDemo);
+    wait(&mut bench, "opening", |bench| bench.state().document.is_some() && !bench.is_busy());
+    let target = folder.path().join("out").join("a.gguf");
+    bench.apply(Command::RunPlan { name: None, output: Some(target.clone()) });
+    bench.apply(Action::CancelJobs);
+    wait(&mut bench, "cancel", |bench| !bench.is_busy());
+    assert!(bench.state().document.as_ref().expect("open").runs.is_empty());
+    let left = std::fs::read_dir(folder.path().join("out")).map_or(0, Iterator::count);
+    assert_eq!(left, 0, "nothing half-written remains");
+    bench.apply(Command::RunPlan { name: None, output: Some(target.clone()) });
+    wait(&mut bench, "pass", |bench| !bench.state().document.as_ref().expect("open").runs.is_empty());
+    assert!(target.exists());
+    bench.apply(Action::CancelJobs);
+    bench.close();
+    assert_eq!(errors(bench.state()), Vec::<&str>::new());
+}
+
+#[test]
+fn closing_the_window_during_an_evaluation_saves_the_run() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = threaded(folder.path());
+    bench.apply(Action::OpenDemo);
+    wait(&mut bench, "opening", |bench| bench.state().document.is_some() && !bench.is_busy());
+    bench.apply(Action::RunPlan);
+    wait(&mut bench, "pass", |bench| !bench.state().document.as_ref().expect("open").runs.is_empty());
+    let started = Instant::now();
+    bench.close();
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    let mut again = inline(folder.path());
+    again.apply(Action::OpenDemo);
+    let document = again.state().document.as_ref().expect("open");
+    assert_eq!(document.runs.len(), 1);
+    assert!(document.runs[0].checkpoint().is_some());
+}
+
+#[test]
+fn a_candidate_can_be_exported_rolled_back_to_and_forgotten() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    open_small(&mut bench, folder.path());
+    bench.apply(Action::RunPlan);
+    let id = bench.state().document.as_ref().expect("open").focused_run.expect("run");
+    bench.apply(Command::SetRecipe(lapidary::engine::plan::Recipe::find("Q8_0")));
+    bench.apply(Command::RollBack(id));
+    let document = bench.state().document.as_ref().expect("open");
+    assert_eq!(document.plan().recipe().map(|recipe| recipe.name()), Some("Q4_K_M"));
+    let copy = folder.path().join("copies").join("copy.gguf");
+    bench.apply(Command::Export { run: id, output: copy.clone() });
+    let original = &bench.state().document.as_ref().expect("open").run(id).expect("run").path;
+    assert_eq!(std::fs::read(&copy).expect("copy"), std::fs::read(original).expect("original"));
+    bench.apply(Command::Evaluate(Subject::Baseline));
+    bench.apply(Command::ForgetRun(id));
+    assert!(bench.state().document.as_ref().expect("open").focused().is_none());
+    assert!(copy.exists());
+}
