@@ -5,6 +5,7 @@
 //! apart. Families and devices are each one file.
 
 pub mod backend;
+pub mod candle;
 mod gguf_tokenizer;
 mod llama;
 mod load;
@@ -230,3 +231,6 @@ impl Model {
         self.graph.matrix_bytes()
     }
 }
+
+#[cfg(test)]
+mod tests;
