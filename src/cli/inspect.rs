@@ -84,7 +84,7 @@ struct Tensor<'a> {
 
 impl Inspect {
     pub fn run(&self, session: &Session) -> Result<Answer> {
-        let checkpoint = Checkpoint::open(&session.locate(&self.path)?)?;
+        let checkpoint = session.open_quietly(&self.path)?;
         let document = Document::of(&checkpoint);
         session.answer(&document, || text(&document, &checkpoint))
     }

@@ -56,8 +56,7 @@ const NO_DISPLAY: &str =
     name = "lapidary",
     version,
     after_help = AFTER_HELP,
-    override_usage = "lapidary [PATH]\n       lapidary [OPTIONS] <COMMAND>",
-    max_term_width = 120
+    override_usage = "lapidary [PATH]\n       lapidary [OPTIONS] <COMMAND>"
 )]
 struct Cli {
     #[command(flatten)]
@@ -137,7 +136,7 @@ fn start_log() {
 /// A word that is no command is a path to open, if there is such a file.
 fn path_to_open(words: &[OsString]) -> std::result::Result<PathBuf, clap::Error> {
     if let [word] = words
-        && (word == "demo" || Path::new(word).exists())
+        && Path::new(word).exists()
     {
         return Ok(PathBuf::from(word));
     }
@@ -227,7 +226,10 @@ fn report(failure: &Failure) -> ExitCode {
             output::error(&err.to_string());
             ExitCode::FAILURE
         }
-        Failure::Usage(message) => usage(&Cli::command().error(ErrorKind::ValueValidation, message)),
+        Failure::Usage(message) => {
+            output::error(message);
+            ExitCode::from(2)
+        }
         // Whoever read our output has seen enough: `lapidary inspect demo | head`.
         Failure::Output(err) if err.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Failure::Output(err) => {

@@ -18,7 +18,7 @@ impl Table {
     /// A table with these columns; a title that starts with `>` is of a column of numbers.
     pub fn new(titles: &[&str]) -> Self {
         let is_right = titles.iter().map(|title| title.starts_with('>')).collect();
-        let header = titles.iter().map(|title| title.trim_start_matches('>').to_owned()).collect();
+        let header = titles.iter().map(|title| title.strip_prefix('>').unwrap_or(title).to_owned()).collect();
         Self { is_right, rows: vec![header] }
     }
 
@@ -167,10 +167,10 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_numbers_end_together() {
-        let mut table = Table::new(&["tensor", ">size", "why"]);
+        let mut table = Table::new(&["tensor", ">>size", "why"]);
         table.row(["a", "512 B", "x"]);
         table.row(["long.name", "3.50 KiB", ""]);
-        assert_eq!(table.render(), "tensor         size  why\na             512 B  x\nlong.name  3.50 KiB\n");
+        assert_eq!(table.render(), "tensor        >size  why\na             512 B  x\nlong.name  3.50 KiB\n");
     }
 
     #[test]

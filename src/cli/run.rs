@@ -65,6 +65,13 @@ impl Run {
         let checkpoint = session.open(&self.path)?;
         let plan = self.plan(&checkpoint)?;
         let resolved = resolve(&plan, &checkpoint)?;
+        if resolved.target == Target::Gguf && self.output.extension().is_none_or(|extension| extension != "gguf") {
+            // Under another name nobody could open it, and neither could we.
+            return Err(Fault::new(Stage::Pass, "a GGUF file needs a name that ends in .gguf")
+                .fix("give such a name with -o")
+                .file(&self.output)
+                .into());
+        }
         let report = pass::run(&checkpoint, &resolved, &self.output, &PassOptions::default(), &session.progress)?;
         let candidate = Checkpoint::open(&self.output)?;
         report.warnings.iter().for_each(|warning| session.warn(warning));

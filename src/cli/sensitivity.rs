@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::PATH_HELP;
 use super::output::{self, Table, or_dash};
@@ -24,7 +23,7 @@ pub(super) struct Sensitivity {
     #[arg(long, value_name = "FORMATS", value_delimiter = ',', value_parser = super::plan::format_id)]
     formats: Vec<&'static str>,
     /// weight: relative error of the weights, predicted; kld: KLD on a text, measured with weights only
-    #[arg(long, default_value = weight::METRIC.id, value_parser = PossibleValuesParser::new([weight::METRIC.id, kld::METRIC.id]).map(|id| id))]
+    #[arg(long, default_value = weight::METRIC.id, value_parser = [weight::METRIC.id, kld::METRIC.id])]
     metric: String,
     /// The text for kld [default for `demo`: its calibration text]
     #[arg(long, visible_alias = "text", value_name = "TEXT")]
@@ -111,7 +110,7 @@ impl Sensitivity {
         lines.row(std::iter::once("bpw".to_owned()).chain(bits).collect::<Vec<_>>());
         let mut text = lines.render();
         if let Some(metric) = metric(&table.metric) {
-            let unit = if metric.unit.is_empty() { String::new() } else { format!(" in {}", metric.unit) };
+            let unit = if metric.unit.is_empty() { String::new() } else { format!(", in {}", metric.unit) };
             text.push_str(&format!("\n{}{unit} ({}); larger is worse.\n", metric.description, metric.label.name()));
         }
         if has_fallen_back {
