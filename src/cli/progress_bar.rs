@@ -29,17 +29,17 @@ impl ProgressBar {
         let progress = progress.clone();
         let draw = move || {
             let bar = indicatif::ProgressBar::new(0);
-            let style = ProgressStyle::with_template("{prefix:>22} [{bar:30}] {msg}");
+            let style = ProgressStyle::with_template("{prefix:>22} [{bar:20}] {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
             while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 let snapshot = progress.snapshot();
                 if snapshot.phase == Phase::Waiting {
                     continue;
                 }
-                bar.set_length(snapshot.total.max(1));
-                bar.set_position(snapshot.done.min(snapshot.total));
                 bar.set_prefix(snapshot.phase.name());
                 bar.set_message(figures(&snapshot));
+                bar.set_length(snapshot.total.max(1));
+                bar.set_position(snapshot.done.min(snapshot.total));
                 bar.tick();
             }
             bar.finish_and_clear();

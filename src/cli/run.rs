@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::PATH_HELP;
 use super::plan::{self, TensorRow};
 use super::session::{Answer, Result, Session};
-use crate::engine::checkpoint::Checkpoint;
+use crate::engine::checkpoint::{Checkpoint, ensure_not_source};
 use crate::engine::error::{Error, Fault, Stage};
 use crate::engine::pass::{self, PassOptions};
 use crate::engine::plan::{Plan, Recipe, Target, resolve};
@@ -65,6 +65,7 @@ impl Run {
         let checkpoint = session.open(&self.path)?;
         let plan = self.plan(&checkpoint)?;
         let resolved = resolve(&plan, &checkpoint)?;
+        ensure_not_source(&checkpoint, &self.output)?;
         if resolved.target == Target::Gguf && self.output.extension().is_none_or(|extension| extension != "gguf") {
             // Under another name nobody could open it, and neither could we.
             return Err(Fault::new(Stage::Pass, "a GGUF file needs a name that ends in .gguf")
