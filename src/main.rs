@@ -1,10 +1,18 @@
-//! The program: a window without a subcommand, the command line with one.
+//! The program: a subcommand runs in the terminal, none opens the window.
+//!
+//! Everything is in the library. This file only hands the window to the command line, which must
+//! not know of it.
 
-fn main() -> std::process::ExitCode {
-    #[cfg(feature = "gui")]
-    if let Err(text) = lapidary::app::run(None) {
-        eprintln!("error: {text}");
-        return std::process::ExitCode::FAILURE;
-    }
-    std::process::ExitCode::SUCCESS
+use std::process::ExitCode;
+
+use lapidary::cli::{self, OpenWindow};
+
+/// Opens the window, where the program was built with it.
+#[cfg(feature = "gui")]
+const WINDOW: Option<OpenWindow> = Some(lapidary::app::run);
+#[cfg(not(feature = "gui"))]
+const WINDOW: Option<OpenWindow> = None;
+
+fn main() -> ExitCode {
+    cli::main(WINDOW)
 }

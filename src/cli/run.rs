@@ -1,0 +1,132 @@
+//! `lapidary run`: a plan executed, ending with a file that was opened again.
+
+use std::path::{Path, PathBuf};
+
+use clap::{ArgGroup, Args};
+use serde::Serialize;
+
+use super::PATH_HELP;
+use super::plan::{self, TensorRow};
+use super::session::{Answer, Result, Session};
+use crate::engine::checkpoint::{Checkpoint, ensure_not_source};
+use crate::engine::error::{Error, Fault, Stage};
+use crate::engine::pass::{self, PassOptions};
+use crate::engine::plan::{Plan, Recipe, Target, resolve};
+use crate::engine::units;
+
+/// Largest plan file.
+const MAX_PLAN_BYTES: u64 = 64 << 20;
+
+/// Compress a checkpoint as a plan or a recipe says
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true).args(["plan", "recipe"]))]
+pub(super) struct Run {
+    #[arg(value_name = "PATH", help = PATH_HELP)]
+    path: PathBuf,
+    /// A plan, from `lapidary plan`, the window or your editor
+    #[arg(long, value_name = "PLAN.toml")]
+    plan: Option<PathBuf>,
+    /// A mixture by llama.cpp's name, such as Q4_K_M, or F32, F16, BF16
+    #[arg(long, value_name = "RECIPE", value_parser = plan::recipe)]
+    recipe: Option<Recipe>,
+    /// With --recipe, what to write: gguf, or hugging_face (float types only) [default: gguf]
+    #[arg(long, value_name = "TARGET", value_parser = plan::target, conflicts_with = "plan")]
+    target: Option<Target>,
+    /// The file (GGUF) or folder (Hugging Face) to write
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    version: u32,
+    path: &'a Path,
+    /// Fingerprint.
+    checkpoint: &'a str,
+    target: &'static str,
+    recipe: Option<&'static str>,
+    output: &'a Path,
+    /// The candidate's id: BLAKE3 of its files.
+    content_hash: String,
+    weight_count: u64,
+    old_bytes: u64,
+    new_bytes: u64,
+    old_file_bytes: u64,
+    file_bytes: u64,
+    old_bits_per_weight: f64,
+    new_bits_per_weight: f64,
+    elapsed_secs: f64,
+    warnings: &'a [String],
+    tensors: Vec<TensorRow>,
+}
+
+impl Run {
+    pub fn run(&self, session: &Session) -> Result<Answer> {
+        let checkpoint = session.open(&self.path)?;
+        let plan = self.plan(&checkpoint)?;
+        let resolved = resolve(&plan, &checkpoint)?;
+        ensure_not_source(&checkpoint, &self.output)?;
+        if resolved.target == Target::Gguf && self.output.extension().is_none_or(|extension| extension != "gguf") {
+            // Under another name nobody could open it, and neither could we.
+            return Err(Fault::new(Stage::Pass, "a GGUF file needs a name that ends in .gguf")
+                .fix("give such a name with -o")
+                .file(&self.output)
+                .into());
+        }
+        let report = pass::run(&checkpoint, &resolved, &self.output, &PassOptions::default(), &session.progress)?;
+        let candidate = Checkpoint::open(&self.output)?;
+        report.warnings.iter().for_each(|warning| session.warn(warning));
+        let document = Document {
+            version: 1,
+            path: &checkpoint.path,
+            checkpoint: &checkpoint.fingerprint,
+            target: resolved.target.name(),
+            recipe: resolved.recipe.map(Recipe::name),
+            output: &report.output,
+            content_hash: candidate.content_hash(&session.progress)?,
+            weight_count: report.weight_count,
+            old_bytes: report.old_bytes,
+            new_bytes: report.new_bytes,
+            old_file_bytes: checkpoint.file_bytes(),
+            file_bytes: report.file_bytes,
+            old_bits_per_weight: report.old_bits_per_weight(),
+            new_bits_per_weight: report.new_bits_per_weight(),
+            elapsed_secs: report.elapsed_secs,
+            warnings: &report.warnings,
+            tensors: plan::rows(&resolved, &checkpoint),
+        };
+        session.answer(&document, || text(&document))
+    }
+
+    fn plan(&self, checkpoint: &Checkpoint) -> Result<Plan> {
+        let Some(path) = &self.plan else {
+            let mut plan = Plan::new(self.target.unwrap_or(Target::Gguf), Some(&checkpoint.fingerprint));
+            plan.set_recipe(self.recipe);
+            return Ok(plan);
+        };
+        let size_bytes = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+        if size_bytes > MAX_PLAN_BYTES {
+            return Err(Fault::new(Stage::Plan, format!("the file has {size_bytes} bytes, too many for a plan"))
+                .fix("give a TOML file that `lapidary plan` wrote")
+                .file(path)
+                .into());
+        }
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| Fault::new(Stage::Plan, "the plan is not UTF-8").fix("save it as UTF-8").file(path))?;
+        Ok(Plan::parse(&text, Some(path))?)
+    }
+}
+
+fn text(document: &Document<'_>) -> String {
+    format!(
+        "{}\n{}: {} on disk, was {} ({:.2} bpw, was {:.2}), in {}\n",
+        plan::table(&document.tensors),
+        document.output.display(),
+        units::bytes(document.file_bytes),
+        units::bytes(document.old_file_bytes),
+        document.new_bits_per_weight,
+        document.old_bits_per_weight,
+        units::seconds(document.elapsed_secs),
+    )
+}

@@ -1,0 +1,531 @@
+//! The command line as its users meet it: the built binary, its exit codes, and one JSON document on stdout.
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+#[path = "common/synthetic.rs"]
+mod synthetic;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_lapidary");
+
+/// Evaluates little, so that the tests are quick in an unoptimized build.
+const LITTLE: [&str; 4] = ["--max-items", "1", "--tokens", "250"];
+
+/// The program with folders of its own and no display.
+fn command() -> std::process::Command {
+    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli");
+    let mut command = std::process::Command::new(BINARY);
+    command.env("XDG_CACHE_HOME", home.join("cache")).env("XDG_DATA_HOME", home.join("data")).stdin(Stdio::null());
+    for name in ["DISPLAY", "WAYLAND_DISPLAY", "WAYLAND_SOCKET", "LAPIDARY_LOG"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn lapidary<T: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = T>) -> Output {
+    command().args(arguments).output().expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// Runs a command with `--json` that must end with `code`, and reads its one document.
+fn json_with<T: AsRef<std::ffi::OsStr>>(code: i32, arguments: impl IntoIterator<Item = T>) -> Value {
+    let output = command().args(arguments).arg("--json").output().expect("the program starts");
+    assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("exactly one document")
+}
+
+fn json<T: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = T>) -> Value {
+    json_with(0, arguments)
+}
+
+/// Runs a command that must fail: one message on stderr, nothing on stdout.
+fn fails<T: AsRef<std::ffi::OsStr>>(code: i32, arguments: impl IntoIterator<Item = T>) -> String {
+    let output = lapidary(arguments);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert_eq!(text(&output.stdout), "");
+    assert_eq!(message.matches("error: ").count(), 1, "{message}");
+    assert!(message.starts_with("error: ") && !message.contains("panicked"), "{message}");
+    message
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn path_text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8 path")
+}
+
+/// Names in a folder, hidden ones too.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("a folder");
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// The demo in a recipe's formats.
+fn candidate(folder: &Path, recipe: &str) -> PathBuf {
+    let path = folder.join(format!("{recipe}.gguf"));
+    json(["run", "demo", "--recipe", recipe, "-o", path_text(&path)]);
+    path
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().expect("an object").keys().map(String::as_str).collect()
+}
+
+fn assert_keys(value: &Value, expected: &[&str]) {
+    let keys = keys(value);
+    for key in expected {
+        assert!(keys.contains(key), "{key} is among {keys:?}");
+    }
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is a number"))
+}
+
+#[test]
+fn help_lists_exactly_the_commands_that_work_and_no_budgets() {
+    let help = text(&lapidary(["--help"]).stdout);
+    let listed: Vec<&str> = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    let expected = [
+        "inspect",
+        "profile",
+        "sensitivity",
+        "plan",
+        "run",
+        "evaluate",
+        "compare",
+        "bench",
+        "generate",
+        "demo",
+        "help",
+    ];
+    assert_eq!(listed, expected);
+    assert!(help.contains("3 a gate failed") && help.contains("`demo` is the bundled model"), "{help}");
+    for command in &expected[..10] {
+        let output = lapidary([command, "--help"]);
+        let help = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(help.contains("--json") && help.contains("--threads"), "{help}");
+        for later in ["--size", "--bits", "--max-kld", "--sensitivity", "--kernels"] {
+            assert!(!help.contains(later), "{command}: {later}");
+        }
+    }
+}
+
+#[test]
+fn inspect_shows_architecture_and_every_tensor() {
+    let document = json(["inspect", "demo"]);
+    assert_eq!(document["name"], "demo");
+    assert_eq!(document["container"], "hugging_face");
+    assert_eq!(document["weight_count"], 4_066_560);
+    assert_eq!(document["bits_per_weight"], 16.0);
+    assert_eq!(document["architecture"]["layers"].as_array().map(Vec::len), Some(6));
+    assert_eq!(document["architecture"]["layers"][0]["kv_heads"], 4);
+    let tensors = document["tensors"].as_array().expect("tensors");
+    assert_eq!(tensors.len(), 56);
+    assert_keys(&tensors[0], &["name", "role", "layer", "dtype", "shape", "weight_count", "bytes", "bits_per_weight"]);
+    let sum: u64 = tensors.iter().filter_map(|tensor| tensor["bytes"].as_u64()).sum();
+    assert_eq!(document["tensor_bytes"], sum);
+
+    let output = lapidary(["inspect", "demo"]);
+    assert_eq!(text(&output.stderr), "", "no progress where nobody watches");
+    let shown = text(&output.stdout);
+    assert!(
+        shown.contains("8 query and 4 KV heads") && shown.contains("model.layers.5.mlp.down_proj.weight"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn profile_measures_every_tensor() {
+    let document = json(["profile", "demo"]);
+    let tensors = document["tensors"].as_array().expect("tensors");
+    assert_eq!(tensors.len(), 56);
+    for tensor in tensors {
+        let counts = tensor["histogram"]["counts"].as_array().expect("counts");
+        let sum: u64 = counts.iter().filter_map(Value::as_u64).sum();
+        assert_eq!(tensor["count"], sum, "{}", tensor["name"]);
+        assert!(number(&tensor["std"]) > 0.0 && tensor["nan_count"] == 0);
+    }
+    assert!(text(&lapidary(["profile", "demo"]).stdout).contains("kurtosis"));
+}
+
+#[test]
+fn a_plan_is_shown_written_and_run_and_protected_tensors_keep_their_values() {
+    let folder = folder();
+    let (plan, out) = (folder.path().join("plan.toml"), folder.path().join("out.gguf"));
+    let arguments = [
+        "plan",
+        "demo",
+        "--recipe",
+        "q4_k_m",
+        "--set",
+        "*.down_proj.*=q6_k",
+        "--protect",
+        "model.layers.0.mlp.*",
+        "-o",
+        path_text(&plan),
+    ];
+    let document = json(arguments);
+    let find = |document: &Value, name: &str| -> Value {
+        let tensors = document["tensors"].as_array().expect("tensors");
+        tensors.iter().find(|tensor| tensor["name"] == name).unwrap_or_else(|| panic!("{name}")).clone()
+    };
+    let protected = find(&document, "model.layers.0.mlp.down_proj.weight");
+    assert_eq!((&protected["to"], &protected["new_bytes"]), (&protected["from"], &protected["old_bytes"]));
+    assert!(protected["reason"].as_str().is_some_and(|reason| reason.contains("protects")), "{protected}");
+    assert_eq!(find(&document, "model.layers.3.mlp.down_proj.weight")["to"], "q6_k");
+    assert_eq!(find(&document, "model.layers.3.mlp.gate_proj.weight")["to"], "q4_k");
+    assert_eq!(find(&document, "model.norm.weight")["to"], "f32");
+    let written = std::fs::read_to_string(&plan).expect("the plan");
+    assert_eq!(document["toml"], written);
+    let sum: u64 = document["tensors"].as_array().into_iter().flatten().filter_map(|t| t["new_bytes"].as_u64()).sum();
+    assert_eq!(document["new_bytes"], sum);
+
+    let shown = text(&lapidary(arguments).stdout);
+    assert!(shown.contains("new bpw") && shown.lines().any(|line| line.starts_with("all ")), "{shown}");
+
+    let report = json(["run", "demo", "--plan", path_text(&plan), "-o", path_text(&out)]);
+    assert_eq!(report["new_bytes"], document["new_bytes"]);
+    assert_eq!(report["file_bytes"], std::fs::metadata(&out).expect("the file").len());
+    assert_eq!(report["tensors"], document["tensors"]);
+    assert_keys(&report, &["content_hash", "old_bits_per_weight", "new_bits_per_weight", "elapsed_secs", "warnings"]);
+    let reopened = json(["inspect", path_text(&out)]);
+    assert_eq!(reopened["container"], "gguf");
+    assert_eq!(find(&reopened, "model.layers.0.mlp.down_proj.weight")["dtype"], "bf16");
+    assert_eq!(find(&reopened, "model.layers.3.mlp.gate_proj.weight")["dtype"], "q4_k");
+    assert_eq!(names(folder.path()), ["out.gguf", "plan.toml"]);
+}
+
+#[test]
+fn the_same_bytes_are_written_whatever_the_number_of_threads() {
+    let folder = folder();
+    let files = ["1", "2"].map(|threads| {
+        let path = folder.path().join(format!("{threads}.gguf"));
+        let report = json(["run", "demo", "--recipe", "Q3_K_M", "--threads", threads, "-o", path_text(&path)]);
+        (std::fs::read(&path).expect("the file"), report["content_hash"].clone())
+    });
+    assert!(files[0] == files[1]);
+}
+
+#[test]
+fn a_hugging_face_folder_is_written_and_opens_again() {
+    let folder = folder();
+    let out = folder.path().join("half");
+    let report = json(["run", "demo", "--recipe", "F16", "--target", "hugging_face", "-o", path_text(&out)]);
+    assert_eq!(report["target"], "hugging_face");
+    let reopened = json(["inspect", path_text(&out)]);
+    assert_eq!(reopened["container"], "hugging_face");
+    assert!(reopened["tensors"].as_array().into_iter().flatten().any(|tensor| tensor["dtype"] == "f16"));
+    let prompt = "On a sunny Saturday, Hugo";
+    let written = |path| json(["generate", path, "--prompt", prompt, "--max-tokens", "6"])["text"].clone();
+    assert_eq!(written(path_text(&out)), written("demo"));
+
+    let refused = folder.path().join("q4");
+    let message =
+        fails(1, ["run", "demo", "--recipe", "Q4_K_M", "--target", "hugging_face", "-o", path_text(&refused)]);
+    assert!(message.contains("hugging_face") && message.contains("bf16"), "{message}");
+    assert!(!refused.exists());
+}
+
+#[test]
+fn evaluations_are_written_compared_and_judged() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name);
+    let (base, eval) = (path("base.json"), path("eval.json"));
+    let model = candidate(folder.path(), "Q4_K_M");
+
+    let own = json(["evaluate", "demo", "-o", path_text(&base)].into_iter().chain(LITTLE));
+    assert_eq!(own["model"]["name"], "demo");
+    assert!(own.get("baseline").is_none() && own["text"].get("kld_mean").is_none());
+
+    let arguments = ["evaluate", path_text(&model), "--baseline", "demo", "-o", path_text(&eval)];
+    let document = json(arguments.into_iter().chain(LITTLE));
+    let text_keys =
+        ["perplexity", "tokens", "convention", "context", "kld_mean", "kld_mean_stderr", "same_top_fraction"];
+    assert_keys(&document["text"], &text_keys);
+    assert!(number(&document["text"]["kld_mean"]) > 0.0);
+    let slices = document["slices"].as_array().expect("slices");
+    assert_eq!(slices.len(), 22);
+    assert_keys(&slices[0], &["task", "slice", "metric", "n", "accuracy"]);
+    assert!(slices.iter().all(|slice| slice["n"] == 1));
+    assert_keys(&document["size"], &["file_bytes", "bits_per_weight"]);
+    assert_keys(&document["speed"], &["prefill_tokens_per_second", "decode_tokens_per_second"]);
+    assert_eq!(document["baseline"]["items"], own["items"]);
+    assert_eq!(document["baseline"]["model"]["id"], own["model"]["id"]);
+    let on_disk = std::fs::read_to_string(&eval).expect("the file");
+    assert_eq!(serde_json::from_str::<Value>(&on_disk).expect("JSON"), document);
+    assert!(on_disk.rfind("\n  \"baseline\"") > on_disk.rfind("\n  \"items\""), "the baseline comes last");
+
+    let plain = json(["compare", path_text(&base), path_text(&eval)]);
+    let entry = &plain["comparisons"][0];
+    assert_eq!(plain["verdict"], Value::Null);
+    assert!(number(&entry["size_ratio"]) > 2.0);
+    assert_eq!(entry["text"]["kld_mean"], document["text"]["kld_mean"], "the distance is from this baseline");
+    assert_eq!(entry["slices"].as_array().map(Vec::len), Some(22));
+
+    let judge = |gates: &str, code: i32| {
+        let file = path("gates.toml");
+        std::fs::write(&file, gates).expect("writes");
+        let document = json_with(code, ["compare", path_text(&base), path_text(&eval), "--gates", path_text(&file)]);
+        document["verdict"].clone()
+    };
+    assert_eq!(judge("[[gate]]\nmetric = \"size_ratio\"\nmin = 2\n", 0), "pass");
+    assert_eq!(judge("[[gate]]\nmetric = \"kld_mean\"\nmax = 0\n", 3), "fail");
+    // One item a slice decides nothing.
+    assert_eq!(judge("[[gate]]\nmetric = \"accuracy\"\nslice = \"*\"\nmax_loss = 0.01\n", 3), "undecided");
+
+    let output = lapidary(["compare", path_text(&base), path_text(&eval), "--gates", path_text(&path("gates.toml"))]);
+    assert_eq!(output.status.code(), Some(3));
+    let shown = text(&output.stdout);
+    assert!(shown.contains("Q4_K_M: ") && shown.contains("smaller") && shown.contains("undecided"), "{shown}");
+    let message = fails(2, ["compare", path_text(&base), "demo"]);
+    assert!(message.contains("evaluations with evaluations"), "{message}");
+}
+
+#[test]
+fn models_are_compared_with_the_demo_on_its_own_tasks() {
+    let folder = folder();
+    let model = candidate(folder.path(), "Q2_K");
+    let output = folder.path().join("compare.json");
+    let document = json(["compare", "demo", path_text(&model), "-o", path_text(&output)].into_iter().chain(LITTLE));
+    let entry = &document["comparisons"][0];
+    assert_eq!(entry["overall"]["n"], 22);
+    assert!(entry["on_pareto_front"].is_boolean());
+    assert!(number(&entry["text"]["kld_mean"]) > 0.01, "two bits cost something");
+    assert!(output.is_file());
+}
+
+#[test]
+fn sensitivity_is_measured_by_weights_and_by_kld() {
+    let folder = folder();
+    let file = folder.path().join("s.json");
+    let table = json(["sensitivity", "demo", "--formats", "q8_0,Q2_K", "-o", path_text(&file)]);
+    assert_eq!(table["formats"], serde_json::json!(["q8_0", "q2_k"]));
+    assert_eq!((&table["metric"], &table["label"]), (&"weight".into(), &"predicted".into()));
+    let rows = table["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 43);
+    for row in rows {
+        assert!(number(&row["cells"][0]["value"]) < number(&row["cells"][1]["value"]), "{row}");
+    }
+    assert_eq!(serde_json::from_slice::<Value>(&std::fs::read(&file).expect("the file")).expect("JSON"), table);
+
+    let measured = json(["sensitivity", "demo", "--formats", "q2_k", "--metric", "kld", "--tokens", "1"]);
+    assert_eq!(measured["label"], "measured_weights_only");
+    assert!(number(&measured["rows"][0]["cells"][0]["value"]) > 0.0);
+}
+
+#[test]
+fn text_is_generated_the_same_with_the_same_seed() {
+    let arguments = ["generate", "demo", "--prompt", "On a sunny Saturday, Hugo", "--max-tokens", "8"];
+    let document = json(arguments);
+    assert_eq!(document["tokens"].as_array().map(Vec::len), Some(8));
+    assert_keys(&document, &["prompt", "text", "prompt_tokens", "stop", "ttft_secs", "tpot_secs"]);
+    let streamed = text(&lapidary(arguments).stdout);
+    assert_eq!(Value::from(streamed.strip_suffix('\n').expect("a line")), document["text"]);
+    let sampled = |seed| {
+        let options = ["--temperature", "2", "--seed", seed];
+        text(&lapidary(arguments.into_iter().chain(options)).stdout)
+    };
+    assert_eq!(sampled("1"), sampled("1"));
+    assert_ne!(sampled("1"), sampled("2"));
+}
+
+#[test]
+fn bench_measures_speed_and_memory() {
+    let document = json(["bench", "demo", "--repetitions", "1", "--decode-tokens", "4", "--threads", "1"]);
+    let expected = [
+        "prefill_tokens_per_second",
+        "decode_tokens_per_second",
+        "ttft_secs",
+        "tpot_secs",
+        "resident_bytes",
+        "peak_rss_bytes",
+        "load_secs",
+    ];
+    assert_keys(&document, &expected);
+    assert!(number(&document["decode_tokens_per_second"]) > 0.0);
+    assert_eq!((&document["threads"], &document["decode_tokens"]), (&1.into(), &4.into()));
+    if cfg!(target_os = "linux") {
+        assert!(number(&document["peak_rss_bytes"]) >= number(&document["resident_bytes"]));
+    }
+}
+
+#[test]
+fn the_demo_is_written_to_a_folder_and_never_over_something_else() {
+    let folder = folder();
+    let out = folder.path().join("new");
+    let document = json(["demo", "-o", path_text(&out)]);
+    assert_eq!(document["files"].as_array().map(Vec::len), Some(names(&out).len()));
+    assert!(out.join("tasks.jsonl").is_file());
+    assert_eq!(json(["inspect", path_text(&out)])["fingerprint"], json(["inspect", "demo"])["fingerprint"]);
+    std::fs::write(out.join("config.json"), "mine").expect("writes");
+    let message = fails(1, ["demo", "-o", path_text(&out)]);
+    assert!(message.contains("config.json"), "{message}");
+    assert_eq!(std::fs::read_to_string(out.join("config.json")).expect("reads"), "mine");
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_says_what_there_is() {
+    let cases: [(&[&str], &str); 12] = [
+        (&["inspcet", "demo"], "inspect, profile"),
+        (&["inspect"], "<PATH>"),
+        (&["run", "demo", "-o", "x"], "--plan"),
+        (&["run", "demo", "--recipe", "Q4_K_M"], "--output"),
+        (&["run", "demo", "--recipe", "Q9", "-o", "x"], "Q4_K_M"),
+        (&["plan", "demo", "--format", "q9"], "q4_k"),
+        (&["plan", "demo", "--size", "3GiB"], "--size"),
+        (&["plan", "demo", "--set", "*"], "GLOB=FORMAT"),
+        (&["inspect", "demo", "--threads", "0"], "--threads"),
+        (&["sensitivity", "demo", "--metric", "fisher"], "weight, kld"),
+        (&["evaluate", "demo", "--perplexity", "mine"], "strided"),
+        (&["compare", "demo"], "<CANDIDATE>"),
+    ];
+    for (arguments, expected) in cases {
+        let message = fails(2, arguments);
+        assert!(message.contains(expected), "{arguments:?}: {message}");
+    }
+    let folder = folder();
+    json(["demo", "-o", path_text(folder.path())]);
+    let message = fails(2, ["evaluate", path_text(folder.path())]);
+    assert!(message.contains("--tasks"), "{message}");
+    let message = fails(2, ["sensitivity", path_text(folder.path()), "--metric", "kld"]);
+    assert!(message.contains("--calibration"), "{message}");
+}
+
+#[test]
+fn bad_input_exits_with_1_and_one_clear_message() {
+    let folder = folder();
+    let missing = folder.path().join("missing.gguf");
+    let message = fails(1, ["inspect", path_text(&missing), "--json"]);
+    assert!(message.contains("missing.gguf"), "{message}");
+
+    let model = candidate(folder.path(), "Q8_0");
+    let bytes = std::fs::read(&model).expect("the file");
+    let cut = folder.path().join("cut.gguf");
+    for length in [0, 3, 40, 5_000, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(&cut, &bytes[..length]).expect("writes");
+        let message = fails(1, ["inspect", path_text(&cut)]);
+        assert!(message.contains("cut.gguf"), "{length}: {message}");
+    }
+    let bytes = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/model.safetensors")).expect("it");
+    let cut = folder.path().join("cut.safetensors");
+    for length in [7, 2_000, bytes.len() - 1] {
+        std::fs::write(&cut, &bytes[..length]).expect("writes");
+        let message = fails(1, ["run", path_text(&cut), "--recipe", "Q4_K_M", "-o", "never.gguf"]);
+        assert!(message.contains("cut.safetensors"), "{length}: {message}");
+    }
+
+    let plan = folder.path().join("plan.toml");
+    std::fs::write(&plan, "version = 1\ntarget = \"gguf\"\n[[rule]]\nmatch = \"*.nothing\"\nformat = \"q4_k\"\n")
+        .expect("writes");
+    let message = fails(1, ["run", "demo", "--plan", path_text(&plan), "-o", path_text(&missing)]);
+    assert!(message.contains("line 4") && message.contains("plan.toml"), "{message}");
+
+    let message = fails(1, ["run", "demo", "--recipe", "Q4_K_M", "-o", path_text(&folder.path().join("out"))]);
+    assert!(message.contains(".gguf"), "{message}");
+
+    let nowhere = folder.path().join("no/such/plan.toml");
+    let message = fails(1, ["plan", "demo", "--recipe", "Q4_K_M", "-o", path_text(&nowhere)]);
+    assert!(message.contains("no/such"), "{message}");
+    assert!(!missing.exists());
+}
+
+#[test]
+fn the_original_is_never_written_to() {
+    let folder = folder();
+    json(["demo", "-o", path_text(folder.path())]);
+    let weights = folder.path().join("model.safetensors");
+    let before = std::fs::read(&weights).expect("weights");
+    for arguments in [
+        ["run", path_text(folder.path()), "--recipe", "Q4_K_M", "-o", path_text(&weights)],
+        ["plan", path_text(folder.path()), "--recipe", "Q4_K_M", "-o", path_text(&weights)],
+    ] {
+        let message = fails(1, arguments);
+        assert!(message.contains("original"), "{message}");
+    }
+    assert!(std::fs::read(&weights).expect("weights") == before);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn without_a_display_it_says_so_in_one_sentence_and_names_the_command_line() {
+    for arguments in [&[][..], &[concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo")][..]] {
+        let message = fails(1, arguments);
+        assert!(message.contains("lapidary --help") && message.lines().count() == 1, "{message}");
+        if cfg!(feature = "gui") {
+            assert!(message.contains("no display"), "{message}");
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    for arguments in [&["inspect", "demo", "--json"][..], &["generate", "demo", "--prompt", "x", "--max-tokens", "40"]]
+    {
+        let mut child =
+            command().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("ends");
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{arguments:?}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_a_run_with_130_and_leaves_nothing() {
+    let (source, target) = (folder(), folder());
+    let shape = synthetic::Shape {
+        layers: 4,
+        hidden: 1024,
+        mlp: 4096,
+        heads: 16,
+        kv_heads: 4,
+        head_dim: 64,
+        vocab: 8192,
+        tied: true,
+    };
+    shape.write(source.path(), 1).expect("a checkpoint");
+    let out = target.path().join("out.gguf");
+    std::fs::write(&out, "old").expect("writes");
+    let mut child = command()
+        .args(["run", path_text(source.path()), "--recipe", "Q3_K_M", "--threads", "1", "-o", path_text(&out)])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let started = Instant::now();
+    while names(target.path()).len() < 2 {
+        assert!(started.elapsed() < Duration::from_secs(30) && child.try_wait().expect("waits").is_none(), "it writes");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a process");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("is told");
+    let asked = Instant::now();
+    let output = child.wait_with_output().expect("ends");
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert_eq!(text(&output.stderr), "interrupted\n");
+    assert_eq!(text(&output.stdout), "");
+    assert_eq!(names(target.path()), ["out.gguf"]);
+    assert_eq!(std::fs::read_to_string(&out).expect("reads"), "old");
+}
