@@ -1,8 +1,10 @@
 //! What the centre of the window shows, one file a view.
 
+mod common;
 pub mod compare;
 pub mod overview;
 pub mod plan;
+mod plan_frontier;
 pub mod playground;
 pub mod runs;
 pub mod sensitivity;
