@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use eframe::egui::{Align, Button, DragValue, Layout, Ui, vec2};
+use eframe::egui::{Align, Button, DragValue, Layout, Sense, Ui, vec2};
 use egui_extras::{Column, TableBuilder};
 
 use super::common::{self, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
@@ -13,7 +13,7 @@ use crate::app::context::Cx;
 use crate::app::plots::curve::curve_ui;
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
-    KeyValue, Level, Notice, card_ui, key_values_ui, lock_toggle_ui, notice_ui, secondary_button_ui, section_ui,
+    KeyValue, Level, Notice, card_ui, icons, key_values_ui, lock_toggle_ui, notice_ui, secondary_button_ui, section_ui,
     section_with_ui,
 };
 use crate::engine::checkpoint::{Checkpoint, Role};
@@ -391,9 +391,10 @@ fn group_row_ui(line: &mut egui_extras::TableRow<'_, '_>, group: &Group, is_open
     let mut is_clicked = false;
     let name = group.layer.map_or_else(|| "model".to_owned(), |layer| format!("layer {layer}"));
     line.col(|ui| {
-        let arrow = if is_open { "▾" } else { "▸" };
-        let text = Type::Strong.text(format!("{arrow} {name}"));
-        is_clicked = ui.add(Button::new(text).frame_when_inactive(false)).accessible_name(name.as_str()).clicked();
+        let icon = if is_open { icons::Icon::Down } else { icons::Icon::Right };
+        let (rect, _) = ui.allocate_exact_size(vec2(14.0, space::ROW_COMPACT), Sense::hover());
+        icons::paint(ui.painter(), icon, rect.center(), 12.0, ui.tokens().weak);
+        is_clicked = ui.add(Button::new(Type::Strong.text(name.as_str())).frame_when_inactive(false)).clicked();
     });
     line.col(|ui| {
         caption_ui(ui, format!("{} tensors", group.tensors.len()));

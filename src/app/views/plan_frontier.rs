@@ -26,7 +26,7 @@ pub(super) struct Frontier {
     checkpoint: Option<Arc<Checkpoint>>,
     target: Option<Target>,
     options: Vec<Offer>,
-    table: Option<Arc<SensitivityTable>>,
+    tables: [Option<Arc<SensitivityTable>>; 2],
     resolved: Option<Arc<ResolvedPlan>>,
     measured: Vec<(String, f64, f64, f64)>,
     /// What is drawn; none where nothing is measured.
@@ -49,19 +49,16 @@ impl Frontier {
             self.options = options(&document.checkpoint, target);
         }
         let resolved = document.resolved.as_ref().ok();
-        // Divergence of the output says more than distance of the weights, where there is enough of it.
-        let kld = document.sensitivity.get("kld");
-        let weight = document.sensitivity.get("weight");
+        let tables = ["kld", "weight"].map(|id| document.sensitivity.get(id));
         let measured = measured(document);
         let is_current = !is_other
             && super::common::is_same(self.resolved.as_ref(), resolved)
-            && (super::common::is_same(self.table.as_ref(), kld)
-                || (kld.is_none() && super::common::is_same(self.table.as_ref(), weight)))
+            && self.tables.iter().zip(&tables).all(|(then, now)| super::common::is_same(then.as_ref(), *now))
             && measured == self.measured;
         if is_current {
             return;
         }
-        self.table = kld.or(weight).cloned();
+        self.tables = tables.map(Option::<&_>::cloned);
         self.resolved = resolved.cloned();
         self.measured = measured;
         self.damages = sensitivity::metrics()
@@ -72,6 +69,7 @@ impl Frontier {
             })
             .collect();
         (self.curve, self.metric) = (None, None);
+        // Divergence of the output says more than distance of the weights, where there is enough of it.
         for id in ["kld", "weight"] {
             let (Some(metric), Some(table)) = (sensitivity::metric(id), document.sensitivity.get(id)) else { continue };
             let measured = if id == "kld" { self.measured.as_slice() } else { &[] };
@@ -210,7 +208,7 @@ mod tests {
             &checkpoint,
             &sensitivity::weight::WeightOptions::default(),
             &Progress::new(None),
-            |_, _| (),
+            &mut |_, _| (),
         )
         .expect("measures");
         let metric = sensitivity::metric("weight").expect("known");
