@@ -2,6 +2,7 @@
 
 mod common;
 pub mod compare;
+mod compare_data;
 pub mod overview;
 pub mod plan;
 mod plan_frontier;
