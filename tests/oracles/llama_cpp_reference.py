@@ -198,8 +198,14 @@ def perplexity(work, model, out):
     base = work / "out/kld_base.bin"
 
     def run(path, *more):
-        r = tool(work, "llama-perplexity", "-m", path, "-f", text, "-c", 256, "-t", 2, *more)
-        return r.stdout + "\n" + r.stderr
+        needed = ["Mean PPL(Q)", "Mean    KLD", "Same top p"] if "--kl-divergence" in more else ["Final estimate"]
+        for attempt in range(4):  # on a busy machine the tool's asynchronous log now and then loses lines
+            r = tool(work, "llama-perplexity", "-m", path, "-f", text, "-c", 256, "-t", 1, *more)
+            log = r.stdout + "\n" + r.stderr
+            if all(n in log for n in needed):
+                return log
+            (work / f"out/incomplete-{attempt}.log").write_text(log)
+        raise SystemExit("llama-perplexity printed no result:\n" + log[-1500:])
 
     def ppl(log):
         m = re.search(r"Final estimate: PPL = ([\d.]+) \+/- ([\d.]+)", log)
@@ -213,6 +219,7 @@ def perplexity(work, model, out):
                 d[m[1]] = [float(m[2])] + ([float(m[3])] if m[3] else [])
         return d
 
+    base.unlink(missing_ok=True)
     log = run(work / "out/demo-f32.gguf", "--kl-divergence-base", base)
     result = dict(provenance=provenance(cpu="x86-64, GGML_NATIVE"), convention=(
         "llama-perplexity -c 256: ids = <bos> + encode(evaluation.txt); consecutive chunks of 256 ids, an incomplete last one dropped; the first id of each chunk is replaced by <bos>; "
@@ -223,7 +230,7 @@ def perplexity(work, model, out):
         "Weights in a quantized type are multiplied with activations rounded to q8_0 or q8_k blocks; the KV cache is f16 unless said otherwise."), models={})
     result["models"]["F32"] = dict(ppl(log), chunks=int(re.search(r"over (\d+) chunks", log)[1]), running=[float(x) for x in re.findall(r"\[\d+\]([\d.]+),", log)])
     result["models"]["F32, KV cache f32, no flash attention"] = ppl(run(work / "out/demo-f32.gguf", "-ctk", "f32", "-ctv", "f32", "-fa", "off"))
-    for recipe in "BF16 F16 Q8_0 Q6_K Q5_K_M Q5_0 Q5_1 Q4_K_M Q4_0 Q4_1 Q3_K_M Q2_K".split():
+    for recipe in "Q8_0 Q4_K_M Q4_0 Q2_K BF16 Q6_K Q5_K_M Q3_K_M Q5_0 Q5_1 Q4_1 F16".split():
         with tempfile.TemporaryDirectory(dir=work) as tmp:
             q = Path(tmp) / "q.gguf"
             tool(work, "llama-quantize", work / "out/demo-f32.gguf", q, recipe, 1)
@@ -231,8 +238,8 @@ def perplexity(work, model, out):
             d = dict(zip(("perplexity", "stderr"), d["against_f32"].pop("Mean PPL(Q)")), **d)
         result["models"][recipe] = d
         print(recipe, d, flush=True)
+        dump(out / "llama_cpp_perplexity.json", result)
     base.unlink()
-    dump(out / "llama_cpp_perplexity.json", result)
 
 
 if __name__ == "__main__":

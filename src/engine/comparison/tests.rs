@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::engine::evaluation::{EVALUATION_VERSION, SizeResult, slices};
+use crate::engine::scoring::fake::assert_same_json;
 use crate::engine::scoring::{Convention, SpeedResult, TextDistance, TokenDistance};
 
 fn item(id: usize, slice: &str, correct: bool) -> ItemResult {
@@ -106,7 +107,7 @@ fn the_sentence_says_size_speed_accuracy_and_the_slice_that_lost() {
     assert_eq!(
         comparison.sentence,
         format!(
-            "Q4_K_M: 3.1× smaller, 2.2× faster decoding, accuracy −1.7 ± {:.1} points; facts/rare −10.0 ± {:.1}",
+            "Q4_K_M: 3.1× smaller, 2.2× faster decoding, accuracy −1.8 ± {:.1} points; facts/rare −10.0 ± {:.1}",
             comparison.overall.as_ref().expect("overall").margin() * 100.0,
             comparison.slices[1].paired.margin() * 100.0
         )
@@ -122,7 +123,7 @@ fn flips_are_counted_both_ways_and_listed() {
     let rare = &comparison.slices[1].paired;
     assert_eq!((rare.n, rare.right_to_wrong, rare.wrong_to_right), (200, 20, 0));
     assert!(rare.mcnemar_p_holm.expect("holm") < 1e-4);
-    assert_eq!(common.mcnemar_p_holm, Some(1.0));
+    assert!(common.mcnemar_p_holm.is_some_and(|p| p > 0.999));
     assert_eq!(comparison.flips.len(), 33);
     assert_eq!(comparison.flips.iter().filter(|flip| flip.gained).count(), 6);
     let [low, high] = rare.difference_interval;
@@ -193,7 +194,9 @@ fn what_was_not_measured_is_undecided_and_not_passed() {
     (base.items, cand.items, cand.text, cand.speed) = (Vec::new(), Vec::new(), None, None);
     let mut comparison =
         compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
-    for line in ["metric=\"accuracy\"\nmax_loss=0.5", "metric=\"kld_max\"\nmax=9", "metric=\"decode_speed_ratio\"\nmin=0"] {
+    for line in
+        ["metric=\"accuracy\"\nmax_loss=0.5", "metric=\"kld_max\"\nmax=9", "metric=\"decode_speed_ratio\"\nmin=0"]
+    {
         let gates = GateSet::parse(&format!("[[gate]]\n{line}\n"), Path::new("g")).expect("gates");
         comparison.apply_gates(&gates);
         assert_eq!(comparison.verdict(), Some(Verdict::Undecided), "{line}");
@@ -284,9 +287,7 @@ fn a_comparison_survives_a_file() {
     let mut comparison = comparison();
     let gates = "[[gate]]\nmetric = \"accuracy\"\nslice = \"*\"\nmax_loss = 0.02\n";
     comparison.apply_gates(&GateSet::parse(gates, Path::new("g")).expect("gates"));
-    let json = serde_json::to_string(&comparison).expect("json");
-    if let Some(distance) = comparison.text.as_mut().and_then(|text| text.distance.as_mut()) {
-        distance.kld_per_token.clear();
-    }
-    assert_eq!(serde_json::from_str::<Comparison>(&json).expect("back"), comparison);
+    let json = serde_json::to_value(&comparison).expect("json");
+    let back: Comparison = serde_json::from_str(&json.to_string()).expect("back");
+    assert_same_json(&serde_json::to_value(&back).expect("json"), &json);
 }

@@ -77,11 +77,8 @@ pub(super) fn points(paired: &Paired) -> String {
 
 /// Slices that changed beyond chance, the largest loss first.
 fn slices(comparison: &Comparison) -> String {
-    let mut changed: Vec<&SliceComparison> = comparison
-        .slices
-        .iter()
-        .filter(|slice| slice.paired.mcnemar_p_holm.is_some_and(|p| p < 0.05))
-        .collect();
+    let mut changed: Vec<&SliceComparison> =
+        comparison.slices.iter().filter(|slice| slice.paired.mcnemar_p_holm.is_some_and(|p| p < 0.05)).collect();
     if comparison.slices.is_empty() {
         return String::new();
     }
@@ -126,7 +123,9 @@ fn subject(comparison: &Comparison, gate: &GateResult) -> String {
     match (gate.metric.as_str(), slice, &comparison.overall, gate.estimate) {
         ("accuracy", Some(slice), _, _) => format!("{} {}", slice.name(), points(&slice.paired)),
         ("accuracy", None, Some(overall), Some(_)) => format!("accuracy {}", points(overall)),
-        (metric, Some(slice), _, Some(value)) => format!("{} {metric} {}", slice.name(), units::significant(value)),
+        (metric, Some(slice), _, Some(value)) => {
+            format!("{} {metric} {}", slice.name(), units::significant(value))
+        }
         (metric, None, _, Some(value)) => format!("{metric} {}", units::significant(value)),
         (metric, _, _, None) => metric.to_owned(),
     }

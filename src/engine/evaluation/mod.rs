@@ -188,4 +188,6 @@ fn group(items: &[ItemResult]) -> Vec<Vec<&ItemResult>> {
 }
 
 #[cfg(test)]
+mod demo_tests;
+#[cfg(test)]
 mod tests;

@@ -55,8 +55,7 @@ pub fn score(
         }
     }
     verify(model, codec, &joined, &verifying, &mut written, &mut starts, &mut owners, progress)?;
-    let continued =
-        greedy(model, codec.eos(), &starts, progress, &mut |count| progress.advance(count as u64))?;
+    let continued = greedy(model, codec.eos(), &starts, progress, &mut |count| progress.advance(count as u64))?;
     for (index, ids) in owners.into_iter().zip(continued) {
         written[index].extend(ids);
     }
@@ -80,10 +79,8 @@ fn verify(
     owners: &mut Vec<usize>,
     progress: &Progress,
 ) -> Result<()> {
-    let costs: Vec<usize> = verifying
-        .iter()
-        .map(|&index| joined[index].prompt.len() + joined[index].continuations[0].len() - 1)
-        .collect();
+    let costs: Vec<usize> =
+        verifying.iter().map(|&index| joined[index].prompt.len() + joined[index].continuations[0].len() - 1).collect();
     for run in runs(&costs) {
         progress.check()?;
         let run = &verifying[run];
@@ -94,8 +91,7 @@ fn verify(
             let ids = [prompt.as_slice(), &answer[..answer.len() - 1]].concat();
             let first_row = batch.ids.len() + prompt.len() - 1;
             batch.push(&ids, None, None);
-            requests
-                .extend((0..answer.len()).map(|step| RowRequest { row: first_row + step, targets: Vec::new() }));
+            requests.extend((0..answer.len()).map(|step| RowRequest { row: first_row + step, targets: Vec::new() }));
         }
         let hidden = model.hidden(&batch, &mut [], progress)?;
         let scores = score_rows(model, &hidden, &requests, progress)?;
@@ -241,8 +237,8 @@ mod tests {
         ]
         .join("\n");
         let tasks = TaskSet::parse(text.as_bytes(), std::path::Path::new("t")).expect("tasks");
-        let results = score_tasks(&FakeModel::default(), &FakeCodec::default(), &tasks, &Progress::default())
-            .expect("results");
+        let results =
+            score_tasks(&FakeModel::default(), &FakeCodec::default(), &tasks, &Progress::default()).expect("results");
         let ids: Vec<&str> = results.iter().map(|result| result.id.as_str()).collect();
         assert_eq!(ids, ["w", "c", "e"]);
         assert_eq!(results[0].metric, "rouge_l_f1");

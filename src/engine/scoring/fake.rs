@@ -9,6 +9,26 @@ use crate::engine::error::{Error, Result};
 use crate::engine::model::{Batch, KvCache};
 use crate::engine::progress::Progress;
 
+/// Asserts that two JSON documents are equal but for the last digit of numbers, which serde_json may lose.
+pub(crate) fn assert_same_json(a: &serde_json::Value, b: &serde_json::Value) {
+    use serde_json::Value;
+    match (a, b) {
+        (Value::Object(left), Value::Object(right)) => {
+            assert!(left.keys().eq(right.keys()), "{left:?} {right:?}");
+            left.iter().for_each(|(key, value)| assert_same_json(value, &right[key]));
+        }
+        (Value::Array(left), Value::Array(right)) => {
+            assert_eq!(left.len(), right.len());
+            left.iter().zip(right).for_each(|(left, right)| assert_same_json(left, right));
+        }
+        (Value::Number(left), Value::Number(right)) => {
+            let (left, right) = (left.as_f64().unwrap_or(0.0), right.as_f64().unwrap_or(1.0));
+            assert!((left - right).abs() <= 1e-12 * left.abs(), "{left} {right}");
+        }
+        _ => assert_eq!(a, b),
+    }
+}
+
 /// Bytes as tokens after BOS 0 and EOS 1, with two merges.
 #[derive(Clone, Debug)]
 pub(crate) struct FakeCodec {

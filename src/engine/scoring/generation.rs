@@ -406,10 +406,8 @@ mod tests {
             }
         }
         let mut detokenizer = Detokenizer::new(&[b'a'.into()]);
-        let pieces: Vec<String> = "é€b"
-            .bytes()
-            .map(|byte| detokenizer.push(&Bytes, byte.into()).expect("piece"))
-            .collect();
+        let pieces: Vec<String> =
+            "é€b".bytes().map(|byte| detokenizer.push(&Bytes, byte.into()).expect("piece")).collect();
         assert_eq!(pieces, ["", "é", "", "", "€", "b"]);
         assert_eq!(detokenizer.push(&Bytes, 0xC3).expect("piece"), "");
         assert_eq!(detokenizer.piece(&Bytes, true).expect("rest"), "\u{fffd}");

@@ -25,7 +25,7 @@ pub use softmax::{TokenDistance, token_distance};
 pub use speed::{SpeedOptions, SpeedResult};
 pub use tasks::{ItemResult, TaskItem, TaskKind, TaskSet, score_tasks};
 pub use text::{Convention, ScoredText, TextOptions, TextSource};
-pub use text_stats::{KldHistogram, TextDistance, TextResult};
+pub use text_stats::{KldHistogram, TextDistance, TextResult, mean_and_stderr};
 
 use super::error::{Fault, Result, Stage};
 use super::model::{Batch, KvCache, Model, Tokenizer};

@@ -18,7 +18,8 @@ use crate::engine::progress::Progress;
 pub(crate) fn in_item(error: Error, id: &str) -> Error {
     match error {
         Error::Fault(mut fault) => {
-            let place = fault.place.take().map_or_else(|| format!("item {id:?}"), |place| format!("item {id:?}, {place}"));
+            let place =
+                fault.place.take().map_or_else(|| format!("item {id:?}"), |place| format!("item {id:?}, {place}"));
             fault.place = Some(place);
             Error::Fault(fault)
         }
@@ -110,9 +111,12 @@ pub fn score(
         for ((item, joined), scores) in items[run.clone()].iter().zip(&joined[run.clone()]).zip(likelihoods) {
             let (_, choices, answer) = parts(item)?;
             let best = first_best(scores.iter().copied());
-            let best_norm = first_best(scores.iter().zip(choices).map(|(&score, choice)| {
-                score / choice.trim_start().chars().count().max(1) as f64
-            }));
+            let best_norm = first_best(
+                scores
+                    .iter()
+                    .zip(choices)
+                    .map(|(&score, choice)| score / choice.trim_start().chars().count().max(1) as f64),
+            );
             let mut result = ItemResult::of(item);
             result.correct = best == answer;
             result.score = f64::from(u8::from(result.correct));

@@ -72,12 +72,7 @@ struct Sample {
 }
 
 /// The next token at the end of what was just read.
-fn read(
-    model: &dyn TokenModel,
-    ids: &[u32],
-    caches: &mut [KvCache],
-    progress: &Progress,
-) -> Result<u32> {
+fn read(model: &dyn TokenModel, ids: &[u32], caches: &mut [KvCache], progress: &Progress) -> Result<u32> {
     progress.check()?;
     let mut batch = Batch::default();
     batch.push(ids, None, Some(0));
@@ -100,11 +95,7 @@ fn sample(model: &dyn TokenModel, prompt: &[u32], decode_tokens: usize, progress
 }
 
 /// Measures models in turns; results come in their order.
-pub fn measure(
-    models: &[&dyn TokenModel],
-    options: &SpeedOptions,
-    progress: &Progress,
-) -> Result<Vec<SpeedResult>> {
+pub fn measure(models: &[&dyn TokenModel], options: &SpeedOptions, progress: &Progress) -> Result<Vec<SpeedResult>> {
     let Some(context) = models.iter().map(|model| model.context()).min() else {
         return Ok(Vec::new());
     };

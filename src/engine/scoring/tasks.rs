@@ -50,9 +50,9 @@ impl TaskKind {
     /// The text before what is scored.
     pub fn prompt(&self) -> &str {
         match self {
-            Self::MultipleChoice { prompt, .. }
-            | Self::ExactMatch { prompt, .. }
-            | Self::Generate { prompt, .. } => prompt,
+            Self::MultipleChoice { prompt, .. } | Self::ExactMatch { prompt, .. } | Self::Generate { prompt, .. } => {
+                prompt
+            }
         }
     }
 }
@@ -296,9 +296,7 @@ fn item_of_line(line: &str) -> std::result::Result<TaskItem, Fault> {
                 TaskKind::ExactMatch { prompt, answer: answer_text(answer, "answer")? }
             }
             Some(_) => {
-                return Err(
-                    Fault::new(Stage::Tasks, "`answer` of exact_match is not a string").fix("put it in quotes")
-                );
+                return Err(Fault::new(Stage::Tasks, "`answer` of exact_match is not a string").fix("put it in quotes"));
             }
             None => return Err(missing("answer")),
         },

@@ -19,6 +19,9 @@ use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::model::Batch;
 use crate::engine::progress::{Phase, Progress, Unit};
 
+/// Takes each model's logits of some rows, the rows' true tokens and the width of a row.
+type Visit<'a> = dyn FnMut(&[Vec<f32>], &[u32], usize) -> Result<()> + 'a;
+
 /// Largest text file.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
@@ -86,10 +89,13 @@ impl TextSource {
     pub fn read(path: &Path) -> Result<Self> {
         let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
         if length > MAX_FILE_BYTES {
-            return Err(Fault::new(Stage::Evaluation, format!("the text has {length} bytes, more than {MAX_FILE_BYTES}"))
-                .fix("use a part of it")
-                .file(path)
-                .into());
+            return Err(Fault::new(
+                Stage::Evaluation,
+                format!("the text has {length} bytes, more than {MAX_FILE_BYTES}"),
+            )
+            .fix("use a part of it")
+            .file(path)
+            .into());
         }
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
         let text = String::from_utf8(bytes).map_err(|err| {
@@ -278,12 +284,7 @@ impl ScoredText {
     }
 
     /// Runs models over the windows and hands out logits of the scored rows, a bounded number at a time.
-    fn for_each_chunk(
-        &self,
-        models: &[&dyn TokenModel],
-        progress: &Progress,
-        visit: &mut dyn FnMut(&[Vec<f32>], &[u32], usize) -> Result<()>,
-    ) -> Result<()> {
+    fn for_each_chunk(&self, models: &[&dyn TokenModel], progress: &Progress, visit: &mut Visit<'_>) -> Result<()> {
         let costs: Vec<usize> = self.windows.iter().map(|window| window.ids.len()).collect();
         progress.begin(Phase::ScoringText, costs.iter().sum::<usize>() as u64, Unit::Tokens);
         for run in runs(&costs) {
@@ -432,9 +433,12 @@ mod tests {
         asked.max_tokens = Some(25);
         let text = ScoredText::new(&codec, &source(1000), 64, 132, &asked).expect("windows");
         assert_eq!(text.scored_tokens(), 30);
-        for (len, convention, context) in
-            [(100, Convention::NonOverlapping, 65), (100, Convention::Strided, 1), (10, Convention::LlamaCpp, 60), (0, Convention::NonOverlapping, 20)]
-        {
+        for (len, convention, context) in [
+            (100, Convention::NonOverlapping, 65),
+            (100, Convention::Strided, 1),
+            (10, Convention::LlamaCpp, 60),
+            (0, Convention::NonOverlapping, 20),
+        ] {
             assert!(ScoredText::new(&codec, &source(len), 64, 132, &options(convention, context)).is_err());
         }
         assert!(ScoredText::new(&codec, &source(100), 64, 50, &TextOptions::default()).is_err());
@@ -442,7 +446,8 @@ mod tests {
 
     #[test]
     fn a_cancelled_scoring_is_neither_success_nor_failure() {
-        let text = ScoredText::new(&FakeCodec::default(), &source(100), 64, 132, &TextOptions::default()).expect("windows");
+        let text =
+            ScoredText::new(&FakeCodec::default(), &source(100), 64, 132, &TextOptions::default()).expect("windows");
         let progress = Progress::default();
         progress.cancel();
         assert!(text.score(&FakeModel::default(), &progress).is_err_and(|err| err.is_cancelled()));

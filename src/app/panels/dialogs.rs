@@ -1,0 +1,261 @@
+//! Asking for paths: the system's dialog on a thread of its own, or a typed path where there is none.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+
+use eframe::egui::{self, Modal, TextEdit, Ui};
+
+use crate::app::context::Cx;
+use crate::app::theme::{Type, UiTokens as _, space};
+use crate::app::widgets::{primary_button_ui, secondary_button_ui};
+use crate::workbench::{Action, Command, RunId, Workbench};
+
+/// What is being asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Action(Action),
+    Export(RunId),
+}
+
+/// A dialog of the system that has not been answered.
+struct Pending {
+    wanted: Wanted,
+    answer: Receiver<Option<PathBuf>>,
+}
+
+/// A path being typed.
+struct Typed {
+    wanted: Wanted,
+    text: String,
+    needs_focus: bool,
+    reason: Option<&'static str>,
+}
+
+/// Open dialogs.
+#[derive(Default)]
+pub struct Memory {
+    pending: Option<Pending>,
+    typed: Option<Typed>,
+    about: bool,
+    answers: Vec<Command>,
+}
+
+/// True for actions that this module handles.
+pub fn is_dialog(action: Action) -> bool {
+    matches!(
+        action,
+        Action::OpenFile
+            | Action::OpenFolder
+            | Action::OpenPath
+            | Action::SaveProjectAs
+            | Action::LoadTasks
+            | Action::LoadText
+            | Action::LoadPlan
+            | Action::SavePlan
+            | Action::About
+    )
+}
+
+/// What a path dropped on the window stands for.
+pub fn command_for_dropped(path: PathBuf) -> Command {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("toml") => Command::LoadPlan(path),
+        Some("jsonl") => Command::LoadTasks(path),
+        Some("txt") => Command::LoadText(path),
+        _ => Command::Open(path),
+    }
+}
+
+fn command_for(wanted: Wanted, path: PathBuf) -> Command {
+    match wanted {
+        Wanted::Export(run) => Command::Export { run, output: path },
+        Wanted::Action(Action::SaveProjectAs) => Command::SaveProjectAs(path),
+        Wanted::Action(Action::LoadTasks) => Command::LoadTasks(path),
+        Wanted::Action(Action::LoadText) => Command::LoadText(path),
+        Wanted::Action(Action::LoadPlan) => Command::LoadPlan(path),
+        Wanted::Action(Action::SavePlan) => Command::SavePlan(path),
+        Wanted::Action(_) => Command::Open(path),
+    }
+}
+
+fn title(wanted: Wanted) -> &'static str {
+    match wanted {
+        Wanted::Export(_) => "Export the candidate to",
+        Wanted::Action(Action::OpenFolder) => "Open a model folder",
+        Wanted::Action(Action::SaveProjectAs) => "Save the project as",
+        Wanted::Action(Action::LoadTasks) => "Choose tasks (.jsonl)",
+        Wanted::Action(Action::LoadText) => "Choose a text (.txt)",
+        Wanted::Action(Action::LoadPlan) => "Load a plan (.toml)",
+        Wanted::Action(Action::SavePlan) => "Save the plan as (.toml)",
+        Wanted::Action(_) => "Open a checkpoint or project",
+    }
+}
+
+/// The system's dialog for what is wanted; blocks, so it runs on a thread of its own.
+fn system_dialog(wanted: Wanted, file_name: String) -> Option<PathBuf> {
+    let dialog = rfd::FileDialog::new().set_title(title(wanted));
+    match wanted {
+        Wanted::Action(Action::OpenFolder) => dialog.pick_folder(),
+        Wanted::Action(Action::SaveProjectAs) => {
+            dialog.add_filter("Lapidary project", &["lapidary"]).set_file_name(file_name).save_file()
+        }
+        Wanted::Action(Action::SavePlan) => dialog.add_filter("Plan", &["toml"]).set_file_name(file_name).save_file(),
+        Wanted::Export(_) => dialog.set_file_name(file_name).save_file(),
+        Wanted::Action(Action::LoadTasks) => dialog.add_filter("Tasks", &["jsonl"]).pick_file(),
+        Wanted::Action(Action::LoadText) => dialog.add_filter("Text", &["txt", "md", "raw"]).pick_file(),
+        Wanted::Action(Action::LoadPlan) => dialog.add_filter("Plan", &["toml"]).pick_file(),
+        Wanted::Action(_) => {
+            dialog.add_filter("Models and projects", &["safetensors", "gguf", "json", "lapidary"]).pick_file()
+        }
+    }
+}
+
+impl Memory {
+    /// Asks for what an action needs.
+    pub fn ask(&mut self, action: Action, bench: &Workbench) {
+        match action {
+            Action::About => self.about = true,
+            Action::OpenPath => self.type_path(Wanted::Action(action), None),
+            _ => {
+                let stem = bench.state().document.as_ref().map_or("project", |document| document.checkpoint.name.as_str());
+                let name = if action == Action::SavePlan { "plan.toml".to_owned() } else { format!("{stem}.lapidary") };
+                self.show(Wanted::Action(action), name);
+            }
+        }
+    }
+
+    /// Asks where a candidate shall be copied to.
+    pub fn ask_export(&mut self, run: RunId, candidate: &Path) {
+        let name = candidate.file_name().map_or_else(|| "candidate".to_owned(), |name| name.to_string_lossy().into_owned());
+        self.show(Wanted::Export(run), name);
+    }
+
+    /// Commands that answered dialogs stand for.
+    pub(in crate::app) fn answers(&mut self) -> Vec<Command> {
+        std::mem::take(&mut self.answers)
+    }
+
+    fn type_path(&mut self, wanted: Wanted, reason: Option<&'static str>) {
+        self.typed = Some(Typed { wanted, text: String::new(), needs_focus: true, reason });
+    }
+
+    fn show(&mut self, wanted: Wanted, file_name: String) {
+        if self.pending.is_some() {
+            return;
+        }
+        // A portal answers over D-Bus; without a session bus there is nobody to ask.
+        if cfg!(target_os = "linux") && std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_none() {
+            self.type_path(wanted, Some("This session has no file dialog, so type or paste the path"));
+            return;
+        }
+        if cfg!(target_os = "macos") {
+            // AppKit's dialogs belong to the main thread.
+            if let Some(path) = system_dialog(wanted, file_name) {
+                self.answers.push(command_for(wanted, path));
+            }
+            return;
+        }
+        let (sender, answer) = sync_channel(1);
+        let spawned = std::thread::Builder::new().name("file dialog".to_owned()).spawn(move || {
+            if sender.send(system_dialog(wanted, file_name)).is_err() {
+                tracing::debug!("the window closed before its dialog");
+            }
+        });
+        match spawned {
+            Ok(_) => self.pending = Some(Pending { wanted, answer }),
+            Err(err) => {
+                tracing::warn!("no thread for the dialog: {err}");
+                self.type_path(wanted, Some("The file dialog cannot be shown, so type or paste the path"));
+            }
+        }
+    }
+}
+
+/// Paints what is typed here, and takes in answers of the system's dialog.
+pub fn dialogs_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
+    let memory = &mut cx.memory.dialogs;
+    if let Some(pending) = &memory.pending {
+        match pending.answer.try_recv() {
+            Ok(path) => {
+                let wanted = pending.wanted;
+                memory.answers.extend(path.map(|path| command_for(wanted, path)));
+                memory.pending = None;
+            }
+            Err(TryRecvError::Disconnected) => memory.pending = None,
+            Err(TryRecvError::Empty) => ui.ctx().request_repaint_after(std::time::Duration::from_millis(100)),
+        }
+    }
+    typed_ui(ui, memory);
+    if memory.about {
+        let modal = Modal::new(egui::Id::unique("about")).show(ui.ctx(), |ui| {
+            ui.set_width(420.0);
+            ui.label(Type::Title.text("Lapidary"));
+            ui.label(Type::Body.text(format!("Version {}", env!("CARGO_PKG_VERSION"))));
+            ui.add_space(space::S);
+            ui.label("A workbench for making language models smaller without breaking them.");
+            ui.label("MIT or Apache-2.0. Fonts: Inter and JetBrains Mono, SIL Open Font License.");
+            ui.label("Formats and searches follow ggml (MIT, the ggml authors).");
+            ui.add_space(space::M);
+            primary_button_ui(ui, "Close", true).clicked()
+        });
+        if modal.inner || modal.should_close() {
+            memory.about = false;
+        }
+    }
+}
+
+fn typed_ui(ui: &mut Ui, memory: &mut Memory) {
+    let Some(typed) = &mut memory.typed else { return };
+    let wanted = typed.wanted;
+    let modal = Modal::new(egui::Id::unique("typed path")).show(ui.ctx(), |ui| {
+        ui.set_width(560.0);
+        ui.label(Type::Heading.text(title(wanted)));
+        if let Some(reason) = typed.reason {
+            ui.label(Type::Small.text(reason).color(ui.tokens().weak));
+        }
+        ui.add_space(space::S);
+        let field = ui.add(TextEdit::singleline(&mut typed.text).hint_text("Path of a file or folder").desired_width(f32::INFINITY));
+        if std::mem::take(&mut typed.needs_focus) {
+            field.request_focus();
+        }
+        let entered = field.lost_focus() && ui.input(|input| input.key_pressed(egui::Key::Enter));
+        ui.add_space(space::M);
+        ui.horizontal(|ui| {
+            let is_ready = !typed.text.trim().is_empty();
+            let ok = primary_button_ui(ui, "OK", is_ready).clicked() || (entered && is_ready);
+            let cancel = secondary_button_ui(ui, "Cancel", true).clicked();
+            (ok, cancel)
+        })
+        .inner
+    });
+    let (ok, cancel) = modal.inner;
+    if ok {
+        let path = expand_home(typed.text.trim().trim_matches('"'));
+        memory.answers.push(command_for(wanted, path));
+        memory.typed = None;
+    } else if cancel || modal.should_close() {
+        memory.typed = None;
+    }
+}
+
+/// A leading `~` stands for the home folder, as in a shell.
+fn expand_home(text: &str) -> PathBuf {
+    match (text.strip_prefix("~/"), directories::UserDirs::new()) {
+        (Some(rest), Some(dirs)) => dirs.home_dir().join(rest),
+        _ => PathBuf::from(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropped_files_do_what_their_kind_is_for() {
+        assert!(matches!(command_for_dropped("a/plan.toml".into()), Command::LoadPlan(_)));
+        assert!(matches!(command_for_dropped("t.jsonl".into()), Command::LoadTasks(_)));
+        assert!(matches!(command_for_dropped("t.txt".into()), Command::LoadText(_)));
+        assert!(matches!(command_for_dropped("m.gguf".into()), Command::Open(_)));
+        assert!(matches!(command_for_dropped("folder".into()), Command::Open(_)));
+    }
+}

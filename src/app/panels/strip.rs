@@ -1,0 +1,174 @@
+//! The bottom: what the plan makes of the checkpoint, and what is running.
+
+use eframe::egui::{Align, Layout, Ui};
+
+use crate::app::context::Cx;
+use crate::app::theme::{Type, UiTokens as _, space};
+use crate::app::widgets::{
+    Level as NoticeLevel, Notice, ProgressAction, ProgressRow, notice_ui, primary_button_ui, progress_row_ui,
+};
+use crate::engine::progress::{Phase, Snapshot, Unit};
+use crate::engine::units;
+use crate::workbench::{Action, Command, Document, JobKind, JobView, Level};
+
+/// Paints the strip.
+pub fn strip_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
+    ui.horizontal(|ui| {
+        if let Some(document) = cx.document() {
+            plan_ui(ui, document);
+        } else {
+            ui.label(Type::Body.text("Nothing is open").color(ui.tokens().weak));
+        }
+        ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+            let why = cx.bench.unavailable(Action::RunPlan);
+            let response = primary_button_ui(ui, "Run the plan", why.is_none());
+            if response.clicked() {
+                cx.act(Action::RunPlan);
+            }
+            response.on_hover_text(why.unwrap_or(Action::RunPlan.tooltip()));
+        });
+    });
+    let jobs: Vec<(crate::workbench::JobId, ProgressRow)> =
+        cx.bench.jobs().filter(|job| is_shown(job)).map(|job| (job.id, row(&job))).collect();
+    // The strip keeps the height of one row, so that the frame does not jump when a job begins.
+    if jobs.is_empty() {
+        ui.allocate_space(eframe::egui::vec2(1.0, space::ROW));
+    }
+    for (id, row) in jobs.iter().take(3) {
+        match progress_row_ui(ui, row) {
+            Some(ProgressAction::Cancel) => cx.send(Command::Cancel(*id)),
+            Some(ProgressAction::Pause) => cx.send(Command::Pause { job: *id, paused: true }),
+            Some(ProgressAction::Resume) => cx.send(Command::Pause { job: *id, paused: false }),
+            None => {}
+        }
+    }
+    if jobs.len() > 3 {
+        ui.label(Type::Small.text(format!("and {} more waiting", jobs.len() - 3)).color(ui.tokens().weak));
+    }
+}
+
+/// Very short work is not worth a row that comes and goes.
+fn is_shown(job: &JobView<'_>) -> bool {
+    !matches!(job.kind, JobKind::Compare) && (job.kind != JobKind::Open || job.progress.elapsed.as_millis() > 300)
+}
+
+fn plan_ui(ui: &mut Ui, document: &Document) {
+    let tokens = ui.tokens();
+    let resolved = match &document.resolved {
+        Ok(resolved) => resolved,
+        Err(err) => {
+            let text = err.to_string();
+            ui.label(Type::Body.text(text.lines().next().unwrap_or("the plan has an error")).color(tokens.fail)).on_hover_text(text);
+            return;
+        }
+    };
+    ui.label(Type::Body.text("plan").color(tokens.weak));
+    let recipe = document.plan().recipe().map_or("no recipe", |recipe| recipe.name());
+    let edits = document.plan().rules().len();
+    let name = if edits == 0 { recipe.to_owned() } else { format!("{recipe} + {edits}") };
+    ui.label(Type::Strong.text(name));
+    ui.separator();
+    let ratio = resolved.old_bytes as f64 / resolved.new_bytes.max(1) as f64;
+    ui.label(Type::Mono.text(format!("{} → {}", units::bytes(resolved.old_bytes), units::bytes(resolved.new_bytes))))
+        .on_hover_text("Bytes of all tensors, as stored and as planned");
+    ui.label(Type::Mono.text(format!("{ratio:.2}× smaller")));
+    ui.separator();
+    ui.label(Type::Mono.text(format!("{:.2} bpw", resolved.new_bits_per_weight()))).on_hover_text("Bits per weight, scales included");
+    ui.separator();
+    if let Some(sum) = document.predicted_damage("kld") {
+        ui.label(Type::Mono.text(format!("KLD ≈ {}", units::significant(sum)))).on_hover_text(
+            "Predicted: the sum of what each tensor's change was measured to do alone (measured, weights only)",
+        );
+        ui.label(Type::Small.text("predicted").color(tokens.weak));
+    } else if let Some(sum) = document.predicted_damage("weight") {
+        let count = resolved.decisions.iter().filter(|decision| !decision.is_copy()).count().max(1);
+        ui.label(Type::Mono.text(format!("weight error {}", units::percent(sum / count as f64))))
+            .on_hover_text("Mean relative weight error of the changed tensors. Measure KLD per tensor for a prediction of the output's change");
+        ui.label(Type::Small.text("predicted").color(tokens.weak));
+    }
+    if !resolved.warnings.is_empty() {
+        ui.separator();
+        ui.label(Type::Small.text(format!("{} notes", resolved.warnings.len())).color(tokens.undecided))
+            .on_hover_text(resolved.warnings.join("\n"));
+    }
+}
+
+/// A job's counters in words.
+fn row(job: &JobView<'_>) -> ProgressRow {
+    let Snapshot { phase, unit, done, total, .. } = job.progress;
+    let amount = |value: u64| match unit {
+        Unit::Bytes => units::bytes(value),
+        Unit::Items | Unit::Tokens => value.to_string(),
+    };
+    let rate = job.progress.rate();
+    let rate = if done == 0 {
+        String::new()
+    } else {
+        match unit {
+            Unit::Bytes => format!("{}/s", units::bytes(rate as u64)),
+            Unit::Tokens => format!("{rate:.0} tok/s"),
+            Unit::Items => format!("{rate:.1} items/s"),
+        }
+    };
+    ProgressRow {
+        name: if phase == Phase::Waiting { job.title.to_owned() } else { format!("{} · {}", job.title, phase.name()) },
+        count: if phase == Phase::Waiting {
+            "waiting".to_owned()
+        } else if total == 0 {
+            String::new()
+        } else {
+            format!("{} / {}", amount(done), amount(total))
+        },
+        rate,
+        time_left: job.progress.seconds_left().map_or_else(String::new, |secs| format!("{} left", units::seconds(secs))),
+        fraction: (total > 0).then(|| job.progress.fraction() as f32),
+        is_paused: job.progress.is_paused,
+        is_cancelling: job.progress.is_cancelled,
+        can_pause: !matches!(job.kind, JobKind::Generate | JobKind::Open),
+    }
+}
+
+/// Paints messages above everything at the bottom right; informative ones go by themselves.
+pub fn notices_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
+    use eframe::egui::{Align2, Area, Id, Order, vec2};
+    let notices = &cx.state().notices;
+    if notices.is_empty() {
+        return;
+    }
+    let now = ui.ctx().time();
+    let mut dismissed = Vec::new();
+    Area::new(Id::unique("notices")).order(Order::Foreground).anchor(Align2::RIGHT_BOTTOM, vec2(-space::L, -88.0)).show(
+        ui.ctx(),
+        |ui| {
+            ui.set_max_width(440.0);
+            for notice in notices.iter().rev().take(4).rev() {
+                let born = Id::unique(("notice", notice.id));
+                let since = ui.ctx().data_mut(|data| *data.get_temp_mut_or(born, now));
+                let stay = match notice.level {
+                    Level::Info => 6.0,
+                    Level::Warning => 14.0,
+                    Level::Error => f64::INFINITY,
+                };
+                if now - since > stay {
+                    dismissed.push(notice.id);
+                    continue;
+                }
+                if stay.is_finite() {
+                    ui.ctx().request_repaint_after(std::time::Duration::from_secs_f64((stay - (now - since)).max(0.05)));
+                }
+                let (first, rest) = notice.text.split_once('\n').unwrap_or((&notice.text, ""));
+                let level = match notice.level {
+                    Level::Info => NoticeLevel::Info,
+                    Level::Warning => NoticeLevel::Warning,
+                    Level::Error => NoticeLevel::Error,
+                };
+                if notice_ui(ui, &Notice { level, text: first, detail: rest.trim(), action: Some("Dismiss") }) {
+                    dismissed.push(notice.id);
+                }
+            }
+        },
+    );
+    for id in dismissed {
+        cx.send(Command::Dismiss(id));
+    }
+}
