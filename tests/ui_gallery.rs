@@ -18,7 +18,7 @@ use egui_kittest::Harness;
 use lapidary::app::theme;
 
 /// Draws a page in both themes and writes the pictures.
-fn render(name: &str, size: Vec2, page: fn(&mut Ui)) {
+fn render(name: &str, size: Vec2, page: fn(&mut Ui), pointer: Option<(f32, f32)>) {
     for (theme, word) in [(egui::Theme::Dark, "dark"), (egui::Theme::Light, "light")] {
         let mut harness = Harness::builder()
             .with_size(size)
@@ -26,39 +26,40 @@ fn render(name: &str, size: Vec2, page: fn(&mut Ui)) {
             .with_pixels_per_point(1.0)
             .with_context_setup(theme::install)
             .build_ui(move |ui| {
-                egui::CentralPanel::default().show(ui, |ui| page(ui));
+                egui::CentralPanel::default().show(ui, page);
             });
+        if let Some((x, y)) = pointer {
+            harness.hover_at(egui::pos2(x, y));
+        }
         harness.run();
         let picture = harness.render().expect("a Vulkan driver");
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("../gallery");
         std::fs::create_dir_all(&folder).expect("target folder");
-        picture
-            .save(folder.join(format!("{name}_{word}.png")))
-            .expect("save");
+        picture.save(folder.join(format!("{name}_{word}.png"))).expect("save");
     }
 }
 
 macro_rules! pages {
-    ($($name:ident: $size:expr => $page:path;)*) => {
+    ($($name:ident: $size:expr, $pointer:expr => $page:path;)*) => {
         $(
             #[test]
             #[ignore = "needs a software Vulkan driver (mesa-vulkan-drivers, libvulkan1)"]
             fn $name() {
-                render(stringify!($name), egui::vec2($size.0, $size.1), $page);
+                render(stringify!($name), egui::vec2($size.0, $size.1), $page, $pointer);
             }
         )*
     };
 }
 
 pages! {
-    controls: (900.0, 560.0) => gallery::widgets::controls_page;
-    figures: (900.0, 420.0) => gallery::widgets::figures_page;
-    messages: (900.0, 560.0) => gallery::widgets::messages_page;
-    histograms: (900.0, 720.0) => gallery::plots::histograms_page;
-    maps: (1000.0, 760.0) => gallery::plots::maps_page;
-    ridges: (900.0, 420.0) => gallery::plots::ridges_page;
-    curves: (900.0, 700.0) => gallery::plots::curves_page;
-    comparisons: (1000.0, 940.0) => gallery::plots::comparisons_page;
+    controls: (900.0, 560.0), None => gallery::widgets::controls_page;
+    figures: (900.0, 420.0), None => gallery::widgets::figures_page;
+    messages: (900.0, 560.0), Some((838.0, 250.0)) => gallery::widgets::messages_page;
+    histograms: (900.0, 720.0), Some((440.0, 150.0)) => gallery::plots::histograms_page;
+    maps: (1000.0, 760.0), Some((230.0, 140.0)) => gallery::plots::maps_page;
+    ridges: (900.0, 420.0), Some((330.0, 140.0)) => gallery::plots::ridges_page;
+    curves: (900.0, 700.0), Some((222.0, 160.0)) => gallery::plots::curves_page;
+    comparisons: (1000.0, 940.0), Some((700.0, 670.0)) => gallery::plots::comparisons_page;
 }
 
 mod without_pictures {
@@ -66,13 +67,8 @@ mod without_pictures {
     use egui_kittest::{Harness, kittest::Queryable as _};
     use lapidary::app::{plots, theme, widgets};
 
-    fn harness<'a, State: 'a>(
-        page: impl FnMut(&mut egui::Ui, &mut State) + 'a,
-        state: State,
-    ) -> Harness<'a, State> {
-        Harness::builder()
-            .with_context_setup(theme::install)
-            .build_ui_state(page, state)
+    fn harness<'a, State: 'a>(page: impl FnMut(&mut egui::Ui, &mut State) + 'a, state: State) -> Harness<'a, State> {
+        Harness::builder().with_context_setup(theme::install).build_ui_state(page, state)
     }
 
     #[test]
@@ -149,16 +145,8 @@ mod without_pictures {
         super::gallery::plots::with_all(|plot| {
             for tokens in [theme::Tokens::dark(), theme::Tokens::light()] {
                 let svg = plots::export::svg(plot, egui::vec2(800.0, 400.0), tokens);
-                assert!(
-                    svg.starts_with("<svg ") && svg.ends_with("</svg>\n"),
-                    "{}",
-                    plot.title()
-                );
-                assert!(
-                    !svg.contains("NaN") && !svg.contains("inf"),
-                    "{}",
-                    plot.title()
-                );
+                assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{}", plot.title());
+                assert!(!svg.contains("NaN") && !svg.contains("inf"), "{}", plot.title());
                 assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
             }
             let table = plot.table();

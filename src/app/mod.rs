@@ -8,6 +8,8 @@ pub mod context;
 pub mod panels;
 pub mod plots;
 pub mod shell;
+#[cfg(test)]
+mod testing;
 pub mod theme;
 pub mod views;
 pub mod widgets;

@@ -11,9 +11,7 @@ use lapidary::app::widgets::{State, section_ui};
 fn stream(seed: u64) -> impl FnMut() -> f64 {
     let mut state = seed.wrapping_mul(2_862_933_555_777_941_757).wrapping_add(1);
     move || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 11) as f64 / (1u64 << 53) as f64
     }
 }
@@ -38,19 +36,8 @@ fn with_histogram(is_log: bool, with: impl FnOnce(&histogram::Histogram<'_>)) {
         .collect();
     with(&histogram::Histogram {
         name: "layers.3.mlp.down",
-        original: histogram::Bins {
-            min: -0.287,
-            max: 0.287,
-            counts: &original,
-        },
-        candidate: Some((
-            histogram::Bins {
-                min: -0.266,
-                max: 0.266,
-                counts: &candidate,
-            },
-            0,
-        )),
+        original: histogram::Bins { min: -0.287, max: 0.287, counts: &original },
+        candidate: Some((histogram::Bins { min: -0.266, max: 0.266, counts: &candidate }, 0)),
         mean: 0.0,
         sigma: 0.041,
         is_log,
@@ -62,10 +49,7 @@ fn channel_ranges() -> Vec<(f32, f32)> {
     (0..512)
         .map(|index| {
             let wide = if index % 97 == 13 { 2.6 } else { 1.0 };
-            (
-                -(0.11 + 0.04 * next()) as f32 * wide,
-                (0.11 + 0.04 * next()) as f32 * wide,
-            )
+            (-(0.11 + 0.04 * next()) as f32 * wide, (0.11 + 0.04 * next()) as f32 * wide)
         })
         .collect()
 }
@@ -75,21 +59,18 @@ pub fn map(layers: usize, format: &str) -> heat_map::HeatMap {
     let roles = ["q", "k", "v", "o", "gate", "up", "down"];
     let mut next = stream(5);
     let mut cells = Vec::new();
-    for role in 0..roles.len() {
+    let factors = [1.0, 0.6, 6.0, 1.5, 1.1, 1.4, 9.0];
+    for (role, factor) in factors.into_iter().enumerate() {
         for layer in 0..layers {
             let depth = (layer as f64 / layers as f64 - 0.5).abs() * 2.0;
-            let value =
-                2e-4 * (1.0 + 60.0 * depth.powi(6)) * [1.0, 0.6, 6.0, 1.5, 1.1, 1.4, 9.0][role];
+            let value = 2e-4 * (1.0 + 60.0 * depth.powi(6)) * factor;
             let value = value * (0.6 + 0.9 * next());
             cells.push(if role == 6 && layer + 2 >= layers {
                 heat_map::Slot::Pending
             } else if role == 1 && layer == 3 {
                 heat_map::Slot::Absent
             } else {
-                heat_map::Slot::Done(heat_map::Cell {
-                    value,
-                    stderr: Some(value * 0.06),
-                })
+                heat_map::Slot::Done(heat_map::Cell { value, stderr: Some(value * 0.06) })
             });
         }
     }
@@ -111,11 +92,7 @@ fn ridge_grid() -> ridges::Ridges {
     for layer in 0..8u64 {
         for (role, name) in roles.iter().enumerate() {
             let counts = bell(256, 5.0 + layer as f64, 9000.0, layer * 7 + role as u64);
-            let bins = histogram::Bins {
-                min: -1.0,
-                max: 1.0,
-                counts: &counts,
-            };
+            let bins = histogram::Bins { min: -1.0, max: 1.0, counts: &counts };
             let has_none = layer == 3 && role == 1;
             cells.push((!has_none).then(|| ridges::Ridge {
                 tensor_name: format!("layers.{layer}.{name}"),
@@ -189,19 +166,15 @@ fn scatter_of_all() -> scatter::Scatter {
     scatter::Scatter {
         points: points
             .into_iter()
-            .map(
-                |(name, size_mib, accuracy, half, speed, candidate, is_predicted)| {
-                    scatter::ScatterPoint {
-                        name: name.to_owned(),
-                        size_mib,
-                        accuracy_percent: accuracy,
-                        half_width: Some(half),
-                        tokens_per_second: (speed > 0.0).then_some(speed),
-                        candidate,
-                        is_predicted,
-                    }
-                },
-            )
+            .map(|(name, size_mib, accuracy, half, speed, candidate, is_predicted)| scatter::ScatterPoint {
+                name: name.to_owned(),
+                size_mib,
+                accuracy_percent: accuracy,
+                half_width: Some(half),
+                tokens_per_second: (speed > 0.0).then_some(speed),
+                candidate,
+                is_predicted,
+            })
             .collect(),
         metric: String::new(),
     }
@@ -210,33 +183,12 @@ fn scatter_of_all() -> scatter::Scatter {
 fn all_slices() -> slices::Slices {
     let rows = [
         ("facts / rare", 200, 98.0, 91.0, 2.9, State::Fail),
-        (
-            "recall / long context",
-            120,
-            96.0,
-            93.5,
-            2.6,
-            State::Undecided,
-        ),
+        ("recall / long context", 120, 96.0, 93.5, 2.6, State::Undecided),
         ("arithmetic / two digits", 300, 93.0, 91.7, 1.2, State::Pass),
-        (
-            "arithmetic / one digit",
-            100,
-            70.0,
-            71.0,
-            3.0,
-            State::Undecided,
-        ),
+        ("arithmetic / one digit", 100, 70.0, 71.0, 3.0, State::Undecided),
         ("grammar / turkish", 150, 100.0, 100.0, 0.0, State::Pass),
         ("reading / english prose", 400, 62.0, 62.4, 1.5, State::Pass),
-        (
-            "extraction / json record",
-            100,
-            63.0,
-            66.0,
-            3.1,
-            State::Pass,
-        ),
+        ("extraction / json record", 100, 63.0, 66.0, 3.1, State::Pass),
         ("safety / must refuse", 80, 100.0, 98.8, 1.2, State::Pass),
     ];
     let mut slices = slices::Slices {
@@ -244,18 +196,16 @@ fn all_slices() -> slices::Slices {
         candidate: 2,
         rows: rows
             .into_iter()
-            .map(
-                |(name, items, baseline, candidate, half, verdict)| slices::SliceRow {
-                    name: name.to_owned(),
-                    items,
-                    baseline,
-                    candidate,
-                    difference: candidate - baseline,
-                    low: candidate - baseline - half,
-                    high: candidate - baseline + half,
-                    verdict: Some(verdict),
-                },
-            )
+            .map(|(name, items, baseline, candidate, half, verdict)| slices::SliceRow {
+                name: name.to_owned(),
+                items,
+                baseline,
+                candidate,
+                difference: candidate - baseline,
+                low: candidate - baseline - half,
+                high: candidate - baseline + half,
+                verdict: Some(verdict),
+            })
             .collect(),
     };
     slices.sort();
@@ -284,10 +234,7 @@ fn sizes() -> stacked::Stacked {
     };
     stacked::Stacked {
         title: "Size by role".to_owned(),
-        bars: vec![
-            bar("original", [1.0; 5]),
-            bar("plan", [0.41, 0.281, 0.281, 0.41, 2.0]),
-        ],
+        bars: vec![bar("original", [1.0; 5]), bar("plan", [0.41, 0.281, 0.281, 0.41, 2.0])],
     }
 }
 
@@ -297,10 +244,7 @@ pub fn with_all(mut with: impl FnMut(&dyn Plot)) {
         with_histogram(is_log, |plot| with(plot));
     }
     let ranges = channel_ranges();
-    with(&channels::Channels {
-        name: "layers.3.mlp.down",
-        ranges: &ranges,
-    });
+    with(&channels::Channels { name: "layers.3.mlp.down", ranges: &ranges });
     with(&map(6, "q4_k"));
     with(&map(32, "q4_k"));
     with(&ridge_grid());
@@ -322,10 +266,7 @@ pub fn histograms_page(ui: &mut Ui) {
     });
     section_ui(ui, "Range of each output channel");
     let ranges = channel_ranges();
-    let channels = channels::Channels {
-        name: "layers.3.mlp.down",
-        ranges: &ranges,
-    };
+    let channels = channels::Channels { name: "layers.3.mlp.down", ranges: &ranges };
     channels::channels_ui(ui, &channels, 110.0);
 }
 

@@ -6,18 +6,7 @@ use lapidary::app::widgets::{icons::Icon, *};
 
 /// Buttons, tabs, fields, pills, tags, locks.
 pub fn controls_page(ui: &mut Ui) {
-    tabs_ui(
-        ui,
-        &[
-            "Overview",
-            "Weights",
-            "Sensitivity",
-            "Plan",
-            "Runs",
-            "Compare",
-        ],
-        2,
-    );
+    tabs_ui(ui, &["Overview", "Weights", "Sensitivity", "Plan", "Runs", "Compare"], 2);
     ui.separator();
     section_with_ui(ui, "Buttons", |ui| {
         let mut chosen = 1;
@@ -35,9 +24,7 @@ pub fn controls_page(ui: &mut Ui) {
         icon_button_ui(ui, Icon::Close, "Close", false);
         let mut checked = true;
         ui.checkbox(&mut checked, "Low layers");
-        egui::ComboBox::from_label("format")
-            .selected_text("q4_k")
-            .show_ui(ui, |_| ());
+        egui::ComboBox::from_label("format").selected_text("q4_k").show_ui(ui, |_| ());
     });
     section_ui(ui, "States");
     ui.horizontal(|ui| {
@@ -59,22 +46,15 @@ pub fn controls_page(ui: &mut Ui) {
     });
     section_ui(ui, "Rows");
     let mut is_protected = true;
-    for (index, (name, format)) in [("layers.0.attn.q", "q4_k"), ("layers.0.attn.k", "q6_k")]
-        .into_iter()
-        .enumerate()
-    {
+    for (index, (name, format)) in [("layers.0.attn.q", "q4_k"), ("layers.0.attn.k", "q6_k")].into_iter().enumerate() {
         ui.horizontal(|ui| {
             lock_toggle_ui(ui, &mut is_protected, name);
             ui.label(Type::Body.text(name));
             tag_ui(ui, format);
             let number = number_with_interval(0.0181, 0.0004, "nats");
-            ui.allocate_ui(egui::vec2(170.0, 20.0), |ui| {
-                number_ui(ui, &number, 66.0, None)
-            });
+            ui.allocate_ui(egui::vec2(170.0, 20.0), |ui| number_ui(ui, &number, 66.0, None));
             let number = Number::exact(["2.61", "12.4"][index], "MiB");
-            ui.allocate_ui(egui::vec2(90.0, 20.0), |ui| {
-                number_ui(ui, &number, 0.0, None)
-            });
+            ui.allocate_ui(egui::vec2(90.0, 20.0), |ui| number_ui(ui, &number, 0.0, None));
         });
         is_protected = false;
     }
@@ -91,8 +71,8 @@ pub fn controls_page(ui: &mut Ui) {
     ui.horizontal(|ui| {
         use Icon::*;
         for icon in [
-            Lock, Unlock, Check, Cross, Undecided, Dash, Warning, Info, Search, Pause, Play, Close,
-            Right, Down, Left, Up, More, Undo, Redo, Plus,
+            Lock, Unlock, Check, Cross, Undecided, Dash, Warning, Info, Search, Pause, Play, Close, Right, Down, Left,
+            Up, More, Undo, Redo, Plus,
         ] {
             let (rect, _) = ui.allocate_exact_size(egui::vec2(24.0, 24.0), egui::Sense::hover());
             icons::paint(ui.painter(), icon, rect.center(), 18.0, ui.tokens().text);
@@ -135,34 +115,13 @@ pub fn messages_page(ui: &mut Ui) {
                 8,139,152; the file was cut short while it was copied";
     for (level, text, detail, action) in [
         (Level::Info, "Measured on the file that ships.", "", None),
-        (
-            Level::Warning,
-            "3 tensors have outliers beyond 6σ.",
-            "They lose most under 4 bits.",
-            Some("Show them"),
-        ),
-        (
-            Level::Error,
-            long,
-            "Download the file again.",
-            Some("Open another…"),
-        ),
+        (Level::Warning, "3 tensors have outliers beyond 6σ.", "They lose most under 4 bits.", Some("Show them")),
+        (Level::Error, long, "Download the file again.", Some("Open another…")),
     ] {
-        notice_ui(
-            ui,
-            &Notice {
-                level,
-                text,
-                detail,
-                action,
-            },
-        );
+        notice_ui(ui, &Notice { level, text, detail, action });
         ui.add_space(space::S);
     }
-    for (name, fraction, is_paused) in [
-        ("measuring sensitivity", 0.47, false),
-        ("compressing", 0.8, true),
-    ] {
+    for (name, fraction, is_paused) in [("measuring sensitivity", 0.47, false), ("compressing", 0.8, true)] {
         let row = ProgressRow {
             name: name.to_owned(),
             count: "118 / 252".to_owned(),

@@ -26,38 +26,18 @@ impl Scale {
         let min = if min.is_finite() { min } else { 0.0 };
         let max = if max.is_finite() { max } else { min + 1.0 };
         if max > min {
-            Self {
-                min,
-                max,
-                is_log: false,
-            }
+            Self { min, max, is_log: false }
         } else {
             let pad = if min == 0.0 { 1.0 } else { min.abs() * 0.1 };
-            Self {
-                min: min - pad,
-                max: min + pad,
-                is_log: false,
-            }
+            Self { min: min - pad, max: min + pad, is_log: false }
         }
     }
 
     /// A logarithmic scale; ends that are not positive are replaced.
     pub fn log(min: f64, max: f64) -> Self {
-        let max = if max.is_finite() && max > 0.0 {
-            max
-        } else {
-            1.0
-        };
-        let min = if min.is_finite() && min > 0.0 && min < max {
-            min
-        } else {
-            max / 10.0
-        };
-        Self {
-            min,
-            max,
-            is_log: true,
-        }
+        let max = if max.is_finite() && max > 0.0 { max } else { 1.0 };
+        let min = if min.is_finite() && min > 0.0 && min < max { min } else { max / 10.0 };
+        Self { min, max, is_log: true }
     }
 
     /// A linear scale around `values` with some air, and zero where it is near.
@@ -75,6 +55,9 @@ impl Scale {
 
     /// Where `value` lies: 0 at `min`, 1 at `max`, beyond them outside. NaN lies at 0.
     pub fn unit(&self, value: f64) -> f64 {
+        if value.is_nan() {
+            return 0.0;
+        }
         let unit = if self.is_log {
             (value.max(f64::MIN_POSITIVE) / self.min).ln() / (self.max / self.min).ln()
         } else {
@@ -85,20 +68,12 @@ impl Scale {
 
     /// The value at `unit`.
     pub fn value(&self, unit: f64) -> f64 {
-        if self.is_log {
-            self.min * (self.max / self.min).powf(unit)
-        } else {
-            self.min + (self.max - self.min) * unit
-        }
+        if self.is_log { self.min * (self.max / self.min).powf(unit) } else { self.min + (self.max - self.min) * unit }
     }
 
     /// At most about `most` ticks at round values.
     pub fn ticks(&self, most: usize) -> Vec<Tick> {
-        if self.is_log {
-            self.log_ticks(most)
-        } else {
-            self.linear_ticks(most)
-        }
+        if self.is_log { self.log_ticks(most) } else { self.linear_ticks(most) }
     }
 
     fn linear_ticks(&self, most: usize) -> Vec<Tick> {
@@ -112,10 +87,7 @@ impl Scale {
         (first..=last.min(first + 64))
             .map(|index| {
                 let value = index as f64 * step;
-                Tick {
-                    value,
-                    label: plain(value, step),
-                }
+                Tick { value, label: plain(value, step) }
             })
             .collect()
     }
@@ -124,37 +96,27 @@ impl Scale {
         let (low, high) = (self.min.log10(), self.max.log10());
         let decades = high - low;
         let most = most.max(2) as f64;
-        if decades >= 1.5 {
-            let stride = (decades / most).ceil().max(1.0) as i32;
+        // Three labels a decade where there is room for them.
+        if decades * 3.0 > most + 1.0 {
+            let stride = (decades / (most + 1.0)).ceil().max(1.0) as i32;
             let first = (low - 1e-9).ceil() as i32;
             let last = (high + 1e-9).floor() as i32;
             return (first..=last)
                 .filter(|power| power.rem_euclid(stride) == 0)
-                .map(|power| Tick {
-                    value: 10f64.powi(power),
-                    label: power_of_ten(power),
-                })
+                .map(|power| Tick { value: 10f64.powi(power), label: power_of_ten(power) })
                 .collect();
         }
-        // Less than two decades: 1, 2, 5 of each.
         let mut ticks = Vec::new();
         for power in low.floor() as i32..=high.ceil() as i32 {
             for lead in [1.0, 2.0, 5.0] {
                 let value = lead * 10f64.powi(power);
                 if value >= self.min * (1.0 - 1e-9) && value <= self.max * (1.0 + 1e-9) {
-                    ticks.push(Tick {
-                        value,
-                        label: plain(value, value),
-                    });
+                    ticks.push(Tick { value, label: plain(value, value) });
                 }
             }
         }
         if ticks.len() < 2 {
-            return Self {
-                is_log: false,
-                ..*self
-            }
-            .linear_ticks(most as usize);
+            return Self { is_log: false, ..*self }.linear_ticks(most as usize);
         }
         ticks
     }
@@ -165,41 +127,28 @@ pub fn extent(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     let (min, max) = values
         .into_iter()
         .filter(|value| value.is_finite())
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), value| {
-            (min.min(value), max.max(value))
-        });
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), value| (min.min(value), max.max(value)));
     if min <= max { (min, max) } else { (0.0, 1.0) }
 }
 
 /// The next of 1, 2, 2.5, 5 times a power of ten that is at least `raw`.
 fn round_step(raw: f64) -> f64 {
     let power = 10f64.powf(raw.log10().floor());
-    let lead = [1.0, 2.0, 2.5, 5.0, 10.0]
-        .into_iter()
-        .find(|lead| raw <= lead * power * (1.0 + 1e-9))
-        .unwrap_or(10.0);
+    let lead = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().find(|lead| raw <= lead * power * (1.0 + 1e-9)).unwrap_or(10.0);
     lead * power
 }
 
 /// A tick's number with the decimals that its step needs.
 fn plain(value: f64, step: f64) -> String {
-    let value = if value.abs() < step * 1e-6 {
-        0.0
-    } else {
-        value
-    };
+    let value = if value.abs() < step * 1e-6 { 0.0 } else { value };
     let magnitude = value.abs();
-    if magnitude >= 1e4 {
+    if magnitude >= 1e3 && step >= 100.0 {
         return short(value);
     }
     if value != 0.0 && magnitude < 1e-4 && step < 1e-4 {
         let power = magnitude.log10().floor() as i32;
         let lead = value / 10f64.powi(power);
-        return format!(
-            "{}·{}",
-            minus(&format!("{lead:.1}")).trim_end_matches(".0"),
-            ten(power)
-        );
+        return format!("{}·{}", minus(&format!("{lead:.1}")).trim_end_matches(".0"), ten(power));
     }
     let mut decimals = (-step.log10().floor()).max(0.0) as usize;
     // A step of 2.5 needs one more.
@@ -268,37 +217,22 @@ mod tests {
     use super::*;
 
     fn labels(scale: Scale, most: usize) -> Vec<String> {
-        scale
-            .ticks(most)
-            .into_iter()
-            .map(|tick| tick.label)
-            .collect()
+        scale.ticks(most).into_iter().map(|tick| tick.label).collect()
     }
 
     #[test]
     fn linear_ticks_are_round_and_few() {
-        assert_eq!(
-            labels(Scale::linear(0.0, 10.0), 5),
-            ["0", "2", "4", "6", "8", "10"]
-        );
-        assert_eq!(
-            labels(Scale::linear(-0.1, 0.1), 4),
-            ["−0.10", "−0.05", "0.00", "0.05", "0.10"]
-        );
-        assert_eq!(
-            labels(Scale::linear(0.0, 30000.0), 3),
-            ["0", "10k", "20k", "30k"]
-        );
+        assert_eq!(labels(Scale::linear(0.0, 10.0), 5), ["0", "2", "4", "6", "8", "10"]);
+        assert_eq!(labels(Scale::linear(-0.1, 0.1), 4), ["−0.10", "−0.05", "0.00", "0.05", "0.10"]);
+        assert_eq!(labels(Scale::linear(0.0, 30000.0), 3), ["0", "10k", "20k", "30k"]);
     }
 
     #[test]
     fn log_ticks_are_decades_or_one_two_five() {
-        assert_eq!(
-            labels(Scale::log(1e-5, 1e-1), 5),
-            ["10⁻⁵", "10⁻⁴", "10⁻³", "0.01", "0.1"]
-        );
+        assert_eq!(labels(Scale::log(1e-5, 1e-1), 5), ["10⁻⁵", "10⁻⁴", "10⁻³", "0.01", "0.1"]);
         assert_eq!(labels(Scale::log(1.0, 10.0), 5), ["1", "2", "5", "10"]);
-        assert!(labels(Scale::log(1e-12, 1.0), 5).len() <= 6);
+        assert_eq!(labels(Scale::linear(0.0, 4000.0), 2), ["0", "2k", "4k"]);
+        assert!(labels(Scale::log(1e-12, 1.0), 5).len() <= 7);
         assert!(labels(Scale::log(1.01, 1.02), 4).len() >= 2);
     }
 

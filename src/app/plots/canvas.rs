@@ -73,8 +73,7 @@ impl Canvas for PainterCanvas<'_> {
     }
 
     fn frame(&mut self, rect: Rect, stroke: Stroke) {
-        self.painter
-            .rect_stroke(rect, 0.0, stroke, StrokeKind::Inside);
+        self.painter.rect_stroke(rect, 0.0, stroke, StrokeKind::Inside);
     }
 
     fn line(&mut self, from: Pos2, to: Pos2, stroke: Stroke) {
@@ -82,8 +81,7 @@ impl Canvas for PainterCanvas<'_> {
     }
 
     fn dashed(&mut self, from: Pos2, to: Pos2, stroke: Stroke) {
-        self.painter
-            .extend(Shape::dashed_line(&self.snap(from, to), stroke, 3.0, 3.0));
+        self.painter.extend(Shape::dashed_line(&self.snap(from, to), stroke, 3.0, 3.0));
     }
 
     fn path(&mut self, points: Vec<Pos2>, stroke: Stroke) {
@@ -116,9 +114,7 @@ impl Canvas for PainterCanvas<'_> {
     }
 
     fn text_upwards(&mut self, center: Pos2, text: &str, kind: Type, color: Color32) {
-        let galley = self
-            .painter
-            .layout_no_wrap(text.to_owned(), kind.font(), color);
+        let galley = self.painter.layout_no_wrap(text.to_owned(), kind.font(), color);
         let origin = center - galley.size() / 2.0;
         let shape = eframe::epaint::TextShape::new(origin, galley, color)
             .with_angle_and_anchor(-std::f32::consts::FRAC_PI_2, Align2::CENTER_CENTER);
@@ -126,10 +122,7 @@ impl Canvas for PainterCanvas<'_> {
     }
 
     fn text_width(&self, text: &str, kind: Type) -> f32 {
-        self.painter
-            .layout_no_wrap(text.to_owned(), kind.font(), Color32::PLACEHOLDER)
-            .size()
-            .x
+        self.painter.layout_no_wrap(text.to_owned(), kind.font(), Color32::PLACEHOLDER).size().x
     }
 
     fn visible(&self) -> Rect {
@@ -146,10 +139,7 @@ pub struct SvgCanvas {
 impl SvgCanvas {
     /// An empty document of `size` points on `background`.
     pub fn new(size: eframe::egui::Vec2, background: Color32) -> Self {
-        let mut canvas = Self {
-            body: String::new(),
-            size,
-        };
+        let mut canvas = Self { body: String::new(), size };
         canvas.rect(Rect::from_min_size(Pos2::ZERO, size), background);
         canvas
     }
@@ -182,10 +172,7 @@ impl SvgCanvas {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 fn hex(color: Color32) -> String {
@@ -198,11 +185,7 @@ fn fill(color: Color32) -> String {
     match color.a() {
         255 => format!("fill=\"{}\"", hex(color)),
         0 => "fill=\"none\"".to_owned(),
-        alpha => format!(
-            "fill=\"{}\" fill-opacity=\"{:.3}\"",
-            hex(color),
-            f32::from(alpha) / 255.0
-        ),
+        alpha => format!("fill=\"{}\" fill-opacity=\"{:.3}\"", hex(color), f32::from(alpha) / 255.0),
     }
 }
 
@@ -212,10 +195,7 @@ fn line(stroke: Stroke) -> String {
     }
     let opacity = f32::from(stroke.color.a()) / 255.0;
     let color = hex(stroke.color);
-    format!(
-        "stroke=\"{color}\" stroke-opacity=\"{opacity:.3}\" stroke-width=\"{}\"",
-        stroke.width
-    )
+    format!("stroke=\"{color}\" stroke-opacity=\"{opacity:.3}\" stroke-width=\"{}\"", stroke.width)
 }
 
 fn font(kind: Type) -> String {
@@ -224,24 +204,15 @@ fn font(kind: Type) -> String {
     } else {
         "Inter, Helvetica, Arial, sans-serif"
     };
-    let weight = if kind.is_strong() {
-        " font-weight=\"600\""
-    } else {
-        ""
-    };
-    format!(
-        "font-family=\"{family}\" font-size=\"{}\"{weight}",
-        kind.size()
-    )
+    let weight = if kind.is_strong() { " font-weight=\"600\"" } else { "" };
+    format!("font-family=\"{family}\" font-size=\"{}\"{weight}", kind.size())
 }
 
 impl Canvas for SvgCanvas {
     fn rect(&mut self, rect: Rect, color: Color32) {
         let (x, y, width, height) = (rect.left(), rect.top(), rect.width(), rect.height());
         let fill = fill(color);
-        self.push(format_args!(
-            "<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" {fill}/>"
-        ));
+        self.push(format_args!("<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" {fill}/>"));
     }
 
     fn frame(&mut self, rect: Rect, stroke: Stroke) {
@@ -260,16 +231,12 @@ impl Canvas for SvgCanvas {
 
     fn dashed(&mut self, from: Pos2, to: Pos2, stroke: Stroke) {
         let (points, line) = (Self::points([from, to]), line(stroke));
-        self.push(format_args!(
-            "<polyline points=\"{points}\" stroke-dasharray=\"3 3\" {line}/>"
-        ));
+        self.push(format_args!("<polyline points=\"{points}\" stroke-dasharray=\"3 3\" {line}/>"));
     }
 
     fn path(&mut self, points: Vec<Pos2>, stroke: Stroke) {
         let (points, line) = (Self::points(points), line(stroke));
-        self.push(format_args!(
-            "<polyline points=\"{points}\" fill=\"none\" {line}/>"
-        ));
+        self.push(format_args!("<polyline points=\"{points}\" fill=\"none\" {line}/>"));
     }
 
     fn area(&mut self, points: &[Pos2], base: f32, color: Color32) {
@@ -285,9 +252,7 @@ impl Canvas for SvgCanvas {
     fn disc(&mut self, center: Pos2, radius: f32, color: Color32, stroke: Stroke) {
         let (fill, line) = (fill(color), line(stroke));
         let Pos2 { x, y } = center;
-        self.push(format_args!(
-            "<circle cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"{radius:.2}\" {fill} {line}/>"
-        ));
+        self.push(format_args!("<circle cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"{radius:.2}\" {fill} {line}/>"));
     }
 
     fn text(&mut self, at: Pos2, align: Align2, text: &str, kind: Type, color: Color32) -> Rect {
@@ -338,18 +303,9 @@ mod tests {
         let mut canvas = SvgCanvas::new(eframe::egui::vec2(10.0, 10.0), Color32::WHITE);
         let red = Color32::from_rgba_unmultiplied(255, 0, 0, 128);
         canvas.rect(Rect::EVERYTHING.intersect(canvas.visible()), red);
-        canvas.text(
-            Pos2::ZERO,
-            Align2::LEFT_TOP,
-            "a < b & \"c\"",
-            Type::Body,
-            Color32::BLACK,
-        );
+        canvas.text(Pos2::ZERO, Align2::LEFT_TOP, "a < b & \"c\"", Type::Body, Color32::BLACK);
         let document = canvas.finish("x<y");
-        assert!(
-            document.contains("a &lt; b &amp; &quot;c&quot;"),
-            "{document}"
-        );
+        assert!(document.contains("a &lt; b &amp; &quot;c&quot;"), "{document}");
         assert!(document.contains("fill-opacity=\"0.502\""), "{document}");
         assert!(document.contains("<title>x&lt;y</title>"), "{document}");
     }

@@ -31,9 +31,7 @@ pub fn joined(ranges: &[(f32, f32)], most: usize) -> Vec<(f32, f32)> {
             let to = (index + 1) * ranges.len() / most;
             ranges[from..to]
                 .iter()
-                .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), range| {
-                    (low.min(range.0), high.max(range.1))
-                })
+                .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), range| (low.min(range.0), high.max(range.1)))
         })
         .collect()
 }
@@ -51,10 +49,7 @@ impl Channels<'_> {
     }
 
     fn inner(canvas_width: f32, rect: Rect) -> Rect {
-        Rect::from_min_max(
-            pos2(rect.left() + canvas_width, rect.top() + 4.0),
-            pos2(rect.right(), rect.bottom() - 18.0),
-        )
+        Rect::from_min_max(pos2(rect.left() + canvas_width, rect.top() + 4.0), pos2(rect.right(), rect.bottom() - 18.0))
     }
 }
 
@@ -69,26 +64,12 @@ impl Plot for Channels<'_> {
         let inner = Self::inner(LEFT, rect);
         let scale = self.scale();
         let y = |value: f64| inner.bottom() - inner.height() * scale.unit(value) as f32;
-        for (value, color) in [
-            (scale.max, tokens.grid),
-            (0.0, tokens.hairline),
-            (scale.min, tokens.grid),
-        ] {
+        for (value, color) in [(scale.max, tokens.grid), (0.0, tokens.hairline), (scale.min, tokens.grid)] {
             let at = y(value);
-            canvas.line(
-                pos2(inner.left(), at),
-                pos2(inner.right(), at),
-                Stroke::new(1.0, color),
-            );
+            canvas.line(pos2(inner.left(), at), pos2(inner.right(), at), Stroke::new(1.0, color));
             let text = minus(&units::significant(value));
             let place = pos2(inner.left() - space::S, at);
-            canvas.text(
-                place,
-                Align2::RIGHT_CENTER,
-                &text,
-                Type::MonoSmall,
-                tokens.weak,
-            );
+            canvas.text(place, Align2::RIGHT_CENTER, &text, Type::MonoSmall, tokens.weak);
         }
         let ranges = joined(self.ranges, inner.width().max(1.0) as usize);
         let step = inner.width() / ranges.len().max(1) as f32;
@@ -105,23 +86,13 @@ impl Plot for Channels<'_> {
         }
         let text = format!("{} output channels", self.ranges.len());
         let below = pos2(inner.center().x, rect.bottom());
-        canvas.text(
-            below,
-            Align2::CENTER_BOTTOM,
-            &text,
-            Type::Small,
-            tokens.weak,
-        );
+        canvas.text(below, Align2::CENTER_BOTTOM, &text, Type::Small, tokens.weak);
     }
 
     fn table(&self) -> Table {
         let mut table = Table::new(&["channel", "min", "max"]);
         for (index, (low, high)) in self.ranges.iter().enumerate() {
-            table.row([
-                index.to_string(),
-                cell(f64::from(*low)),
-                cell(f64::from(*high)),
-            ]);
+            table.row([index.to_string(), cell(f64::from(*low)), cell(f64::from(*high))]);
         }
         table
     }
@@ -140,13 +111,7 @@ pub fn channels_ui(ui: &mut Ui, channels: &Channels<'_>, height: f32) -> Respons
             let (low, high) = channels.ranges[index];
             let figure = |value: f32| minus(&units::significant(f64::from(value)));
             let lines = [("max", figure(high)), ("min", figure(low))];
-            readout(
-                ui,
-                response.rect,
-                pointer,
-                &format!("channel {index}"),
-                &lines,
-            );
+            readout(ui, response.rect, pointer, &format!("channel {index}"), &lines);
         }
     }
     response

@@ -9,7 +9,7 @@ use super::frame::{Axis, Frame, readout};
 use super::labels::{self, Wanted};
 use super::{Plot, plot_ui};
 use crate::app::theme::{Tokens, Type};
-use crate::engine::units;
+use crate::app::widgets::number_with_interval;
 
 /// One format.
 #[derive(Clone, Debug)]
@@ -47,9 +47,7 @@ impl Curve {
             .collect();
         order.sort_by(|&one, &other| {
             let (one, other) = (&self.points[one], &self.points[other]);
-            one.bits
-                .total_cmp(&other.bits)
-                .then(one.error.total_cmp(&other.error))
+            one.bits.total_cmp(&other.bits).then(one.error.total_cmp(&other.error))
         });
         let mut least = f64::INFINITY;
         order.retain(|&index| {
@@ -69,24 +67,11 @@ impl Curve {
             }),
             1.8,
         );
-        (
-            Axis {
-                scale: bits,
-                name: "bits per weight".to_owned(),
-            },
-            Axis {
-                scale: errors,
-                name: self.metric.clone(),
-            },
-        )
+        (Axis { scale: bits, name: "bits per weight".to_owned() }, Axis { scale: errors, name: self.metric.clone() })
     }
 
     fn place(frame: &Frame, point: &CurvePoint) -> Pos2 {
-        let error = if point.error > 0.0 {
-            point.error
-        } else {
-            frame.y.min
-        };
+        let error = if point.error > 0.0 { point.error } else { frame.y.min };
         frame.at(point.bits, error.max(frame.y.min))
     }
 }
@@ -101,9 +86,12 @@ impl Plot for Curve {
         let frame = Frame::new(canvas, rect, &x, &y);
         frame.draw(canvas, rect, &x, &y, tokens);
         let best = self.best();
+        // A lossless format has no place on a logarithmic axis: the line ends before it.
         let line: Vec<Pos2> = best
             .iter()
-            .map(|&index| Self::place(&frame, &self.points[index]))
+            .map(|&index| &self.points[index])
+            .filter(|point| point.error > 0.0)
+            .map(|point| Self::place(&frame, point))
             .collect();
         canvas.path(line, Stroke::new(1.25, tokens.tint(tokens.baseline, 0.7)));
         // Points on the line are named first, since they are what one chooses from.
@@ -128,14 +116,10 @@ impl Plot for Curve {
             let radius = if is_chosen { 5.5 } else { 4.0 };
             canvas.disc(at, radius, fill, Stroke::new(1.5, color));
             let width = canvas.text_width(&point.format, Type::Small);
-            wanted.push(Wanted {
-                point: at,
-                radius,
-                size: vec2(width, 13.0),
-            });
+            wanted.push(Wanted { point: at, radius, size: vec2(width, 13.0) });
         }
         let bounds = frame.inner.expand2(vec2(4.0, 4.0));
-        for (place, &index) in labels::place(&wanted, bounds).into_iter().zip(&order) {
+        for (place, &index) in labels::place(&wanted, &[], bounds).into_iter().zip(&order) {
             let point = &self.points[index];
             let is_chosen = self.chosen.as_deref() == Some(&point.format);
             let (kind, color) = match (point.is_legal, is_chosen) {
@@ -144,26 +128,14 @@ impl Plot for Curve {
                 (false, false) => (Type::Small, tokens.weak),
             };
             if let Some(place) = place {
-                canvas.text(
-                    place.center(),
-                    Align2::CENTER_CENTER,
-                    &point.format,
-                    kind,
-                    color,
-                );
+                canvas.rect(place.shrink2(vec2(0.0, 1.0)), tokens.panel);
+                canvas.text(place.center(), Align2::CENTER_CENTER, &point.format, kind, color);
             }
         }
     }
 
     fn table(&self) -> Table {
-        let mut table = Table::new(&[
-            "tensor",
-            "format",
-            "bits_per_weight",
-            "error",
-            "stderr",
-            "legal",
-        ]);
+        let mut table = Table::new(&["tensor", "format", "bits_per_weight", "error", "stderr", "legal"]);
         for point in &self.points {
             table.row([
                 self.name.clone(),
@@ -188,21 +160,11 @@ pub fn curve_ui(ui: &mut Ui, curve: &Curve, height: f32) -> (Response, Option<us
         let (x, y) = curve.axes();
         let canvas = PainterCanvas::new(ui.painter());
         let frame = Frame::new(&canvas, response.rect, &x, &y);
-        let nearest = super::nearest(
-            pointer,
-            curve.points.iter().map(|point| Curve::place(&frame, point)),
-            24.0,
-        );
+        let nearest = super::nearest(pointer, curve.points.iter().map(|point| Curve::place(&frame, point)), 24.0);
         if let Some(index) = nearest {
             let point = &curve.points[index];
-            let mut error = units::significant(point.error);
-            if let Some(stderr) = point.stderr {
-                error = format!("{error} ± {}", units::significant(stderr));
-            }
-            let mut lines = vec![
-                ("bits per weight", format!("{:.2}", point.bits)),
-                (curve.metric.as_str(), error),
-            ];
+            let error = number_with_interval(point.error, point.stderr.unwrap_or(0.0), "").text();
+            let mut lines = vec![("bits per weight", format!("{:.2}", point.bits)), (curve.metric.as_str(), error)];
             if !point.is_legal {
                 lines.push(("here", "not possible".to_owned()));
             }
@@ -220,13 +182,7 @@ mod tests {
     use super::*;
 
     fn point(format: &str, bits: f64, error: f64, is_legal: bool) -> CurvePoint {
-        CurvePoint {
-            format: format.to_owned(),
-            bits,
-            error,
-            stderr: None,
-            is_legal,
-        }
+        CurvePoint { format: format.to_owned(), bits, error, stderr: None, is_legal }
     }
 
     #[test]
@@ -244,11 +200,7 @@ mod tests {
             ],
             chosen: None,
         };
-        let names: Vec<&str> = curve
-            .best()
-            .into_iter()
-            .map(|index| curve.points[index].format.as_str())
-            .collect();
+        let names: Vec<&str> = curve.best().into_iter().map(|index| curve.points[index].format.as_str()).collect();
         assert_eq!(names, ["q3_k", "q4_k", "q8_0"]);
         assert_eq!(curve.table().rows.len(), 6);
     }

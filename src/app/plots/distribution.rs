@@ -35,18 +35,10 @@ pub struct Distribution {
 impl Distribution {
     /// Sorts `values` into `bins` bins over at most eight decades below the largest.
     pub fn of(name: &str, unit: &str, values: &[f32], bins: usize, candidate: usize) -> Self {
-        let mut sorted: Vec<f32> = values
-            .iter()
-            .copied()
-            .filter(|value| value.is_finite())
-            .collect();
+        let mut sorted: Vec<f32> = values.iter().copied().filter(|value| value.is_finite()).collect();
         sorted.sort_by(f32::total_cmp);
         let largest = f64::from(sorted.last().copied().unwrap_or(1.0)).max(1e-12);
-        let smallest = sorted
-            .iter()
-            .copied()
-            .find(|value| *value > 0.0)
-            .map_or(largest / 10.0, f64::from);
+        let smallest = sorted.iter().copied().find(|value| *value > 0.0).map_or(largest / 10.0, f64::from);
         let scale = Scale::log(smallest.max(largest * 1e-8), largest * 1.001);
         let mut counts = vec![0u64; bins.max(1)];
         for value in &sorted {
@@ -73,14 +65,8 @@ impl Distribution {
     fn axes(&self) -> (Axis, Axis) {
         let tallest = self.counts.iter().copied().max().unwrap_or(0).max(1) as f64;
         (
-            Axis {
-                scale: Scale::log(self.min, self.max),
-                name: format!("{}, {}", self.name, self.unit),
-            },
-            Axis {
-                scale: Scale::linear(0.0, tallest * 1.15),
-                name: "tokens".to_owned(),
-            },
+            Axis { scale: Scale::log(self.min, self.max), name: format!("{}, {}", self.name, self.unit) },
+            Axis { scale: Scale::linear(0.0, tallest * 1.15), name: "tokens".to_owned() },
         )
     }
 
@@ -114,23 +100,11 @@ impl Plot for Distribution {
             }
             let at = frame.x_of(value);
             let (top, bottom) = (frame.inner.top(), frame.inner.bottom());
-            canvas.dashed(
-                pos2(at, top),
-                pos2(at, bottom),
-                Stroke::new(1.0, tokens.text),
-            );
+            canvas.dashed(pos2(at, top), pos2(at, bottom), Stroke::new(1.0, tokens.text));
             let text = format!("{word} {}", units::significant(value));
             let width = canvas.text_width(&text, Type::Small);
-            let align = if at + width + 6.0 > frame.inner.right() {
-                Align2::RIGHT_TOP
-            } else {
-                Align2::LEFT_TOP
-            };
-            let offset = if align == Align2::RIGHT_TOP {
-                -4.0
-            } else {
-                4.0
-            };
+            let align = if at + width + 6.0 > frame.inner.right() { Align2::RIGHT_TOP } else { Align2::LEFT_TOP };
+            let offset = if align == Align2::RIGHT_TOP { -4.0 } else { 4.0 };
             let mut place = pos2(at + offset, top);
             let room = align.anchor_size(place, vec2(width, 14.0));
             if taken.is_some_and(|other| other.intersects(room.expand(2.0))) {
@@ -165,15 +139,9 @@ pub fn distribution_ui(ui: &mut Ui, distribution: &Distribution, height: f32) ->
             let above: u64 = distribution.counts[bin..].iter().sum();
             let from = distribution.edge(bin);
             let lines = [
-                (
-                    "from",
-                    format!("{} {}", units::significant(from), distribution.unit),
-                ),
+                ("from", format!("{} {}", units::significant(from), distribution.unit)),
                 ("tokens", units::count(distribution.counts[bin])),
-                (
-                    "as large or larger",
-                    units::percent(above as f64 / total.max(1) as f64),
-                ),
+                ("as large or larger", units::percent(above as f64 / total.max(1) as f64)),
             ];
             readout(ui, response.rect, pointer, "", &lines);
         }

@@ -21,10 +21,7 @@ pub struct Table {
 impl Table {
     /// An empty table.
     pub fn new(columns: &[&'static str]) -> Self {
-        Self {
-            columns: columns.to_vec(),
-            rows: Vec::new(),
-        }
+        Self { columns: columns.to_vec(), rows: Vec::new() }
     }
 
     /// Adds a row.
@@ -58,11 +55,7 @@ impl Table {
 
 /// A number for a table: the shortest text that reads back as the same number; nothing for NaN.
 pub fn cell(value: f64) -> String {
-    if value.is_nan() {
-        String::new()
-    } else {
-        value.to_string()
-    }
+    if value.is_nan() { String::new() } else { value.to_string() }
 }
 
 /// What a plot can be saved as.
@@ -120,11 +113,7 @@ pub fn menu(response: &Response) -> Option<Format> {
 
 /// Asks for the pixels of `rect` in the window as a PNG file's bytes. `on_done` is called once, from
 /// wherever the pixels arrive, and should hand them on and wake the window.
-pub fn capture_png(
-    ctx: &Context,
-    rect: Rect,
-    on_done: impl FnOnce(Result<Vec<u8>, String>) + Send + 'static,
-) {
+pub fn capture_png(ctx: &Context, rect: Rect, on_done: impl FnOnce(Result<Vec<u8>, String>) + Send + 'static) {
     let pixels_per_point = ctx.pixels_per_point();
     ctx.request_screenshot(move |image: Arc<ColorImage>| {
         on_done(crop_png(&image, rect, pixels_per_point));
@@ -140,12 +129,7 @@ fn crop_png(image: &ColorImage, rect: Rect, pixels_per_point: f32) -> Result<Vec
         return Err("the plot is not on screen".to_owned());
     }
     let part = image.region(&rect, Some(pixels_per_point));
-    IconData {
-        rgba: part.as_raw().to_vec(),
-        width: part.width() as u32,
-        height: part.height() as u32,
-    }
-    .to_png_bytes()
+    IconData { rgba: part.as_raw().to_vec(), width: part.width() as u32, height: part.height() as u32 }.to_png_bytes()
 }
 
 #[cfg(test)]
@@ -158,10 +142,7 @@ mod tests {
         let mut table = Table::new(&["name", "value"]);
         table.row(["a,\"b\"".to_owned(), cell(0.1)]);
         table.row(["plain".to_owned(), cell(f64::NAN)]);
-        assert_eq!(
-            table.csv(),
-            "name,value\r\n\"a,\"\"b\"\"\",0.1\r\nplain,\r\n"
-        );
+        assert_eq!(table.csv(), "name,value\r\n\"a,\"\"b\"\"\",0.1\r\nplain,\r\n");
     }
 
     #[test]

@@ -31,20 +31,13 @@ impl Frame {
     /// Makes room for the axes inside `rect` without drawing.
     pub fn new(canvas: &dyn Canvas, rect: Rect, x: &Axis, y: &Axis) -> Self {
         let ticks = y.scale.ticks(Self::most_y(rect.height() - BELOW));
-        let widest = ticks
-            .iter()
-            .map(|tick| canvas.text_width(&tick.label, Type::Small))
-            .fold(18.0, f32::max);
+        let widest = ticks.iter().map(|tick| canvas.text_width(&tick.label, Type::Small)).fold(18.0, f32::max);
         let left = widest + space::S + 18.0;
         let inner = Rect::from_min_max(
             pos2(rect.left() + left, rect.top() + space::S),
             pos2(rect.right() - space::M, rect.bottom() - BELOW),
         );
-        Self {
-            inner,
-            x: x.scale,
-            y: y.scale,
-        }
+        Self { inner, x: x.scale, y: y.scale }
     }
 
     fn most_y(height: f32) -> usize {
@@ -63,36 +56,18 @@ impl Frame {
             let at = self.y_of(tick.value);
             canvas.line(pos2(inner.left(), at), pos2(inner.right(), at), grid);
             let place = pos2(inner.left() - 6.0, at);
-            canvas.text(
-                place,
-                Align2::RIGHT_CENTER,
-                &tick.label,
-                Type::Small,
-                tokens.weak,
-            );
+            canvas.text(place, Align2::RIGHT_CENTER, &tick.label, Type::Small, tokens.weak);
         }
         for tick in self.x.ticks(Self::most_x(inner.width())) {
             let at = self.x_of(tick.value);
             canvas.line(pos2(at, inner.top()), pos2(at, inner.bottom()), grid);
             let place = pos2(at, inner.bottom() + 3.0);
-            canvas.text(
-                place,
-                Align2::CENTER_TOP,
-                &tick.label,
-                Type::Small,
-                tokens.weak,
-            );
+            canvas.text(place, Align2::CENTER_TOP, &tick.label, Type::Small, tokens.weak);
         }
         let line = Stroke::new(1.0, tokens.outline);
         canvas.line(inner.left_bottom(), inner.right_bottom(), line);
         let below = pos2(inner.center().x, rect.bottom() - 1.0);
-        canvas.text(
-            below,
-            Align2::CENTER_BOTTOM,
-            &x.name,
-            Type::Small,
-            tokens.weak,
-        );
+        canvas.text(below, Align2::CENTER_BOTTOM, &x.name, Type::Small, tokens.weak);
         let beside = pos2(rect.left() + 8.0, inner.center().y);
         canvas.text_upwards(beside, &y.name, Type::Small, tokens.weak);
     }
@@ -116,8 +91,7 @@ impl Frame {
 
     /// The horizontal value under a place.
     pub fn x_value(&self, x: f32) -> f64 {
-        self.x
-            .value(f64::from((x - self.inner.left()) / self.inner.width()))
+        self.x.value(f64::from((x - self.inner.left()) / self.inner.width()))
     }
 }
 
@@ -137,14 +111,8 @@ pub(super) fn readout(ui: &Ui, bounds: Rect, pointer: Pos2, title: &str, lines: 
         })
         .collect();
     let gap = space::M;
-    let names = rows
-        .iter()
-        .map(|(name, _)| name.size().x)
-        .fold(0.0, f32::max);
-    let figures = rows
-        .iter()
-        .map(|(_, figure)| figure.size().x)
-        .fold(0.0, f32::max);
+    let names = rows.iter().map(|(name, _)| name.size().x).fold(0.0, f32::max);
+    let figures = rows.iter().map(|(_, figure)| figure.size().x).fold(0.0, f32::max);
     let width = (names + gap + figures).max(head.size().x);
     let row_height = 16.0;
     let head_height = if title.is_empty() { 0.0 } else { 18.0 };
@@ -170,7 +138,7 @@ pub(super) fn readout(ui: &Ui, bounds: Rect, pointer: Pos2, title: &str, lines: 
     for (name, figure) in rows {
         painter.galley(pos2(rect.left() + 8.0, y), name, tokens.weak);
         let x = rect.left() + 8.0 + width - figure.size().x;
-        painter.galley(pos2(x, y + 1.0), figure, tokens.text);
+        painter.galley(pos2(x, y), figure, tokens.text);
         y += row_height;
     }
 }

@@ -3,15 +3,14 @@
 
 use std::ops::Range;
 
-use eframe::egui::{
-    Align2, Color32, Pos2, Rect, Response, Role, Sense, Stroke, Ui, WidgetInfo, pos2, vec2,
-};
+use eframe::egui::{Align2, Color32, Pos2, Rect, Response, Role, Sense, Stroke, Ui, WidgetInfo, pos2, vec2};
 
 use super::canvas::{Canvas, PainterCanvas};
 use super::export::{Table, cell};
 use super::frame::readout;
 use super::{Plot, axis::Scale};
 use crate::app::theme::{Damage, Tokens, Type, UiTokens as _, space};
+use crate::app::widgets::number_with_interval;
 use crate::engine::units;
 
 /// One measured cell.
@@ -68,11 +67,7 @@ pub enum Slot {
 impl Slot {
     /// The cell, where it is measured.
     pub fn cell(self) -> Option<Cell> {
-        if let Self::Done(cell) = self {
-            Some(cell)
-        } else {
-            None
-        }
+        if let Self::Done(cell) = self { Some(cell) } else { None }
     }
 }
 
@@ -90,47 +85,27 @@ pub fn edge_of(slots: impl IntoIterator<Item = Slot>, edge: Edge) -> Option<Cell
     if count == 0 {
         return None;
     }
-    let divisor = if edge == Edge::Mean {
-        count as f64
-    } else {
-        1.0
-    };
-    Some(Cell {
-        value: sum / divisor,
-        stderr: has_error.then(|| variance.sqrt() / divisor),
-    })
+    let divisor = if edge == Edge::Mean { count as f64 } else { 1.0 };
+    Some(Cell { value: sum / divisor, stderr: has_error.then(|| variance.sqrt() / divisor) })
 }
 
 impl HeatMap {
     /// The slot at a row and a column.
     pub fn slot(&self, row: usize, column: usize) -> Slot {
-        self.cells
-            .get(row * self.columns.len() + column)
-            .copied()
-            .unwrap_or_default()
+        self.cells.get(row * self.columns.len() + column).copied().unwrap_or_default()
     }
 
     /// The colour scale that fits what is measured so far.
     pub fn scale(&self) -> Option<Damage> {
-        Damage::fit(
-            self.cells
-                .iter()
-                .filter_map(|slot| Some(slot.cell()?.value)),
-        )
+        Damage::fit(self.cells.iter().filter_map(|slot| Some(slot.cell()?.value)))
     }
 
     fn row_edge(&self, row: usize) -> Option<Cell> {
-        edge_of(
-            (0..self.columns.len()).map(|column| self.slot(row, column)),
-            self.edge,
-        )
+        edge_of((0..self.columns.len()).map(|column| self.slot(row, column)), self.edge)
     }
 
     fn column_edge(&self, column: usize) -> Option<Cell> {
-        edge_of(
-            (0..self.rows.len()).map(|row| self.slot(row, column)),
-            self.edge,
-        )
+        edge_of((0..self.rows.len()).map(|row| self.slot(row, column)), self.edge)
     }
 
     fn edge_word(&self) -> &'static str {
@@ -141,15 +116,10 @@ impl HeatMap {
     }
 
     fn geometry(&self, canvas: &dyn Canvas, rect: Rect) -> Geometry {
-        let names = self
-            .rows
-            .iter()
-            .map(|row| canvas.text_width(row, Type::Small))
-            .fold(30.0, f32::max)
-            + space::S;
+        let names = self.rows.iter().map(|row| canvas.text_width(row, Type::Small)).fold(30.0, f32::max) + space::S;
         let (rows, columns) = (self.rows.len().max(1), self.columns.len().max(1));
         // From the right: the scale's ticks and bar, then the sums of the rows.
-        let legend = 78.0;
+        let legend = 104.0;
         let sums = 62.0;
         let left = rect.left() + names;
         let width = rect.right() - legend - sums - left;
@@ -159,31 +129,14 @@ impl HeatMap {
         let step_y = (room / rows as f32).clamp(12.0, 34.0);
         let size = vec2(step_x * columns as f32, step_y * rows as f32);
         let grid = Rect::from_min_size(pos2(left, top), size);
-        Geometry {
-            grid,
-            step_x,
-            step_y,
-        }
+        Geometry { grid, step_x, step_y }
     }
 
-    fn draw_slot(
-        &self,
-        canvas: &mut dyn Canvas,
-        rect: Rect,
-        slot: Slot,
-        scale: Option<&Damage>,
-        tokens: &Tokens,
-    ) {
+    fn draw_slot(&self, canvas: &mut dyn Canvas, rect: Rect, slot: Slot, scale: Option<&Damage>, tokens: &Tokens) {
         match (slot, scale) {
             (Slot::Absent, _) => {
                 let kind = Type::Small;
-                canvas.text(
-                    rect.center(),
-                    Align2::CENTER_CENTER,
-                    "–",
-                    kind,
-                    tokens.outline,
-                );
+                canvas.text(rect.center(), Align2::CENTER_CENTER, "–", kind, tokens.outline);
             }
             (Slot::Done(cell), Some(scale)) => {
                 let color = scale.color(tokens, cell.value);
@@ -209,23 +162,13 @@ impl HeatMap {
             canvas.rect(strip.intersect(rect), Damage::at(tokens, unit));
         }
         canvas.frame(rect, Stroke::new(1.0, tokens.hairline));
-        let axis = Scale {
-            min: scale.min,
-            max: scale.max,
-            is_log: scale.is_log,
-        };
+        let axis = Scale { min: scale.min, max: scale.max, is_log: scale.is_log };
         for tick in axis.ticks((rect.height() / 28.0) as usize) {
             let y = rect.bottom() - rect.height() * axis.unit(tick.value) as f32;
             let (from, to) = (pos2(rect.right(), y), pos2(rect.right() + 3.0, y));
             canvas.line(from, to, Stroke::new(1.0, tokens.outline));
             let place = pos2(rect.right() + 6.0, y);
-            canvas.text(
-                place,
-                Align2::LEFT_CENTER,
-                &tick.label,
-                Type::Small,
-                tokens.weak,
-            );
+            canvas.text(place, Align2::LEFT_CENTER, &tick.label, Type::Small, tokens.weak);
         }
         if let Some(floor) = self.noise_floor {
             let unit = axis.unit(floor);
@@ -245,11 +188,7 @@ impl HeatMap {
         let grid = geometry.grid;
         let scale = self.scale();
         // Column names, thinned where they are narrow.
-        let widest = self
-            .columns
-            .iter()
-            .map(|c| canvas.text_width(c, Type::Small))
-            .fold(8.0, f32::max);
+        let widest = self.columns.iter().map(|c| canvas.text_width(c, Type::Small)).fold(8.0, f32::max);
         let stride = ((widest + 4.0) / geometry.step_x).ceil().max(1.0) as usize;
         for (column, name) in self.columns.iter().enumerate().step_by(stride) {
             let x = geometry.cell(0, column).center().x;
@@ -259,26 +198,14 @@ impl HeatMap {
         let sums_x = grid.right() + 56.0;
         let head = pos2(sums_x, grid.top() - 3.0);
         let word = self.edge_word();
-        canvas.text(
-            head,
-            Align2::RIGHT_BOTTOM,
-            word,
-            Type::SmallStrong,
-            tokens.weak,
-        );
+        canvas.text(head, Align2::RIGHT_BOTTOM, word, Type::SmallStrong, tokens.weak);
         for (row, name) in self.rows.iter().enumerate() {
             let line = geometry.cell(row, 0);
             let place = pos2(grid.left() - space::S, line.center().y);
             canvas.text(place, Align2::RIGHT_CENTER, name, Type::Small, tokens.text);
             for column in 0..self.columns.len() {
                 let place = geometry.cell(row, column).shrink(0.5);
-                self.draw_slot(
-                    canvas,
-                    place,
-                    self.slot(row, column),
-                    scale.as_ref(),
-                    tokens,
-                );
+                self.draw_slot(canvas, place, self.slot(row, column), scale.as_ref(), tokens);
             }
             if let Some(edge) = self.row_edge(row) {
                 let (kind, text) = (Type::MonoSmall, compact(edge.value));
@@ -290,9 +217,11 @@ impl HeatMap {
         self.draw_column_edges(canvas, &geometry, tokens);
         if let Some(scale) = &scale {
             let legend = Rect::from_min_max(
-                pos2(rect.right() - 46.0, grid.top()),
-                pos2(rect.right() - 34.0, grid.bottom().max(grid.top() + 110.0)),
+                pos2(sums_x + 52.0, grid.top()),
+                pos2(sums_x + 64.0, grid.bottom().max(grid.top() + 110.0)),
             );
+            let head = pos2(legend.left(), grid.top() - 3.0);
+            canvas.text(head, Align2::LEFT_BOTTOM, &self.unit, Type::Small, tokens.weak);
             self.draw_legend(canvas, legend, scale, tokens);
         }
     }
@@ -302,22 +231,10 @@ impl HeatMap {
         let y = grid.bottom() + 12.0;
         let place = pos2(grid.left() - space::S, y);
         let word = self.edge_word();
-        canvas.text(
-            place,
-            Align2::RIGHT_CENTER,
-            word,
-            Type::SmallStrong,
-            tokens.weak,
-        );
-        let edges: Vec<Option<Cell>> = (0..self.columns.len())
-            .map(|column| self.column_edge(column))
-            .collect();
+        canvas.text(place, Align2::RIGHT_CENTER, word, Type::SmallStrong, tokens.weak);
+        let edges: Vec<Option<Cell>> = (0..self.columns.len()).map(|column| self.column_edge(column)).collect();
         let can_write = geometry.step_x >= 50.0;
-        let tallest = edges
-            .iter()
-            .flatten()
-            .map(|edge| edge.value)
-            .fold(0.0, f64::max);
+        let tallest = edges.iter().flatten().map(|edge| edge.value).fold(0.0, f64::max);
         for (column, edge) in edges.iter().enumerate() {
             let Some(edge) = edge else { continue };
             let x = geometry.cell(0, column).center().x;
@@ -357,20 +274,8 @@ impl Geometry {
             first.min(most)..last.min(most)
         };
         (
-            range(
-                visible.top(),
-                visible.bottom(),
-                self.grid.top(),
-                self.step_y,
-                rows,
-            ),
-            range(
-                visible.left(),
-                visible.right(),
-                self.grid.left(),
-                self.step_x,
-                columns,
-            ),
+            range(visible.top(), visible.bottom(), self.grid.top(), self.step_y, rows),
+            range(visible.left(), visible.right(), self.grid.left(), self.step_x, columns),
         )
     }
 }
@@ -448,19 +353,11 @@ pub fn height_for(rows: usize) -> f32 {
 }
 
 /// Draws the map as wide as there is room; the selected cell gets an outline.
-pub fn heat_map_ui(
-    ui: &mut Ui,
-    map: &HeatMap,
-    height: f32,
-    selected: Option<(usize, usize)>,
-) -> HeatMapOutput {
+pub fn heat_map_ui(ui: &mut Ui, map: &HeatMap, height: f32, selected: Option<(usize, usize)>) -> HeatMapOutput {
     let size = vec2(ui.available_width(), height);
     let (rect, response) = ui.allocate_exact_size(size, Sense::click());
     response.widget_info(|| WidgetInfo::labeled(Role::Figure, true, map.title()));
-    let mut output = HeatMapOutput {
-        response,
-        clicked: None,
-    };
+    let mut output = HeatMapOutput { response, clicked: None };
     if !ui.is_rect_visible(rect) {
         return output;
     }
@@ -478,10 +375,7 @@ pub fn heat_map_ui(
                 continue;
             }
             let place = geometry.cell(row, column);
-            let id = output
-                .response
-                .id
-                .with((&map.rows[row], &map.columns[column]));
+            let id = output.response.id.with((&map.rows[row], &map.columns[column]));
             let cell = ui.interact(place, id, Sense::click());
             cell.widget_info(|| {
                 let is_selected = selected == Some((row, column));
@@ -512,8 +406,7 @@ pub fn heat_map_ui(
 
 fn outline(ui: &Ui, rect: Rect, color: Color32, width: f32) {
     let kind = eframe::egui::StrokeKind::Outside;
-    ui.painter()
-        .rect_stroke(rect.shrink(0.5), 1.0, Stroke::new(width, color), kind);
+    ui.painter().rect_stroke(rect.shrink(0.5), 1.0, Stroke::new(width, color), kind);
 }
 
 impl HeatMap {
@@ -524,25 +417,17 @@ impl HeatMap {
             Slot::Pending => "not measured yet".to_owned(),
             Slot::Absent => "none".to_owned(),
         };
-        format!(
-            "layer {} {} {} {value}",
-            self.columns[column], self.rows[row], self.format
-        )
+        format!("layer {} {} {} {value}", self.columns[column], self.rows[row], self.format)
     }
 
     fn hover(&self, ui: &Ui, bounds: Rect, pointer: Pos2, row: usize, column: usize) {
         let title = format!("layer {} {}", self.columns[column], self.rows[row]);
         let lines = match self.slot(row, column) {
             Slot::Done(cell) => {
-                let mut text = units::significant(cell.value);
-                if let Some(stderr) = cell.stderr {
-                    text = format!("{text} ± {}", units::significant(stderr));
-                }
-                if !self.unit.is_empty() {
-                    text = format!("{text} {}", self.unit);
-                }
+                let figure = number_with_interval(cell.value, cell.stderr.unwrap_or(0.0), "");
+                let text = format!("{} {}", figure.text(), self.unit);
                 let is_noise = self.noise_floor.is_some_and(|floor| cell.value < floor);
-                let mut lines = vec![(self.format.as_str(), text)];
+                let mut lines = vec![(self.format.as_str(), text.trim_end().to_owned())];
                 if is_noise {
                     lines.push(("below", "noise floor".to_owned()));
                 }
@@ -559,20 +444,12 @@ mod tests {
     use super::*;
 
     fn done(value: f64, stderr: f64) -> Slot {
-        Slot::Done(Cell {
-            value,
-            stderr: Some(stderr),
-        })
+        Slot::Done(Cell { value, stderr: Some(stderr) })
     }
 
     #[test]
     fn edges_add_values_and_errors_and_leave_out_what_is_missing() {
-        let slots = [
-            done(0.1, 0.03),
-            Slot::Pending,
-            done(0.2, 0.04),
-            Slot::Absent,
-        ];
+        let slots = [done(0.1, 0.03), Slot::Pending, done(0.2, 0.04), Slot::Absent];
         let sum = edge_of(slots, Edge::Sum).expect("two cells");
         assert!((sum.value - 0.3).abs() < 1e-12);
         assert!((sum.stderr.expect("errors") - 0.05).abs() < 1e-12);
@@ -591,11 +468,7 @@ mod tests {
     #[test]
     fn only_cells_on_screen_are_visited() {
         let grid = Rect::from_min_size(pos2(0.0, 0.0), vec2(100.0, 100.0));
-        let geometry = Geometry {
-            grid,
-            step_x: 10.0,
-            step_y: 10.0,
-        };
+        let geometry = Geometry { grid, step_x: 10.0, step_y: 10.0 };
         let visible = Rect::from_min_max(pos2(-50.0, 25.0), pos2(35.0, 500.0));
         assert_eq!(geometry.seen(visible, 10, 10), (2..10, 0..4));
     }

@@ -31,8 +31,7 @@ impl Bins<'_> {
     pub fn bin_of(&self, value: f64) -> Option<usize> {
         let unit = (value - self.min) / (self.max - self.min);
         let count = self.counts.len();
-        ((0.0..=1.0).contains(&unit) && count > 0)
-            .then(|| ((unit * count as f64) as usize).min(count - 1))
+        ((0.0..=1.0).contains(&unit) && count > 0).then(|| ((unit * count as f64) as usize).min(count - 1))
     }
 }
 
@@ -57,11 +56,7 @@ impl Histogram<'_> {
     /// A candidate's counts are compared as densities: its bins may be wider or narrower.
     fn factor(&self, bins: &Bins<'_>) -> f64 {
         let width = bins.bin_width();
-        if width > 0.0 {
-            self.original.bin_width() / width
-        } else {
-            1.0
-        }
+        if width > 0.0 { self.original.bin_width() / width } else { 1.0 }
     }
 
     fn axes(&self) -> (Axis, Axis) {
@@ -80,14 +75,8 @@ impl Histogram<'_> {
             Scale::linear(0.0, (tallest * 1.06).max(1.0))
         };
         (
-            Axis {
-                scale: Scale::linear(min, max),
-                name: "weight".to_owned(),
-            },
-            Axis {
-                scale: y,
-                name: "weights per bin".to_owned(),
-            },
+            Axis { scale: Scale::linear(min, max), name: "weight".to_owned() },
+            Axis { scale: y, name: "weights per bin".to_owned() },
         )
     }
 
@@ -97,9 +86,7 @@ impl Histogram<'_> {
         let width = bins.bin_width();
         let mut points = Vec::with_capacity(2 * bins.counts.len());
         for (index, &count) in bins.counts.iter().enumerate() {
-            let y = frame
-                .y_of(count as f64 * factor)
-                .clamp(frame.inner.top(), frame.inner.bottom());
+            let y = frame.y_of(count as f64 * factor).clamp(frame.inner.top(), frame.inner.bottom());
             let left = bins.min + width * index as f64;
             points.push(pos2(frame.x_of(left), y));
             points.push(pos2(frame.x_of(left + width), y));
@@ -130,6 +117,7 @@ impl Plot for Histogram<'_> {
 
     fn draw(&self, canvas: &mut dyn Canvas, rect: Rect, tokens: &Tokens) {
         let (x, y) = self.axes();
+        let rect = below_sigmas(rect);
         let frame = Frame::new(canvas, rect, &x, &y);
         frame.draw(canvas, rect, &x, &y, tokens);
         let fill = tokens.tint(tokens.baseline, 0.3);
@@ -143,21 +131,13 @@ impl Plot for Histogram<'_> {
 
     fn table(&self) -> Table {
         let mut table = Table::new(&["series", "from", "to", "count"]);
-        let both = [
-            ("original", Some(self.original)),
-            ("candidate", self.candidate.map(|c| c.0)),
-        ];
+        let both = [("original", Some(self.original)), ("candidate", self.candidate.map(|c| c.0))];
         for (series, bins) in both {
             let Some(bins) = bins else { continue };
             let width = bins.bin_width();
             for (index, count) in bins.counts.iter().enumerate() {
                 let from = bins.min + width * index as f64;
-                table.row([
-                    series.to_owned(),
-                    cell(from),
-                    cell(from + width),
-                    count.to_string(),
-                ]);
+                table.row([series.to_owned(), cell(from), cell(from + width), count.to_string()]);
             }
         }
         table
@@ -178,27 +158,13 @@ impl Histogram<'_> {
             }
             let at = frame.x_of(value);
             let (top, bottom) = (frame.inner.top(), frame.inner.bottom());
-            canvas.dashed(
-                pos2(at, top + 14.0),
-                pos2(at, bottom),
-                Stroke::new(1.0, tokens.outline),
-            );
+            canvas.dashed(pos2(at, top + 14.0), pos2(at, bottom), Stroke::new(1.0, tokens.outline));
             let sign = if times < 0 { "−" } else { "" };
-            let number = if times.abs() == 1 {
-                String::new()
-            } else {
-                times.abs().to_string()
-            };
+            let number = if times.abs() == 1 { String::new() } else { times.abs().to_string() };
             let label = format!("{sign}{number}σ");
             let half = canvas.text_width(&label, Type::Small) / 2.0;
             if at - half > last_label {
-                canvas.text(
-                    pos2(at, top),
-                    Align2::CENTER_TOP,
-                    &label,
-                    Type::Small,
-                    tokens.weak,
-                );
+                canvas.text(pos2(at, top - 3.0), Align2::CENTER_BOTTOM, &label, Type::Small, tokens.weak);
                 last_label = at + half + 3.0;
             }
         }
@@ -209,11 +175,8 @@ impl Histogram<'_> {
         let Some((_, index)) = self.candidate else {
             return;
         };
-        let mut at = frame.inner.right_top() + vec2(-4.0, 18.0);
-        for (word, color) in [
-            ("original", tokens.baseline),
-            ("candidate", tokens.candidate(index)),
-        ] {
+        let mut at = frame.inner.right_top() + vec2(-4.0, 2.0);
+        for (word, color) in [("original", tokens.baseline), ("candidate", tokens.candidate(index))] {
             canvas.text(at, Align2::RIGHT_TOP, word, Type::SmallStrong, color);
             at.y += 15.0;
         }
@@ -223,7 +186,7 @@ impl Histogram<'_> {
         let (x, y) = self.axes();
         let frame = {
             let canvas = super::canvas::PainterCanvas::new(ui.painter());
-            Frame::new(&canvas, response.rect, &x, &y)
+            Frame::new(&canvas, below_sigmas(response.rect), &x, &y)
         };
         if !frame.inner.contains(pointer) {
             return;
@@ -234,10 +197,7 @@ impl Histogram<'_> {
         let mut lines = vec![("weight", super::axis::minus(&units::significant(value)))];
         if self.sigma > 0.0 {
             let times = (value - self.mean) / self.sigma;
-            lines.push((
-                "from mean",
-                format!("{} σ", super::axis::minus(&format!("{times:.1}"))),
-            ));
+            lines.push(("from mean", format!("{} σ", super::axis::minus(&format!("{times:.1}")))));
         }
         lines.push(("original", units::count(count(&self.original))));
         if let Some((bins, _)) = &self.candidate {
@@ -248,6 +208,11 @@ impl Histogram<'_> {
         painter.vline(x, frame.inner.y_range(), Stroke::new(1.0, tokens.accent));
         readout(ui, response.rect, pointer, "", &lines);
     }
+}
+
+/// The room for axes and data: the σ marks stand above it.
+fn below_sigmas(rect: Rect) -> Rect {
+    rect.with_min_y(rect.top() + 12.0)
 }
 
 /// Draws the histogram at `height` as wide as there is room, with the numbers under the pointer.
@@ -281,11 +246,7 @@ pub fn small_outline(bins: &Bins<'_>, min: f64, max: f64, is_log: bool) -> Vec<f
     }
     sums.into_iter()
         .map(|sum| {
-            let height = if is_log {
-                (1.0 + sum).ln() / (1.0 + tallest).ln()
-            } else {
-                sum / tallest
-            };
+            let height = if is_log { (1.0 + sum).ln() / (1.0 + tallest).ln() } else { sum / tallest };
             height as f32
         })
         .collect()
@@ -300,21 +261,10 @@ pub fn peak_text(bins: &Bins<'_>) -> String {
 mod tests {
     use super::*;
 
-    const BINS: Bins<'_> = Bins {
-        min: -1.0,
-        max: 1.0,
-        counts: &[1, 4, 10, 3],
-    };
+    const BINS: Bins<'_> = Bins { min: -1.0, max: 1.0, counts: &[1, 4, 10, 3] };
 
     fn histogram() -> Histogram<'static> {
-        Histogram {
-            name: "w",
-            original: BINS,
-            candidate: None,
-            mean: 0.0,
-            sigma: 0.3,
-            is_log: false,
-        }
+        Histogram { name: "w", original: BINS, candidate: None, mean: 0.0, sigma: 0.3, is_log: false }
     }
 
     #[test]
@@ -323,15 +273,7 @@ mod tests {
         assert_eq!(BINS.bin_of(1.0), Some(3));
         assert_eq!(BINS.bin_of(1.01), None);
         assert_eq!(BINS.bin_of(f64::NAN), None);
-        assert_eq!(
-            Bins {
-                min: 0.0,
-                max: 0.0,
-                counts: &[]
-            }
-            .bin_of(0.0),
-            None
-        );
+        assert_eq!(Bins { min: 0.0, max: 0.0, counts: &[] }.bin_of(0.0), None);
     }
 
     #[test]
@@ -344,11 +286,7 @@ mod tests {
 
     #[test]
     fn bins_of_another_width_are_compared_as_densities() {
-        let wide = Bins {
-            min: -2.0,
-            max: 2.0,
-            counts: &[1, 4, 10, 3],
-        };
+        let wide = Bins { min: -2.0, max: 2.0, counts: &[1, 4, 10, 3] };
         assert_eq!(histogram().factor(&wide), 0.5);
     }
 
@@ -359,15 +297,7 @@ mod tests {
             assert_eq!(outline.len(), SMALL_BINS);
             assert_eq!(outline.iter().copied().fold(0.0, f32::max), 1.0);
         }
-        let nothing = Bins {
-            min: 0.0,
-            max: 1.0,
-            counts: &[],
-        };
-        assert!(
-            small_outline(&nothing, 0.0, 1.0, true)
-                .iter()
-                .all(|height| *height == 0.0)
-        );
+        let nothing = Bins { min: 0.0, max: 1.0, counts: &[] };
+        assert!(small_outline(&nothing, 0.0, 1.0, true).iter().all(|height| *height == 0.0));
     }
 }

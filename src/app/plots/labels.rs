@@ -14,13 +14,12 @@ pub struct Wanted {
 }
 
 /// Finds a place for each label, in order of importance: beside, above or below its point, the first
-/// that touches neither an earlier label nor a point nor the edge of `bounds`. A label for which
+/// that touches neither an earlier label, a point, one of the `obstacles` nor the edge of `bounds`. A
+/// label for which
 /// there is no place is left out (`None`); its numbers are still told under the pointer.
-pub fn place(wanted: &[Wanted], bounds: Rect) -> Vec<Option<Rect>> {
-    let marks: Vec<Rect> = wanted
-        .iter()
-        .map(|label| Rect::from_center_size(label.point, Vec2::splat(2.0 * label.radius + 2.0)))
-        .collect();
+pub fn place(wanted: &[Wanted], obstacles: &[Rect], bounds: Rect) -> Vec<Option<Rect>> {
+    let marks: Vec<Rect> =
+        wanted.iter().map(|label| Rect::from_center_size(label.point, Vec2::splat(2.0 * label.radius + 2.0))).collect();
     let mut taken: Vec<Rect> = Vec::new();
     wanted
         .iter()
@@ -28,11 +27,9 @@ pub fn place(wanted: &[Wanted], bounds: Rect) -> Vec<Option<Rect>> {
         .map(|(index, label)| {
             let found = candidates(label).into_iter().find(|rect| {
                 bounds.contains_rect(*rect)
+                    && !obstacles.iter().any(|other| other.intersects(*rect))
                     && !taken.iter().any(|other| other.intersects(rect.expand(1.0)))
-                    && !marks
-                        .iter()
-                        .enumerate()
-                        .any(|(mark, other)| mark != index && other.intersects(*rect))
+                    && !marks.iter().enumerate().any(|(mark, other)| mark != index && other.intersects(*rect))
             });
             taken.extend(found);
             found
@@ -41,11 +38,7 @@ pub fn place(wanted: &[Wanted], bounds: Rect) -> Vec<Option<Rect>> {
 }
 
 fn candidates(label: &Wanted) -> [Rect; 10] {
-    let Wanted {
-        point,
-        radius,
-        size,
-    } = *label;
+    let Wanted { point, radius, size } = *label;
     let gap = radius + 4.0;
     let half = size / 2.0;
     let centers = [
@@ -69,17 +62,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn wanted(x: f32, y: f32, width: f32) -> Wanted {
-        Wanted {
-            point: pos2(x, y),
-            radius: 4.0,
-            size: vec2(width, 12.0),
-        }
+        Wanted { point: pos2(x, y), radius: 4.0, size: vec2(width, 12.0) }
     }
 
     #[test]
     fn a_lone_label_stands_at_the_right_and_turns_at_the_edge() {
         let bounds = Rect::from_min_size(Pos2::ZERO, vec2(200.0, 100.0));
-        let at = |x| place(&[wanted(x, 50.0, 40.0)], bounds)[0].expect("room");
+        let at = |x| place(&[wanted(x, 50.0, 40.0)], &[], bounds)[0].expect("room");
         assert!(at(50.0).left() > 50.0);
         assert!(at(190.0).right() < 190.0);
     }
@@ -92,7 +81,7 @@ mod tests {
             let bounds = Rect::from_min_size(Pos2::ZERO, vec2(300.0, 200.0));
             let wanted: Vec<Wanted> =
                 points.into_iter().map(|(x, y, width)| wanted(x, y, width)).collect();
-            let placed: Vec<Rect> = place(&wanted, bounds).into_iter().flatten().collect();
+            let placed: Vec<Rect> = place(&wanted, &[], bounds).into_iter().flatten().collect();
             for (index, one) in placed.iter().enumerate() {
                 prop_assert!(bounds.contains_rect(*one));
                 for other in &placed[index + 1..] {

@@ -1,9 +1,7 @@
 //! Small multiples: the histograms of all layers per role, one filled outline each, the selected one
 //! in the accent. A click selects.
 
-use eframe::egui::{
-    Align2, Id, Pos2, Rect, Response, Role, Sense, Stroke, Ui, WidgetInfo, pos2, vec2,
-};
+use eframe::egui::{Align2, Id, Pos2, Rect, Response, Role, Sense, Stroke, Ui, WidgetInfo, pos2, vec2};
 
 use super::Plot;
 use super::canvas::{Canvas, PainterCanvas};
@@ -47,32 +45,19 @@ impl Ridges {
     }
 
     fn left(&self, canvas: &dyn Canvas) -> f32 {
-        self.rows
-            .iter()
-            .map(|row| canvas.text_width(row, Type::Small))
-            .fold(24.0, f32::max)
-            + space::S
+        self.rows.iter().map(|row| canvas.text_width(row, Type::Small)).fold(24.0, f32::max) + space::S
     }
 
     fn cell_rect(&self, rect: Rect, left: f32, row: usize, column: usize) -> Rect {
         let width = (rect.width() - left) / self.columns.len().max(1) as f32;
         Rect::from_min_size(
-            pos2(
-                rect.left() + left + width * column as f32,
-                rect.top() + HEAD_HEIGHT + ROW_HEIGHT * row as f32,
-            ),
+            pos2(rect.left() + left + width * column as f32, rect.top() + HEAD_HEIGHT + ROW_HEIGHT * row as f32),
             vec2(width, ROW_HEIGHT),
         )
     }
 
-    fn draw_cell(
-        canvas: &mut dyn Canvas,
-        rect: Rect,
-        ridge: Option<&Ridge>,
-        is_selected: bool,
-        tokens: &Tokens,
-    ) {
-        let inner = rect.shrink2(vec2(4.0, 3.0));
+    fn draw_cell(canvas: &mut dyn Canvas, rect: Rect, ridge: Option<&Ridge>, is_selected: bool, tokens: &Tokens) {
+        let mut inner = rect.shrink2(vec2(4.0, 3.0));
         if is_selected {
             canvas.rect(rect.shrink(1.0), tokens.selection);
         }
@@ -80,25 +65,18 @@ impl Ridges {
         let line = Stroke::new(1.0, tokens.hairline);
         canvas.line(pos2(inner.left(), base), pos2(inner.right(), base), line);
         let Some(ridge) = ridge else {
-            canvas.text(
-                inner.center(),
-                Align2::CENTER_CENTER,
-                "–",
-                Type::Small,
-                tokens.weak,
-            );
+            canvas.text(inner.center(), Align2::CENTER_CENTER, "–", Type::Small, tokens.weak);
             return;
         };
-        let color = if is_selected {
-            tokens.accent
-        } else {
-            tokens.baseline
-        };
-        let ground = if is_selected {
-            tokens.selection
-        } else {
-            tokens.panel
-        };
+        // The note has room of its own, or none is written.
+        if !ridge.note.is_empty() && inner.width() > 130.0 {
+            let kind = Type::MonoSmall;
+            let at = inner.right_bottom() - vec2(0.0, 3.0);
+            let note = canvas.text(at, Align2::RIGHT_BOTTOM, &ridge.note, kind, tokens.weak);
+            inner.max.x = note.left() - space::XS;
+        }
+        let color = if is_selected { tokens.accent } else { tokens.baseline };
+        let ground = if is_selected { tokens.selection } else { tokens.panel };
         let count = ridge.heights.len().max(2) - 1;
         let points: Vec<Pos2> = ridge
             .heights
@@ -111,40 +89,18 @@ impl Ridges {
             .collect();
         canvas.area(&points, base, ground.lerp_to_gamma(color, 0.32));
         canvas.path(points, Stroke::new(1.0, color));
-        if !ridge.note.is_empty() && inner.width() > 84.0 {
-            let kind = Type::MonoSmall;
-            canvas.text(
-                inner.right_top(),
-                Align2::RIGHT_TOP,
-                &ridge.note,
-                kind,
-                tokens.weak,
-            );
-        }
         if ridge.is_odd {
             let center = inner.left_top() + vec2(4.0, 5.0);
             canvas.disc(center, 3.0, tokens.undecided, Stroke::NONE);
         }
     }
 
-    fn draw_all(
-        &self,
-        canvas: &mut dyn Canvas,
-        rect: Rect,
-        selected: Option<usize>,
-        tokens: &Tokens,
-    ) {
+    fn draw_all(&self, canvas: &mut dyn Canvas, rect: Rect, selected: Option<usize>, tokens: &Tokens) {
         let left = self.left(canvas);
         let columns = self.columns.len();
         for (column, name) in self.columns.iter().enumerate() {
             let at = self.cell_rect(rect, left, 0, column).left_top() + vec2(4.0, -6.0);
-            canvas.text(
-                at,
-                Align2::LEFT_BOTTOM,
-                name,
-                Type::SmallStrong,
-                tokens.weak,
-            );
+            canvas.text(at, Align2::LEFT_BOTTOM, name, Type::SmallStrong, tokens.weak);
         }
         let visible = canvas.visible();
         for (row, name) in self.rows.iter().enumerate() {
@@ -162,13 +118,7 @@ impl Ridges {
             }
         }
         let below = pos2(rect.right(), rect.top() + self.height() - 2.0);
-        canvas.text(
-            below,
-            Align2::RIGHT_BOTTOM,
-            &self.axis,
-            Type::Small,
-            tokens.weak,
-        );
+        canvas.text(below, Align2::RIGHT_BOTTOM, &self.axis, Type::Small, tokens.weak);
     }
 }
 
@@ -214,7 +164,7 @@ pub fn ridges_ui(ui: &mut Ui, ridges: &Ridges, selected: Option<usize>) -> Optio
         if !ui.is_rect_visible(place) {
             continue;
         }
-        let id = ui.id().with(("ridge", &ridge.tensor_name));
+        let id = response.id.with(&ridge.tensor_name);
         if cell_response(ui, place, id, ridge, selected == Some(index)).clicked() {
             clicked = Some(index);
         }
@@ -229,14 +179,9 @@ fn cell_response(ui: &Ui, rect: Rect, id: Id, ridge: &Ridge, is_selected: bool) 
         WidgetInfo::selected(Role::Button, true, is_selected, name)
     });
     if response.hovered() || response.has_focus() {
-        let color = if response.has_focus() {
-            ui.tokens().accent
-        } else {
-            ui.tokens().outline
-        };
+        let color = if response.has_focus() { ui.tokens().accent } else { ui.tokens().outline };
         let kind = eframe::egui::StrokeKind::Inside;
-        ui.painter()
-            .rect_stroke(rect.shrink(1.0), 2.0, Stroke::new(1.0, color), kind);
+        ui.painter().rect_stroke(rect.shrink(1.0), 2.0, Stroke::new(1.0, color), kind);
     }
     response.on_hover_text_at_pointer(&ridge.tensor_name)
 }

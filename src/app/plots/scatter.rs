@@ -38,19 +38,18 @@ pub struct Scatter {
     pub metric: String,
 }
 
-/// Indices of the points that no other beats: none is as small and as accurate and better in one.
+/// Indices of the measured points that no other beats: none is as small and as accurate and better in one.
 /// By growing size.
 pub fn pareto(points: &[ScatterPoint]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..points.len())
         .filter(|&index| {
-            points[index].size_mib.is_finite() && points[index].accuracy_percent.is_finite()
+            let point = &points[index];
+            !point.is_predicted && point.size_mib.is_finite() && point.accuracy_percent.is_finite()
         })
         .collect();
     order.sort_by(|&one, &other| {
         let (one, other) = (&points[one], &points[other]);
-        one.size_mib
-            .total_cmp(&other.size_mib)
-            .then(other.accuracy_percent.total_cmp(&one.accuracy_percent))
+        one.size_mib.total_cmp(&other.size_mib).then(other.accuracy_percent.total_cmp(&one.accuracy_percent))
     });
     let mut most = f64::NEG_INFINITY;
     order.retain(|&index| {
@@ -73,42 +72,21 @@ impl Scatter {
             }),
             0.12,
         );
-        let metric = if self.metric.is_empty() {
-            "accuracy, %".to_owned()
-        } else {
-            self.metric.clone()
-        };
-        (
-            Axis {
-                scale: x,
-                name: "size, MiB".to_owned(),
-            },
-            Axis {
-                scale: y,
-                name: metric,
-            },
-        )
+        let metric = if self.metric.is_empty() { "accuracy, %".to_owned() } else { self.metric.clone() };
+        (Axis { scale: x, name: "size, MiB".to_owned() }, Axis { scale: y, name: metric })
     }
 
     /// Area of the mark grows with speed; the fastest has radius 11.
     fn radius(&self, point: &ScatterPoint) -> f32 {
-        let fastest = self
-            .points
-            .iter()
-            .filter_map(|p| p.tokens_per_second)
-            .fold(0.0, f64::max);
+        let fastest = self.points.iter().filter_map(|p| p.tokens_per_second).fold(0.0, f64::max);
         match point.tokens_per_second {
-            Some(speed) if fastest > 0.0 => {
-                (11.0 * (speed / fastest).max(0.0).sqrt() as f32).max(4.0)
-            }
+            Some(speed) if fastest > 0.0 => (11.0 * (speed / fastest).max(0.0).sqrt() as f32).max(4.0),
             _ => 5.0,
         }
     }
 
     fn color(point: &ScatterPoint, tokens: &Tokens) -> Color32 {
-        point
-            .candidate
-            .map_or(tokens.baseline, |index| tokens.candidate(index))
+        point.candidate.map_or(tokens.baseline, |index| tokens.candidate(index))
     }
 
     fn place(frame: &Frame, point: &ScatterPoint) -> Pos2 {
@@ -123,10 +101,6 @@ impl Scatter {
             // What is not reached yet stays at the accuracy of the smaller one.
             steps.extend(steps.last().map(|last| pos2(at.x, last.y)));
             steps.push(at);
-        }
-        if let (Some(first), Some(last)) = (steps.first().copied(), steps.last().copied()) {
-            steps.insert(0, pos2(first.x, frame.inner.bottom()));
-            steps.push(pos2(frame.inner.right(), last.y));
         }
         canvas.path(steps, Stroke::new(1.0, tokens.outline));
     }
@@ -150,6 +124,7 @@ impl Plot for Scatter {
         frame.draw(canvas, rect, &x, &y, tokens);
         self.draw_front(canvas, &frame, tokens);
         let mut wanted = Vec::with_capacity(self.points.len());
+        let mut whiskers = Vec::new();
         for point in &self.points {
             let (at, color) = (Self::place(&frame, point), Self::color(point, tokens));
             if let Some(half) = point.half_width {
@@ -157,28 +132,22 @@ impl Plot for Scatter {
                 let low = frame.at(point.size_mib, point.accuracy_percent - half);
                 let high = frame.at(point.size_mib, point.accuracy_percent + half);
                 canvas.line(low, high, stroke);
+                whiskers.push(Rect::from_two_pos(low, high).expand2(vec2(4.0, 2.0)));
                 for end in [low, high] {
                     canvas.line(end - vec2(4.0, 0.0), end + vec2(4.0, 0.0), stroke);
                 }
             }
             let radius = self.radius(point);
-            let fill = if point.is_predicted {
-                tokens.panel
-            } else {
-                tokens.tint(color, 0.8)
-            };
+            let fill = if point.is_predicted { tokens.panel } else { tokens.tint(color, 0.8) };
             canvas.disc(at, radius, fill, Stroke::new(1.5, color));
             let width = canvas.text_width(&Self::label(point), Type::Small) + 4.0;
-            wanted.push(Wanted {
-                point: at,
-                radius,
-                size: vec2(width, 14.0),
-            });
+            wanted.push(Wanted { point: at, radius, size: vec2(width, 14.0) });
         }
         let bounds = frame.inner.expand2(vec2(8.0, 4.0));
-        for (place, point) in labels::place(&wanted, bounds).into_iter().zip(&self.points) {
+        for (place, point) in labels::place(&wanted, &whiskers, bounds).into_iter().zip(&self.points) {
             let Some(place) = place else { continue };
             let align = Align2::LEFT_CENTER;
+            canvas.rect(place.shrink2(vec2(0.0, 1.0)), tokens.panel);
             let name = pos2(place.left() + 1.0, place.center().y);
             let drawn = canvas.text(name, align, &point.name, Type::SmallStrong, tokens.text);
             if let Some(speed) = point.tokens_per_second {
@@ -222,20 +191,14 @@ pub fn scatter_ui(ui: &mut Ui, scatter: &Scatter, height: f32) -> (Response, Opt
         let (x, y) = scatter.axes();
         let canvas = PainterCanvas::new(ui.painter());
         let frame = Frame::new(&canvas, response.rect, &x, &y);
-        let places = scatter
-            .points
-            .iter()
-            .map(|point| Scatter::place(&frame, point));
+        let places = scatter.points.iter().map(|point| Scatter::place(&frame, point));
         if let Some(index) = super::nearest(pointer, places, 24.0) {
             let point = &scatter.points[index];
             let mut accuracy = format!("{:.1} %", point.accuracy_percent);
             if let Some(half) = point.half_width {
                 accuracy = format!("{:.1} ± {half:.1} %", point.accuracy_percent);
             }
-            let mut lines = vec![
-                ("size", format!("{:.2} MiB", point.size_mib)),
-                ("accuracy", accuracy),
-            ];
+            let mut lines = vec![("size", format!("{:.2} MiB", point.size_mib)), ("accuracy", accuracy)];
             if let Some(speed) = point.tokens_per_second {
                 lines.push(("decode", format!("{speed:.0} tok/s")));
             }
@@ -270,12 +233,7 @@ mod tests {
 
     #[test]
     fn the_front_keeps_what_nothing_beats() {
-        let points = [
-            point(8.0, 90.0),
-            point(3.0, 88.0),
-            point(4.0, 85.0),
-            point(2.0, 60.0),
-        ];
+        let points = [point(8.0, 90.0), point(3.0, 88.0), point(4.0, 85.0), point(2.0, 60.0)];
         assert_eq!(pareto(&points), [3, 1, 0]);
         assert_eq!(pareto(&[point(1.0, f64::NAN)]), [] as [usize; 0]);
     }

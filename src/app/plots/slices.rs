@@ -49,11 +49,8 @@ const HEAD: f32 = 34.0;
 impl Slices {
     /// Puts the largest loss first; equal losses stay in the order of their names.
     pub fn sort(&mut self) {
-        self.rows.sort_by(|one, other| {
-            one.difference
-                .total_cmp(&other.difference)
-                .then_with(|| one.name.cmp(&other.name))
-        });
+        self.rows
+            .sort_by(|one, other| one.difference.total_cmp(&other.difference).then_with(|| one.name.cmp(&other.name)));
     }
 
     /// Height of all rows in points.
@@ -72,26 +69,22 @@ impl Slices {
         let has_verdicts = self.rows.iter().any(|row| row.verdict.is_some());
         let right = rect.right() - if has_verdicts { 84.0 } else { 0.0 };
         let figures = 108.0;
-        let plots = right - figures - left - space::XL;
+        let gap = 44.0;
+        let plots = right - figures - left - gap;
         let first = plots * 0.5;
         Columns {
             names: rect.left()..=rect.left() + names,
             items: left - space::M,
             dots: left + 6.0..=left + first - 6.0,
-            difference: left + first + space::XL..=left + plots + space::XL - 4.0,
+            difference: left + first + gap..=left + plots + gap - 4.0,
             figures: right,
             verdict: right + space::M,
         }
     }
 
     fn reach(&self) -> Scale {
-        let ends = self
-            .rows
-            .iter()
-            .flat_map(|row| [row.low, row.high, row.difference]);
-        let most = ends
-            .filter(|end| end.is_finite())
-            .fold(1.0, |most: f64, end| most.max(end.abs()));
+        let ends = self.rows.iter().flat_map(|row| [row.low, row.high, row.difference]);
+        let most = ends.filter(|end| end.is_finite()).fold(1.0, |most: f64, end| most.max(end.abs()));
         Scale::linear(-most * 1.05, most * 1.05)
     }
 
@@ -103,26 +96,13 @@ impl Slices {
         let top = rect.top() + HEAD - 2.0;
         let weak = tokens.weak;
         let mut head = |x: f32, align: Align2, text: &str| {
-            canvas.text(
-                pos2(x, rect.top() + 1.0),
-                align,
-                text,
-                Type::SmallStrong,
-                weak,
-            );
+            canvas.text(pos2(x, rect.top() + 1.0), align, text, Type::SmallStrong, weak);
         };
         head(rect.left(), Align2::LEFT_TOP, "slice");
         head(columns.items, Align2::RIGHT_TOP, "items");
         head(*columns.dots.start(), Align2::LEFT_TOP, "accuracy, %");
-        head(
-            *columns.difference.start(),
-            Align2::LEFT_TOP,
-            "difference, points",
-        );
-        for (scale, range) in [
-            (&accuracy, &columns.dots),
-            (&difference, &columns.difference),
-        ] {
+        head(*columns.difference.start(), Align2::LEFT_TOP, "difference, points");
+        for (scale, range) in [(&accuracy, &columns.dots), (&difference, &columns.difference)] {
             let width = range.end() - range.start();
             for tick in scale.ticks((width / 56.0) as usize) {
                 let x = range.start() + width * scale.unit(tick.value) as f32;
@@ -152,43 +132,21 @@ impl Slices {
         tokens: &Tokens,
     ) {
         let color = tokens.candidate(self.candidate);
-        let name = shorten(
-            canvas,
-            &row.name,
-            columns.names.end() - columns.names.start(),
-        );
+        let name = shorten(canvas, &row.name, columns.names.end() - columns.names.start());
         let at = pos2(*columns.names.start(), y);
         canvas.text(at, Align2::LEFT_CENTER, &name, Type::Body, tokens.text);
         let items = row.items.to_string();
         let at = pos2(columns.items, y);
-        canvas.text(
-            at,
-            Align2::RIGHT_CENTER,
-            &items,
-            Type::MonoSmall,
-            tokens.weak,
-        );
+        canvas.text(at, Align2::RIGHT_CENTER, &items, Type::MonoSmall, tokens.weak);
 
         let place = |scale: &Scale, range: &std::ops::RangeInclusive<f32>, value: f64| {
             range.start() + (range.end() - range.start()) * scale.unit(value).clamp(0.0, 1.0) as f32
         };
-        let (from, to) = (
-            place(accuracy, &columns.dots, row.baseline),
-            place(accuracy, &columns.dots, row.candidate),
-        );
-        canvas.line(
-            pos2(from, y),
-            pos2(to, y),
-            Stroke::new(2.0, tokens.tint(color, 0.5)),
-        );
+        let (from, to) = (place(accuracy, &columns.dots, row.baseline), place(accuracy, &columns.dots, row.candidate));
+        canvas.line(pos2(from, y), pos2(to, y), Stroke::new(2.0, tokens.tint(color, 0.5)));
         // The baseline is a ring, so that both can be seen where they coincide.
         canvas.disc(pos2(to, y), 4.0, color, Stroke::NONE);
-        canvas.disc(
-            pos2(from, y),
-            5.5,
-            Color32::TRANSPARENT,
-            Stroke::new(1.5, tokens.baseline),
-        );
+        canvas.disc(pos2(from, y), 5.5, Color32::TRANSPARENT, Stroke::new(1.5, tokens.baseline));
 
         let at = |value: f64| place(difference, &columns.difference, value);
         let (zero, end) = (at(0.0), at(row.difference));
@@ -205,13 +163,7 @@ impl Slices {
         let half = (row.high - row.low) / 2.0;
         let figure = format!("{} ± {half:.1}", signed(row.difference));
         let at = pos2(columns.figures, y);
-        canvas.text(
-            at,
-            Align2::RIGHT_CENTER,
-            &figure,
-            Type::MonoSmall,
-            tokens.text,
-        );
+        canvas.text(at, Align2::RIGHT_CENTER, &figure, Type::MonoSmall, tokens.text);
         if let Some(verdict) = row.verdict {
             let at = pos2(columns.verdict, y);
             let color = verdict.color(tokens);
@@ -296,9 +248,7 @@ impl Plot for Slices {
                 cell(row.difference),
                 cell(row.low),
                 cell(row.high),
-                row.verdict
-                    .map(|verdict| verdict.word().to_owned())
-                    .unwrap_or_default(),
+                row.verdict.map(|verdict| verdict.word().to_owned()).unwrap_or_default(),
             ]);
         }
         table
@@ -346,10 +296,7 @@ pub fn slices_ui(ui: &mut Ui, slices: &Slices) -> Option<usize> {
             ("original", format!("{:.1} %", row.baseline)),
             (slices.name.as_str(), format!("{:.1} %", row.candidate)),
             ("difference", format!("{} points", signed(row.difference))),
-            (
-                "interval",
-                format!("{} to {}", signed(row.low), signed(row.high)),
-            ),
+            ("interval", format!("{} to {}", signed(row.low), signed(row.high))),
             ("items", row.items.to_string()),
         ];
         readout(ui, rect, pointer, &row.name, &lines);
@@ -376,17 +323,8 @@ mod tests {
 
     #[test]
     fn the_largest_loss_comes_first() {
-        let rows = vec![
-            row("b", 0.5),
-            row("a", -3.0),
-            row("d", -3.0),
-            row("c", -7.0),
-        ];
-        let mut slices = Slices {
-            name: "q4".to_owned(),
-            candidate: 0,
-            rows,
-        };
+        let rows = vec![row("b", 0.5), row("a", -3.0), row("d", -3.0), row("c", -7.0)];
+        let mut slices = Slices { name: "q4".to_owned(), candidate: 0, rows };
         slices.sort();
         let names: Vec<&str> = slices.rows.iter().map(|row| row.name.as_str()).collect();
         assert_eq!(names, ["c", "a", "d", "b"]);

@@ -33,9 +33,7 @@ pub struct StackedBar {
 impl StackedBar {
     /// Sum of its parts.
     pub fn bytes(&self) -> u64 {
-        self.segments
-            .iter()
-            .fold(0, |sum, segment| sum.saturating_add(segment.bytes))
+        self.segments.iter().fold(0, |sum, segment| sum.saturating_add(segment.bytes))
     }
 }
 
@@ -59,24 +57,14 @@ impl Stacked {
     }
 
     fn geometry(&self, canvas: &dyn Canvas, rect: Rect) -> (f32, f32) {
-        let names = self
-            .bars
-            .iter()
-            .map(|bar| canvas.text_width(&bar.name, Type::Body))
-            .fold(0.0, f32::max);
+        let names = self.bars.iter().map(|bar| canvas.text_width(&bar.name, Type::Body)).fold(0.0, f32::max);
         let left = if names > 0.0 { names + space::M } else { 0.0 };
         (rect.left() + left, rect.right() - 76.0)
     }
 
     /// Every segment with its rectangle.
     fn places(&self, left: f32, right: f32, top: f32) -> Vec<(usize, usize, Rect)> {
-        let largest = self
-            .bars
-            .iter()
-            .map(StackedBar::bytes)
-            .max()
-            .unwrap_or(0)
-            .max(1) as f64;
+        let largest = self.bars.iter().map(StackedBar::bytes).max().unwrap_or(0).max(1) as f64;
         let mut places = Vec::new();
         for (row, bar) in self.bars.iter().enumerate() {
             let y = top + (BAR + GAP) * row as f32;
@@ -107,13 +95,7 @@ impl Stacked {
             let mark = Rect::from_center_size(pos2(x + 5.0, at.y), vec2(9.0, 9.0));
             canvas.rect(mark, tokens.part(segment.part));
             let place = pos2(x + 14.0, at.y);
-            canvas.text(
-                place,
-                Align2::LEFT_CENTER,
-                &segment.label,
-                Type::Small,
-                tokens.text,
-            );
+            canvas.text(place, Align2::LEFT_CENTER, &segment.label, Type::Small, tokens.text);
             x += 14.0 + width + space::M;
         }
     }
@@ -144,13 +126,7 @@ impl Plot for Stacked {
             if canvas.text_width(&segment.label, Type::Small) + 10.0 < place.width() {
                 let ink = tokens.text_on(color);
                 let kind = Type::Small;
-                canvas.text(
-                    place.center(),
-                    Align2::CENTER_CENTER,
-                    &segment.label,
-                    kind,
-                    ink,
-                );
+                canvas.text(place.center(), Align2::CENTER_CENTER, &segment.label, kind, ink);
             }
             ends[row] = place.right();
         }
@@ -187,10 +163,7 @@ pub fn stacked_ui(ui: &mut Ui, stacked: &Stacked) -> Response {
             let bar = &stacked.bars[row];
             let segment = &bar.segments[index];
             let share = segment.bytes as f64 / bar.bytes().max(1) as f64;
-            let lines = [
-                ("size", units::bytes(segment.bytes)),
-                ("share", units::percent(share)),
-            ];
+            let lines = [("size", units::bytes(segment.bytes)), ("share", units::percent(share))];
             readout(ui, response.rect, pointer, &segment.label, &lines);
         }
     }
@@ -203,22 +176,12 @@ mod tests {
 
     #[test]
     fn bars_share_one_axis_and_their_parts_touch() {
-        let segment = |bytes| Segment {
-            label: "q".to_owned(),
-            bytes,
-            part: 0,
-        };
+        let segment = |bytes| Segment { label: "q".to_owned(), bytes, part: 0 };
         let stacked = Stacked {
             title: "Size".to_owned(),
             bars: vec![
-                StackedBar {
-                    name: "a".to_owned(),
-                    segments: vec![segment(60), segment(40)],
-                },
-                StackedBar {
-                    name: "b".to_owned(),
-                    segments: vec![segment(50)],
-                },
+                StackedBar { name: "a".to_owned(), segments: vec![segment(60), segment(40)] },
+                StackedBar { name: "b".to_owned(), segments: vec![segment(50)] },
             ],
         };
         let places = stacked.places(0.0, 200.0, 0.0);
@@ -227,10 +190,7 @@ mod tests {
         assert_eq!(places[2].2.right(), 100.0);
         let empty = Stacked {
             title: String::new(),
-            bars: vec![StackedBar {
-                name: String::new(),
-                segments: vec![segment(0)],
-            }],
+            bars: vec![StackedBar { name: String::new(), segments: vec![segment(0)] }],
         };
         assert!(empty.places(0.0, 100.0, 0.0)[0].2.width() == 0.0);
     }

@@ -16,23 +16,12 @@ const MONO: &str = "jetbrains-mono";
 pub fn definitions() -> FontDefinitions {
     let mut fonts = FontDefinitions::empty();
     let faces: [(&str, &'static [u8]); 3] = [
-        (
-            TEXT,
-            include_bytes!("../../../assets/fonts/Inter-Regular.otf"),
-        ),
-        (
-            TEXT_SEMIBOLD,
-            include_bytes!("../../../assets/fonts/Inter-SemiBold.otf"),
-        ),
-        (
-            MONO,
-            include_bytes!("../../../assets/fonts/JetBrainsMono-Regular.ttf"),
-        ),
+        (TEXT, include_bytes!("../../../assets/fonts/Inter-Regular.otf")),
+        (TEXT_SEMIBOLD, include_bytes!("../../../assets/fonts/Inter-SemiBold.otf")),
+        (MONO, include_bytes!("../../../assets/fonts/JetBrainsMono-Regular.ttf")),
     ];
     for (name, bytes) in faces {
-        fonts
-            .font_data
-            .insert(name.to_owned(), Arc::new(FontData::from_static(bytes)));
+        fonts.font_data.insert(name.to_owned(), Arc::new(FontData::from_static(bytes)));
     }
     let families = [
         (FontFamily::Proportional, [TEXT, MONO]),
@@ -40,9 +29,7 @@ pub fn definitions() -> FontDefinitions {
         (FontFamily::Monospace, [MONO, TEXT]),
     ];
     for (family, faces) in families {
-        fonts
-            .families
-            .insert(family, faces.map(str::to_owned).to_vec());
+        fonts.families.insert(family, faces.map(str::to_owned).to_vec());
     }
     fonts
 }
@@ -55,13 +42,10 @@ pub fn install(ctx: &egui::Context) {
 #[cfg(test)]
 mod tests {
     use super::super::Type;
-    use super::*;
 
     #[test]
     fn every_sign_that_the_window_writes_has_a_glyph() {
-        let ctx = egui::Context::default();
-        super::super::install(&ctx);
-        let _ = ctx.run_ui(egui::RawInput::default(), |ui| {
+        crate::app::testing::frame(&crate::app::testing::context(), 0.0, |ui| {
             let signs = "±×·→←↑↓≤≥≠≈−–—…∞σαβγδλμπΔΣΩ°²³⁻¹‰%▸▾▴◂✓✗■□●○ÄÖÜßéèñçğışŞİ“”‘’§©½";
             for kind in Type::ALL {
                 for sign in signs.chars() {
@@ -74,16 +58,11 @@ mod tests {
 
     #[test]
     fn figures_are_as_wide_as_one_another() {
-        let ctx = egui::Context::default();
-        super::super::install(&ctx);
-        let _ = ctx.run_ui(egui::RawInput::default(), |ui| {
+        crate::app::testing::frame(&crate::app::testing::context(), 0.0, |ui| {
             for kind in [Type::Body, Type::Strong, Type::Mono] {
-                let widths: Vec<f32> = ('0'..='9')
-                    .map(|figure| ui.fonts_mut(|fonts| fonts.glyph_width(&kind.font(), figure)))
-                    .collect();
-                let spread = widths
-                    .iter()
-                    .fold(0.0_f32, |most, w| most.max((w - widths[0]).abs()));
+                let widths: Vec<f32> =
+                    ('0'..='9').map(|figure| ui.fonts_mut(|fonts| fonts.glyph_width(&kind.font(), figure))).collect();
+                let spread = widths.iter().fold(0.0_f32, |most, w| most.max((w - widths[0]).abs()));
                 assert!(spread < 0.05, "{kind:?}: {widths:?}");
             }
         });

@@ -41,9 +41,7 @@ fn table(stops: &[Color32]) -> [Color32; STEPS] {
         let at = step as f32 / (STEPS - 1) as f32 * (stops.len() - 1) as f32;
         let left = (at as usize).min(stops.len() - 2);
         let share = at - left as f32;
-        from_oklab(std::array::from_fn(|axis| {
-            stops[left][axis] + (stops[left + 1][axis] - stops[left][axis]) * share
-        }))
+        from_oklab(std::array::from_fn(|axis| stops[left][axis] + (stops[left + 1][axis] - stops[left][axis]) * share))
     })
 }
 
@@ -67,10 +65,7 @@ impl Damage {
     /// Values that are not finite or not positive are left out; `None` where nothing remains.
     pub fn fit(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let (mut min, mut max) = (f64::INFINITY, 0.0_f64);
-        for value in values
-            .into_iter()
-            .filter(|value| value.is_finite() && *value > 0.0)
-        {
+        for value in values.into_iter().filter(|value| value.is_finite() && *value > 0.0) {
             min = min.min(value);
             max = max.max(value);
         }
@@ -79,11 +74,7 @@ impl Damage {
         }
         // One value, or many equal ones, still get a scale with a width.
         let min = min.max(max * 1e-6).min(max / 4.0);
-        Some(Self {
-            min,
-            max,
-            is_log: true,
-        })
+        Some(Self { min, max, is_log: true })
     }
 
     /// Where `value` lies, in `0..=1`.
@@ -93,21 +84,13 @@ impl Damage {
         } else {
             (value - self.min) / (self.max - self.min)
         };
-        if unit.is_nan() {
-            0.0
-        } else {
-            unit.clamp(0.0, 1.0) as f32
-        }
+        if unit.is_nan() { 0.0 } else { unit.clamp(0.0, 1.0) as f32 }
     }
 
     /// The value at `unit` of the scale.
     pub fn value(&self, unit: f32) -> f64 {
         let unit = f64::from(unit.clamp(0.0, 1.0));
-        if self.is_log {
-            self.min * (self.max / self.min).powf(unit)
-        } else {
-            self.min + (self.max - self.min) * unit
-        }
+        if self.is_log { self.min * (self.max / self.min).powf(unit) } else { self.min + (self.max - self.min) * unit }
     }
 
     /// The colour of `value`.
@@ -149,14 +132,7 @@ impl Difference {
             LIGHT.get_or_init(|| table(&palette::DIFFERENCE_LIGHT))
         };
         let unit = 0.5 + 0.5 * worse_by / self.reach.max(f64::MIN_POSITIVE);
-        look_up(
-            table,
-            if unit.is_nan() {
-                0.5
-            } else {
-                unit.clamp(0.0, 1.0) as f32
-            },
-        )
+        look_up(table, if unit.is_nan() { 0.5 } else { unit.clamp(0.0, 1.0) as f32 })
     }
 }
 
@@ -169,19 +145,10 @@ mod tests {
     fn the_damage_map_is_monotone_in_greyscale_and_quiet_at_zero() {
         for tokens in [Tokens::dark(), Tokens::light()] {
             assert_eq!(Damage::at(tokens, 0.0), tokens.panel);
-            let shades: Vec<f32> = (0..=32)
-                .map(|step| luminance(Damage::at(tokens, step as f32 / 32.0)))
-                .collect();
+            let shades: Vec<f32> = (0..=32).map(|step| luminance(Damage::at(tokens, step as f32 / 32.0))).collect();
             for pair in shades.windows(2) {
                 let rise = pair[1] - pair[0];
-                assert!(
-                    if tokens.is_dark {
-                        rise > 0.0
-                    } else {
-                        rise < 0.0
-                    },
-                    "{shades:?}"
-                );
+                assert!(if tokens.is_dark { rise > 0.0 } else { rise < 0.0 }, "{shades:?}");
             }
         }
     }

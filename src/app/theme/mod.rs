@@ -82,10 +82,7 @@ impl Type {
 
     /// Whether it is drawn in the semibold face.
     pub fn is_strong(self) -> bool {
-        matches!(
-            self,
-            Self::SmallStrong | Self::Strong | Self::Heading | Self::Title
-        )
+        matches!(self, Self::SmallStrong | Self::Strong | Self::Heading | Self::Title)
     }
 
     /// Whether it is drawn in the monospace face.
@@ -201,11 +198,7 @@ impl Tokens {
     /// Text that can be read on `background`, whichever of the two ends contrasts more.
     pub fn text_on(&self, background: Color32) -> Color32 {
         let (light, dark) = (Self::dark().text, Self::light().text);
-        if contrast::ratio(light, background) >= contrast::ratio(dark, background) {
-            light
-        } else {
-            dark
-        }
+        if contrast::ratio(light, background) >= contrast::ratio(dark, background) { light } else { dark }
     }
 
     /// `color` laid thinly over the panel: fills of curves, backgrounds of pills. Opaque, so that
@@ -233,10 +226,7 @@ pub const PRESENTER_SCALE: f32 = 1.5;
 /// Loads the fonts and both styles into `ctx`. Once, before the first frame.
 pub fn install(ctx: &egui::Context) {
     fonts::install(ctx);
-    for (theme, tokens) in [
-        (egui::Theme::Dark, Tokens::dark()),
-        (egui::Theme::Light, Tokens::light()),
-    ] {
+    for (theme, tokens) in [(egui::Theme::Dark, Tokens::dark()), (egui::Theme::Light, Tokens::light())] {
         ctx.set_style_of(theme, style::style(tokens));
     }
 }
@@ -284,10 +274,7 @@ mod tests {
     #[track_caller]
     fn assert_contrast(what: &str, front: Color32, back: Color32, least: f32) {
         let ratio = contrast::ratio(front, back);
-        assert!(
-            ratio >= least,
-            "{what}: {ratio:.2} to 1, needs {least} to 1"
-        );
+        assert!(ratio >= least, "{what}: {ratio:.2} to 1, needs {least} to 1");
     }
 
     #[test]
@@ -304,58 +291,24 @@ mod tests {
                 assert_contrast(&format!("{theme} text on {ground}"), tokens.text, back, 4.5);
                 assert_contrast(&format!("{theme} weak on {ground}"), tokens.weak, back, 4.5);
             }
-            for (word, front) in [
-                ("pass", tokens.pass),
-                ("fail", tokens.fail),
-                ("undecided", tokens.undecided),
-            ] {
-                assert_contrast(
-                    &format!("{theme} {word} on panel"),
-                    front,
-                    tokens.panel,
-                    4.5,
-                );
+            for (word, front) in [("pass", tokens.pass), ("fail", tokens.fail), ("undecided", tokens.undecided)] {
+                assert_contrast(&format!("{theme} {word} on panel"), front, tokens.panel, 4.5);
                 let pill = tokens.tint(front, 0.12);
-                assert_contrast(
-                    &format!("{theme} text on {word} pill"),
-                    tokens.text,
-                    pill,
-                    4.5,
-                );
+                assert_contrast(&format!("{theme} text on {word} pill"), tokens.text, pill, 4.5);
             }
-            assert_contrast(
-                &format!("{theme} button"),
-                tokens.on_accent,
-                tokens.accent,
-                4.5,
-            );
+            assert_contrast(&format!("{theme} button"), tokens.on_accent, tokens.accent, 4.5);
             let hover = tokens.accent_hover;
-            assert_contrast(
-                &format!("{theme} hovered button"),
-                tokens.on_accent,
-                hover,
-                4.5,
-            );
+            assert_contrast(&format!("{theme} hovered button"), tokens.on_accent, hover, 4.5);
         }
     }
 
     #[test]
     fn data_stands_out_from_the_panel() {
         for (theme, tokens) in both() {
-            assert_contrast(
-                &format!("{theme} baseline"),
-                tokens.baseline,
-                tokens.panel,
-                3.0,
-            );
+            assert_contrast(&format!("{theme} baseline"), tokens.baseline, tokens.panel, 3.0);
             assert_contrast(&format!("{theme} accent"), tokens.accent, tokens.panel, 3.0);
             for (index, color) in tokens.candidates.into_iter().enumerate() {
-                assert_contrast(
-                    &format!("{theme} candidate {index}"),
-                    color,
-                    tokens.panel,
-                    3.0,
-                );
+                assert_contrast(&format!("{theme} candidate {index}"), color, tokens.panel, 3.0);
             }
             for (index, color) in tokens.parts.into_iter().enumerate() {
                 let what = format!("{theme} label on part {index}");
@@ -366,15 +319,12 @@ mod tests {
 
     #[test]
     fn presenting_scales_all_and_ends_where_it_began() {
-        let ctx = egui::Context::default();
-        install(&ctx);
-        apply(&ctx, Mode::Dark, true);
-        ctx.begin_pass(egui::RawInput::default());
-        assert_eq!(ctx.zoom_factor(), PRESENTER_SCALE);
-        let _ = ctx.end_pass();
-        apply(&ctx, Mode::Dark, false);
-        ctx.begin_pass(egui::RawInput::default());
-        assert_eq!(ctx.zoom_factor(), 1.0);
-        let _ = ctx.end_pass();
+        let ctx = crate::app::testing::context();
+        for (is_presenting, scale) in [(true, PRESENTER_SCALE), (false, 1.0)] {
+            apply(&ctx, Mode::Dark, is_presenting);
+            crate::app::testing::frame(&ctx, 0.0, |_| ());
+            assert_eq!(ctx.zoom_factor(), scale);
+            assert_eq!(ctx.theme(), egui::Theme::Dark);
+        }
     }
 }

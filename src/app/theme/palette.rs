@@ -27,14 +27,7 @@ pub(super) static DARK: Tokens = Tokens {
     on_accent: hex(0x0E1512),
     selection: hex(0x1E3B3E),
     baseline: hex(0x9FB0C8),
-    candidates: [
-        hex(0x5AA2F0),
-        hex(0xF0A742),
-        hex(0xC77DDB),
-        hex(0x6CC77F),
-        hex(0xE0718F),
-        hex(0x58C4D6),
-    ],
+    candidates: [hex(0x5AA2F0), hex(0xF0A742), hex(0xC77DDB), hex(0x6CC77F), hex(0xE0718F), hex(0x58C4D6)],
     parts: [
         hex(0x7FA3D6),
         hex(0xD9A866),
@@ -68,14 +61,7 @@ pub(super) static LIGHT: Tokens = Tokens {
     on_accent: hex(0xFFFFFF),
     selection: hex(0xD6EEEA),
     baseline: hex(0x5B6B82),
-    candidates: [
-        hex(0x1F6FC4),
-        hex(0xB86A00),
-        hex(0x8E44AD),
-        hex(0x2E8B49),
-        hex(0xC03A60),
-        hex(0x11808F),
-    ],
+    candidates: [hex(0x1F6FC4), hex(0xB86A00), hex(0x8E44AD), hex(0x2E8B49), hex(0xC03A60), hex(0x11808F)],
     parts: [
         hex(0x8FB2DE),
         hex(0xE3BC84),
@@ -92,22 +78,12 @@ pub(super) static LIGHT: Tokens = Tokens {
 };
 
 /// Stops of the damage map on dark, from quiet to loud, each lighter than the one before.
-pub(super) const DAMAGE_DARK: [Color32; 5] = [
-    hex(0x1B1E25),
-    hex(0x582A5C),
-    hex(0xB8344C),
-    hex(0xF08A3C),
-    hex(0xFCEFB4),
-];
+pub(super) const DAMAGE_DARK: [Color32; 5] =
+    [hex(0x1B1E25), hex(0x582A5C), hex(0xB8344C), hex(0xF08A3C), hex(0xFCEFB4)];
 
 /// The same on light, each darker than the one before.
-pub(super) const DAMAGE_LIGHT: [Color32; 5] = [
-    hex(0xFFFFFF),
-    hex(0xFBE3A0),
-    hex(0xEE8E3E),
-    hex(0xB8304C),
-    hex(0x4A1C4E),
-];
+pub(super) const DAMAGE_LIGHT: [Color32; 5] =
+    [hex(0xFFFFFF), hex(0xFBE3A0), hex(0xEE8E3E), hex(0xB8304C), hex(0x4A1C4E)];
 
 /// Better, neutral, worse on dark.
 pub(super) const DIFFERENCE_DARK: [Color32; 3] = [hex(0x4C93E6), hex(0x262A34), hex(0xF5B25A)];

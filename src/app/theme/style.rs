@@ -9,18 +9,9 @@ use super::{Tokens, Type, space};
 
 /// The style of one theme.
 pub(super) fn style(tokens: &Tokens) -> Style {
-    let mut style = Style {
-        visuals: visuals(tokens),
-        animation_time: 0.08,
-        ..Style::default()
-    };
-    style.text_styles = Type::ALL
-        .map(|kind| (kind.style(), kind.font()))
-        .into_iter()
-        .collect();
-    style
-        .text_styles
-        .insert(egui::TextStyle::Button, Type::Body.font());
+    let mut style = Style { visuals: visuals(tokens), animation_time: 0.08, ..Style::default() };
+    style.text_styles = Type::ALL.map(|kind| (kind.style(), kind.font())).into_iter().collect();
+    style.text_styles.insert(egui::TextStyle::Button, Type::Body.font());
 
     let spacing = &mut style.spacing;
     spacing.item_spacing = Vec2::new(space::S, space::XS);
@@ -34,10 +25,7 @@ pub(super) fn style(tokens: &Tokens) -> Style {
     spacing.icon_spacing = 6.0;
     spacing.combo_width = 96.0;
     spacing.tooltip_width = 420.0;
-    spacing.scroll = ScrollStyle {
-        bar_width: 8.0,
-        ..ScrollStyle::floating()
-    };
+    spacing.scroll = ScrollStyle { bar_width: 8.0, ..ScrollStyle::floating() };
 
     style.interaction.tooltip_delay = 0.35;
     style.interaction.selectable_labels = false;
@@ -46,25 +34,14 @@ pub(super) fn style(tokens: &Tokens) -> Style {
 }
 
 fn visuals(tokens: &Tokens) -> Visuals {
-    let base = if tokens.is_dark {
-        Visuals::dark()
-    } else {
-        Visuals::light()
-    };
+    let base = if tokens.is_dark { Visuals::dark() } else { Visuals::light() };
     let radius = CornerRadius::same(space::RADIUS as u8);
     let hairline = Stroke::new(1.0, tokens.hairline);
     Visuals {
         widgets: widgets(tokens, radius),
         selection: Selection {
             bg_fill: tokens.selection,
-            stroke: Stroke::new(
-                1.0,
-                if tokens.is_dark {
-                    tokens.text
-                } else {
-                    tokens.accent
-                },
-            ),
+            stroke: Stroke::new(1.0, if tokens.is_dark { tokens.text } else { tokens.accent }),
         },
         weak_text_color: Some(tokens.weak),
         hyperlink_color: tokens.accent,

@@ -7,6 +7,10 @@ use crate::app::theme::{Type, UiTokens as _, space};
 
 /// The one thing to do here. Filled with the accent.
 pub fn primary_button_ui(ui: &mut Ui, text: &str, is_enabled: bool) -> Response {
+    // A disabled one is a plain button, so that the accent always means "can be done".
+    if !is_enabled {
+        return secondary_button_ui(ui, text, false);
+    }
     let tokens = ui.tokens();
     ui.scope(|ui| {
         let widgets = &mut ui.visuals_mut().widgets;
@@ -20,27 +24,15 @@ pub fn primary_button_ui(ui: &mut Ui, text: &str, is_enabled: bool) -> Response 
             state.bg_stroke = Stroke::new(1.0, fill);
             state.fg_stroke.color = tokens.on_accent;
         }
-        // A disabled button is a plain one, so that the accent always means "can be done".
-        let label = if is_enabled {
-            Type::Strong.text(text)
-        } else {
-            Type::Body.text(text)
-        };
-        if is_enabled {
-            ui.add(Button::new(label.color(tokens.on_accent)).min_size(vec2(0.0, space::ROW)))
-        } else {
-            ui.add_enabled(false, Button::new(label).min_size(vec2(0.0, space::ROW)))
-        }
+        let label = Type::Strong.text(text).color(tokens.on_accent);
+        ui.add(Button::new(label).min_size(vec2(0.0, space::ROW)))
     })
     .inner
 }
 
 /// Another thing to do here.
 pub fn secondary_button_ui(ui: &mut Ui, text: &str, is_enabled: bool) -> Response {
-    ui.add_enabled(
-        is_enabled,
-        Button::new(text).min_size(vec2(0.0, space::ROW)),
-    )
+    ui.add_enabled(is_enabled, Button::new(text).min_size(vec2(0.0, space::ROW)))
 }
 
 /// A thing to do that should not draw the eye: text in the accent, a ground only under the pointer.
@@ -55,11 +47,7 @@ pub fn quiet_button_ui(ui: &mut Ui, text: &str) -> Response {
 
 /// A square button with an icon; `name` is its accessible name and its tooltip.
 pub fn icon_button_ui(ui: &mut Ui, icon: Icon, name: &str, is_enabled: bool) -> Response {
-    let sense = if is_enabled {
-        Sense::click()
-    } else {
-        Sense::hover()
-    };
+    let sense = if is_enabled { Sense::click() } else { Sense::hover() };
     let side = space::ROW_COMPACT;
     let (rect, response) = ui.allocate_exact_size(vec2(side, side), sense);
     response.widget_info(|| WidgetInfo::labeled(Role::Button, is_enabled, name));
@@ -86,7 +74,6 @@ pub(super) fn focus_ring(ui: &Ui, response: &Response) {
     if response.has_focus() {
         let stroke = Stroke::new(1.5, ui.tokens().accent);
         let kind = egui::StrokeKind::Inside;
-        ui.painter()
-            .rect_stroke(response.rect, space::RADIUS, stroke, kind);
+        ui.painter().rect_stroke(response.rect, space::RADIUS, stroke, kind);
     }
 }

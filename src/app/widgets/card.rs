@@ -24,11 +24,7 @@ pub fn section_ui(ui: &mut Ui, title: &str) -> Response {
 }
 
 /// A heading with controls at the right end of its line.
-pub fn section_with_ui<R>(
-    ui: &mut Ui,
-    title: &str,
-    trailing: impl FnOnce(&mut Ui) -> R,
-) -> InnerResponse<R> {
+pub fn section_with_ui<R>(ui: &mut Ui, title: &str, trailing: impl FnOnce(&mut Ui) -> R) -> InnerResponse<R> {
     ui.add_space(space::XS);
     let size = vec2(ui.available_width(), space::ROW);
     let inner = ui.allocate_ui_with_layout(size, Layout::left_to_right(Align::Center), |ui| {

@@ -14,11 +14,7 @@ pub fn empty_ui(ui: &mut Ui, title: &str, sentence: &str, action: Option<&str>) 
     let mut is_chosen = false;
     ui.vertical_centered(|ui| {
         // Where the height is not bounded (in a scroll area), a fixed lead is enough.
-        let lead = if room.is_finite() {
-            (room * 0.5 - 56.0).clamp(space::XL, 240.0)
-        } else {
-            48.0
-        };
+        let lead = if room.is_finite() { (room * 0.5 - 56.0).clamp(space::XL, 240.0) } else { 48.0 };
         ui.add_space(lead);
         ui.allocate_ui_with_layout(vec2(width, 0.0), Layout::top_down(Align::Center), |ui| {
             ui.label(Type::Heading.text(title));

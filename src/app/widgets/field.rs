@@ -12,12 +12,7 @@ pub fn search_field_ui(ui: &mut Ui, name: &str, text: &mut String) -> Response {
         .hint_text(name)
         .desired_width(f32::INFINITY)
         .min_size(vec2(0.0, space::ROW))
-        .margin(Margin {
-            left: 26,
-            right: 24,
-            top: 3,
-            bottom: 3,
-        });
+        .margin(Margin { left: 26, right: 24, top: 3, bottom: 3 });
     let mut response = ui.add(edit).accessible_name(name);
     let middle = response.rect.center().y;
     let icon = pos2(response.rect.left() + 14.0, middle);
@@ -25,19 +20,9 @@ pub fn search_field_ui(ui: &mut Ui, name: &str, text: &mut String) -> Response {
     if !text.is_empty() {
         let center = pos2(response.rect.right() - 13.0, middle);
         let rect = eframe::egui::Rect::from_center_size(center, vec2(18.0, 18.0));
-        let clear = ui.interact(
-            rect,
-            response.id.with("clear"),
-            eframe::egui::Sense::click(),
-        );
-        clear.widget_info(|| {
-            eframe::egui::WidgetInfo::labeled(eframe::egui::Role::Button, true, "Clear the filter")
-        });
-        let color = if clear.hovered() {
-            tokens.text
-        } else {
-            tokens.weak
-        };
+        let clear = ui.interact(rect, response.id.with("clear"), eframe::egui::Sense::click());
+        clear.widget_info(|| eframe::egui::WidgetInfo::labeled(eframe::egui::Role::Button, true, "Clear the filter"));
+        let color = if clear.hovered() { tokens.text } else { tokens.weak };
         icons::paint(ui.painter(), Icon::Close, center, 11.0, color);
         if clear.clicked() {
             text.clear();

@@ -78,13 +78,7 @@ pub fn paint(painter: &Painter, icon: Icon, center: Pos2, side: f32, color: Colo
         }
         Icon::Dash => line(&[(4.0, 8.0), (12.0, 8.0)]),
         Icon::Warning => {
-            line(&[
-                (8.0, 2.5),
-                (14.0, 13.0),
-                (2.0, 13.0),
-                (8.0, 2.5),
-                (8.6, 3.55),
-            ]);
+            line(&[(8.0, 2.5), (14.0, 13.0), (2.0, 13.0), (8.0, 2.5), (8.6, 3.55)]);
             line(&[(8.0, 6.5), (8.0, 9.5)]);
             painter.circle_filled(at(8.0, 11.2), 0.9 * unit, color);
         }

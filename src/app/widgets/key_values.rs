@@ -20,12 +20,7 @@ pub struct KeyValue<'a> {
 impl<'a> KeyValue<'a> {
     /// A line without hint.
     pub fn new(key: &'a str, value: impl Into<String>, unit: &'a str) -> Self {
-        Self {
-            key,
-            value: value.into(),
-            unit,
-            hint: "",
-        }
+        Self { key, value: value.into(), unit, hint: "" }
     }
 
     /// Adds what is told under the pointer.
@@ -43,9 +38,7 @@ pub fn key_values_ui(ui: &mut Ui, lines: &[KeyValue<'_>]) {
         .iter()
         .filter(|line| !line.unit.is_empty())
         .map(|line| {
-            let galley =
-                ui.painter()
-                    .layout_no_wrap(line.unit.to_owned(), Type::Small.font(), tokens.weak);
+            let galley = ui.painter().layout_no_wrap(line.unit.to_owned(), Type::Small.font(), tokens.weak);
             galley.size().x + space::XS
         })
         .fold(0.0, f32::max);
@@ -64,15 +57,13 @@ pub fn key_values_ui(ui: &mut Ui, lines: &[KeyValue<'_>]) {
             // A long key ends where the figure begins.
             let key_width = (figure.x - value.size().x - space::S - rect.left()).max(0.0);
             let clip = eframe::egui::Rect::from_min_size(rect.min, vec2(key_width, rect.height()));
-            painter
-                .with_clip_rect(clip.intersect(painter.clip_rect()))
-                .text(
-                    pos2(rect.left(), y),
-                    Align2::LEFT_CENTER,
-                    line.key,
-                    Type::Body.font(),
-                    tokens.weak,
-                );
+            painter.with_clip_rect(clip.intersect(painter.clip_rect())).text(
+                pos2(rect.left(), y),
+                Align2::LEFT_CENTER,
+                line.key,
+                Type::Body.font(),
+                tokens.weak,
+            );
             let origin = Align2::RIGHT_CENTER.anchor_size(figure, value.size()).min;
             painter.galley(origin, value, tokens.text);
             painter.text(

@@ -15,19 +15,11 @@ pub fn lock_toggle_ui(ui: &mut Ui, is_protected: &mut bool, what: &str) -> Respo
         response.mark_changed();
     }
     let is_on = *is_protected;
-    response.widget_info(|| {
-        WidgetInfo::selected(
-            Role::CheckBox,
-            ui.is_enabled(),
-            is_on,
-            format!("Protect {what}"),
-        )
-    });
+    response.widget_info(|| WidgetInfo::selected(Role::CheckBox, ui.is_enabled(), is_on, format!("Protect {what}")));
     if ui.is_rect_visible(rect) {
         let tokens = ui.tokens();
         if response.hovered() {
-            ui.painter()
-                .rect_filled(rect, space::RADIUS, tokens.raised_hover);
+            ui.painter().rect_filled(rect, space::RADIUS, tokens.raised_hover);
         }
         focus_ring(ui, &response);
         let (icon, color) = match (is_on, response.hovered()) {
@@ -38,9 +30,5 @@ pub fn lock_toggle_ui(ui: &mut Ui, is_protected: &mut bool, what: &str) -> Respo
         };
         icons::paint(ui.painter(), icon, rect.center(), 14.0, color);
     }
-    response.on_hover_text(if is_on {
-        "Protected: keeps its stored values"
-    } else {
-        "Protect: keep its stored values"
-    })
+    response.on_hover_text(if is_on { "Protected: keeps its stored values" } else { "Protect: keep its stored values" })
 }

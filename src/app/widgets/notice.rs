@@ -52,8 +52,7 @@ pub fn notice_ui(ui: &mut Ui, notice: &Notice<'_>) -> bool {
         .show(ui, |ui| {
             ui.set_width(ui.available_width());
             ui.horizontal_top(|ui| {
-                let (rect, _) =
-                    ui.allocate_exact_size(vec2(16.0, 17.0), eframe::egui::Sense::hover());
+                let (rect, _) = ui.allocate_exact_size(vec2(16.0, 17.0), eframe::egui::Sense::hover());
                 icons::paint(ui.painter(), icon, rect.center(), 16.0, color);
                 ui.vertical(|ui| {
                     ui.add(eframe::egui::Label::new(notice.text).wrap());
@@ -69,7 +68,6 @@ pub fn notice_ui(ui: &mut Ui, notice: &Notice<'_>) -> bool {
             });
         })
         .response;
-    response
-        .widget_info(|| WidgetInfo::labeled(Role::Alert, true, format!("{word}: {}", notice.text)));
+    response.widget_info(|| WidgetInfo::labeled(Role::Alert, true, format!("{word}: {}", notice.text)));
     is_chosen
 }

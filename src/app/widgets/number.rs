@@ -18,11 +18,7 @@ pub struct Number {
 impl Number {
     /// A figure without interval.
     pub fn exact(value: impl Into<String>, unit: &'static str) -> Self {
-        Self {
-            value: value.into(),
-            interval: String::new(),
-            unit,
-        }
+        Self { value: value.into(), interval: String::new(), unit }
     }
 
     /// As one line of text: `0.0181 ± 0.0004 nats`.
@@ -41,27 +37,18 @@ impl Number {
 }
 
 /// A figure and its interval with as many decimals as the interval supports: two significant digits
-/// of the interval, and the same number of decimals for the figure, at most six.
+/// of the interval, and the same number of decimals for the figure, at most eight.
 pub fn number_with_interval(value: f64, half_width: f64, unit: &'static str) -> Number {
     if !half_width.is_finite() || half_width <= 0.0 {
         return Number::exact(crate::engine::units::significant(value), unit);
     }
-    let decimals = (1 - half_width.log10().floor() as i32).clamp(0, 6) as usize;
-    Number {
-        value: format!("{value:.decimals$}"),
-        interval: format!("{half_width:.decimals$}"),
-        unit,
-    }
+    let decimals = (1 - half_width.log10().floor() as i32).clamp(0, 8) as usize;
+    Number { value: format!("{value:.decimals$}"), interval: format!("{half_width:.decimals$}"), unit }
 }
 
 /// A table cell as wide as there is room: the figure ends where the interval begins, so that figures
 /// align whether or not they have one. `interval_width` is the room kept for `± …` in points.
-pub fn number_ui(
-    ui: &mut Ui,
-    number: &Number,
-    interval_width: f32,
-    color: Option<Color32>,
-) -> Response {
+pub fn number_ui(ui: &mut Ui, number: &Number, interval_width: f32, color: Option<Color32>) -> Response {
     let tokens = ui.tokens();
     let size = vec2(ui.available_width(), space::ROW_COMPACT);
     let (rect, response) = ui.allocate_exact_size(size, Sense::hover());
@@ -97,18 +84,9 @@ mod tests {
 
     #[test]
     fn the_interval_decides_how_many_decimals_are_honest() {
-        assert_eq!(
-            number_with_interval(0.018123, 0.00042, "nats").text(),
-            "0.01812 ± 0.00042 nats"
-        );
-        assert_eq!(
-            number_with_interval(61.337, 1.26, "%").text(),
-            "61.3 ± 1.3 %"
-        );
-        assert_eq!(
-            number_with_interval(1234.5, 56.0, "tok/s").text(),
-            "1234 ± 56 tok/s"
-        );
+        assert_eq!(number_with_interval(0.018123, 0.00042, "nats").text(), "0.01812 ± 0.00042 nats");
+        assert_eq!(number_with_interval(61.337, 1.26, "%").text(), "61.3 ± 1.3 %");
+        assert_eq!(number_with_interval(1234.5, 56.0, "tok/s").text(), "1234 ± 56 tok/s");
         assert_eq!(number_with_interval(0.5, 0.0, "").text(), "0.500");
         assert_eq!(number_with_interval(0.5, f64::NAN, "").text(), "0.500");
     }

@@ -1,8 +1,6 @@
 //! Pills say a state with a word, a shape and a colour; tags name a format.
 
-use eframe::egui::{
-    Color32, Response, Role, Sense, Stroke, StrokeKind, Ui, WidgetInfo, pos2, vec2,
-};
+use eframe::egui::{Color32, Response, Role, Sense, Stroke, StrokeKind, Ui, WidgetInfo, pos2, vec2};
 
 use super::icons::{self, Icon};
 use crate::app::theme::{Tokens, Type, UiTokens as _, space};
@@ -59,8 +57,7 @@ pub fn pill_ui(ui: &mut Ui, what: &str, state: State) -> Response {
     let word = painter.layout_no_wrap(state.word().to_owned(), Type::SmallStrong.font(), color);
     let what_galley = painter.layout_no_wrap(what.to_owned(), Type::Small.font(), tokens.text);
     let gap = if what.is_empty() { 0.0 } else { space::S };
-    let width =
-        space::S + 12.0 + space::XS + what_galley.size().x + gap + word.size().x + space::S + 1.0;
+    let width = space::S + 12.0 + space::XS + what_galley.size().x + gap + word.size().x + space::S + 1.0;
     let (rect, response) = ui.allocate_exact_size(vec2(width, space::ROW_COMPACT), Sense::hover());
     response.widget_info(|| {
         let name = format!("{what} {}", state.word());
@@ -70,23 +67,13 @@ pub fn pill_ui(ui: &mut Ui, what: &str, state: State) -> Response {
         let painter = ui.painter();
         let stroke = Stroke::new(1.0, tokens.tint(color, 0.45));
         let radius = rect.height() / 2.0;
-        painter.rect(
-            rect,
-            radius,
-            tokens.tint(color, 0.12),
-            stroke,
-            StrokeKind::Inside,
-        );
+        painter.rect(rect, radius, tokens.tint(color, 0.12), stroke, StrokeKind::Inside);
         let mut x = rect.left() + space::S;
         let middle = rect.center().y;
         icons::paint(painter, state.icon(), pos2(x + 6.0, middle), 13.0, color);
         x += 12.0 + space::XS;
         let what_width = what_galley.size().x;
-        painter.galley(
-            pos2(x, middle - what_galley.size().y / 2.0),
-            what_galley,
-            tokens.text,
-        );
+        painter.galley(pos2(x, middle - what_galley.size().y / 2.0), what_galley, tokens.text);
         x += what_width + gap;
         painter.galley(pos2(x, middle - word.size().y / 2.0), word, color);
     }
@@ -98,18 +85,13 @@ pub fn state_word_ui(ui: &mut Ui, state: State) -> Response {
     let tokens = ui.tokens();
     let color = state.color(tokens);
     let font = Type::SmallStrong.font();
-    let word = ui
-        .painter()
-        .layout_no_wrap(state.word().to_owned(), font, color);
+    let word = ui.painter().layout_no_wrap(state.word().to_owned(), font, color);
     let size = vec2(14.0 + space::XS + word.size().x, space::ROW_COMPACT);
     let (rect, response) = ui.allocate_exact_size(size, Sense::hover());
     response.widget_info(|| WidgetInfo::labeled(Role::Label, true, state.word()));
     if ui.is_rect_visible(rect) {
         let rest = icons::paint_left(ui.painter(), state.icon(), rect, 14.0, color);
-        let origin = pos2(
-            rest.left() + space::XS,
-            rest.center().y - word.size().y / 2.0,
-        );
+        let origin = pos2(rest.left() + space::XS, rest.center().y - word.size().y / 2.0);
         ui.painter().galley(origin, word, color);
     }
     response
@@ -119,22 +101,14 @@ pub fn state_word_ui(ui: &mut Ui, state: State) -> Response {
 pub fn tag_ui(ui: &mut Ui, format: &str) -> Response {
     let tokens = ui.tokens();
     let font = Type::MonoSmall.font();
-    let galley = ui
-        .painter()
-        .layout_no_wrap(format.to_owned(), font, tokens.text);
+    let galley = ui.painter().layout_no_wrap(format.to_owned(), font, tokens.text);
     let size = vec2(galley.size().x + 12.0, 18.0);
     let (rect, response) = ui.allocate_exact_size(size, Sense::hover());
     response.widget_info(|| WidgetInfo::labeled(Role::Label, true, format));
     if ui.is_rect_visible(rect) {
         let stroke = Stroke::new(1.0, tokens.hairline);
         let painter = ui.painter();
-        painter.rect(
-            rect,
-            space::RADIUS,
-            tokens.raised,
-            stroke,
-            StrokeKind::Inside,
-        );
+        painter.rect(rect, space::RADIUS, tokens.raised, stroke, StrokeKind::Inside);
         let origin = rect.center() - galley.size() / 2.0;
         painter.galley(origin, galley, tokens.text);
     }

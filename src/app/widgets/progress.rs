@@ -2,9 +2,7 @@
 //!
 //! Nothing here asks for a repaint: the worker's waker does, when there is something new to show.
 
-use eframe::egui::{
-    Align, Align2, Layout, Rect, Role, Sense, Ui, UiBuilder, WidgetInfo, pos2, vec2,
-};
+use eframe::egui::{Align, Align2, Layout, Rect, Role, Sense, Ui, UiBuilder, WidgetInfo, pos2, vec2};
 
 use super::button::icon_button_ui;
 use super::icons::Icon;
@@ -55,9 +53,7 @@ fn paint_bar(ui: &Ui, rect: Rect, fraction: Option<f32>, color: eframe::egui::Co
     let painter = ui.painter();
     painter.rect_filled(bar, 3.0, ui.tokens().raised_active);
     if let Some(fraction) = fraction {
-        let width = (bar.width() * fraction.clamp(0.0, 1.0))
-            .max(6.0)
-            .min(bar.width());
+        let width = (bar.width() * fraction.clamp(0.0, 1.0)).max(6.0).min(bar.width());
         painter.rect_filled(Rect::from_min_size(bar.min, vec2(width, 6.0)), 3.0, color);
     }
 }
@@ -77,9 +73,7 @@ pub fn progress_row_ui(ui: &mut Ui, row: &ProgressRow) -> Option<ProgressAction>
     let mut action = None;
     let buttons_width = 2.0 * space::ROW_COMPACT + space::XS;
     let buttons = Rect::from_min_max(pos2(rect.right() - buttons_width, rect.top()), rect.max);
-    let builder = UiBuilder::new()
-        .max_rect(buttons)
-        .layout(Layout::right_to_left(Align::Center));
+    let builder = UiBuilder::new().max_rect(buttons).layout(Layout::right_to_left(Align::Center));
     ui.scope_builder(builder, |ui| {
         ui.spacing_mut().item_spacing.x = space::XS;
         let name = format!("Cancel {}", row.name);
@@ -109,22 +103,10 @@ pub fn progress_row_ui(ui: &mut Ui, row: &ProgressRow) -> Option<ProgressAction>
     };
     let (small, mono) = (Type::Small.font(), Type::MonoSmall.font());
     let mut right = buttons.left() - space::M;
-    painter.text(
-        pos2(right, y),
-        Align2::RIGHT_CENTER,
-        status,
-        small.clone(),
-        tokens.text,
-    );
+    painter.text(pos2(right, y), Align2::RIGHT_CENTER, status, small.clone(), tokens.text);
     right -= 92.0;
     if rect.width() > 640.0 {
-        painter.text(
-            pos2(right, y),
-            Align2::RIGHT_CENTER,
-            &row.rate,
-            small,
-            tokens.weak,
-        );
+        painter.text(pos2(right, y), Align2::RIGHT_CENTER, &row.rate, small, tokens.weak);
         right -= 110.0;
     }
     let name_width = 170.0_f32.min(rect.width() * 0.3);
@@ -139,22 +121,12 @@ pub fn progress_row_ui(ui: &mut Ui, row: &ProgressRow) -> Option<ProgressAction>
     let mut left = rect.left() + name_width + space::S;
     if !row.count.is_empty() {
         left += 110.0;
-        painter.text(
-            pos2(left, y),
-            Align2::RIGHT_CENTER,
-            &row.count,
-            mono,
-            tokens.text,
-        );
+        painter.text(pos2(left, y), Align2::RIGHT_CENTER, &row.count, mono, tokens.text);
         left += space::M;
     }
     if right - left > 24.0 {
         let bar = Rect::from_min_max(pos2(left, rect.top()), pos2(right, rect.bottom()));
-        let color = if row.is_paused {
-            tokens.undecided
-        } else {
-            tokens.accent
-        };
+        let color = if row.is_paused { tokens.undecided } else { tokens.accent };
         paint_bar(ui, bar, row.fraction, color);
     }
     action

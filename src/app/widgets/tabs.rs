@@ -1,18 +1,14 @@
 //! Choosing one of a few: view tabs with a line under the chosen one, and segments in a frame.
 
 use eframe::egui::{
-    Align2, CornerRadius, FontId, Rect, Response, Role, Sense, Stroke, StrokeKind, Ui, WidgetInfo,
-    pos2, vec2,
+    Align2, CornerRadius, FontId, Rect, Response, Role, Sense, Stroke, StrokeKind, Ui, WidgetInfo, pos2, vec2,
 };
 
 use super::button::focus_ring;
 use crate::app::theme::{Type, UiTokens as _, space};
 
 fn width(ui: &Ui, text: &str, font: FontId) -> f32 {
-    ui.painter()
-        .layout_no_wrap(text.to_owned(), font, ui.tokens().text)
-        .size()
-        .x
+    ui.painter().layout_no_wrap(text.to_owned(), font, ui.tokens().text).size().x
 }
 
 /// View tabs: returns the index that was clicked, if any. Arrow keys move with egui's focus.
@@ -29,11 +25,7 @@ pub fn tabs_ui(ui: &mut Ui, names: &[&str], selected: usize) -> Option<usize> {
             if ui.is_rect_visible(rect) {
                 let tokens = ui.tokens();
                 let is_bright = is_selected || response.hovered();
-                let font = if is_selected {
-                    Type::Strong.font()
-                } else {
-                    Type::Body.font()
-                };
+                let font = if is_selected { Type::Strong.font() } else { Type::Body.font() };
                 let color = if is_bright { tokens.text } else { tokens.weak };
                 focus_ring(ui, &response);
                 let painter = ui.painter();
@@ -57,63 +49,48 @@ pub fn tabs_ui(ui: &mut Ui, names: &[&str], selected: usize) -> Option<usize> {
 /// Segments in one frame, for switches such as log and linear. Returns whether the choice changed.
 pub fn segments_ui(ui: &mut Ui, name: &str, options: &[&str], selected: &mut usize) -> bool {
     let before = *selected;
-    ui.scope(|ui| {
-        ui.spacing_mut().item_spacing.x = 0.0;
-        ui.horizontal(|ui| {
-            let count = options.len();
-            for (index, option) in options.iter().enumerate() {
-                let is_selected = index == *selected;
-                let size = vec2(
-                    width(ui, option, Type::Small.font()) + 2.0 * space::S + 4.0,
-                    22.0,
-                );
-                let (rect, response) = ui.allocate_exact_size(size, Sense::click());
-                name_option(&response, ui, &format!("{name} {option}"), is_selected);
-                if response.clicked() {
-                    *selected = index;
-                }
-                if !ui.is_rect_visible(rect) {
-                    continue;
-                }
-                let tokens = ui.tokens();
-                let corners = corners(index, count);
-                let (fill, line, text) = if is_selected {
-                    (tokens.selection, tokens.accent, tokens.text)
-                } else if response.hovered() {
-                    (tokens.raised_hover, tokens.hairline, tokens.text)
-                } else {
-                    (tokens.raised, tokens.hairline, tokens.weak)
-                };
-                let painter = ui.painter();
-                // Neighbours share their line.
-                let frame = if index == 0 {
-                    rect
-                } else {
-                    rect.with_min_x(rect.left() - 1.0)
-                };
-                let stroke = Stroke::new(1.0, line);
-                painter.rect(frame, corners, fill, stroke, StrokeKind::Inside);
-                let font = Type::Small.font();
-                painter.text(rect.center(), Align2::CENTER_CENTER, *option, font, text);
-                focus_ring(ui, &response);
-            }
-        });
-    });
+    let widths: Vec<f32> =
+        options.iter().map(|option| width(ui, option, Type::Small.font()) + 2.0 * space::S + 4.0).collect();
+    // One allocation, filled from the left, so that a parent that runs leftwards keeps the order.
+    let size = vec2(widths.iter().sum(), 22.0);
+    let (whole, group) = ui.allocate_exact_size(size, Sense::hover());
+    let mut left = whole.left();
+    for (index, (option, width)) in options.iter().zip(widths).enumerate() {
+        let rect = Rect::from_min_size(pos2(left, whole.top()), vec2(width, whole.height()));
+        left = rect.right();
+        let response = ui.interact(rect, group.id.with(index), Sense::click());
+        if response.clicked() {
+            *selected = index;
+        }
+        let is_selected = index == *selected;
+        name_option(&response, ui, &format!("{name} {option}"), is_selected);
+        if !ui.is_rect_visible(rect) {
+            continue;
+        }
+        let tokens = ui.tokens();
+        let (fill, line, text) = if is_selected {
+            (tokens.selection, tokens.accent, tokens.text)
+        } else if response.hovered() {
+            (tokens.raised_hover, tokens.hairline, tokens.text)
+        } else {
+            (tokens.raised, tokens.hairline, tokens.weak)
+        };
+        let painter = ui.painter();
+        // Neighbours share their line.
+        let frame = if index == 0 { rect } else { rect.with_min_x(rect.left() - 1.0) };
+        let (corners, stroke) = (corners(index, options.len()), Stroke::new(1.0, line));
+        painter.rect(frame, corners, fill, stroke, StrokeKind::Inside);
+        let font = Type::Small.font();
+        painter.text(rect.center(), Align2::CENTER_CENTER, *option, font, text);
+        focus_ring(ui, &response);
+    }
     *selected != before
 }
 
 fn corners(index: usize, count: usize) -> CornerRadius {
     let radius = space::RADIUS as u8;
-    let (left, right) = (
-        if index == 0 { radius } else { 0 },
-        if index + 1 == count { radius } else { 0 },
-    );
-    CornerRadius {
-        nw: left,
-        sw: left,
-        ne: right,
-        se: right,
-    }
+    let (left, right) = (if index == 0 { radius } else { 0 }, if index + 1 == count { radius } else { 0 });
+    CornerRadius { nw: left, sw: left, ne: right, se: right }
 }
 
 fn name_option(response: &Response, ui: &Ui, name: &str, is_selected: bool) {

@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use eframe::egui::{
-    Align2, Area, Context, Frame, Id, Label, Margin, Order, Role, Stroke, WidgetInfo, vec2,
-};
+use eframe::egui::{Align2, Area, Context, Frame, Id, Label, Margin, Order, Role, Stroke, WidgetInfo, vec2};
 
 use super::button::{icon_button_ui, quiet_button_ui};
 use super::icons::{self, Icon};
@@ -44,13 +42,7 @@ impl Toasts {
         let serial = self.next_serial;
         self.next_serial += 1;
         let (text, action) = (text.into(), action.map(str::to_owned));
-        self.toasts.push(Toast {
-            level,
-            text,
-            action,
-            serial,
-            gone_at_secs: None,
-        });
+        self.toasts.push(Toast { level, text, action, serial, gone_at_secs: None });
         if self.toasts.len() > Self::MOST {
             self.toasts.remove(0);
         }
@@ -95,8 +87,7 @@ impl Toasts {
                     }
                 }
             });
-        self.toasts
-            .retain(|toast| ![closed, chosen].contains(&Some(toast.serial)));
+        self.toasts.retain(|toast| ![closed, chosen].contains(&Some(toast.serial)));
         chosen
     }
 }
@@ -118,8 +109,7 @@ fn toast_ui(ui: &mut eframe::egui::Ui, toast: &Toast) -> Option<Choice> {
         .show(ui, |ui| {
             ui.set_width(ui.available_width());
             ui.horizontal_top(|ui| {
-                let (rect, _) =
-                    ui.allocate_exact_size(vec2(16.0, 20.0), eframe::egui::Sense::hover());
+                let (rect, _) = ui.allocate_exact_size(vec2(16.0, 20.0), eframe::egui::Sense::hover());
                 icons::paint(ui.painter(), icon, rect.center(), 16.0, color);
                 let text_width = ui.available_width() - space::ROW_COMPACT - space::S;
                 ui.vertical(|ui| {
@@ -139,8 +129,7 @@ fn toast_ui(ui: &mut eframe::egui::Ui, toast: &Toast) -> Option<Choice> {
             });
         })
         .response;
-    response
-        .widget_info(|| WidgetInfo::labeled(Role::Alert, true, format!("{word}: {}", toast.text)));
+    response.widget_info(|| WidgetInfo::labeled(Role::Alert, true, format!("{word}: {}", toast.text)));
     choice
 }
 
@@ -149,19 +138,14 @@ mod tests {
     use super::*;
 
     fn frame(toasts: &mut Toasts, ctx: &Context, time_secs: f64) {
-        let input = eframe::egui::RawInput {
-            time: Some(time_secs),
-            ..Default::default()
-        };
-        let _ = ctx.run_ui(input, |ui| {
+        crate::app::testing::frame(ctx, time_secs, |ui| {
             toasts.show(ui.ctx());
         });
     }
 
     #[test]
     fn notes_go_by_themselves_and_errors_stay() {
-        let ctx = Context::default();
-        crate::app::theme::install(&ctx);
+        let ctx = crate::app::testing::context();
         let mut toasts = Toasts::default();
         toasts.add(Level::Info, "saved", None);
         toasts.add(Level::Error, "disk full", None);
@@ -179,9 +163,6 @@ mod tests {
             toasts.add(Level::Info, number.to_string(), None);
         }
         assert_eq!(toasts.iter().count(), Toasts::MOST);
-        assert_eq!(
-            toasts.iter().next().map(|toast| toast.text.as_str()),
-            Some("2")
-        );
+        assert_eq!(toasts.iter().next().map(|toast| toast.text.as_str()), Some("2"));
     }
 }
