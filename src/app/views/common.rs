@@ -194,12 +194,8 @@ mod tests {
 
     #[test]
     fn the_grid_puts_the_models_ends_last_and_finds_what_it_holds() {
-        let subjects = [
-            (0, Role::Embedding, None),
-            (1, Role::Q, Some(0)),
-            (2, Role::Down, Some(0)),
-            (3, Role::Q, Some(2)),
-        ];
+        let subjects =
+            [(0, Role::Embedding, None), (1, Role::Q, Some(0)), (2, Role::Down, Some(0)), (3, Role::Q, Some(2))];
         let grid = Grid::of_subjects(&subjects);
         assert_eq!(grid.roles, [Role::Q, Role::Down, Role::Embedding]);
         assert_eq!(grid.layers, [Some(0), Some(2), None]);

@@ -117,10 +117,10 @@ fn sentence_ui(ui: &mut Ui, document: &Document, run: &Run, comparison: &Compari
         if !comparison.gates.is_empty() {
             ui.horizontal_wrapped(|ui| {
                 for gate in &comparison.gates {
-                    let what = gate.slice.as_deref().map_or_else(
-                        || gate.metric.clone(),
-                        |slice| format!("{} on {slice}", gate.metric),
-                    );
+                    let what = gate
+                        .slice
+                        .as_deref()
+                        .map_or_else(|| gate.metric.clone(), |slice| format!("{} on {slice}", gate.metric));
                     pill_ui(ui, &what, compare_data::state(gate.verdict)).on_hover_text(&gate.reason);
                 }
             });
@@ -137,11 +137,8 @@ fn sentence_ui(ui: &mut Ui, document: &Document, run: &Run, comparison: &Compari
 
 fn missing_ui(ui: &mut Ui, cx: &mut Cx<'_>, run: &Run) {
     let is_busy = cx.bench.jobs().any(|job| job.title == format!("evaluate {}", run.name));
-    let text = if is_busy {
-        format!("{} is being evaluated", run.name)
-    } else {
-        format!("{} is not evaluated yet", run.name)
-    };
+    let text =
+        if is_busy { format!("{} is being evaluated", run.name) } else { format!("{} is not evaluated yet", run.name) };
     let can_evaluate = !is_busy
         && !cx.is_presenting()
         && run.checkpoint().is_some()
@@ -342,8 +339,7 @@ fn flips_ui(ui: &mut Ui, comparison: &Comparison, memory: &mut Memory) {
                 };
                 cell(ui, &flip.id, 100.0, tokens.weak);
                 cell(ui, &format!("{}/{}", flip.task, flip.slice), 130.0, tokens.text);
-                let (before, after) =
-                    if flip.gained { (tokens.weak, tokens.pass) } else { (tokens.text, tokens.fail) };
+                let (before, after) = if flip.gained { (tokens.weak, tokens.pass) } else { (tokens.text, tokens.fail) };
                 cell(ui, &flip.baseline_prediction, width, before);
                 let sign = if flip.gained { "gained" } else { "lost" };
                 cell(ui, &format!("{sign}  {}", flip.candidate_prediction), width, after);
@@ -374,11 +370,8 @@ impl Memory {
             comparison: comparison.cloned(),
             slice: self.slice.clone(),
         };
-        let baseline = document.baseline.iter().map(|evaluation| Model {
-            name: "original",
-            candidate: None,
-            evaluation,
-        });
+        let baseline =
+            document.baseline.iter().map(|evaluation| Model { name: "original", candidate: None, evaluation });
         let candidates = document.runs.iter().enumerate().filter_map(|(index, run)| {
             let evaluation = run.evaluation.as_deref()?;
             Some(Model { name: &run.name, candidate: Some(index), evaluation })

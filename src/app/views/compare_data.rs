@@ -163,12 +163,7 @@ mod tests {
             tasks_hash: None,
             text: None,
             slices: slices_of(&items),
-            size: SizeResult {
-                file_bytes: mib << 20,
-                bits_per_weight: 4.5,
-                resident_bytes: 0,
-                weight_count: 1,
-            },
+            size: SizeResult { file_bytes: mib << 20, bits_per_weight: 4.5, resident_bytes: 0, weight_count: 1 },
             speed: None,
             items,
             baseline: None,

@@ -10,8 +10,8 @@ use crate::app::context::Cx;
 use crate::app::plots::stacked::{Segment, Stacked, StackedBar, stacked_ui};
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
-    KeyValue, Level, Notice, card_ui, icons, key_values_ui, notice_ui, primary_button_ui, section_ui,
-    secondary_button_ui,
+    KeyValue, Level, Notice, card_ui, icons, key_values_ui, notice_ui, primary_button_ui, secondary_button_ui,
+    section_ui,
 };
 use crate::engine::checkpoint::{Checkpoint, Container, LayerShape, Role};
 use crate::engine::plan::ResolvedPlan;
@@ -118,7 +118,8 @@ fn model_ui(ui: &mut Ui, document: &Document, memory: &Memory) {
             let tied = if config.tied_embeddings { "shared with the embedding" } else { "own weights" };
             lines.push(KeyValue::new("head", tied, ""));
             let bos = config.bos.map_or_else(|| "none".to_owned(), |id| format!("token {id}"));
-            lines.push(KeyValue::new("texts begin with", bos, "").hint("The token that stands before every text (BOS)"));
+            lines
+                .push(KeyValue::new("texts begin with", bos, "").hint("The token that stands before every text (BOS)"));
         }
         lines.push(KeyValue::new("tensors", checkpoint.tensors.len().to_string(), ""));
         lines.push(KeyValue::new("weights", units::count(checkpoint.weight_count()), ""));

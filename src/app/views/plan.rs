@@ -223,7 +223,11 @@ fn totals_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory, resolved: &ResolvedP
             .iter()
             .map(|(metric, value)| (format!("{}, sum, predicted", metric.title), damage_text(metric, *value)))
             .collect();
-        lines.extend(damages.iter().map(|(key, value)| KeyValue::new(key, value, "").hint("The damage of each choice alone, added up")));
+        lines.extend(
+            damages
+                .iter()
+                .map(|(key, value)| KeyValue::new(key, value, "").hint("The damage of each choice alone, added up")),
+        );
         key_values_ui(ui, &lines);
         if damages.is_empty() && !cx.is_presenting() {
             caption_ui(ui, "Damage is predicted once the sensitivity of these formats is measured");
@@ -360,21 +364,19 @@ fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, resolved: &Resolv
                 }
             })
             .body(|body| {
-                body.rows(space::ROW, memory.rows.len(), |mut line| {
-                    match memory.rows[line.index()] {
-                        Row::Group(index) => {
-                            let group = &memory.groups[index];
-                            let is_open = !memory.collapsed.contains(&group.layer);
-                            if group_row_ui(&mut line, group, is_open) {
-                                toggled = Some(group.layer);
-                            }
+                body.rows(space::ROW, memory.rows.len(), |mut line| match memory.rows[line.index()] {
+                    Row::Group(index) => {
+                        let group = &memory.groups[index];
+                        let is_open = !memory.collapsed.contains(&group.layer);
+                        if group_row_ui(&mut line, group, is_open) {
+                            toggled = Some(group.layer);
                         }
-                        Row::Tensor(index) => {
-                            let Some(decision) = resolved.decisions.get(index) else { return };
-                            line.set_selected(cx.state().selection.tensors.contains(&index));
-                            let costs = memory.costs.get(index).copied().unwrap_or_default();
-                            tensor_row_ui(&mut line, cx, document, decision, costs);
-                        }
+                    }
+                    Row::Tensor(index) => {
+                        let Some(decision) = resolved.decisions.get(index) else { return };
+                        line.set_selected(cx.state().selection.tensors.contains(&index));
+                        let costs = memory.costs.get(index).copied().unwrap_or_default();
+                        tensor_row_ui(&mut line, cx, document, decision, costs);
                     }
                 });
             });
@@ -541,7 +543,8 @@ impl Memory {
         let are_same = tables.iter().zip(&self.tables).all(|(now, then)| common::is_same(then.as_ref(), *now));
         if is_other || is_replanned || !are_same {
             self.tables = tables.map(|table| table.cloned());
-            self.costs = resolved.map(|resolved| costs(&document.checkpoint, resolved, &self.tables)).unwrap_or_default();
+            self.costs =
+                resolved.map(|resolved| costs(&document.checkpoint, resolved, &self.tables)).unwrap_or_default();
         }
     }
 }

@@ -71,8 +71,7 @@ fn prompt_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
     let playground = &document.playground;
     card_ui(ui, |ui| {
         let mut prompt = playground.prompt.clone();
-        let edit =
-            TextEdit::multiline(&mut prompt).hint_text("Prompt").desired_rows(3).desired_width(f32::INFINITY);
+        let edit = TextEdit::multiline(&mut prompt).hint_text("Prompt").desired_rows(3).desired_width(f32::INFINITY);
         if ui.add(edit).accessible_name("Prompt").changed() {
             cx.send(Command::SetPrompt(prompt));
         }
@@ -163,8 +162,7 @@ impl Side<'_> {
         let tokens = ui.tokens();
         card_ui(ui, |ui| {
             section_with_ui(ui, self.title, |ui| {
-                let (rect, _) =
-                    ui.allocate_exact_size(eframe::egui::vec2(10.0, 10.0), eframe::egui::Sense::hover());
+                let (rect, _) = ui.allocate_exact_size(eframe::egui::vec2(10.0, 10.0), eframe::egui::Sense::hover());
                 ui.painter().circle_filled(rect.center(), 4.0, self.color);
             });
             let job = self.layout(tokens, ui.available_width());

@@ -189,9 +189,10 @@ fn figures_ui(line: &mut TableRow<'_, '_>, evaluation: Option<&Evaluation>) {
     let distance = text.and_then(|text| text.distance.as_ref());
     let speed = evaluation.and_then(|evaluation| evaluation.speed.as_ref());
     line.col(|ui| {
-        let number = distance
-            .map_or_else(missing, |found| number_with_interval(found.kld_mean, found.kld_mean_stderr, ""));
-        number_ui(ui, &number, 72.0, None).on_hover_text("Mean KL divergence from the original in nats, ± its standard error");
+        let number =
+            distance.map_or_else(missing, |found| number_with_interval(found.kld_mean, found.kld_mean_stderr, ""));
+        number_ui(ui, &number, 72.0, None)
+            .on_hover_text("Mean KL divergence from the original in nats, ± its standard error");
     });
     line.col(|ui| {
         figure_ui(ui, text.map_or_else(|| "–".to_owned(), |text| units::significant(text.perplexity)));
@@ -200,13 +201,13 @@ fn figures_ui(line: &mut TableRow<'_, '_>, evaluation: Option<&Evaluation>) {
         let number = evaluation
             .and_then(accuracy_percent)
             .map_or_else(missing, |(value, half)| number_with_interval(value, half, "%"));
-        number_ui(ui, &number, 48.0, None).on_hover_text("Share of all items that are right, ± half of its 95 % interval");
+        number_ui(ui, &number, 48.0, None)
+            .on_hover_text("Share of all items that are right, ± half of its 95 % interval");
     });
     let speeds = speed.map(|speed| [speed.decode_tokens_per_second, speed.prefill_tokens_per_second]);
     for index in 0..2 {
         line.col(|ui| {
-            let number =
-                speeds.map_or_else(missing, |speeds| Number::exact(format!("{:.0}", speeds[index]), "tok/s"));
+            let number = speeds.map_or_else(missing, |speeds| Number::exact(format!("{:.0}", speeds[index]), "tok/s"));
             number_ui(ui, &number, 0.0, None);
         });
     }
@@ -267,7 +268,7 @@ fn actions_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory, run: &Run, stat
     }
     let menu = ui.menu_button("More", |ui| {
         if ui.add_enabled(is_open, Button::new("Export…")).clicked() {
-            cx.memory.dialogs.ask_export(run.id);
+            cx.memory.dialogs.ask_export(run.id, &run.path);
             ui.close();
         }
         if ui.button("Roll the plan back to this run").clicked() {

@@ -4,16 +4,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use eframe::egui::{Button, Checkbox, DragValue, Grid as Rows, Label, ScrollArea, Ui, vec2};
+use eframe::egui::{
+    Button, Checkbox, ComboBox, DragValue, Grid as Rows, Label, PopupCloseBehavior, ScrollArea, Ui, vec2,
+};
 
 use super::common::{self, Grid, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
 use crate::app::context::Cx;
 use crate::app::plots::curve::{Curve, CurvePoint, curve_ui};
 use crate::app::plots::heat_map::{Cell, Edge, HeatMap, Slot, heat_map_ui, height_for};
 use crate::app::theme::{Type, UiTokens as _, space};
-use crate::app::widgets::{
-    card_ui, empty_ui, primary_button_ui, section_ui, section_with_ui, segments_ui, tag_ui,
-};
+use crate::app::widgets::{card_ui, empty_ui, primary_button_ui, section_ui, section_with_ui, segments_ui, tag_ui};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::format;
 use crate::engine::plan::ResolvedPlan;
@@ -145,7 +145,12 @@ fn toolbar_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory, metric: &Metric
 fn kld_controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory) {
     let count = memory.kld_formats.len();
     let text = format!("{count} formats");
-    combo_ui(ui, "Formats to measure", &text, 96.0, |ui| {
+    // The list stays open while boxes are ticked.
+    let combo = ComboBox::from_id_salt("Formats to measure")
+        .selected_text(text)
+        .width(96.0)
+        .close_behavior(PopupCloseBehavior::CloseOnClickOutside);
+    let output = combo.show_ui(ui, |ui| {
         for format in format::quantized() {
             let mut is_chosen = memory.kld_formats.contains(format.id());
             if ui.add(Checkbox::new(&mut is_chosen, format.id())).changed() {
@@ -156,8 +161,8 @@ fn kld_controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory) {
                 }
             }
         }
-        None::<()>
     });
+    output.response.accessible_name("Formats to measure");
     let tokens = DragValue::new(&mut memory.kld_tokens).range(LEAST_TOKENS..=1_048_576).speed(512).suffix(" tokens");
     ui.add(tokens).accessible_name("Tokens to measure over");
     let reason = cx
@@ -319,8 +324,7 @@ impl Memory {
         {
             self.format = first.clone();
         }
-        let is_current =
-            !is_other && common::is_same(self.table.as_ref(), table) && self.shaped_format == self.format;
+        let is_current = !is_other && common::is_same(self.table.as_ref(), table) && self.shaped_format == self.format;
         if is_current {
             return;
         }
@@ -333,9 +337,7 @@ impl Memory {
     fn shape_curve(&mut self, document: &Document, metric: &Metric, table: &Arc<SensitivityTable>, tensor: usize) {
         let resolved = document.resolved.as_ref().ok();
         let is_current = self.curve.as_ref().is_some_and(|key| {
-            key.tensor == tensor
-                && Arc::ptr_eq(&key.table, table)
-                && common::is_same(key.resolved.as_ref(), resolved)
+            key.tensor == tensor && Arc::ptr_eq(&key.table, table) && common::is_same(key.resolved.as_ref(), resolved)
         });
         if is_current {
             return;
@@ -357,13 +359,7 @@ fn noise_floor(table: &SensitivityTable) -> Option<f64> {
     (median > 0.0).then_some(2.0 * median)
 }
 
-fn heat_map(
-    grid: &Grid,
-    checkpoint: &Checkpoint,
-    table: &SensitivityTable,
-    metric: &Metric,
-    format: &str,
-) -> HeatMap {
+fn heat_map(grid: &Grid, checkpoint: &Checkpoint, table: &SensitivityTable, metric: &Metric, format: &str) -> HeatMap {
     let column = table.column(format);
     let rows: std::collections::HashMap<&str, usize> =
         table.rows.iter().enumerate().map(|(index, row)| (row.name.as_str(), index)).collect();
