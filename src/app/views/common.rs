@@ -127,6 +127,13 @@ pub(super) fn is_same<T: ?Sized>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -
     }
 }
 
+/// A tensor's name without what all of them share: `3.mlp.down_proj`, `embed_tokens`.
+pub(super) fn brief_name(name: &str) -> &str {
+    let name = name.strip_suffix(".weight").unwrap_or(name);
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    name.strip_prefix("layers.").unwrap_or(name)
+}
+
 /// Tensors by role and layer; the last column is the model itself where a tensor has no layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Grid {
@@ -203,6 +210,12 @@ mod tests {
         assert_eq!(grid.at(1, 1), None);
         assert_eq!(grid.find(0), Some((2, 2)));
         assert_eq!(grid.find(9), None);
+    }
+
+    #[test]
+    fn brief_names_keep_the_layer() {
+        assert_eq!(brief_name("model.layers.3.mlp.down_proj.weight"), "3.mlp.down_proj");
+        assert_eq!(brief_name("lm_head.weight"), "lm_head");
     }
 
     #[test]

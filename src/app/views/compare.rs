@@ -25,6 +25,9 @@ use crate::workbench::{Action, Command, Document, Run, RunId, Subject};
 /// Flips that are shown at first, and more with each wish.
 const FLIPS: usize = 12;
 
+/// A speed out of a measurement.
+type Rate = fn(&SpeedResult) -> f64;
+
 /// What the view remembers between frames.
 #[derive(Default)]
 pub struct Memory {
@@ -184,7 +187,7 @@ fn slices_card_ui(ui: &mut Ui, memory: &mut Memory) {
 }
 
 fn figures_ui(ui: &mut Ui, document: &Document, run: &Run, comparison: &Comparison, memory: &Memory) {
-    let is_wide = ui.available_width() > 760.0;
+    let is_wide = ui.available_width() > 680.0;
     if is_wide {
         ui.columns(2, |columns| {
             text_ui(&mut columns[0], comparison);
@@ -262,7 +265,7 @@ fn speed_ui(ui: &mut Ui, document: &Document, run: &Run) {
             head_ui(ui, "candidate", true);
             head_ui(ui, "ratio", true);
             ui.end_row();
-            let rows: [(&str, fn(&SpeedResult) -> f64); 2] = [
+            let rows: [(&str, Rate); 2] = [
                 ("prefill, tok/s", |speed| speed.prefill_tokens_per_second),
                 ("decode, tok/s", |speed| speed.decode_tokens_per_second),
             ];

@@ -59,7 +59,7 @@ pub fn overview_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
     ScrollArea::vertical().id_salt("overview").auto_shrink(false).show(ui, |ui| {
         ui.spacing_mut().item_spacing.y = space::S;
         verdict_ui(ui, document);
-        let is_wide = ui.available_width() > 820.0;
+        let is_wide = ui.available_width() > 640.0;
         if is_wide {
             ui.columns(2, |columns| {
                 model_ui(&mut columns[0], document, &memory);

@@ -148,7 +148,7 @@ fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
         if let Some(recipe) = chosen {
             cx.send(Command::SetRecipe(recipe));
         }
-        caption_ui(ui, "Everything else");
+        caption_ui(ui, "Default");
         let selected = match (plan.recipe(), plan.default_format()) {
             (Some(_), _) => "as the recipe says",
             (None, Some(id)) => id,
@@ -190,9 +190,7 @@ fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
         if let Some(target) = chosen {
             cx.send(Command::SetTarget(target));
         }
-        ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-            action_button_ui(ui, cx, Action::RunPlan, true);
-        });
+        action_button_ui(ui, cx, Action::RunPlan, true);
     });
 }
 
@@ -330,21 +328,21 @@ fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, resolved: &Resolv
     let mut toggled = None;
     ui.push_id("plan table", |ui| {
         ui.spacing_mut().item_spacing.y = 0.0;
-        let figure = |width: f32| Column::initial(width).at_least(48.0).resizable(true).clip(true);
+        let figure = |width: f32| Column::initial(width).at_least(40.0).resizable(true).clip(true);
         let table = TableBuilder::new(ui)
             .striped(false)
             .auto_shrink(false)
             .cell_layout(Layout::left_to_right(Align::Center))
-            .column(Column::initial(232.0).at_least(120.0).resizable(true).clip(true))
-            .column(Column::initial(76.0).at_least(40.0).resizable(true).clip(true))
-            .column(Column::initial(52.0).at_least(40.0).resizable(true).clip(true))
-            .column(Column::initial(92.0).at_least(76.0).resizable(true).clip(true))
-            .column(Column::exact(28.0))
-            .column(figure(84.0))
-            .column(figure(56.0))
-            .column(figure(80.0))
-            .column(figure(80.0))
-            .column(Column::remainder().at_least(120.0).clip(true));
+            .column(Column::initial(150.0).at_least(96.0).resizable(true).clip(true))
+            .column(Column::initial(58.0).at_least(40.0).resizable(true).clip(true))
+            .column(Column::initial(42.0).at_least(36.0).resizable(true).clip(true))
+            .column(Column::initial(84.0).at_least(76.0).resizable(true).clip(true))
+            .column(Column::exact(24.0))
+            .column(figure(74.0))
+            .column(figure(44.0))
+            .column(figure(66.0))
+            .column(figure(66.0))
+            .column(Column::remainder().at_least(60.0).clip(true));
         let heads = [
             ("tensor", false),
             ("role", false),

@@ -9,8 +9,12 @@ use crate::app::context::Cx;
 use crate::app::theme::{Tokens, Type, UiTokens as _, space};
 use crate::app::widgets::{Number, empty_ui, number_ui, number_with_interval, secondary_button_ui, section_with_ui};
 use crate::engine::evaluation::Evaluation;
+use crate::engine::scoring::SpeedResult;
 use crate::engine::units;
 use crate::workbench::{Action, CandidateState, Command, Document, JobKind, Run, RunId, Subject, View, Workbench};
+
+/// Two compact lines and a little air.
+const ROW_HEIGHT: f32 = 2.0 * space::ROW_COMPACT + 4.0;
 
 /// What the view remembers between frames.
 #[derive(Default)]
@@ -50,47 +54,39 @@ pub fn runs_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
 fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memory) {
     let is_editing = !cx.is_presenting();
     ui.push_id("runs table", |ui| {
-        let figure = |width: f32| Column::initial(width).at_least(48.0).resizable(true).clip(true);
+        let figure = |width: f32| Column::initial(width).at_least(60.0).resizable(true).clip(true);
         let mut table = TableBuilder::new(ui)
             .striped(false)
             .auto_shrink(false)
             .cell_layout(Layout::left_to_right(Align::Center))
-            .column(Column::initial(190.0).at_least(110.0).resizable(true).clip(true))
-            .column(figure(88.0))
-            .column(figure(76.0))
-            .column(figure(52.0))
-            .column(figure(148.0))
-            .column(figure(64.0))
-            .column(figure(112.0))
-            .column(figure(88.0))
-            .column(figure(88.0))
-            .column(figure(88.0));
+            .column(Column::initial(168.0).at_least(110.0).resizable(true).clip(true))
+            .column(figure(84.0))
+            .column(figure(150.0))
+            .column(figure(104.0))
+            .column(figure(92.0));
         if is_editing {
-            table = table.column(Column::remainder().at_least(190.0).clip(true));
+            table = table.column(Column::remainder().at_least(140.0).clip(true));
         }
         let heads = [
-            ("name", false),
-            ("state", false),
-            ("size", true),
-            ("bpw", true),
-            ("KLD", true),
-            ("PPL", true),
-            ("accuracy", true),
-            ("decode", true),
-            ("prefill", true),
-            ("written", true),
+            ("candidate", "state"),
+            ("size", "bpw"),
+            ("KLD, nats", "perplexity"),
+            ("accuracy", ""),
+            ("decode", "prefill"),
         ];
         table
-            .header(space::ROW, |mut header| {
-                for (text, is_right) in heads {
-                    header.col(|ui| head_ui(ui, text, is_right));
+            .header(2.0 * space::ROW_COMPACT, |mut header| {
+                for (index, (first, second)) in heads.into_iter().enumerate() {
+                    header.col(|ui| {
+                        two_lines_ui(ui, |ui| head_ui(ui, first, index > 0), |ui| head_ui(ui, second, index > 0));
+                    });
                 }
                 if is_editing {
                     header.col(|_| ());
                 }
             })
             .body(|body| {
-                body.rows(28.0, document.runs.len() + 1, |mut line| match line.index().checked_sub(1) {
+                body.rows(ROW_HEIGHT, document.runs.len() + 1, |mut line| match line.index().checked_sub(1) {
                     None => baseline_row_ui(&mut line, cx, document, is_editing),
                     Some(index) => {
                         let run = &document.runs[index];
@@ -102,37 +98,43 @@ fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memo
     });
 }
 
+/// One figure over another, in a row of [`ROW_HEIGHT`].
+fn two_lines_ui(ui: &mut Ui, first: impl FnOnce(&mut Ui), second: impl FnOnce(&mut Ui)) {
+    let size = vec2(ui.available_width(), space::ROW_COMPACT);
+    ui.vertical(|ui| {
+        ui.spacing_mut().item_spacing.y = 0.0;
+        let layout = Layout::left_to_right(Align::Center);
+        ui.add_space(2.0);
+        ui.allocate_ui_with_layout(size, layout, first);
+        ui.allocate_ui_with_layout(size, layout, second);
+    });
+}
+
 fn baseline_row_ui(line: &mut TableRow<'_, '_>, cx: &mut Cx<'_>, document: &Document, is_editing: bool) {
     let checkpoint = &document.checkpoint;
-    line.col(|ui| {
-        let color = ui.tokens().baseline;
-        mark_ui(ui, color);
-        ui.add(Label::new(Type::Strong.text(&checkpoint.name)).truncate());
-        caption_ui(ui, "original");
-    });
-    line.col(|ui| {
-        let is_busy = is_evaluating(cx.bench, "the original");
-        let word = match (&document.baseline, is_busy) {
-            (_, true) => "evaluating",
-            (Some(_), false) => "evaluated",
-            (None, false) => "not evaluated",
-        };
-        caption_ui(ui, word);
-    });
     let measured = document.baseline.as_deref();
     line.col(|ui| {
-        if let Some(evaluation) = measured {
-            figure_ui(ui, units::bytes(evaluation.size.file_bytes));
-        } else {
-            figure_ui(ui, units::bytes(checkpoint.tensor_bytes())).on_hover_text("Tensors only; not evaluated yet");
-        }
+        let color = ui.tokens().baseline;
+        let word = match (measured, is_evaluating(cx.bench, "the original")) {
+            (_, true) => "original, evaluating",
+            (Some(_), false) => "original, evaluated",
+            (None, false) => "original, not evaluated",
+        };
+        mark_ui(ui, color);
+        two_lines_ui(
+            ui,
+            |ui| {
+                ui.add(Label::new(Type::Strong.text(&checkpoint.name)).truncate());
+            },
+            |ui| {
+                caption_ui(ui, word);
+            },
+        );
     });
-    line.col(|ui| {
-        let bits = units::bits_per_weight(checkpoint.tensor_bytes(), checkpoint.weight_count());
-        figure_ui(ui, format!("{bits:.2}"));
-    });
+    let bytes = measured.map_or_else(|| checkpoint.tensor_bytes(), |evaluation| evaluation.size.file_bytes);
+    let bits = units::bits_per_weight(checkpoint.tensor_bytes(), checkpoint.weight_count());
+    line.col(|ui| size_ui(ui, bytes, bits));
     figures_ui(line, measured);
-    line.col(|_| ());
     if is_editing {
         line.col(|ui| {
             if measured.is_none() {
@@ -155,62 +157,91 @@ fn run_row_ui(
     index: usize,
     is_editing: bool,
 ) {
+    let state = state_of(cx.bench, run);
     line.col(|ui| {
         let color = ui.tokens().candidate(index);
         mark_ui(ui, color);
-        name_ui(ui, cx, memory, run);
+        two_lines_ui(
+            ui,
+            |ui| name_ui(ui, cx, memory, run),
+            |ui| {
+                let color = state.color(ui.tokens());
+                let response = ui.label(Type::Small.text(state.word()).color(color));
+                if let CandidateState::Lost(err) = &run.candidate {
+                    response.on_hover_text(err.to_string());
+                }
+                caption_ui(ui, common::ago(run.created_unix_secs)).on_hover_text(run.path.display().to_string());
+            },
+        );
     });
-    let state = state_of(cx.bench, run);
-    line.col(|ui| {
-        let color = state.color(ui.tokens());
-        let response = ui.label(Type::Small.text(state.word()).color(color));
-        if let CandidateState::Lost(err) = &run.candidate {
-            response.on_hover_text(err.to_string());
-        }
-    });
-    line.col(|ui| {
-        figure_ui(ui, units::bytes(run.report.file_bytes)).on_hover_text(run.path.display().to_string());
-    });
-    line.col(|ui| {
-        figure_ui(ui, format!("{:.2}", run.report.new_bits_per_weight()));
-    });
+    line.col(|ui| size_ui(ui, run.report.file_bytes, run.report.new_bits_per_weight()));
     figures_ui(line, run.evaluation.as_deref());
-    line.col(|ui| {
-        common::right_ui(ui, Type::Small.text(common::ago(run.created_unix_secs)));
-    });
     if is_editing {
         line.col(|ui| actions_ui(ui, cx, memory, run, state));
     }
 }
 
-/// KLD, perplexity, accuracy, decode and prefill speed.
+fn size_ui(ui: &mut Ui, bytes: u64, bits: f64) {
+    two_lines_ui(
+        ui,
+        |ui| {
+            figure_ui(ui, units::bytes(bytes));
+        },
+        |ui| {
+            number_ui(ui, &Number::exact(format!("{bits:.2}"), "bpw"), 0.0, None);
+        },
+    );
+}
+
+/// KLD over perplexity, accuracy, decode over prefill speed.
 fn figures_ui(line: &mut TableRow<'_, '_>, evaluation: Option<&Evaluation>) {
     let text = evaluation.and_then(|evaluation| evaluation.text.as_ref());
     let distance = text.and_then(|text| text.distance.as_ref());
     let speed = evaluation.and_then(|evaluation| evaluation.speed.as_ref());
     line.col(|ui| {
-        let number =
-            distance.map_or_else(missing, |found| number_with_interval(found.kld_mean, found.kld_mean_stderr, ""));
-        number_ui(ui, &number, 72.0, None)
-            .on_hover_text("Mean KL divergence from the original in nats, ± its standard error");
-    });
-    line.col(|ui| {
-        figure_ui(ui, text.map_or_else(|| "–".to_owned(), |text| units::significant(text.perplexity)));
+        let kld = distance.map_or_else(missing, |own| number_with_interval(own.kld_mean, own.kld_mean_stderr, ""));
+        let perplexity =
+            text.map_or_else(missing, |own| number_with_interval(own.perplexity, own.perplexity_stderr, ""));
+        let hint = "Mean KL divergence from the original in nats, ± its standard error";
+        two_lines_ui(
+            ui,
+            |ui| {
+                number_ui(ui, &kld, 76.0, None).on_hover_text(hint);
+            },
+            |ui| {
+                number_ui(ui, &perplexity, 76.0, None).on_hover_text("Perplexity, ± its standard error");
+            },
+        );
     });
     line.col(|ui| {
         let number = evaluation
             .and_then(accuracy_percent)
             .map_or_else(missing, |(value, half)| number_with_interval(value, half, "%"));
-        number_ui(ui, &number, 48.0, None)
-            .on_hover_text("Share of all items that are right, ± half of its 95 % interval");
+        let hint = "Share of all items that are right, ± half of its 95 % interval";
+        two_lines_ui(
+            ui,
+            |ui| {
+                number_ui(ui, &number, 40.0, None).on_hover_text(hint);
+            },
+            |_| (),
+        );
     });
-    let speeds = speed.map(|speed| [speed.decode_tokens_per_second, speed.prefill_tokens_per_second]);
-    for index in 0..2 {
-        line.col(|ui| {
-            let number = speeds.map_or_else(missing, |speeds| Number::exact(format!("{:.0}", speeds[index]), "tok/s"));
-            number_ui(ui, &number, 0.0, None);
-        });
-    }
+    let rate = |value: fn(&SpeedResult) -> f64| {
+        speed.map_or_else(missing, |speed| Number::exact(format!("{:.0}", value(speed)), "tok/s"))
+    };
+    let (decode, prefill) =
+        (rate(|speed| speed.decode_tokens_per_second), rate(|speed| speed.prefill_tokens_per_second));
+    line.col(|ui| {
+        two_lines_ui(
+            ui,
+            |ui| {
+                number_ui(ui, &decode, 0.0, None);
+            },
+            |ui| {
+                number_ui(ui, &prefill, 0.0, None);
+            },
+        );
+    });
 }
 
 fn missing() -> Number {
@@ -250,12 +281,14 @@ fn name_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory, run: &Run) {
 
 fn actions_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory, run: &Run, state: RunState) {
     let name = &run.name;
+    ui.spacing_mut().item_spacing.x = space::XS;
     let is_open = run.checkpoint().is_some();
-    let compare = secondary_button_ui(ui, "Compare", run.comparison.is_some());
-    let compare = compare.on_disabled_hover_text("Evaluate this candidate first");
-    if compare.accessible_name(format!("Compare {name}")).clicked() {
-        cx.send(Command::FocusRun(Some(run.id)));
-        cx.send(Command::Show(View::Compare));
+    if run.comparison.is_some() {
+        let compare = secondary_button_ui(ui, "Compare", true);
+        if compare.accessible_name(format!("Compare {name}")).clicked() {
+            cx.send(Command::FocusRun(Some(run.id)));
+            cx.send(Command::Show(View::Compare));
+        }
     }
     let has_data = cx.document().is_some_and(|document| document.has_data() && document.cannot_run().is_none());
     let can_evaluate = is_open && has_data && state != RunState::Evaluating;

@@ -97,7 +97,7 @@ pub fn sensitivity_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             return;
         };
         map_ui(ui, cx, document, &memory, metric);
-        let is_wide = ui.available_width() > 760.0;
+        let is_wide = ui.available_width() > 640.0;
         if is_wide {
             ui.columns(2, |columns| {
                 curve_card_ui(&mut columns[0], cx, document, &mut memory, metric, table);
@@ -282,17 +282,19 @@ fn ranked_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory, metric: &Metric) {
     card_ui(ui, |ui| {
         section_ui(ui, &format!("Most sensitive in {}", memory.format));
         let width = ui.available_width();
-        let figures = 96.0;
+        let figures = 72.0;
         Rows::new("ranked").num_columns(3).spacing(vec2(space::S, space::XS)).show(ui, |ui| {
             head_ui(ui, "tensor", false);
-            ui.allocate_ui(vec2(figures, space::ROW_COMPACT), |ui| head_ui(ui, metric.title, true));
+            ui.allocate_ui(vec2(figures, space::ROW_COMPACT), |ui| {
+                head_ui(ui, if metric.id == "kld" { "KLD" } else { "error" }, true)
+            });
             head_ui(ui, if metric.id == "kld" { "±" } else { "" }, true);
             ui.end_row();
             for line in &memory.ranked {
                 let is_selected = cx.state().selection.tensors.contains(&line.tensor);
                 ui.allocate_ui(vec2((width - 2.0 * figures - 32.0).max(120.0), space::ROW_COMPACT), |ui| {
-                    let button = Button::selectable(is_selected, line.name.as_str()).truncate();
-                    if ui.add(button).clicked() {
+                    let button = Button::selectable(is_selected, common::brief_name(&line.name)).truncate();
+                    if ui.add(button).on_hover_text(&line.name).clicked() {
                         let mode = select_mode(ui);
                         cx.send(Command::Select { tensor: line.tensor, mode });
                     }
