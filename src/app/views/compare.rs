@@ -1,14 +1,404 @@
-//! The compare view.
+//! The comparison: the sentence a stakeholder needs, size against accuracy and speed, slices with
+//! their differences, distances of the text, and the items whose answer changed.
 
-use eframe::egui::Ui;
+use std::sync::Arc;
 
+use eframe::egui::{Grid, Label, ScrollArea, Sense, Ui, vec2};
+
+use super::common::{action_button_ui, candidate_index, caption_ui, combo_ui, head_ui, no_document_ui};
+use super::compare_data::{self, Model};
 use crate::app::context::Cx;
+use crate::app::plots::distribution::{Distribution, distribution_ui};
+use crate::app::plots::scatter::{Scatter, scatter_ui};
+use crate::app::plots::slices::{Slices, slices_ui};
+use crate::app::theme::{Type, UiTokens as _, space};
+use crate::app::widgets::{
+    KeyValue, Level, Notice, card_ui, empty_ui, key_values_ui, notice_ui, number_with_interval, pill_ui,
+    quiet_button_ui, secondary_button_ui, section_ui, section_with_ui,
+};
+use crate::engine::comparison::Comparison;
+use crate::engine::evaluation::Evaluation;
+use crate::engine::scoring::SpeedResult;
+use crate::engine::units;
+use crate::workbench::{Action, Command, Document, Run, RunId, Subject};
+
+/// Flips that are shown at first, and more with each wish.
+const FLIPS: usize = 12;
+
+/// A speed out of a measurement.
+type Rate = fn(&SpeedResult) -> f64;
 
 /// What the view remembers between frames.
 #[derive(Default)]
-pub struct Memory {}
+pub struct Memory {
+    /// Slice whose flips are shown; none for all.
+    slice: Option<String>,
+    flips_shown: usize,
+    key: Key,
+    scatter: Scatter,
+    slices: Slices,
+    distribution: Option<Distribution>,
+    flips: Vec<usize>,
+}
+
+/// What the shaped data was made of. The objects are kept, so that no other takes their place.
+#[derive(Default)]
+struct Key {
+    runs: Vec<(RunId, String, Option<Arc<Evaluation>>)>,
+    baseline: Option<Arc<Evaluation>>,
+    comparison: Option<Arc<Comparison>>,
+    slice: Option<String>,
+}
 
 /// Paints the view.
 pub fn compare_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
-    let _ = (ui, cx);
+    let bench = cx.bench;
+    let Some(document) = &bench.state().document else {
+        no_document_ui(ui, cx, "Open a model, run a plan, and see here what the smaller model gains and loses");
+        return;
+    };
+    if document.runs.is_empty() {
+        let is_possible = bench.unavailable(Action::RunPlan).is_none() && !cx.is_presenting();
+        let sentence = "Run a plan first: its candidate is then compared with the original, item by item";
+        if empty_ui(ui, "Nothing to compare yet", sentence, is_possible.then(|| Action::RunPlan.text())) {
+            cx.act(Action::RunPlan);
+        }
+        return;
+    }
+    let mut memory = std::mem::take(&mut cx.memory.compare);
+    memory.update(document);
+    ScrollArea::vertical().id_salt("compare").auto_shrink(false).show(ui, |ui| {
+        ui.spacing_mut().item_spacing.y = space::S;
+        picker_ui(ui, cx, document);
+        let run = document.focused().or_else(|| document.runs.last());
+        let compared = run.and_then(|run| Some((run, run.comparison.as_deref()?)));
+        if let Some((run, comparison)) = compared {
+            sentence_ui(ui, document, run, comparison);
+        } else if let Some(run) = run {
+            missing_ui(ui, cx, run);
+        }
+        scatter_card_ui(ui, cx, &memory);
+        if let Some((run, comparison)) = compared {
+            slices_card_ui(ui, &mut memory);
+            figures_ui(ui, document, run, comparison, &memory);
+            flips_ui(ui, comparison, &mut memory);
+        }
+    });
+    cx.memory.compare = memory;
+}
+
+fn picker_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
+    ui.horizontal_wrapped(|ui| {
+        caption_ui(ui, "Candidate");
+        let selected = document.focused().map_or("none", |run| run.name.as_str());
+        let chosen = combo_ui(ui, "Candidate to compare", selected, 180.0, |ui| {
+            let mut chosen = None;
+            for run in &document.runs {
+                if ui.selectable_label(document.focused_run == Some(run.id), &run.name).clicked() {
+                    chosen = Some(run.id);
+                }
+            }
+            chosen
+        });
+        if let Some(run) = chosen {
+            cx.send(Command::FocusRun(Some(run)));
+        }
+        if !cx.is_presenting() && document.runs.iter().any(|run| run.evaluation.is_none() || run.is_stale) {
+            action_button_ui(ui, cx, Action::EvaluateCandidates, false);
+        }
+    });
+}
+
+fn sentence_ui(ui: &mut Ui, document: &Document, run: &Run, comparison: &Comparison) {
+    let color = ui.tokens().candidate(candidate_index(document, run.id));
+    card_ui(ui, |ui| {
+        ui.horizontal_top(|ui| {
+            let (rect, _) = ui.allocate_exact_size(vec2(5.0, 28.0), Sense::hover());
+            ui.painter().rect_filled(rect, 2.0, color);
+            ui.add(Label::new(Type::Title.text(&comparison.sentence)).wrap());
+        });
+        if !comparison.gates.is_empty() {
+            ui.horizontal_wrapped(|ui| {
+                for gate in &comparison.gates {
+                    let what = gate
+                        .slice
+                        .as_deref()
+                        .map_or_else(|| gate.metric.clone(), |slice| format!("{} on {slice}", gate.metric));
+                    pill_ui(ui, &what, compare_data::state(gate.verdict)).on_hover_text(&gate.reason);
+                }
+            });
+        }
+        if run.is_stale {
+            let text = "Measured with other tasks or another text than are chosen now";
+            notice_ui(ui, &Notice { level: Level::Warning, text, detail: "", action: None });
+        }
+        for warning in &comparison.warnings {
+            notice_ui(ui, &Notice { level: Level::Warning, text: warning, detail: "", action: None });
+        }
+    });
+}
+
+fn missing_ui(ui: &mut Ui, cx: &mut Cx<'_>, run: &Run) {
+    let is_busy = cx.bench.jobs().any(|job| job.title == format!("evaluate {}", run.name));
+    let text =
+        if is_busy { format!("{} is being evaluated", run.name) } else { format!("{} is not evaluated yet", run.name) };
+    let can_evaluate = !is_busy
+        && !cx.is_presenting()
+        && run.checkpoint().is_some()
+        && cx.document().is_some_and(|document| document.has_data() && document.cannot_run().is_none());
+    let detail = "Original and candidate are scored on the same items, the same text, and for speed";
+    let action = can_evaluate.then_some("Evaluate");
+    if notice_ui(ui, &Notice { level: Level::Info, text: &text, detail, action }) {
+        cx.send(Command::Evaluate(Subject::Run(run.id)));
+    }
+}
+
+fn scatter_card_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory) {
+    if memory.scatter.points.is_empty() {
+        return;
+    }
+    card_ui(ui, |ui| {
+        section_with_ui(ui, "Size, accuracy and speed", |ui| {
+            caption_ui(ui, "the line is the Pareto front, larger marks decode faster");
+        });
+        let (_, clicked) = scatter_ui(ui, &memory.scatter, 280.0);
+        let runs: Vec<RunId> = memory.key.runs.iter().map(|run| run.0).collect();
+        let point = clicked.and_then(|index| memory.scatter.points.get(index));
+        if let Some(run) = point.and_then(|point| compare_data::run_of(&runs, point)) {
+            cx.send(Command::FocusRun(Some(run)));
+        }
+    });
+}
+
+fn slices_card_ui(ui: &mut Ui, memory: &mut Memory) {
+    if memory.slices.rows.is_empty() {
+        return;
+    }
+    card_ui(ui, |ui| {
+        section_with_ui(ui, "Slices, largest loss first", |ui| {
+            caption_ui(ui, "95 % intervals of paired items; click a slice to see its flips");
+        });
+        if let Some(clicked) = slices_ui(ui, &memory.slices) {
+            let name = memory.slices.rows[clicked].name.clone();
+            memory.slice = (memory.slice.as_ref() != Some(&name)).then_some(name);
+            memory.flips_shown = FLIPS;
+        }
+    });
+}
+
+fn figures_ui(ui: &mut Ui, document: &Document, run: &Run, comparison: &Comparison, memory: &Memory) {
+    let is_wide = ui.available_width() > 680.0;
+    if is_wide {
+        ui.columns(2, |columns| {
+            text_ui(&mut columns[0], comparison);
+            distribution_card_ui(&mut columns[1], memory);
+            speed_ui(&mut columns[1], document, run);
+        });
+    } else {
+        text_ui(ui, comparison);
+        distribution_card_ui(ui, memory);
+        speed_ui(ui, document, run);
+    }
+}
+
+fn text_ui(ui: &mut Ui, comparison: &Comparison) {
+    let Some(text) = &comparison.text else { return };
+    card_ui(ui, |ui| {
+        section_ui(ui, "Text");
+        let plain = |value: f64| units::significant(value);
+        let with = |value: f64, stderr: f64| number_with_interval(value, stderr, "").text();
+        let mut lines = Vec::new();
+        if let Some(baseline) = comparison.baseline_perplexity {
+            lines.push(KeyValue::new("perplexity of the original", plain(baseline), ""));
+        }
+        lines.push(KeyValue::new("perplexity", with(text.perplexity, text.perplexity_stderr), ""));
+        if let Some(distance) = &text.distance {
+            let hint = "Of the same tokens, so that the error is smaller than that of either";
+            let ratio = with(distance.perplexity_ratio, distance.perplexity_ratio_stderr);
+            lines.push(KeyValue::new("ratio of perplexities", ratio, "").hint(hint));
+            let mean = with(distance.kld_mean, distance.kld_mean_stderr);
+            lines.push(KeyValue::new("KLD, mean", mean, "nats"));
+            for (name, value) in [
+                ("KLD, median", distance.kld_median),
+                ("KLD, 90 % of tokens below", distance.kld_p90),
+                ("KLD, 99 % of tokens below", distance.kld_p99),
+                ("KLD, largest", distance.kld_max),
+            ] {
+                lines.push(KeyValue::new(name, plain(value), "nats"));
+            }
+            let points = (distance.same_top_fraction * 100.0, distance.same_top_fraction_stderr * 100.0);
+            lines.push(KeyValue::new("same top token", with(points.0, points.1), "%"));
+            let change = (distance.delta_p_mean * 100.0, distance.delta_p_mean_stderr * 100.0);
+            let hint = "Change of the probability of the token that really follows";
+            lines.push(KeyValue::new("change of the true token", with(change.0, change.1), "points").hint(hint));
+        }
+        key_values_ui(ui, &lines);
+        let convention = text.convention.name();
+        caption_ui(
+            ui,
+            format!(
+                "{} tokens in windows of {}, {convention}; ± is the standard error",
+                units::count(text.tokens as u64),
+                text.context
+            ),
+        );
+    });
+}
+
+fn distribution_card_ui(ui: &mut Ui, memory: &Memory) {
+    let Some(distribution) = &memory.distribution else { return };
+    card_ui(ui, |ui| {
+        section_ui(ui, "KLD of single tokens");
+        distribution_ui(ui, distribution, 200.0);
+    });
+}
+
+fn speed_ui(ui: &mut Ui, document: &Document, run: &Run) {
+    let Some(evaluation) = &run.evaluation else { return };
+    let own = evaluation.baseline.as_deref().or(document.baseline.as_deref());
+    let (Some(speed), Some(baseline)) = (&evaluation.speed, own.and_then(|own| own.speed.as_ref())) else { return };
+    card_ui(ui, |ui| {
+        section_ui(ui, "Speed and memory");
+        Grid::new("speed").num_columns(4).spacing(vec2(space::L, space::XS)).show(ui, |ui| {
+            head_ui(ui, "", false);
+            head_ui(ui, "original", true);
+            head_ui(ui, "candidate", true);
+            head_ui(ui, "ratio", true);
+            ui.end_row();
+            let rows: [(&str, Rate); 2] = [
+                ("prefill, tok/s", |speed| speed.prefill_tokens_per_second),
+                ("decode, tok/s", |speed| speed.decode_tokens_per_second),
+            ];
+            for (name, value) in rows {
+                let (before, after) = (value(baseline), value(speed));
+                line_ui(ui, name, format!("{before:.0}"), format!("{after:.0}"), after / before);
+            }
+            let first = (baseline.ttft_secs, speed.ttft_secs);
+            let times = (format!("{:.1}", first.0 * 1e3), format!("{:.1}", first.1 * 1e3));
+            line_ui(ui, "first token, ms", times.0, times.1, first.1 / first.0);
+            if let Some(own) = own {
+                let (before, after) = (own.size.resident_bytes, evaluation.size.resident_bytes);
+                let ratio = after as f64 / before.max(1) as f64;
+                line_ui(ui, "weights in memory", units::bytes(before), units::bytes(after), ratio);
+                let (before, after) = (own.size.file_bytes, evaluation.size.file_bytes);
+                let ratio = after as f64 / before.max(1) as f64;
+                line_ui(ui, "files", units::bytes(before), units::bytes(after), ratio);
+            }
+        });
+        let threads = speed.threads;
+        caption_ui(
+            ui,
+            format!(
+                "{} prompt tokens and {} written ones on {threads} threads{}",
+                speed.prefill_tokens,
+                speed.decode_tokens,
+                if speed.in_turns { ", both measured in turns" } else { "" }
+            ),
+        );
+    });
+}
+
+fn line_ui(ui: &mut Ui, name: &str, before: String, after: String, ratio: f64) {
+    ui.label(name);
+    for text in [before, after] {
+        super::common::figure_ui(ui, text);
+    }
+    let text = if ratio.is_finite() { format!("{ratio:.2}×") } else { "–".to_owned() };
+    super::common::figure_ui(ui, text);
+    ui.end_row();
+}
+
+fn flips_ui(ui: &mut Ui, comparison: &Comparison, memory: &mut Memory) {
+    if comparison.flips.is_empty() {
+        return;
+    }
+    card_ui(ui, |ui| {
+        let title = match &memory.slice {
+            Some(slice) => format!("Changed answers in {slice}"),
+            None => "Changed answers".to_owned(),
+        };
+        let gained = memory.flips.iter().filter(|index| comparison.flips[**index].gained).count();
+        section_with_ui(ui, &title, |ui| {
+            caption_ui(ui, format!("{} lost, {gained} gained", memory.flips.len() - gained));
+            if memory.slice.is_some() && quiet_button_ui(ui, "All slices").clicked() {
+                memory.slice = None;
+            }
+        });
+        let width = ((ui.available_width() - 260.0) / 2.0).max(100.0);
+        let most = memory.flips_shown.max(FLIPS);
+        Grid::new("flips").num_columns(4).striped(true).spacing(vec2(space::M, space::XS)).show(ui, |ui| {
+            for head in ["item", "slice", "original", "candidate"] {
+                head_ui(ui, head, false);
+            }
+            ui.end_row();
+            for flip in memory.flips.iter().take(most).map(|index| &comparison.flips[*index]) {
+                let tokens = ui.tokens();
+                let cell = |ui: &mut Ui, text: &str, width: f32, color| {
+                    ui.scope(|ui| {
+                        ui.set_width(width);
+                        let label = Label::new(Type::Small.text(text).color(color)).truncate();
+                        ui.add(label).on_hover_text(text);
+                    });
+                };
+                cell(ui, &flip.id, 100.0, tokens.weak);
+                cell(ui, &format!("{}/{}", flip.task, flip.slice), 130.0, tokens.text);
+                let (before, after) = if flip.gained { (tokens.weak, tokens.pass) } else { (tokens.text, tokens.fail) };
+                cell(ui, &flip.baseline_prediction, width, before);
+                let sign = if flip.gained { "gained" } else { "lost" };
+                cell(ui, &format!("{sign}  {}", flip.candidate_prediction), width, after);
+                ui.end_row();
+            }
+        });
+        let rest = memory.flips.len().saturating_sub(most);
+        if rest > 0 && secondary_button_ui(ui, &format!("Show more of {rest}"), true).clicked() {
+            memory.flips_shown = most + 4 * FLIPS;
+        }
+    });
+}
+
+impl Memory {
+    fn update(&mut self, document: &Document) {
+        let run = document.focused().or_else(|| document.runs.last());
+        let comparison = run.and_then(|run| run.comparison.as_ref());
+        if self.key.is_of(document, comparison, self.slice.as_ref()) {
+            return;
+        }
+        if !super::common::is_same(self.key.comparison.as_ref(), comparison) {
+            self.slice = None;
+            self.flips_shown = FLIPS;
+        }
+        self.key = Key {
+            runs: document.runs.iter().map(|run| (run.id, run.name.clone(), run.evaluation.clone())).collect(),
+            baseline: document.baseline.clone(),
+            comparison: comparison.cloned(),
+            slice: self.slice.clone(),
+        };
+        let baseline =
+            document.baseline.iter().map(|evaluation| Model { name: "original", candidate: None, evaluation });
+        let candidates = document.runs.iter().enumerate().filter_map(|(index, run)| {
+            let evaluation = run.evaluation.as_deref()?;
+            Some(Model { name: &run.name, candidate: Some(index), evaluation })
+        });
+        let models: Vec<Model<'_>> = baseline.chain(candidates).collect();
+        self.scatter = compare_data::scatter(&models);
+        let index = run.map_or(0, |run| candidate_index(document, run.id));
+        let name = run.map_or("", |run| run.name.as_str());
+        self.slices = comparison.map(|found| compare_data::slices(found, name, index)).unwrap_or_default();
+        let distance = comparison.and_then(|found| found.text.as_ref()?.distance.as_ref());
+        self.distribution = distance.and_then(|distance| compare_data::distribution(distance, index));
+        self.flips = comparison.map(|found| compare_data::flips(found, self.slice.as_deref())).unwrap_or_default();
+    }
+}
+
+impl Key {
+    fn is_of(&self, document: &Document, comparison: Option<&Arc<Comparison>>, slice: Option<&String>) -> bool {
+        use super::common::is_same;
+        self.runs.len() == document.runs.len()
+            && self.runs.iter().zip(&document.runs).all(|((id, name, evaluation), run)| {
+                *id == run.id && *name == run.name && is_same(evaluation.as_ref(), run.evaluation.as_ref())
+            })
+            && is_same(self.baseline.as_ref(), document.baseline.as_ref())
+            && is_same(self.comparison.as_ref(), comparison)
+            && self.slice.as_ref() == slice
+    }
 }

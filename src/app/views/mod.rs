@@ -1,8 +1,11 @@
 //! What the centre of the window shows, one file a view.
 
+mod common;
 pub mod compare;
+mod compare_data;
 pub mod overview;
 pub mod plan;
+mod plan_frontier;
 pub mod playground;
 pub mod runs;
 pub mod sensitivity;

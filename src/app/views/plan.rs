@@ -1,14 +1,659 @@
-//! The plan view.
+//! The plan: recipe and target on top, what it costs, the frontier of choices, and the table of
+//! tensors grouped by layer, edited in place.
 
-use eframe::egui::Ui;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
+use eframe::egui::{Align, Button, DragValue, Layout, Sense, Ui, vec2};
+use egui_extras::{Column, TableBuilder};
+
+use super::common::{self, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
+use super::plan_frontier::{Frontier, damage_text};
 use crate::app::context::Cx;
+use crate::app::plots::curve::curve_ui;
+use crate::app::theme::{Type, UiTokens as _, space};
+use crate::app::widgets::{
+    KeyValue, Level, Notice, card_ui, icons, key_values_ui, lock_toggle_ui, notice_ui, secondary_button_ui, section_ui,
+    section_with_ui,
+};
+use crate::engine::checkpoint::{Checkpoint, Role};
+use crate::engine::plan::{Decision, Recipe, ResolvedPlan, Target, Why};
+use crate::engine::sensitivity::SensitivityTable;
+use crate::engine::{format, units};
+use crate::workbench::{Action, Command, Document, SelectMode};
+
+/// Warnings that are shown; the rest are counted.
+const MOST_WARNINGS: usize = 2;
 
 /// What the view remembers between frames.
 #[derive(Default)]
-pub struct Memory {}
+pub struct Memory {
+    frontier: Frontier,
+    collapsed: BTreeSet<Option<usize>>,
+    checkpoint: Option<Arc<Checkpoint>>,
+    resolved: Option<Arc<ResolvedPlan>>,
+    groups: Vec<Group>,
+    rows: Vec<Row>,
+    tables: [Option<Arc<SensitivityTable>>; 2],
+    /// Per tensor: weight error and KLD of its choice.
+    costs: Vec<[Option<f64>; 2]>,
+    bulk: Bulk,
+}
+
+/// The tensors of one layer, or those outside all layers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Group {
+    layer: Option<usize>,
+    tensors: Vec<usize>,
+    old_bytes: u64,
+    new_bytes: u64,
+    weight_count: u64,
+}
+
+/// A line of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Row {
+    /// Head of the group with this index.
+    Group(usize),
+    /// Index in the checkpoint.
+    Tensor(usize),
+}
+
+/// What the controls for many tensors are set to.
+struct Bulk {
+    /// None is every linear.
+    role: Option<Role>,
+    from: usize,
+    to: usize,
+    format: &'static str,
+}
+
+impl Default for Bulk {
+    fn default() -> Self {
+        Self { role: None, from: 0, to: usize::MAX, format: "q6_k" }
+    }
+}
 
 /// Paints the view.
 pub fn plan_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
-    let _ = (ui, cx);
+    let bench = cx.bench;
+    let Some(document) = &bench.state().document else {
+        no_document_ui(ui, cx, "Open a model to decide what to compress");
+        return;
+    };
+    let mut memory = std::mem::take(&mut cx.memory.plan);
+    memory.update(document);
+    ui.spacing_mut().item_spacing.y = space::S;
+    if !cx.is_presenting() {
+        controls_ui(ui, cx, document);
+    }
+    match &document.resolved {
+        Ok(resolved) => {
+            let is_wide = ui.available_width() > 720.0;
+            if is_wide {
+                ui.columns(2, |columns| {
+                    totals_ui(&mut columns[0], cx, &memory, resolved);
+                    frontier_ui(&mut columns[1], cx, &memory);
+                });
+            } else {
+                totals_ui(ui, cx, &memory, resolved);
+            }
+            if !cx.is_presenting() {
+                bulk_ui(ui, cx, document, &mut memory.bulk);
+            }
+            table_ui(ui, cx, document, resolved, &mut memory);
+        }
+        Err(err) => {
+            let text = err.to_string();
+            let (cause, detail) = text.split_once('\n').unwrap_or((&text, ""));
+            let can_undo = bench.unavailable(Action::Undo).is_none();
+            let notice = Notice {
+                level: Level::Error,
+                text: cause,
+                detail: detail.trim(),
+                action: can_undo.then_some("Undo the last change"),
+            };
+            if notice_ui(ui, &notice) {
+                cx.act(Action::Undo);
+            }
+        }
+    }
+    cx.memory.plan = memory;
+}
+
+fn target_text(target: Target) -> &'static str {
+    match target {
+        Target::Gguf => "GGUF for llama.cpp",
+        Target::HuggingFace => "Hugging Face folder",
+    }
+}
+
+fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
+    let plan = document.plan();
+    ui.horizontal_wrapped(|ui| {
+        caption_ui(ui, "Recipe");
+        let selected = plan.recipe().map_or("none", Recipe::name);
+        let chosen = combo_ui(ui, "Recipe", selected, 96.0, |ui| {
+            let mut chosen = None;
+            if ui.selectable_label(plan.recipe().is_none(), "none").clicked() {
+                chosen = Some(None);
+            }
+            for recipe in Recipe::all().filter(|recipe| plan.target().allows(recipe.base_format())) {
+                if ui.selectable_label(plan.recipe() == Some(recipe), recipe.name()).clicked() {
+                    chosen = Some(Some(recipe));
+                }
+            }
+            chosen
+        });
+        if let Some(recipe) = chosen {
+            cx.send(Command::SetRecipe(recipe));
+        }
+        caption_ui(ui, "Default");
+        let selected = match (plan.recipe(), plan.default_format()) {
+            (Some(_), _) => "as the recipe says",
+            (None, Some(id)) => id,
+            (None, None) => "as stored",
+        };
+        let chosen = combo_ui(ui, "Default format", selected, 132.0, |ui| {
+            let mut chosen = None;
+            if ui.selectable_label(plan.recipe().is_none() && plan.default_format().is_none(), "as stored").clicked() {
+                chosen = Some(None);
+            }
+            for id in plan.target().formats() {
+                if ui.selectable_label(plan.default_format() == Some(id), id).clicked() {
+                    chosen = Some(Some(id));
+                }
+            }
+            chosen
+        });
+        match chosen {
+            Some(None) => cx.send(Command::SetRecipe(None)),
+            Some(Some(id)) => {
+                let mut next = plan.clone();
+                match next.set_default_format(Some(id)) {
+                    Ok(()) => cx.send(Command::SetPlan { plan: next, what: format!("default {id}") }),
+                    Err(err) => cx.send(Command::Warn(err.to_string())),
+                }
+            }
+            None => {}
+        }
+        caption_ui(ui, "Written for");
+        let chosen = combo_ui(ui, "Target", target_text(plan.target()), 148.0, |ui| {
+            let mut chosen = None;
+            for target in Target::ALL {
+                if ui.selectable_label(target == plan.target(), target_text(target)).clicked() {
+                    chosen = Some(target);
+                }
+            }
+            chosen
+        });
+        if let Some(target) = chosen {
+            cx.send(Command::SetTarget(target));
+        }
+        action_button_ui(ui, cx, Action::RunPlan, true);
+    });
+}
+
+fn totals_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory, resolved: &ResolvedPlan) {
+    card_ui(ui, |ui| {
+        ui.set_min_height(236.0);
+        section_ui(ui, "What it comes to");
+        let ratio = resolved.old_bytes as f64 / resolved.new_bytes.max(1) as f64;
+        let size = format!("{} → {}", units::bytes(resolved.old_bytes), units::bytes(resolved.new_bytes));
+        let bits = format!("{:.2} → {:.2}", resolved.old_bits_per_weight(), resolved.new_bits_per_weight());
+        let protected = resolved.decisions.iter().filter(|decision| matches!(decision.why, Why::Protected(_))).count();
+        let changed = resolved.decisions.iter().filter(|decision| !decision.is_copy()).count();
+        let fallen = resolved.decisions.iter().filter(|decision| decision.fell_back_from.is_some()).count();
+        let mut lines = vec![
+            KeyValue::new("size of all tensors", size, ""),
+            KeyValue::new("bits per weight", bits, "bpw"),
+            KeyValue::new("smaller by", format!("{ratio:.2}"), "×"),
+            KeyValue::new("tensors changed", format!("{changed} of {}", resolved.decisions.len()), ""),
+            KeyValue::new("protected", protected.to_string(), ""),
+        ];
+        if fallen > 0 {
+            let hint = "Their rows do not fill the blocks of the format that was asked for";
+            lines.push(KeyValue::new("fell back to another format", fallen.to_string(), "").hint(hint));
+        }
+        let damages: Vec<(String, String)> = memory
+            .frontier
+            .damages
+            .iter()
+            .map(|(metric, value)| (format!("{}, sum, predicted", metric.title), damage_text(metric, *value)))
+            .collect();
+        lines.extend(
+            damages
+                .iter()
+                .map(|(key, value)| KeyValue::new(key, value, "").hint("The damage of each choice alone, added up")),
+        );
+        key_values_ui(ui, &lines);
+        if damages.is_empty() && !cx.is_presenting() {
+            caption_ui(ui, "Damage is predicted once the sensitivity of these formats is measured");
+        }
+        for warning in resolved.warnings.iter().take(MOST_WARNINGS) {
+            notice_ui(ui, &Notice { level: Level::Warning, text: warning, detail: "", action: None });
+        }
+        let rest = resolved.warnings.len().saturating_sub(MOST_WARNINGS);
+        if rest > 0 {
+            let all = resolved.warnings[MOST_WARNINGS..].join("\n");
+            caption_ui(ui, format!("{rest} more warnings")).on_hover_text(all);
+        }
+    });
+}
+
+fn frontier_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory) {
+    card_ui(ui, |ui| {
+        ui.set_min_height(236.0);
+        section_with_ui(ui, "Damage against size", |ui| {
+            if let Some(metric) = memory.frontier.metric {
+                caption_ui(ui, "recipes and this plan").on_hover_text(metric.description);
+            }
+        });
+        let Some(curve) = &memory.frontier.curve else {
+            caption_ui(ui, "Measure the sensitivity to see what each recipe would cost");
+            action_button_ui(ui, cx, Action::MeasureWeightError, false);
+            return;
+        };
+        let (_, clicked) = curve_ui(ui, curve, 196.0);
+        if !cx.is_presenting()
+            && let Some(recipe) = clicked.and_then(|index| memory.frontier.recipe_of(&curve.points[index]))
+        {
+            cx.send(Command::SetRecipe(Some(recipe)));
+        }
+    });
+}
+
+fn bulk_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, bulk: &mut Bulk) {
+    let last = document.checkpoint.tensors.iter().filter_map(|tensor| tensor.layer).max().unwrap_or(0);
+    (bulk.from, bulk.to) = (bulk.from.min(last), bulk.to.min(last));
+    ui.horizontal_wrapped(|ui| {
+        caption_ui(ui, "Many at once");
+        let selected = bulk.role.map_or("all linears", Role::name);
+        let chosen = combo_ui(ui, "Role to change", selected, 92.0, |ui| {
+            let mut chosen = None;
+            if ui.selectable_label(bulk.role.is_none(), "all linears").clicked() {
+                chosen = Some(None);
+            }
+            for role in Role::ALL.into_iter().filter(|role| role.is_layer_linear()) {
+                if ui.selectable_label(bulk.role == Some(role), role.name()).clicked() {
+                    chosen = Some(Some(role));
+                }
+            }
+            chosen
+        });
+        if let Some(role) = chosen {
+            bulk.role = role;
+        }
+        caption_ui(ui, "of layers");
+        ui.add(DragValue::new(&mut bulk.from).range(0..=last)).accessible_name("First layer to change");
+        caption_ui(ui, "to");
+        ui.add(DragValue::new(&mut bulk.to).range(0..=last)).accessible_name("Last layer to change");
+        let tensors = bulk_tensors(&document.checkpoint, bulk);
+        let chosen = combo_ui(ui, "Format for many", bulk.format, 76.0, |ui| {
+            let mut chosen = None;
+            for id in document.plan().target().formats() {
+                if ui.selectable_label(bulk.format == id, id).clicked() {
+                    chosen = Some(id);
+                }
+            }
+            chosen
+        });
+        if let Some(id) = chosen {
+            bulk.format = id;
+        }
+        let text = format!("Set {} tensors", tensors.len());
+        if secondary_button_ui(ui, &text, !tensors.is_empty()).clicked() {
+            cx.send(Command::SetFormat { tensors: tensors.clone(), format: bulk.format });
+        }
+        if secondary_button_ui(ui, "Select them", !tensors.is_empty()).clicked() {
+            cx.send(Command::SelectSet(tensors));
+        }
+        action_button_ui(ui, cx, Action::ClearChoices, false);
+    });
+}
+
+fn bulk_tensors(checkpoint: &Checkpoint, bulk: &Bulk) -> Vec<usize> {
+    let range = bulk.from.min(bulk.to)..=bulk.to.max(bulk.from);
+    let fits = |role: Role| bulk.role.map_or(role.is_layer_linear(), |own| own == role);
+    checkpoint
+        .tensors
+        .iter()
+        .enumerate()
+        .filter(|(_, tensor)| fits(tensor.role) && tensor.layer.is_some_and(|layer| range.contains(&layer)))
+        .map(|(index, _)| index)
+        .collect()
+}
+
+fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, resolved: &ResolvedPlan, memory: &mut Memory) {
+    let mut toggled = None;
+    ui.push_id("plan table", |ui| {
+        ui.spacing_mut().item_spacing.y = 0.0;
+        let figure = |width: f32| Column::initial(width).at_least(40.0).resizable(true).clip(true);
+        let table = TableBuilder::new(ui)
+            .striped(false)
+            .auto_shrink(false)
+            .cell_layout(Layout::left_to_right(Align::Center))
+            .column(Column::initial(150.0).at_least(96.0).resizable(true).clip(true))
+            .column(Column::initial(58.0).at_least(40.0).resizable(true).clip(true))
+            .column(Column::initial(42.0).at_least(36.0).resizable(true).clip(true))
+            .column(Column::initial(84.0).at_least(76.0).resizable(true).clip(true))
+            .column(Column::exact(24.0))
+            .column(figure(74.0))
+            .column(figure(44.0))
+            .column(figure(66.0))
+            .column(figure(66.0))
+            .column(Column::remainder().at_least(60.0).clip(true));
+        let heads = [
+            ("tensor", false),
+            ("role", false),
+            ("from", false),
+            ("to", false),
+            ("", false),
+            ("size", true),
+            ("bpw", true),
+            ("error", true),
+            ("KLD", true),
+            ("why", false),
+        ];
+        table
+            .header(space::ROW, |mut header| {
+                for (text, is_right) in heads {
+                    header.col(|ui| head_ui(ui, text, is_right));
+                }
+            })
+            .body(|body| {
+                body.rows(space::ROW, memory.rows.len(), |mut line| match memory.rows[line.index()] {
+                    Row::Group(index) => {
+                        let group = &memory.groups[index];
+                        let is_open = !memory.collapsed.contains(&group.layer);
+                        if group_row_ui(&mut line, group, is_open) {
+                            toggled = Some(group.layer);
+                        }
+                    }
+                    Row::Tensor(index) => {
+                        let Some(decision) = resolved.decisions.get(index) else { return };
+                        line.set_selected(cx.state().selection.tensors.contains(&index));
+                        let costs = memory.costs.get(index).copied().unwrap_or_default();
+                        tensor_row_ui(&mut line, cx, document, decision, costs);
+                    }
+                });
+            });
+    });
+    if let Some(layer) = toggled {
+        if !memory.collapsed.remove(&layer) {
+            memory.collapsed.insert(layer);
+        }
+        memory.rows = rows_of(&memory.groups, &memory.collapsed);
+    }
+}
+
+fn group_row_ui(line: &mut egui_extras::TableRow<'_, '_>, group: &Group, is_open: bool) -> bool {
+    let mut is_clicked = false;
+    let name = group.layer.map_or_else(|| "model".to_owned(), |layer| format!("layer {layer}"));
+    line.col(|ui| {
+        let icon = if is_open { icons::Icon::Down } else { icons::Icon::Right };
+        let (rect, _) = ui.allocate_exact_size(vec2(14.0, space::ROW_COMPACT), Sense::hover());
+        icons::paint(ui.painter(), icon, rect.center(), 12.0, ui.tokens().weak);
+        is_clicked = ui.add(Button::new(Type::Strong.text(name.as_str())).frame_when_inactive(false)).clicked();
+    });
+    line.col(|ui| {
+        caption_ui(ui, format!("{} tensors", group.tensors.len()));
+    });
+    for _ in 0..3 {
+        line.col(|_| ());
+    }
+    line.col(|ui| {
+        let text = format!("{} before", units::bytes(group.old_bytes));
+        figure_ui(ui, units::bytes(group.new_bytes)).on_hover_text(text);
+    });
+    line.col(|ui| {
+        figure_ui(ui, format!("{:.2}", units::bits_per_weight(group.new_bytes, group.weight_count)));
+    });
+    for _ in 0..3 {
+        line.col(|_| ());
+    }
+    is_clicked
+}
+
+fn tensor_row_ui(
+    line: &mut egui_extras::TableRow<'_, '_>,
+    cx: &mut Cx<'_>,
+    document: &Document,
+    decision: &Decision,
+    costs: [Option<f64>; 2],
+) {
+    let index = decision.tensor_index;
+    let Some(tensor) = document.checkpoint.tensors.get(index) else { return };
+    let name = tensor.name.as_str();
+    let is_editing = !cx.is_presenting();
+    line.col(|ui| {
+        ui.add_space(space::M);
+        let is_selected = cx.state().selection.tensors.contains(&index);
+        let button = Button::selectable(is_selected, short_name(name)).truncate();
+        let response = ui.add(button).on_hover_text(name).accessible_name(name);
+        if response.clicked() {
+            let modifiers = ui.input(|input| input.modifiers);
+            let mode = if modifiers.command {
+                SelectMode::Toggle
+            } else if modifiers.shift {
+                SelectMode::Extend
+            } else {
+                SelectMode::Replace
+            };
+            cx.send(Command::Select { tensor: index, mode });
+        }
+    });
+    line.col(|ui| {
+        caption_ui(ui, tensor.role.name());
+    });
+    line.col(|ui| {
+        let weak = ui.tokens().weak;
+        ui.label(Type::MonoSmall.text(decision.old_dtype.to_string()).color(weak));
+    });
+    line.col(|ui| {
+        let to = decision.dtype.to_string();
+        if is_editing {
+            choice_ui(ui, cx, document, index, name, &to);
+        } else {
+            ui.label(Type::Mono.text(to));
+        }
+    });
+    line.col(|ui| {
+        let mut is_protected = matches!(decision.why, Why::Protected(_));
+        ui.add_enabled_ui(is_editing, |ui| {
+            if lock_toggle_ui(ui, &mut is_protected, name).changed() {
+                cx.send(Command::SetProtected { tensors: subjects(cx, index), protect: is_protected });
+            }
+        });
+    });
+    line.col(|ui| {
+        let text = format!("{} before", units::bytes(decision.old_bytes));
+        figure_ui(ui, units::bytes(decision.new_bytes)).on_hover_text(text);
+    });
+    line.col(|ui| {
+        figure_ui(ui, format!("{:.2}", decision.bits_per_weight()));
+    });
+    for cost in costs {
+        line.col(|ui| {
+            figure_ui(ui, cost.map_or_else(|| "–".to_owned(), units::significant));
+        });
+    }
+    line.col(|ui| {
+        let sentence = decision.sentence();
+        let color = if decision.fell_back_from.is_some() { ui.tokens().undecided } else { ui.tokens().weak };
+        let label = eframe::egui::Label::new(Type::Small.text(sentence.as_str()).color(color)).truncate();
+        ui.add(label).on_hover_text(sentence);
+    });
+}
+
+fn choice_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, index: usize, name: &str, to: &str) {
+    let chosen = combo_ui(ui, &format!("Format of {name}"), to, 72.0, |ui| {
+        let mut chosen = None;
+        if ui.selectable_label(false, "as the plan says").clicked() {
+            chosen = Some(None);
+        }
+        for id in document.plan().target().formats() {
+            if ui.selectable_label(id == to, id).clicked() {
+                chosen = Some(Some(id));
+            }
+        }
+        chosen
+    });
+    match chosen {
+        Some(None) => cx.send(Command::ClearChoices { tensors: subjects(cx, index) }),
+        Some(Some(format)) => cx.send(Command::SetFormat { tensors: subjects(cx, index), format }),
+        None => {}
+    }
+}
+
+/// The whole selection where the row is part of it, else the row alone.
+fn subjects(cx: &Cx<'_>, index: usize) -> Vec<usize> {
+    let selected = &cx.state().selection.tensors;
+    if selected.contains(&index) { selected.iter().copied().collect() } else { vec![index] }
+}
+
+/// A tensor's name without what its group and its ending say already.
+fn short_name(name: &str) -> &str {
+    let name = name.strip_suffix(".weight").unwrap_or(name);
+    let mut rest = name.strip_prefix("model.").unwrap_or(name);
+    if let Some(after) = rest.strip_prefix("layers.") {
+        rest = after.split_once('.').map_or(after, |(_, tail)| tail);
+    }
+    rest
+}
+
+impl Memory {
+    fn update(&mut self, document: &Document) {
+        self.frontier.update(document);
+        let resolved = document.resolved.as_ref().ok();
+        let is_other = !common::is_same(self.checkpoint.as_ref(), Some(&document.checkpoint));
+        let is_replanned = !common::is_same(self.resolved.as_ref(), resolved);
+        if is_other {
+            self.checkpoint = Some(document.checkpoint.clone());
+            self.collapsed.clear();
+        }
+        if is_other || is_replanned {
+            self.resolved = resolved.cloned();
+            self.groups = resolved.map(|resolved| groups(&document.checkpoint, resolved)).unwrap_or_default();
+            self.rows = rows_of(&self.groups, &self.collapsed);
+        }
+        let tables = ["weight", "kld"].map(|id| document.sensitivity.get(id));
+        let are_same = tables.iter().zip(&self.tables).all(|(now, then)| common::is_same(then.as_ref(), *now));
+        if is_other || is_replanned || !are_same {
+            self.tables = tables.map(|table| table.cloned());
+            self.costs =
+                resolved.map(|resolved| costs(&document.checkpoint, resolved, &self.tables)).unwrap_or_default();
+        }
+    }
+}
+
+/// Tensors by layer, what lies outside of them first; in the checkpoint's order of layers.
+fn groups(checkpoint: &Checkpoint, resolved: &ResolvedPlan) -> Vec<Group> {
+    let mut groups: std::collections::BTreeMap<Option<usize>, Group> = std::collections::BTreeMap::new();
+    for decision in &resolved.decisions {
+        let Some(tensor) = checkpoint.tensors.get(decision.tensor_index) else { continue };
+        let group = groups.entry(tensor.layer).or_insert_with(|| Group {
+            layer: tensor.layer,
+            tensors: Vec::new(),
+            old_bytes: 0,
+            new_bytes: 0,
+            weight_count: 0,
+        });
+        group.tensors.push(decision.tensor_index);
+        group.old_bytes = group.old_bytes.saturating_add(decision.old_bytes);
+        group.new_bytes = group.new_bytes.saturating_add(decision.new_bytes);
+        group.weight_count = group.weight_count.saturating_add(decision.weight_count);
+    }
+    let mut groups: Vec<Group> = groups.into_values().collect();
+    for group in &mut groups {
+        group.tensors.sort_by_key(|&index| (checkpoint.tensors[index].role, index));
+    }
+    groups
+}
+
+fn rows_of(groups: &[Group], collapsed: &BTreeSet<Option<usize>>) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (index, group) in groups.iter().enumerate() {
+        rows.push(Row::Group(index));
+        if !collapsed.contains(&group.layer) {
+            rows.extend(group.tensors.iter().map(|&tensor| Row::Tensor(tensor)));
+        }
+    }
+    rows
+}
+
+/// What each choice costs under both metrics, where that is measured.
+fn costs(
+    checkpoint: &Checkpoint,
+    resolved: &ResolvedPlan,
+    tables: &[Option<Arc<SensitivityTable>>; 2],
+) -> Vec<[Option<f64>; 2]> {
+    let rows = tables.each_ref().map(|table| {
+        let rows = table.iter().flat_map(|table| table.rows.iter().enumerate());
+        rows.map(|(index, row)| (row.name.as_str(), index)).collect::<HashMap<&str, usize>>()
+    });
+    resolved
+        .decisions
+        .iter()
+        .map(|decision| {
+            let mut found = [None; 2];
+            if decision.is_copy() {
+                return found;
+            }
+            let Some(tensor) = checkpoint.tensors.get(decision.tensor_index) else { return found };
+            for ((cost, table), rows) in found.iter_mut().zip(tables).zip(&rows) {
+                *cost = table.as_ref().and_then(|table| {
+                    let column = table.column(format::of_dtype(decision.dtype)?.id())?;
+                    let row = table.rows.get(*rows.get(tensor.name.as_str())?)?;
+                    Some(row.cells.get(column)?.as_ref()?.value)
+                });
+            }
+            found
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::plan::{Plan, resolve};
+
+    fn demo() -> (Checkpoint, ResolvedPlan) {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
+        let checkpoint = Checkpoint::open(&path).expect("the demo opens");
+        let plan = Plan::of_recipe(Target::Gguf, None, Recipe::Q4KM);
+        let resolved = resolve(&plan, &checkpoint).expect("resolves");
+        (checkpoint, resolved)
+    }
+
+    #[test]
+    fn every_tensor_is_in_one_group_and_their_bytes_are_the_plans() {
+        let (checkpoint, resolved) = demo();
+        let groups = groups(&checkpoint, &resolved);
+        assert_eq!(groups[0].layer, None);
+        assert_eq!(groups.iter().map(|group| group.tensors.len()).sum::<usize>(), checkpoint.tensors.len());
+        assert_eq!(groups.iter().map(|group| group.new_bytes).sum::<u64>(), resolved.new_bytes);
+        let all = rows_of(&groups, &BTreeSet::new());
+        assert_eq!(all.len(), groups.len() + checkpoint.tensors.len());
+        let without_first = rows_of(&groups, &BTreeSet::from([None]));
+        assert_eq!(without_first.len(), all.len() - groups[0].tensors.len());
+    }
+
+    #[test]
+    fn many_at_once_takes_the_role_in_the_layers_named() {
+        let (checkpoint, _) = demo();
+        let bulk = Bulk { role: Some(Role::Down), from: 2, to: 1, format: "q6_k" };
+        let found: Vec<Option<usize>> =
+            bulk_tensors(&checkpoint, &bulk).into_iter().map(|index| checkpoint.tensors[index].layer).collect();
+        assert_eq!(found, [Some(1), Some(2)]);
+        let every = bulk_tensors(&checkpoint, &Bulk { role: None, from: 0, to: 0, format: "q6_k" });
+        assert_eq!(every.len(), 7);
+    }
+
+    #[test]
+    fn names_leave_out_what_the_group_says() {
+        assert_eq!(short_name("model.layers.3.mlp.down_proj.weight"), "mlp.down_proj");
+        assert_eq!(short_name("model.embed_tokens.weight"), "embed_tokens");
+        assert_eq!(short_name("lm_head.weight"), "lm_head");
+    }
 }

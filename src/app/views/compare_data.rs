@@ -1,0 +1,209 @@
+//! What the comparison view draws, shaped from evaluations and comparisons.
+
+use super::common::accuracy_percent;
+use crate::app::plots::distribution::Distribution;
+use crate::app::plots::scatter::{Scatter, ScatterPoint};
+use crate::app::plots::slices::{SliceRow, Slices};
+use crate::app::widgets::State;
+use crate::engine::comparison::{Comparison, SliceComparison, Verdict};
+use crate::engine::evaluation::Evaluation;
+use crate::engine::scoring::TextDistance;
+use crate::workbench::RunId;
+
+/// A model with a name: the baseline, or the candidate with this index.
+pub(super) struct Model<'a> {
+    pub name: &'a str,
+    pub candidate: Option<usize>,
+    pub evaluation: &'a Evaluation,
+}
+
+/// Size against accuracy; where no items were scored, against the share of equal top tokens.
+pub(super) fn scatter(models: &[Model<'_>]) -> Scatter {
+    let has_items = models.iter().any(|model| accuracy_percent(model.evaluation).is_some());
+    let points = models
+        .iter()
+        .filter_map(|model| {
+            let evaluation = model.evaluation;
+            let (value, half) = if has_items {
+                accuracy_percent(evaluation).map(|(value, half)| (value, Some(half)))?
+            } else {
+                same_top(evaluation, model.candidate.is_none())?
+            };
+            Some(ScatterPoint {
+                name: model.name.to_owned(),
+                size_mib: evaluation.size.file_bytes as f64 / f64::from(1u32 << 20),
+                accuracy_percent: value,
+                half_width: half,
+                tokens_per_second: evaluation.speed.as_ref().map(|speed| speed.decode_tokens_per_second),
+                candidate: model.candidate,
+                is_predicted: false,
+            })
+        })
+        .collect();
+    let metric = if has_items { "accuracy, %" } else { "same top token, %" };
+    Scatter { points, metric: metric.to_owned() }
+}
+
+/// The baseline agrees with itself.
+fn same_top(evaluation: &Evaluation, is_baseline: bool) -> Option<(f64, Option<f64>)> {
+    let text = evaluation.text.as_ref()?;
+    if is_baseline {
+        return Some((100.0, None));
+    }
+    let distance = text.distance.as_ref()?;
+    Some((distance.same_top_fraction * 100.0, Some(distance.same_top_fraction_stderr * 196.0)))
+}
+
+/// Which run a point of the scatter stands for; none for the baseline.
+pub(super) fn run_of(runs: &[RunId], point: &ScatterPoint) -> Option<RunId> {
+    runs.get(point.candidate?).copied()
+}
+
+/// Slices in percent, the largest loss first, with the verdict of a gate that names them.
+pub(super) fn slices(comparison: &Comparison, name: &str, candidate: usize) -> Slices {
+    let rows = comparison.slices.iter().map(|slice| row(slice, comparison)).collect();
+    let mut slices = Slices { name: name.to_owned(), candidate, rows };
+    slices.sort();
+    slices
+}
+
+fn row(slice: &SliceComparison, comparison: &Comparison) -> SliceRow {
+    let paired = &slice.paired;
+    let name = slice.name();
+    let [low, high] = paired.difference_interval;
+    let verdicts = comparison.gates.iter().filter(|gate| gate.slice.as_deref() == Some(&name));
+    SliceRow {
+        items: paired.n,
+        baseline: paired.baseline_accuracy * 100.0,
+        candidate: paired.candidate_accuracy * 100.0,
+        difference: paired.difference * 100.0,
+        low: low * 100.0,
+        high: high * 100.0,
+        verdict: verdicts.map(|gate| gate.verdict).max().map(state),
+        name,
+    }
+}
+
+/// The pill of a verdict.
+pub(super) fn state(verdict: Verdict) -> State {
+    match verdict {
+        Verdict::Pass => State::Pass,
+        Verdict::Fail => State::Fail,
+        Verdict::Undecided => State::Undecided,
+    }
+}
+
+/// KLD of all tokens; the empty decades at both ends are left out.
+pub(super) fn distribution(distance: &TextDistance, candidate: usize) -> Option<Distribution> {
+    let histogram = &distance.kld_histogram;
+    let first = histogram.counts.iter().position(|count| *count > 0)?;
+    let last = histogram.counts.iter().rposition(|count| *count > 0)?;
+    Some(Distribution {
+        name: "KLD per token".to_owned(),
+        unit: "nats".to_owned(),
+        min: histogram.edge(first),
+        max: histogram.edge(last + 1),
+        counts: histogram.counts[first..=last].to_vec(),
+        mean: distance.kld_mean,
+        p99: distance.kld_p99,
+        candidate,
+    })
+}
+
+/// Indices of the flips to show: of one slice, or all; losses first.
+pub(super) fn flips(comparison: &Comparison, slice: Option<&str>) -> Vec<usize> {
+    let mut found: Vec<usize> = comparison
+        .flips
+        .iter()
+        .enumerate()
+        .filter(|(_, flip)| slice.is_none_or(|slice| format!("{}/{}", flip.task, flip.slice) == slice))
+        .map(|(index, _)| index)
+        .collect();
+    found.sort_by_key(|&index| comparison.flips[index].gained);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::comparison::{ComparisonOptions, compare};
+    use crate::engine::evaluation::{EVALUATION_VERSION, ModelRef, SizeResult, slices as slices_of};
+    use crate::engine::progress::Progress;
+    use crate::engine::scoring::ItemResult;
+
+    fn item(id: usize, slice: &str, correct: bool) -> ItemResult {
+        ItemResult {
+            id: id.to_string(),
+            task: "facts".to_owned(),
+            slice: slice.to_owned(),
+            group: None,
+            metric: "acc".to_owned(),
+            correct,
+            score: f64::from(u8::from(correct)),
+            correct_norm: None,
+            prediction: if correct { "right" } else { "wrong" }.to_owned(),
+            scores: Vec::new(),
+            truncated: false,
+        }
+    }
+
+    /// `wrong` tells which items of the slice `rare` are wrong; `common` is always right.
+    fn evaluation(name: &str, mib: u64, wrong: impl Fn(usize) -> bool) -> Evaluation {
+        let rare = (0..20).map(|id| item(id, "rare", !wrong(id)));
+        let common = (20..40).map(|id| item(id, "common", true));
+        let items: Vec<ItemResult> = rare.chain(common).collect();
+        Evaluation {
+            version: EVALUATION_VERSION,
+            engine: String::new(),
+            key: String::new(),
+            model: ModelRef { name: name.to_owned(), path: name.into(), id: name.to_owned() },
+            label: "measured".to_owned(),
+            device: "cpu".to_owned(),
+            text_hash: None,
+            tasks_hash: None,
+            text: None,
+            slices: slices_of(&items),
+            size: SizeResult { file_bytes: mib << 20, bits_per_weight: 4.5, resident_bytes: 0, weight_count: 1 },
+            speed: None,
+            items,
+            baseline: None,
+        }
+    }
+
+    fn compared() -> (Evaluation, Evaluation, Comparison) {
+        let (baseline, candidate) = (evaluation("base", 8, |_| false), evaluation("small", 2, |id| id < 10));
+        let options = ComparisonOptions { resamples: 200, ..ComparisonOptions::default() };
+        let comparison = compare(&baseline, &candidate, &options, &Progress::new(None)).expect("compares");
+        (baseline, candidate, comparison)
+    }
+
+    #[test]
+    fn the_scatter_has_sizes_in_mib_and_accuracies_in_percent() {
+        let (baseline, candidate, _) = compared();
+        let models = [
+            Model { name: "base", candidate: None, evaluation: &baseline },
+            Model { name: "small", candidate: Some(1), evaluation: &candidate },
+        ];
+        let scatter = scatter(&models);
+        assert_eq!(scatter.metric, "accuracy, %");
+        let [base, small] = scatter.points.as_slice() else { panic!("two points") };
+        assert_eq!((base.size_mib, base.accuracy_percent, base.candidate), (8.0, 100.0, None));
+        assert_eq!((small.size_mib, small.accuracy_percent), (2.0, 75.0));
+        assert!(small.half_width.expect("an interval") > 5.0);
+        assert_eq!(run_of(&[RunId(4), RunId(7)], small), Some(RunId(7)));
+        assert_eq!(run_of(&[RunId(4)], base), None);
+    }
+
+    #[test]
+    fn the_largest_loss_stands_first_and_flips_can_be_told_by_slice() {
+        let (_, _, comparison) = compared();
+        let slices = slices(&comparison, "small", 0);
+        assert_eq!(slices.rows[0].name, "facts/rare");
+        assert_eq!(slices.rows[0].difference, -50.0);
+        assert!(slices.rows[0].high < 0.0);
+        assert_eq!(slices.rows[1].difference, 0.0);
+        assert_eq!(flips(&comparison, None).len(), 10);
+        assert_eq!(flips(&comparison, Some("facts/rare")).len(), 10);
+        assert!(flips(&comparison, Some("facts/common")).is_empty());
+    }
+}
