@@ -25,15 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = match std::env::args().nth(1) {
         Some(path) => PathBuf::from(path),
         None => {
-            let shape = synthetic::Shape {
-                layers: 4,
-                ..synthetic::Shape::ONE_B
-            };
-            println!(
-                "writing {} bf16 weights to {}",
-                shape.weight_count(),
-                written.path().display()
-            );
+            let shape = synthetic::Shape { layers: 4, ..synthetic::Shape::ONE_B };
+            println!("writing {} bf16 weights to {}", shape.weight_count(), written.path().display());
             shape.write(written.path(), 1)?;
             written.path().to_owned()
         }
@@ -42,20 +35,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let weight_count = checkpoint.weight_count() as f64;
     // Weights a second by the clock, and by the processor's time of all threads, which a busy machine does not spoil.
     let measure = |thread_count: usize| -> Result<(f64, f64), Box<dyn Error>> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(thread_count)
-            .build()?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(thread_count).build()?;
         let mut best = f64::INFINITY;
         let cpu_begin = cpu_secs();
         for _ in 0..ROUNDS {
             let begin = Instant::now();
             pool.install(|| {
-                profile::profile(
-                    &checkpoint,
-                    &ProfileOptions::default(),
-                    &Progress::default(),
-                    &mut |_, _| {},
-                )
+                profile::profile(&checkpoint, &ProfileOptions::default(), &Progress::default(), &mut |_, _| {})
             })?;
             best = best.min(begin.elapsed().as_secs_f64());
         }
@@ -72,11 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             cpu_rate / 1e9
         );
     }
-    let file = if path.is_dir() {
-        path.join("model.safetensors")
-    } else {
-        path
-    };
+    let file = if path.is_dir() { path.join("model.safetensors") } else { path };
     if file.is_file() {
         let mut best = f64::INFINITY;
         for _ in 0..ROUNDS {
@@ -97,10 +79,7 @@ fn cpu_secs() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after_name = stat.rsplit(')').next().unwrap_or_default();
     let fields = after_name.split_whitespace().skip(11).take(2);
-    fields
-        .filter_map(|ticks| ticks.parse::<f64>().ok())
-        .sum::<f64>()
-        / 100.0
+    fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 /// Seconds that a straightforward loop over all 16-bit words of a file takes.
@@ -109,8 +88,7 @@ fn naive(path: &Path) -> Result<f64, Box<dyn Error>> {
     let byte_count = file.metadata()?.len();
     let begin = Instant::now();
     let mut buffer = vec![0u8; 1 << 20];
-    let (mut min, mut max, mut sums, mut bins) =
-        (f32::INFINITY, f32::NEG_INFINITY, [0f64; 4], [0u64; 256]);
+    let (mut min, mut max, mut sums, mut bins) = (f32::INFINITY, f32::NEG_INFINITY, [0f64; 4], [0u64; 256]);
     let mut at = 0;
     while at < byte_count {
         let len = ((byte_count - at) as usize).min(buffer.len());

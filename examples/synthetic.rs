@@ -13,9 +13,7 @@ use synthetic::Shape;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let is_sparse = arguments.iter().any(|argument| argument == "--sparse");
-    let mut words = arguments
-        .iter()
-        .filter(|argument| !argument.starts_with("--"));
+    let mut words = arguments.iter().filter(|argument| !argument.starts_with("--"));
     let Some(folder) = words.next().map(Path::new) else {
         eprintln!("usage: synthetic FOLDER [tiny|1b|8b|70b] [--sparse]");
         return ExitCode::from(2);
@@ -30,11 +28,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let written = if is_sparse {
-        shape.write_sparse(folder)
-    } else {
-        shape.write(folder, 1)
-    };
+    let written = if is_sparse { shape.write_sparse(folder) } else { shape.write(folder, 1) };
     match written {
         Ok(()) => {
             println!("{}: {} weights", folder.display(), shape.weight_count());

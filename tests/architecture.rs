@@ -13,16 +13,8 @@ const MAX_LINES: usize = 800;
 const UNSAFE_PLACES: [&str; 2] = ["src/engine/kernels/", "src/engine/checkpoint/mapping.rs"];
 
 /// Crates of the window, which the engine must not know.
-const WINDOW_CRATES: [&str; 8] = [
-    "egui",
-    "eframe",
-    "egui_plot",
-    "egui_extras",
-    "egui_kittest",
-    "winit",
-    "rfd",
-    "epaint",
-];
+const WINDOW_CRATES: [&str; 8] =
+    ["egui", "eframe", "egui_plot", "egui_extras", "egui_kittest", "winit", "rfd", "epaint"];
 
 /// One source file.
 struct Source {
@@ -37,18 +29,9 @@ type Token = String;
 #[test]
 fn every_file_keeps_every_rule() {
     let sources = read_sources();
-    assert!(
-        sources.len() > 20,
-        "the sources were found: {}",
-        sources.len()
-    );
-    let order = engine_order(
-        &std::fs::read_to_string(root().join("src/engine/mod.rs")).expect("engine/mod.rs"),
-    );
-    assert!(
-        order.len() > 10,
-        "the engine's modules were found: {order:?}"
-    );
+    assert!(sources.len() > 20, "the sources were found: {}", sources.len());
+    let order = engine_order(&std::fs::read_to_string(root().join("src/engine/mod.rs")).expect("engine/mod.rs"));
+    assert!(order.len() > 10, "the engine's modules were found: {order:?}");
     let mut report = String::new();
     for source in &sources {
         for fault in check(source, &order) {
@@ -62,28 +45,13 @@ fn every_file_keeps_every_rule() {
 fn without_default_features_no_window_is_in_the_tree() {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = std::process::Command::new(cargo)
-        .args([
-            "tree",
-            "-e",
-            "normal",
-            "--no-default-features",
-            "--prefix",
-            "none",
-            "--offline",
-        ])
+        .args(["tree", "-e", "normal", "--no-default-features", "--prefix", "none", "--offline"])
         .current_dir(root())
         .output()
         .expect("cargo runs");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let tree = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        tree.lines().any(|line| line.starts_with("rayon ")),
-        "the tree was read: {tree}"
-    );
+    assert!(tree.lines().any(|line| line.starts_with("rayon ")), "the tree was read: {tree}");
     let found = window_crates_of(&tree);
     assert!(found.is_empty(), "{found:?}");
 }
@@ -92,9 +60,7 @@ fn without_default_features_no_window_is_in_the_tree() {
 fn window_crates_of(tree: &str) -> Vec<&str> {
     tree.lines()
         .filter(|line| {
-            line.split(' ')
-                .next()
-                .is_some_and(|name| WINDOW_CRATES.contains(&name.replace('-', "_").as_str()))
+            line.split(' ').next().is_some_and(|name| WINDOW_CRATES.contains(&name.replace('-', "_").as_str()))
         })
         .collect()
 }
@@ -134,9 +100,7 @@ fn read_sources() -> Vec<Source> {
 
 /// Names of the modules that `engine/mod.rs` lists, in its order.
 fn engine_order(text: &str) -> Vec<String> {
-    let names = text
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("pub mod ")?.strip_suffix(';'));
+    let names = text.lines().filter_map(|line| line.trim().strip_prefix("pub mod ")?.strip_suffix(';'));
     names.map(str::to_owned).collect()
 }
 
@@ -172,17 +136,10 @@ fn check_unsafe(path: &str, text: &str, code: &str, faults: &mut Vec<String>) {
             continue;
         }
         if !UNSAFE_PLACES.iter().any(|place| path.starts_with(place)) {
-            faults.push(format!(
-                "line {}: unsafe outside of {}",
-                index + 1,
-                UNSAFE_PLACES.join(", ")
-            ));
+            faults.push(format!("line {}: unsafe outside of {}", index + 1, UNSAFE_PLACES.join(", ")));
         }
         let near = &lines[index.saturating_sub(8)..=index];
-        if !near
-            .iter()
-            .any(|line| line.contains("SAFETY:") || line.contains("# Safety"))
-        {
+        if !near.iter().any(|line| line.contains("SAFETY:") || line.contains("# Safety")) {
             faults.push(format!("line {}: unsafe without a SAFETY: note", index + 1));
         }
     }
@@ -211,10 +168,7 @@ fn check_layers(path: &str, tokens: &[Token], engine_order: &[String], faults: &
             continue;
         };
         if forbidden.contains(&first.as_str()) {
-            faults.push(format!(
-                "uses {}, a layer that it must not know",
-                used.join("::")
-            ));
+            faults.push(format!("uses {}, a layer that it must not know", used.join("::")));
         }
         if is_engine
             && first == "engine"
@@ -222,20 +176,14 @@ fn check_layers(path: &str, tokens: &[Token], engine_order: &[String], faults: &
             && let (Some(own), Some(other)) = (position(own), position(other))
             && other > own
         {
-            faults.push(format!(
-                "uses {}, which comes after it in engine/mod.rs",
-                used.join("::")
-            ));
+            faults.push(format!("uses {}, which comes after it in engine/mod.rs", used.join("::")));
         }
     }
 }
 
 fn check_calls(tokens: &[Token], faults: &mut Vec<String>) {
     let follows = |at: usize, words: &[&str]| {
-        words
-            .iter()
-            .enumerate()
-            .all(|(step, word)| tokens.get(at + step).is_some_and(|token| token == word))
+        words.iter().enumerate().all(|(step, word)| tokens.get(at + step).is_some_and(|token| token == word))
     };
     for at in 0..tokens.len() {
         if follows(at, &[".", "unwrap", "("]) {
@@ -245,9 +193,7 @@ fn check_calls(tokens: &[Token], faults: &mut Vec<String>) {
             faults.push("spawns a thread without a name".to_owned());
         }
         if follows(at, &["Builder", "::", "new", "("]) && at >= 2 && tokens[at - 2] == "thread" {
-            let named = tokens[at..tokens.len().min(at + 60)]
-                .iter()
-                .any(|token| token == "name");
+            let named = tokens[at..tokens.len().min(at + 60)].iter().any(|token| token == "name");
             if !named {
                 faults.push("builds a thread without a name".to_owned());
             }
@@ -255,10 +201,7 @@ fn check_calls(tokens: &[Token], faults: &mut Vec<String>) {
         if tokens[at] == "unbounded" || follows(at, &["mpsc", "::", "channel"]) {
             faults.push("makes an unbounded channel".to_owned());
         }
-        if ["todo", "unimplemented", "dbg"]
-            .iter()
-            .any(|name| follows(at, &[name, "!"]))
-        {
+        if ["todo", "unimplemented", "dbg"].iter().any(|name| follows(at, &[name, "!"])) {
             faults.push(format!("leaves a {}!", tokens[at]));
         }
     }
@@ -275,34 +218,23 @@ fn check_colours(path: &str, tokens: &[Token], faults: &mut Vec<String>) {
         let is_colour = match kind.as_str() {
             "Color32" => {
                 name.starts_with("from_")
-                    || (name
-                        .chars()
-                        .all(|letter| letter.is_ascii_uppercase() || letter == '_')
+                    || (name.chars().all(|letter| letter.is_ascii_uppercase() || letter == '_')
                         && !["TRANSPARENT", "PLACEHOLDER", "WHITE"].contains(&name.as_str()))
             }
             "Rgba" => true,
             _ => false,
         };
         if separator == "::" && is_colour {
-            faults.push(format!(
-                "makes a colour, {kind}::{name}, outside of the theme"
-            ));
+            faults.push(format!("makes a colour, {kind}::{name}, outside of the theme"));
         }
     }
 }
 
 /// The module path of a file: `src/engine/plan/edit.rs` is `engine::plan::edit`.
 fn module_of(path: &str) -> Vec<String> {
-    let stem = path
-        .strip_prefix("src/")
-        .unwrap_or(path)
-        .strip_suffix(".rs")
-        .unwrap_or(path);
+    let stem = path.strip_prefix("src/").unwrap_or(path).strip_suffix(".rs").unwrap_or(path);
     let mut parts: Vec<String> = stem.split('/').map(str::to_owned).collect();
-    if parts
-        .last()
-        .is_some_and(|last| ["mod", "lib", "main"].contains(&last.as_str()))
-    {
+    if parts.last().is_some_and(|last| ["mod", "lib", "main"].contains(&last.as_str())) {
         parts.pop();
     }
     parts
@@ -318,11 +250,8 @@ fn paths_used(tokens: &[Token], module: &[String]) -> Vec<Vec<String>> {
             let mut leaves = Vec::new();
             at = read_tree(tokens, at, Vec::new(), &mut leaves);
             for leaf in leaves.into_iter().filter(|leaf| leaf.len() > 1) {
-                let mut base: Vec<String> = if ["crate", "lapidary"].contains(&leaf[0].as_str()) {
-                    Vec::new()
-                } else {
-                    module.to_vec()
-                };
+                let mut base: Vec<String> =
+                    if ["crate", "lapidary"].contains(&leaf[0].as_str()) { Vec::new() } else { module.to_vec() };
                 for part in leaf {
                     match part.as_str() {
                         "crate" | "self" | "lapidary" => {}
@@ -340,12 +269,7 @@ fn paths_used(tokens: &[Token], module: &[String]) -> Vec<Vec<String>> {
 }
 
 /// Reads a path or a tree of paths (`a::{b, c::d}`) at `at`, adds its leaves, answers where it ends.
-fn read_tree(
-    tokens: &[Token],
-    mut at: usize,
-    mut prefix: Vec<String>,
-    leaves: &mut Vec<Vec<String>>,
-) -> usize {
+fn read_tree(tokens: &[Token], mut at: usize, mut prefix: Vec<String>, leaves: &mut Vec<Vec<String>>) -> usize {
     loop {
         match tokens.get(at).map(String::as_str) {
             Some("{") => {
@@ -383,10 +307,7 @@ fn read_tree(
 }
 
 fn is_word(token: &str) -> bool {
-    token
-        .chars()
-        .next()
-        .is_some_and(|letter| letter.is_alphabetic() || letter == '_')
+    token.chars().next().is_some_and(|letter| letter.is_alphabetic() || letter == '_')
 }
 
 fn tokenize(code: &str) -> Vec<Token> {
@@ -417,8 +338,7 @@ fn strip_comments_and_strings(text: &str) -> String {
     let blank = |out: &mut String, letter: char| out.push(if letter == '\n' { '\n' } else { ' ' });
     while index < letters.len() {
         let letter = letters[index];
-        let is_after_word =
-            index > 0 && (letters[index - 1].is_alphanumeric() || letters[index - 1] == '_');
+        let is_after_word = index > 0 && (letters[index - 1].is_alphanumeric() || letters[index - 1] == '_');
         if letter == '/' && at(index + 1) == '/' {
             while index < letters.len() && letters[index] != '\n' {
                 blank(&mut out, letters[index]);
@@ -446,8 +366,7 @@ fn strip_comments_and_strings(text: &str) -> String {
                 index += 1;
             }
             index += 1;
-            let ends =
-                |index: usize| at(index) == '"' && (1..=hashes).all(|step| at(index + step) == '#');
+            let ends = |index: usize| at(index) == '"' && (1..=hashes).all(|step| at(index + step) == '#');
             while index < letters.len() && !ends(index) {
                 blank(&mut out, letters[index]);
                 index += 1;
@@ -490,10 +409,7 @@ fn raw_string_hashes(letters: &[char], index: usize, is_after_word: bool) -> Opt
         'b' if letters.get(index + 1) == Some(&'r') => index + 2,
         _ => return None,
     };
-    let hashes = letters[start..]
-        .iter()
-        .take_while(|&&letter| letter == '#')
-        .count();
+    let hashes = letters[start..].iter().take_while(|&&letter| letter == '#').count();
     (letters.get(start + hashes) == Some(&'"')).then_some(hashes)
 }
 
@@ -532,14 +448,7 @@ fn strip_tests(code: &str) -> String {
 /// What the checks say of a snippet at `path`, in an engine of three modules.
 fn faults_of(path: &str, code: &str) -> String {
     let order = ["format", "checkpoint", "plan"].map(str::to_owned);
-    check(
-        &Source {
-            path: path.to_owned(),
-            text: format!("//! Doc.\n{code}\n"),
-        },
-        &order,
-    )
-    .join("\n")
+    check(&Source { path: path.to_owned(), text: format!("//! Doc.\n{code}\n") }, &order).join("\n")
 }
 
 #[test]
@@ -565,144 +474,58 @@ fn a_later_module_of_the_engine_is_found_however_it_is_named() {
     ] {
         assert_eq!(faults_of(file, code), "", "{code}");
     }
-    assert!(
-        faults_of("src/engine/checkpoint/mod.rs", "use super::plan::Plan;")
-            .contains("engine::plan")
-    );
+    assert!(faults_of("src/engine/checkpoint/mod.rs", "use super::plan::Plan;").contains("engine::plan"));
 }
 
 #[test]
 fn layers_above_are_found() {
     let cases = [
-        (
-            "src/engine/plan/mod.rs",
-            "use crate::workbench::Workbench;",
-            "workbench",
-        ),
-        (
-            "src/engine/plan/mod.rs",
-            "fn f(ui: &mut egui::Ui) {}",
-            "names egui",
-        ),
-        (
-            "src/engine/plan/mod.rs",
-            "use crate::{app, engine::format};",
-            "uses app",
-        ),
+        ("src/engine/plan/mod.rs", "use crate::workbench::Workbench;", "workbench"),
+        ("src/engine/plan/mod.rs", "fn f(ui: &mut egui::Ui) {}", "names egui"),
+        ("src/engine/plan/mod.rs", "use crate::{app, engine::format};", "uses app"),
         ("src/workbench/mod.rs", "use super::cli;", "uses cli"),
-        (
-            "src/workbench/jobs.rs",
-            "use crate::app::theme;",
-            "uses app",
-        ),
-        (
-            "src/cli/run.rs",
-            "fn f() { crate::app::run(); }",
-            "uses app",
-        ),
+        ("src/workbench/jobs.rs", "use crate::app::theme;", "uses app"),
+        ("src/cli/run.rs", "fn f() { crate::app::run(); }", "uses app"),
     ];
     for (path, code, expected) in cases {
         let faults = faults_of(path, code);
         assert!(faults.contains(expected), "{path}: {code}: {faults}");
     }
-    assert_eq!(
-        faults_of(
-            "src/cli/run.rs",
-            "use crate::engine::plan::Plan; use crate::workbench::Command;"
-        ),
-        ""
-    );
-    assert_eq!(
-        window_crates_of("rayon v1.0.0\negui v0.37.0\negui-winit v0.37.0 (*)"),
-        ["egui v0.37.0"]
-    );
+    assert_eq!(faults_of("src/cli/run.rs", "use crate::engine::plan::Plan; use crate::workbench::Command;"), "");
+    assert_eq!(window_crates_of("rayon v1.0.0\negui v0.37.0\negui-winit v0.37.0 (*)"), ["egui v0.37.0"]);
 }
 
 #[test]
 fn broken_rules_of_single_files_are_found() {
     let cases = [
         ("src/cli/mod.rs", "fn f() { g().unwrap(); }", "unwrap"),
-        (
-            "src/cli/mod.rs",
-            "fn f() { std::thread::spawn(|| {}); }",
-            "without a name",
-        ),
-        (
-            "src/cli/mod.rs",
-            "fn f() { std::thread::Builder::new().spawn(|| {}); }",
-            "without a name",
-        ),
-        (
-            "src/cli/mod.rs",
-            "use crossbeam_channel::unbounded;",
-            "unbounded",
-        ),
-        (
-            "src/cli/mod.rs",
-            "fn f() { let _ = std::sync::mpsc::channel::<u8>(); }",
-            "unbounded",
-        ),
+        ("src/cli/mod.rs", "fn f() { std::thread::spawn(|| {}); }", "without a name"),
+        ("src/cli/mod.rs", "fn f() { std::thread::Builder::new().spawn(|| {}); }", "without a name"),
+        ("src/cli/mod.rs", "use crossbeam_channel::unbounded;", "unbounded"),
+        ("src/cli/mod.rs", "fn f() { let _ = std::sync::mpsc::channel::<u8>(); }", "unbounded"),
         ("src/cli/mod.rs", "fn f() { todo!() }", "todo!"),
-        (
-            "src/cli/mod.rs",
-            "// SAFETY: none.\nfn f() { unsafe { g() } }",
-            "unsafe outside",
-        ),
-        (
-            "src/engine/kernels/dot.rs",
-            "fn f() { unsafe { g() } }",
-            "SAFETY",
-        ),
-        (
-            "src/app/panel.rs",
-            "const A: Color32 = Color32::from_rgb(1, 2, 3);",
-            "colour",
-        ),
-        (
-            "src/app/panel.rs",
-            "const A: Color32 = egui::Color32::RED;",
-            "colour",
-        ),
-        (
-            "src/app/panel.rs",
-            "fn f() { Rgba::from_gray(0.5); }",
-            "colour",
-        ),
+        ("src/cli/mod.rs", "// SAFETY: none.\nfn f() { unsafe { g() } }", "unsafe outside"),
+        ("src/engine/kernels/dot.rs", "fn f() { unsafe { g() } }", "SAFETY"),
+        ("src/app/panel.rs", "const A: Color32 = Color32::from_rgb(1, 2, 3);", "colour"),
+        ("src/app/panel.rs", "const A: Color32 = egui::Color32::RED;", "colour"),
+        ("src/app/panel.rs", "fn f() { Rgba::from_gray(0.5); }", "colour"),
     ];
     for (path, code, expected) in cases {
         let faults = faults_of(path, code);
         assert!(faults.contains(expected), "{path}: {code}: {faults}");
     }
     for (path, code) in [
-        (
-            "src/app/theme.rs",
-            "const A: Color32 = Color32::from_rgb(1, 2, 3);",
-        ),
+        ("src/app/theme.rs", "const A: Color32 = Color32::from_rgb(1, 2, 3);"),
         ("src/app/panel.rs", "fn f() { Color32::TRANSPARENT; }"),
-        (
-            "src/engine/kernels/dot.rs",
-            "// SAFETY: checked above.\nfn f() { unsafe { g() } }",
-        ),
-        (
-            "src/cli/mod.rs",
-            "fn f() { std::thread::Builder::new().name(n).spawn(|| {}); g().unwrap_or(1); }",
-        ),
-        (
-            "src/cli/mod.rs",
-            "fn f(c: char) -> bool { c == '\"' || c == '{' } // unsafe",
-        ),
+        ("src/engine/kernels/dot.rs", "// SAFETY: checked above.\nfn f() { unsafe { g() } }"),
+        ("src/cli/mod.rs", "fn f() { std::thread::Builder::new().name(n).spawn(|| {}); g().unwrap_or(1); }"),
+        ("src/cli/mod.rs", "fn f(c: char) -> bool { c == '\"' || c == '{' } // unsafe"),
         ("src/cli/tests.rs", "fn f() { g().unwrap(); }"),
     ] {
         assert_eq!(faults_of(path, code), "", "{path}: {code}");
     }
-    let no_doc = Source {
-        path: "src/a.rs".to_owned(),
-        text: "fn f() {}\n".to_owned(),
-    };
+    let no_doc = Source { path: "src/a.rs".to_owned(), text: "fn f() {}\n".to_owned() };
     assert_eq!(check(&no_doc, &[]), ["does not open with a module doc"]);
-    let long = Source {
-        path: "src/a.rs".to_owned(),
-        text: format!("//! Doc.\n{}", "\n".repeat(MAX_LINES)),
-    };
+    let long = Source { path: "src/a.rs".to_owned(), text: format!("//! Doc.\n{}", "\n".repeat(MAX_LINES)) };
     assert_eq!(check(&long, &[]).len(), 1);
 }

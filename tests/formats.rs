@@ -4,20 +4,12 @@ use lapidary::engine::format;
 use safetensors::SafeTensors;
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect()
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
 fn fixture() -> Vec<u8> {
-    std::fs::read(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/fixtures/ggml_blocks.safetensors"
-    ))
-    .expect("the fixture is in the repository")
+    std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/ggml_blocks.safetensors"))
+        .expect("the fixture is in the repository")
 }
 
 #[test]
@@ -31,9 +23,7 @@ fn encoders_give_ggmls_bytes() {
     let mut wrong = Vec::new();
     let mut compared = 0;
     for format in format::all().iter().filter(|format| format.id() != "f32") {
-        let expected = tensors
-            .tensor(&format!("{}.bytes", format.id()))
-            .expect("bytes");
+        let expected = tensors.tensor(&format!("{}.bytes", format.id())).expect("bytes");
         let row_bytes = expected.shape()[1];
         for (row, (name, kind)) in rows.iter().enumerate() {
             let mut bytes = vec![0; row_bytes];
@@ -42,19 +32,11 @@ fn encoders_give_ggmls_bytes() {
             compared += 1;
             if bytes != theirs && kind == "ordinary" {
                 let count = bytes.iter().zip(theirs).filter(|(a, b)| a != b).count();
-                wrong.push(format!(
-                    "{} {name}: {count} of {row_bytes} bytes",
-                    format.id()
-                ));
+                wrong.push(format!("{} {name}: {count} of {row_bytes} bytes", format.id()));
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} of {compared} rows differ:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+    assert!(wrong.is_empty(), "{} of {compared} rows differ:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]
@@ -62,28 +44,15 @@ fn decoders_give_ggmls_values_also_of_extreme_rows() {
     let file = fixture();
     let tensors = SafeTensors::deserialize(&file).expect("fixture");
     for format in format::all().iter().filter(|format| format.id() != "f32") {
-        let bytes = tensors
-            .tensor(&format!("{}.bytes", format.id()))
-            .expect("bytes");
-        let values = floats(
-            tensors
-                .tensor(&format!("{}.values", format.id()))
-                .expect("values")
-                .data(),
-        );
+        let bytes = tensors.tensor(&format!("{}.bytes", format.id())).expect("bytes");
+        let values = floats(tensors.tensor(&format!("{}.values", format.id())).expect("values").data());
         let row_bytes = bytes.shape()[1];
         for (row, encoded) in bytes.data().chunks_exact(row_bytes).enumerate() {
             let mut decoded = vec![0.0; 512];
             format.decode_row(encoded, &mut decoded);
             for (at, (ours, theirs)) in decoded.iter().zip(&values[row * 512..]).enumerate() {
-                let same = ours.to_bits() == theirs.to_bits()
-                    || ours == theirs
-                    || (ours.is_nan() && theirs.is_nan());
-                assert!(
-                    same,
-                    "{} row {row} weight {at}: {ours} {theirs}",
-                    format.id()
-                );
+                let same = ours.to_bits() == theirs.to_bits() || ours == theirs || (ours.is_nan() && theirs.is_nan());
+                assert!(same, "{} row {row} weight {at}: {ours} {theirs}", format.id());
             }
         }
     }

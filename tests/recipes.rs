@@ -7,10 +7,7 @@ use lapidary::engine::plan::{Recipe, fit};
 use serde_json::Value;
 
 fn fixture() -> Value {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/fixtures/llama_cpp_recipes.json"
-    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llama_cpp_recipes.json");
     let text = std::fs::read_to_string(path).expect("the fixture lies in the repository");
     serde_json::from_str(&text).expect("the fixture is JSON")
 }
@@ -69,17 +66,9 @@ impl Shape {
             }
         }
         let outer = |ggml: &str, name: &str, shape| (ggml.to_owned(), name.to_owned(), shape);
-        tensors.push(outer(
-            "output_norm.weight",
-            "model.norm.weight",
-            vec![width],
-        ));
+        tensors.push(outer("output_norm.weight", "model.norm.weight", vec![width]));
         let vocabulary = vec![self.vocabulary, width];
-        tensors.push(outer(
-            "token_embd.weight",
-            "model.embed_tokens.weight",
-            vocabulary.clone(),
-        ));
+        tensors.push(outer("token_embd.weight", "model.embed_tokens.weight", vocabulary.clone()));
         if !self.is_tied {
             tensors.push(outer("output.weight", "lm_head.weight", vocabulary));
         }
@@ -88,24 +77,15 @@ impl Shape {
 
     /// The format of every tensor under a recipe, and whether it fell back; none for vectors.
     fn chosen(&self, recipe: Recipe, tensors: &[Tensor]) -> Vec<Option<(&'static str, bool)>> {
-        let shapes: Vec<TensorShape<'_>> = tensors
-            .iter()
-            .map(|(_, name, shape)| TensorShape::of_name(name, shape))
-            .collect();
-        let model = ModelShape {
-            layers: self.layers,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-        };
+        let shapes: Vec<TensorShape<'_>> =
+            tensors.iter().map(|(_, name, shape)| TensorShape::of_name(name, shape)).collect();
+        let model = ModelShape { layers: self.layers, heads: self.heads, kv_heads: self.kv_heads };
         let wanted = choose(recipe, model, &shapes);
-        let fitted = wanted
-            .into_iter()
-            .zip(tensors)
-            .map(|(wanted, (_, _, shape))| {
-                let wanted = wanted?;
-                let fitting = fit(wanted, *shape.last()?);
-                Some((fitting, fitting != wanted))
-            });
+        let fitted = wanted.into_iter().zip(tensors).map(|(wanted, (_, _, shape))| {
+            let wanted = wanted?;
+            let fitting = fit(wanted, *shape.last()?);
+            Some((fitting, fitting != wanted))
+        });
         fitted.collect()
     }
 }
@@ -118,13 +98,10 @@ fn expected<'a>(types: &'a Value, ggml: &str) -> Option<&'a str> {
     let (layer, part) = rest.split_once('.')?;
     let layer: u64 = layer.parse().ok()?;
     let mut end = 0;
-    types[format!("blk.{part}")]
-        .as_array()?
-        .iter()
-        .find_map(|run| {
-            end += run[1].as_u64()?;
-            (layer < end).then(|| run[0].as_str()).flatten()
-        })
+    types[format!("blk.{part}")].as_array()?.iter().find_map(|run| {
+        end += run[1].as_u64()?;
+        (layer < end).then(|| run[0].as_str()).flatten()
+    })
 }
 
 #[test]
@@ -142,25 +119,13 @@ fn every_tensor_of_every_shape_gets_llama_quantizes_type() {
             let chosen = shape.chosen(recipe, &tensors);
             for ((ggml, _, _), chosen) in tensors.iter().zip(&chosen) {
                 let Some((format, _)) = chosen else {
-                    assert_eq!(
-                        expected(&outcome["types"], ggml),
-                        None,
-                        "{ggml} is no vector"
-                    );
+                    assert_eq!(expected(&outcome["types"], ggml), None, "{ggml} is no vector");
                     continue;
                 };
-                assert_eq!(
-                    expected(&outcome["types"], ggml),
-                    Some(*format),
-                    "{name}, {recipe_name}: {ggml}"
-                );
+                assert_eq!(expected(&outcome["types"], ggml), Some(*format), "{name}, {recipe_name}: {ggml}");
                 compared += 1;
             }
-            let fallbacks = chosen
-                .iter()
-                .flatten()
-                .filter(|(_, fell_back)| *fell_back)
-                .count();
+            let fallbacks = chosen.iter().flatten().filter(|(_, fell_back)| *fell_back).count();
             assert_eq!(outcome["fallbacks"], fallbacks, "{name}, {recipe_name}");
         }
     }

@@ -108,7 +108,9 @@ impl LapidaryApp {
                 .default_size(330.0)
                 .size_range(260.0..=560.0)
                 .show(ui, |ui| {
-                    ScrollArea::vertical().id_salt("inspector scroll").show(ui, |ui| inspector::inspector_ui(ui, &mut cx));
+                    ScrollArea::vertical()
+                        .id_salt("inspector scroll")
+                        .show(ui, |ui| inspector::inspector_ui(ui, &mut cx));
                 });
         }
         let tabs = Frame::new().fill(tokens.window).inner_margin(Margin::symmetric(12, 0));
@@ -198,7 +200,11 @@ impl eframe::App for LapidaryApp {
     fn on_exit(&mut self) {
         self.bench.close();
         if let Some(secs) = percentile(&self.frame_secs, 0.99) {
-            tracing::info!("CPU time of a frame, 99th percentile: {:.2} ms of {} frames", secs * 1e3, self.frame_secs.len());
+            tracing::info!(
+                "CPU time of a frame, 99th percentile: {:.2} ms of {} frames",
+                secs * 1e3,
+                self.frame_secs.len()
+            );
         }
     }
 }

@@ -61,13 +61,7 @@ impl Fault {
     /// A failure of `stage` with its `cause`.
     #[must_use]
     pub fn new(stage: Stage, cause: impl Into<String>) -> Self {
-        Self {
-            stage,
-            cause: cause.into(),
-            place: None,
-            remedy: None,
-            path: None,
-        }
+        Self { stage, cause: cause.into(), place: None, remedy: None, path: None }
     }
 
     /// Names the tensor, line, key or offset.
@@ -135,13 +129,9 @@ fn advice(source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind as Kind;
     match source.kind() {
         Kind::NotFound => "; check the path",
-        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => {
-            "; choose another folder or change its permissions"
-        }
+        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => "; choose another folder or change its permissions",
         Kind::StorageFull | Kind::QuotaExceeded => "; free some space or choose another disk",
-        Kind::UnexpectedEof => {
-            "; the file is shorter than its header says: copy or download it again"
-        }
+        Kind::UnexpectedEof => "; the file is shorter than its header says: copy or download it again",
         _ => "",
     }
 }
@@ -150,11 +140,7 @@ impl Error {
     /// Wraps a system error with what was tried on which path.
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source: Arc::new(source),
-        }
+        move |source| Self::Io { action, path, source: Arc::new(source) }
     }
 
     /// True if the user stopped the job.

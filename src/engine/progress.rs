@@ -89,11 +89,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// Done over total, in `0..=1`; 0 where the total is unknown.
     pub fn fraction(&self) -> f64 {
-        if self.total == 0 {
-            0.0
-        } else {
-            (self.done as f64 / self.total as f64).min(1.0)
-        }
+        if self.total == 0 { 0.0 } else { (self.done as f64 / self.total as f64).min(1.0) }
     }
 
     /// Units a second since the phase began.
@@ -103,8 +99,7 @@ impl Snapshot {
 
     /// Seconds left at the mean rate, once some work is done.
     pub fn seconds_left(&self) -> Option<f64> {
-        (self.done > 0 && self.total > self.done)
-            .then(|| (self.total - self.done) as f64 / self.rate())
+        (self.done > 0 && self.total > self.done).then(|| (self.total - self.done) as f64 / self.rate())
     }
 }
 
@@ -155,12 +150,7 @@ impl Progress {
                 total: AtomicU64::new(0),
                 cancel: AtomicBool::new(false),
                 pause: AtomicBool::new(false),
-                clock: Mutex::new(Clock {
-                    started: now,
-                    paused_at: None,
-                    paused_for: Duration::ZERO,
-                    last_wake: now,
-                }),
+                clock: Mutex::new(Clock { started: now, paused_at: None, paused_for: Duration::ZERO, last_wake: now }),
                 waker,
             }),
         }
@@ -168,10 +158,7 @@ impl Progress {
 
     fn clock(&self) -> std::sync::MutexGuard<'_, Clock> {
         // A poisoned clock is still a clock: the panic that poisoned it is reported by its job.
-        self.inner
-            .clock
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner.clock.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Starts a phase of `total` units and sets the counter to zero.
@@ -247,13 +234,8 @@ impl Progress {
     pub fn snapshot(&self) -> Snapshot {
         let elapsed = {
             let clock = self.clock();
-            let paused_now = clock
-                .paused_at
-                .map_or(Duration::ZERO, |since| since.elapsed());
-            clock
-                .started
-                .elapsed()
-                .saturating_sub(clock.paused_for + paused_now)
+            let paused_now = clock.paused_at.map_or(Duration::ZERO, |since| since.elapsed());
+            clock.started.elapsed().saturating_sub(clock.paused_for + paused_now)
         };
         let phase = usize::from(self.inner.phase.load(Ordering::Relaxed));
         let unit = match self.inner.unit.load(Ordering::Relaxed) {
@@ -290,10 +272,8 @@ mod tests {
         let progress = Progress::default();
         progress.set_paused(true);
         let worker = progress.clone();
-        let thread = std::thread::Builder::new()
-            .name("paused".to_owned())
-            .spawn(move || worker.check())
-            .expect("spawn");
+        let thread =
+            std::thread::Builder::new().name("paused".to_owned()).spawn(move || worker.check()).expect("spawn");
         std::thread::sleep(Duration::from_millis(50));
         assert!(!thread.is_finished());
         progress.cancel();

@@ -27,11 +27,7 @@ pub fn bytes(count: u64) -> String {
 
 /// Bits per weight of `byte_count` bytes that hold `weight_count` weights; 0 for no weights.
 pub fn bits_per_weight(byte_count: u64, weight_count: u64) -> f64 {
-    if weight_count == 0 {
-        0.0
-    } else {
-        byte_count as f64 * 8.0 / weight_count as f64
-    }
+    if weight_count == 0 { 0.0 } else { byte_count as f64 * 8.0 / weight_count as f64 }
 }
 
 /// A count in short form: `950`, `12.3 k`, `4.07 M`, `1.24 B`.

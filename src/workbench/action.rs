@@ -140,11 +140,19 @@ impl Action {
     fn row(self) -> (Group, &'static str, &'static str, Option<Shortcut>) {
         use Group as G;
         match self {
-            Self::OpenFile => (G::File, "Open file…", "Open a .safetensors, .index.json, .gguf or .lapidary file", ctrl("O")),
+            Self::OpenFile => {
+                (G::File, "Open file…", "Open a .safetensors, .index.json, .gguf or .lapidary file", ctrl("O"))
+            }
             Self::OpenFolder => (G::File, "Open folder…", "Open a Hugging Face model folder", ctrl_shift("O")),
-            Self::OpenPath => (G::File, "Open path…", "Type or paste a path, where no file dialog is at hand", ctrl("L")),
-            Self::OpenDemo => (G::File, "Open the demo model", "The small trained model that comes with Lapidary", None),
-            Self::SaveProject => (G::File, "Save project", "Write the project now; it is also saved by itself", ctrl("S")),
+            Self::OpenPath => {
+                (G::File, "Open path…", "Type or paste a path, where no file dialog is at hand", ctrl("L"))
+            }
+            Self::OpenDemo => {
+                (G::File, "Open the demo model", "The small trained model that comes with Lapidary", None)
+            }
+            Self::SaveProject => {
+                (G::File, "Save project", "Write the project now; it is also saved by itself", ctrl("S"))
+            }
             Self::SaveProjectAs => (G::File, "Save project as…", "Give the project a file of its own", ctrl_shift("S")),
             Self::LoadTasks => (G::File, "Choose tasks…", "Evaluate on the items of a JSONL file", None),
             Self::LoadText => (G::File, "Choose text…", "Measure perplexity and KLD on a text file", None),
@@ -153,20 +161,53 @@ impl Action {
             Self::Redo => (G::Edit, "Redo", "Make the change again", ctrl_shift("Z")),
             Self::SelectAllLinears => (G::Edit, "Select all linears", "Select every linear of every layer", ctrl("A")),
             Self::ClearSelection => (G::Edit, "Clear the selection", "Select nothing", bare("Escape")),
-            Self::ProtectSelection => (G::Plan, "Protect the selection", "Keep the stored values of the selected tensors", ctrl("P")),
-            Self::UnprotectSelection => (G::Plan, "Unprotect the selection", "Let the plan change the selected tensors again", ctrl_shift("P")),
-            Self::ClearChoices => (G::Plan, "Clear choices of the selection", "Let recipe or default decide for the selected tensors", None),
+            Self::ProtectSelection => {
+                (G::Plan, "Protect the selection", "Keep the stored values of the selected tensors", ctrl("P"))
+            }
+            Self::UnprotectSelection => {
+                (G::Plan, "Unprotect the selection", "Let the plan change the selected tensors again", ctrl_shift("P"))
+            }
+            Self::ClearChoices => (
+                G::Plan,
+                "Clear choices of the selection",
+                "Let recipe or default decide for the selected tensors",
+                None,
+            ),
             Self::LoadPlan => (G::Plan, "Load plan…", "Replace the plan by a plan.toml", None),
-            Self::SavePlan => (G::Plan, "Save plan…", "Write the plan as a plan.toml that the command line takes too", None),
-            Self::RunPlan => (G::Run, "Run the plan", "Write a candidate file with these choices, then evaluate it", ctrl("R")),
-            Self::MeasureWeightError => (G::Run, "Measure weight error", "Relative error of every tensor in every format, from the weights alone", None),
-            Self::MeasureKld => (G::Run, "Measure KLD per tensor", "Change one tensor at a time and measure what happens to the output", None),
-            Self::EvaluateBaseline => (G::Run, "Evaluate the original", "Score tasks, text and speed of the checkpoint that is open", None),
-            Self::EvaluateCandidates => (G::Run, "Evaluate all candidates", "Score every candidate that has no evaluation yet", ctrl("E")),
-            Self::Generate => (G::Run, "Generate", "Let original and candidate continue the prompt side by side", ctrl("G")),
-            Self::CancelJobs => (G::Run, "Cancel all jobs", "Stop everything that runs; nothing half-written remains", None),
+            Self::SavePlan => {
+                (G::Plan, "Save plan…", "Write the plan as a plan.toml that the command line takes too", None)
+            }
+            Self::RunPlan => {
+                (G::Run, "Run the plan", "Write a candidate file with these choices, then evaluate it", ctrl("R"))
+            }
+            Self::MeasureWeightError => (
+                G::Run,
+                "Measure weight error",
+                "Relative error of every tensor in every format, from the weights alone",
+                None,
+            ),
+            Self::MeasureKld => (
+                G::Run,
+                "Measure KLD per tensor",
+                "Change one tensor at a time and measure what happens to the output",
+                None,
+            ),
+            Self::EvaluateBaseline => {
+                (G::Run, "Evaluate the original", "Score tasks, text and speed of the checkpoint that is open", None)
+            }
+            Self::EvaluateCandidates => {
+                (G::Run, "Evaluate all candidates", "Score every candidate that has no evaluation yet", ctrl("E"))
+            }
+            Self::Generate => {
+                (G::Run, "Generate", "Let original and candidate continue the prompt side by side", ctrl("G"))
+            }
+            Self::CancelJobs => {
+                (G::Run, "Cancel all jobs", "Stop everything that runs; nothing half-written remains", None)
+            }
             Self::ShowOverview => (G::View, "Overview", "What this checkpoint is and what to do next", ctrl("1")),
-            Self::ShowWeights => (G::View, "Weights", "Histograms of every layer, original and candidate overlaid", ctrl("2")),
+            Self::ShowWeights => {
+                (G::View, "Weights", "Histograms of every layer, original and candidate overlaid", ctrl("2"))
+            }
             Self::ShowSensitivity => (G::View, "Sensitivity", "How much each tensor minds each format", ctrl("3")),
             Self::ShowPlan => (G::View, "Plan", "The choices, tensor by tensor, and what they cost", ctrl("4")),
             Self::ShowRuns => (G::View, "Runs", "Every candidate with size, distance, speed and accuracy", ctrl("5")),
@@ -229,12 +270,15 @@ impl Action {
             | Self::Palette
             | Self::About
             | Self::ShowOverview => None,
-            Self::Undo => no_document()
-                .or_else(|| unless(document.is_some_and(|d| d.history.undo_name().is_some()), "There is nothing to undo")),
-            Self::Redo => no_document()
-                .or_else(|| unless(document.is_some_and(|d| d.history.redo_name().is_some()), "There is nothing to redo")),
-            Self::ClearSelection | Self::ProtectSelection | Self::UnprotectSelection | Self::ClearChoices => no_document()
-                .or_else(|| unless(!state.selection.tensors.is_empty(), "Select a tensor first")),
+            Self::Undo => no_document().or_else(|| {
+                unless(document.is_some_and(|d| d.history.undo_name().is_some()), "There is nothing to undo")
+            }),
+            Self::Redo => no_document().or_else(|| {
+                unless(document.is_some_and(|d| d.history.redo_name().is_some()), "There is nothing to redo")
+            }),
+            Self::ClearSelection | Self::ProtectSelection | Self::UnprotectSelection | Self::ClearChoices => {
+                no_document().or_else(|| unless(!state.selection.tensors.is_empty(), "Select a tensor first"))
+            }
             Self::RunPlan => no_document()
                 .or_else(|| unless(document.is_some_and(|d| d.resolved.is_ok()), "The plan has an error"))
                 .or_else(|| unless(!jobs.is_running(JobKind::Pass), "A pass is running")),

@@ -101,7 +101,7 @@ impl Workbench {
                 Ok(())
             })?,
             Command::SetPlan { plan, what } => self.change_plan(what, |_, current| {
-                *current = plan;
+                *current = *plan;
                 Ok(())
             })?,
             Command::MeasureKld { formats, tokens } => self.measure_kld(formats, tokens),
@@ -123,7 +123,12 @@ impl Workbench {
                 }
             }),
             Command::RollBack(run) => {
-                let plan = self.state.document.as_ref().and_then(|d| d.run(run)).map(|run| (run.plan.clone(), run.name.clone()));
+                let plan = self
+                    .state
+                    .document
+                    .as_ref()
+                    .and_then(|d| d.run(run))
+                    .map(|run| (run.plan.clone(), run.name.clone()));
                 if let Some((plan, name)) = plan {
                     self.change_plan(format!("roll back to {name}"), |_, current| {
                         *current = plan;
@@ -187,8 +192,12 @@ impl Workbench {
                 }
             }
             Action::ClearSelection => self.state.selection = Selection::default(),
-            Action::ProtectSelection => return self.carry_out(Command::SetProtected { tensors: selected, protect: true }),
-            Action::UnprotectSelection => return self.carry_out(Command::SetProtected { tensors: selected, protect: false }),
+            Action::ProtectSelection => {
+                return self.carry_out(Command::SetProtected { tensors: selected, protect: true });
+            }
+            Action::UnprotectSelection => {
+                return self.carry_out(Command::SetProtected { tensors: selected, protect: false });
+            }
             Action::ClearChoices => return self.carry_out(Command::ClearChoices { tensors: selected }),
             Action::RunPlan => return self.run_plan(None, None),
             Action::MeasureWeightError => self.measure_weight_error(),
@@ -197,9 +206,14 @@ impl Workbench {
             }
             Action::EvaluateBaseline => self.evaluate(Subject::Baseline),
             Action::EvaluateCandidates => {
-                let missing: Vec<RunId> = self.state.document.iter().flat_map(|document| {
-                    document.runs.iter().filter(|run| run.evaluation.is_none() || run.is_stale).map(|run| run.id)
-                }).collect();
+                let missing: Vec<RunId> = self
+                    .state
+                    .document
+                    .iter()
+                    .flat_map(|document| {
+                        document.runs.iter().filter(|run| run.evaluation.is_none() || run.is_stale).map(|run| run.id)
+                    })
+                    .collect();
                 for run in missing {
                     self.evaluate(Subject::Run(run));
                 }
@@ -207,7 +221,11 @@ impl Workbench {
             Action::Generate => self.generate(),
             Action::CancelJobs => self.jobs.cancel_all(),
             Action::ToggleTheme => {
-                let next = if self.state.settings.theme == ThemeChoice::Light { ThemeChoice::Dark } else { ThemeChoice::Light };
+                let next = if self.state.settings.theme == ThemeChoice::Light {
+                    ThemeChoice::Dark
+                } else {
+                    ThemeChoice::Light
+                };
                 self.set_theme(next);
             }
             Action::TogglePresenter => self.state.presenter = !self.state.presenter,
@@ -269,9 +287,11 @@ impl Workbench {
     /// Words for a set of tensors in a step of history.
     fn subject_of(&self, tensors: &[usize]) -> String {
         match (tensors, &self.state.document) {
-            ([one], Some(document)) => {
-                document.checkpoint.tensors.get(*one).map_or_else(|| "a tensor".to_owned(), |tensor| tensor.name.clone())
-            }
+            ([one], Some(document)) => document
+                .checkpoint
+                .tensors
+                .get(*one)
+                .map_or_else(|| "a tensor".to_owned(), |tensor| tensor.name.clone()),
             _ => format!("{} tensors", tensors.len()),
         }
     }
@@ -298,7 +318,10 @@ impl Workbench {
     fn mark_stale(&mut self) {
         self.with_document(|document| {
             let hashes = |document: &Document| {
-                (document.tasks.as_ref().map(|tasks| tasks.hash.clone()), document.text.as_ref().map(|text| text.hash.clone()))
+                (
+                    document.tasks.as_ref().map(|tasks| tasks.hash.clone()),
+                    document.text.as_ref().map(|text| text.hash.clone()),
+                )
             };
             let now = hashes(document);
             for run in &mut document.runs {
@@ -313,13 +336,18 @@ impl Workbench {
     pub(super) fn profile_baseline(&mut self) {
         if let Some(document) = &self.state.document {
             let checkpoint = document.checkpoint.clone();
-            self.jobs.spawn(JobKind::Profile, "profile the original", move |context| tasks::profile(&checkpoint, context));
+            self.jobs
+                .spawn(JobKind::Profile, "profile the original", move |context| tasks::profile(&checkpoint, context));
         }
     }
 
     pub(super) fn profile_run(&mut self, run: RunId) {
-        if let Some((candidate, name)) =
-            self.state.document.as_ref().and_then(|d| d.run(run)).and_then(|run| Some((run.checkpoint()?.clone(), &run.name)))
+        if let Some((candidate, name)) = self
+            .state
+            .document
+            .as_ref()
+            .and_then(|d| d.run(run))
+            .and_then(|run| Some((run.checkpoint()?.clone(), &run.name)))
         {
             self.jobs.spawn(JobKind::Profile, format!("profile {name}"), move |context| {
                 tasks::profile_run(run, &candidate, context)
@@ -414,12 +442,14 @@ impl Workbench {
             run: focused.as_ref().map(|(id, ..)| *id),
             ..document.playground.clone()
         };
-        let mut sides = vec![(Subject::Baseline, document.checkpoint.clone(), "the original".to_owned())];
+        let original = document.checkpoint.clone();
+        let mut sides = vec![(Subject::Baseline, original.clone(), "the original".to_owned())];
         sides.extend(focused.map(|(id, checkpoint, name)| (Subject::Run(id), checkpoint, name)));
         for (subject, checkpoint, name) in sides {
             let (models, prompt, options) = (models.clone(), prompt.clone(), options.clone());
+            let source = (subject != Subject::Baseline).then(|| original.clone());
             self.jobs.spawn(JobKind::Generate, format!("{name} writes"), move |context| {
-                tasks::generate(&checkpoint, subject, &models, &prompt, &options, context)
+                tasks::generate(&checkpoint, source.as_deref(), subject, &models, &prompt, &options, context)
             });
         }
     }
@@ -533,7 +563,8 @@ impl Workbench {
         self.state.opening = None;
         self.state.selection = Selection::default();
         if let Some(err) = lost_plan {
-            self.state.notify(Level::Warning, format!("The saved plan cannot be read, a fresh one takes its place: {err}"));
+            self.state
+                .notify(Level::Warning, format!("The saved plan cannot be read, a fresh one takes its place: {err}"));
         }
         for warning in opened.warnings {
             self.state.notify(Level::Warning, warning);
@@ -549,7 +580,8 @@ impl Workbench {
         self.mark_stale();
         self.with_document(|document| document.is_dirty = false);
         for (run, path) in runs {
-            self.jobs.spawn(JobKind::Open, format!("open {}", file_name(&path)), move |_| Ok(tasks::reopen(run, &path)));
+            self.jobs
+                .spawn(JobKind::Open, format!("open {}", file_name(&path)), move |_| Ok(tasks::reopen(run, &path)));
         }
         self.recompare();
         self.profile_baseline();
@@ -572,7 +604,8 @@ impl Workbench {
 
     /// Makes a finished pass a run and has it evaluated.
     pub(super) fn add_run(&mut self, passed: super::events::Passed) {
-        let Some(document) = self.state.document.as_mut().filter(|d| d.checkpoint.fingerprint == passed.fingerprint) else {
+        let Some(document) = self.state.document.as_mut().filter(|d| d.checkpoint.fingerprint == passed.fingerprint)
+        else {
             return;
         };
         let id = RunId(document.next_run);
@@ -615,7 +648,11 @@ fn resolve(document: &mut Document) {
 }
 
 fn names(document: &Document, tensors: &[usize]) -> Vec<String> {
-    tensors.iter().filter_map(|&index| document.checkpoint.tensors.get(index)).map(|tensor| tensor.name.clone()).collect()
+    tensors
+        .iter()
+        .filter_map(|&index| document.checkpoint.tensors.get(index))
+        .map(|tensor| tensor.name.clone())
+        .collect()
 }
 
 pub(super) fn file_name(path: &Path) -> String {

@@ -62,7 +62,7 @@ pub enum Command {
     /// What the result is written for.
     SetTarget(Target),
     /// Replaces the whole plan, as one step of history.
-    SetPlan { plan: Plan, what: String },
+    SetPlan { plan: Box<Plan>, what: String },
     /// Measures KLD per tensor for these formats over so many tokens.
     MeasureKld { formats: Vec<&'static str>, tokens: usize },
     /// Runs the plan; to a place of its own unless told where.

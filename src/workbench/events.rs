@@ -58,7 +58,12 @@ pub(super) enum Outcome {
     /// A candidate was written.
     Passed(Box<Passed>),
     /// A model was evaluated.
-    Evaluated { fingerprint: String, subject: Subject, evaluation: Box<Evaluation>, comparison: Option<Box<Comparison>> },
+    Evaluated {
+        fingerprint: String,
+        subject: Subject,
+        evaluation: Box<Evaluation>,
+        comparison: Option<Box<Comparison>>,
+    },
     /// A saved evaluation was paired with its baseline again.
     Compared { run: RunId, comparison: Option<Box<Comparison>> },
     /// The playground has stopped.

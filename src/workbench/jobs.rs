@@ -115,11 +115,7 @@ impl Permit {
         let mut taken = HEAVY.0.lock().unwrap_or_else(PoisonError::into_inner);
         while *taken {
             progress.check()?;
-            taken = HEAVY
-                .1
-                .wait_timeout(taken, Duration::from_millis(50))
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            taken = HEAVY.1.wait_timeout(taken, Duration::from_millis(50)).unwrap_or_else(PoisonError::into_inner).0;
         }
         *taken = true;
         Ok(Self)
@@ -265,7 +261,11 @@ impl Jobs {
     }
 }
 
-fn run_body(kind: JobKind, context: &Context, body: impl FnOnce(&Context) -> Result<Outcome> + Send) -> Result<Outcome> {
+fn run_body(
+    kind: JobKind,
+    context: &Context,
+    body: impl FnOnce(&Context) -> Result<Outcome> + Send,
+) -> Result<Outcome> {
     let guarded = AssertUnwindSafe(|| {
         if !kind.is_heavy() {
             return body(context);

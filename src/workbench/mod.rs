@@ -63,12 +63,7 @@ impl Options {
     /// Everything under one folder, jobs run inside the call that starts them.
     pub fn inline_in(folder: impl Into<PathBuf>) -> Self {
         let folder = folder.into();
-        Self {
-            waker: None,
-            executor: Executor::Inline,
-            cache_dir: folder.join("cache"),
-            data_dir: folder.join("data"),
-        }
+        Self { waker: None, executor: Executor::Inline, cache_dir: folder.join("cache"), data_dir: folder.join("data") }
     }
 }
 

@@ -74,7 +74,12 @@ impl Workbench {
     }
 
     /// The table that partial results go into: what is there, widened by what is being measured.
-    fn partial_table(&mut self, fingerprint: &str, metric: &str, empty: &Arc<SensitivityTable>) -> Option<&mut SensitivityTable> {
+    fn partial_table(
+        &mut self,
+        fingerprint: &str,
+        metric: &str,
+        empty: &Arc<SensitivityTable>,
+    ) -> Option<&mut SensitivityTable> {
         let document = self.document_of(fingerprint)?;
         let table = document.sensitivity.entry(metric.to_owned()).or_insert_with(|| empty.clone());
         if empty.formats.iter().any(|format| table.column(format).is_none()) {

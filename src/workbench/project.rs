@@ -125,8 +125,9 @@ impl Project {
 
     /// Writes the project atomically.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
-        let bytes = serde_json::to_vec(self)
-            .map_err(|err| Fault::new(Stage::Project, format!("the project cannot be written as JSON: {err}")).file(path))?;
+        let bytes = serde_json::to_vec(self).map_err(|err| {
+            Fault::new(Stage::Project, format!("the project cannot be written as JSON: {err}")).file(path)
+        })?;
         super::files::write_atomically(path, &bytes).map_err(Error::io("write", path))
     }
 }

@@ -33,15 +33,8 @@ pub enum View {
 
 impl View {
     /// Every view, in tab order.
-    pub const ALL: [Self; 7] = [
-        Self::Overview,
-        Self::Weights,
-        Self::Sensitivity,
-        Self::Plan,
-        Self::Runs,
-        Self::Compare,
-        Self::Playground,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Overview, Self::Weights, Self::Sensitivity, Self::Plan, Self::Runs, Self::Compare, Self::Playground];
 
     /// The tab's title.
     pub fn title(self) -> &'static str {
@@ -89,9 +82,7 @@ pub struct Selection {
 }
 
 /// Tells runs of a project apart for as long as it lives.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct RunId(pub u64);
 

@@ -34,10 +34,13 @@ pub(super) struct Ready {
     content_hash: String,
 }
 
+/// Keys and models, the one used last at the end.
+type Loaded = Vec<(String, Arc<Ready>)>;
+
 /// Models loaded last, so that a second look costs nothing. Two: the original and one candidate.
 #[derive(Clone, Default)]
 pub(super) struct ModelCache {
-    loaded: Arc<Mutex<Vec<(String, Arc<Ready>)>>>,
+    loaded: Arc<Mutex<Loaded>>,
 }
 
 impl std::fmt::Debug for ModelCache {
@@ -53,7 +56,9 @@ impl ModelCache {
         format!("{} {}", checkpoint.path.display(), checkpoint.fingerprint)
     }
 
-    fn get(&self, checkpoint: &Checkpoint, progress: &Progress) -> Result<Arc<Ready>> {
+    /// The model of a checkpoint. A candidate whose own tokenizer cannot be rebuilt (a GGUF that names no
+    /// pre-tokenizer we know) is read with that of the checkpoint it was made from.
+    fn get(&self, checkpoint: &Checkpoint, source: Option<&Ready>, progress: &Progress) -> Result<Arc<Ready>> {
         let key = Self::key(checkpoint);
         {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,7 +74,8 @@ impl ModelCache {
         let ready = Arc::new(Ready {
             content_hash: checkpoint.content_hash(progress)?,
             model: Model::load(checkpoint, progress)?,
-            tokenizer: Tokenizer::of_checkpoint(checkpoint)?,
+            tokenizer: Tokenizer::of_checkpoint(checkpoint)
+                .or_else(|err| source.map(|source| source.tokenizer.clone()).ok_or(err))?,
         });
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner).push((key, ready.clone()));
         Ok(ready)
@@ -125,7 +131,9 @@ pub(super) fn open(source: Source, cache_dir: &Path, data_dir: &Path) -> Result<
     if let Some(project) = &project
         && project.fingerprint != checkpoint.fingerprint
     {
-        warnings.push("the checkpoint has changed since the project was saved; older results may not belong to it".to_owned());
+        warnings.push(
+            "the checkpoint has changed since the project was saved; older results may not belong to it".to_owned(),
+        );
     }
     let mut pick = |saved: Option<&PathBuf>, own: &str| -> Option<PathBuf> {
         let beside = path.join(own);
@@ -142,10 +150,18 @@ pub(super) fn open(source: Source, cache_dir: &Path, data_dir: &Path) -> Result<
     let text_path = pick(project.as_ref().and_then(|project| project.text.as_ref()), "evaluation.txt");
     let mut keep = |result: Result<Arc<TaskSet>>| result.map_err(|err| warnings.push(err.to_string())).ok();
     let tasks = tasks_path.and_then(|path| keep(TaskSet::read(&path).map(Arc::new)));
-    let text = text_path.and_then(|path| {
-        TextSource::read(&path).map(Arc::new).map_err(|err| warnings.push(err.to_string())).ok()
-    });
-    Ok(Outcome::Opened(Box::new(Opened { checkpoint, is_demo, project_path, has_own_file, project, warnings, tasks, text })))
+    let text = text_path
+        .and_then(|path| TextSource::read(&path).map(Arc::new).map_err(|err| warnings.push(err.to_string())).ok());
+    Ok(Outcome::Opened(Box::new(Opened {
+        checkpoint,
+        is_demo,
+        project_path,
+        has_own_file,
+        project,
+        warnings,
+        tasks,
+        text,
+    })))
 }
 
 /// Opens the candidate of a saved run again and checks that it is the same.
@@ -195,7 +211,7 @@ pub(super) fn measured_kld(
     tokens: usize,
     context: &Context,
 ) -> Result<Outcome> {
-    let ready = models.get(checkpoint, &context.progress)?;
+    let ready = models.get(checkpoint, None, &context.progress)?;
     let options = KldOptions { formats: formats.iter().map(|&id| id.to_owned()).collect(), ..KldOptions::default() };
     let text_options = TextOptions { max_tokens: Some(tokens), ..TextOptions::default() };
     let config = &ready.model.config;
@@ -258,7 +274,7 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
     let progress = &context.progress;
     let options = EvaluationOptions::default();
     let (tasks, text) = (input.tasks.as_deref(), input.text.as_deref());
-    let original = input.models.get(&input.baseline, progress)?;
+    let original = input.models.get(&input.baseline, None, progress)?;
     let fingerprint = input.baseline.fingerprint.clone();
     let baseline_subject =
         evaluation::Subject::new(&input.baseline, &original.model, &original.tokenizer, original.content_hash.clone());
@@ -271,7 +287,7 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
             comparison: None,
         });
     };
-    let ready = input.models.get(candidate, progress)?;
+    let ready = input.models.get(candidate, Some(&original), progress)?;
     let subject = evaluation::Subject::new(candidate, &ready.model, &ready.tokenizer, ready.content_hash.clone());
     let baseline = Baseline { subject: baseline_subject, known: input.known.as_deref() };
     let evaluation = evaluation::evaluate(&subject, Some(&baseline), tasks, text, &options, progress)?;
@@ -295,13 +311,15 @@ pub(super) fn compare(evaluation: &Evaluation, progress: &Progress) -> Result<Op
 /// Continues a prompt with one model, token by token.
 pub(super) fn generate(
     checkpoint: &Checkpoint,
+    source: Option<&Checkpoint>,
     subject: Subject,
     models: &ModelCache,
     prompt: &str,
     options: &GenerateOptions,
     context: &Context,
 ) -> Result<Outcome> {
-    let ready = models.get(checkpoint, &context.progress)?;
+    let source = source.map(|source| models.get(source, None, &context.progress)).transpose()?;
+    let ready = models.get(checkpoint, source.as_deref(), &context.progress)?;
     let generation =
         scoring::generate(&ready.model, &ready.tokenizer, prompt, options, &context.progress, &mut |token| {
             context.offer(Event::Token { subject, token: token.clone() });

@@ -4,10 +4,7 @@
 //! six times larger, as outlier channels of trained models are. The same shape and seed give the
 //! same bytes. A sparse file has the right size and zeros for weights: enough where only headers matter.
 
-#![allow(
-    dead_code,
-    reason = "each test that includes this file uses its own part of it"
-)]
+#![allow(dead_code, reason = "each test that includes this file uses its own part of it")]
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -28,16 +25,8 @@ pub struct Shape {
 
 impl Shape {
     /// About 1.04 billion weights.
-    pub const ONE_B: Self = Self {
-        layers: 16,
-        hidden: 2048,
-        mlp: 8192,
-        heads: 32,
-        kv_heads: 8,
-        head_dim: 64,
-        vocab: 32_000,
-        tied: true,
-    };
+    pub const ONE_B: Self =
+        Self { layers: 16, hidden: 2048, mlp: 8192, heads: 32, kv_heads: 8, head_dim: 64, vocab: 32_000, tied: true };
 
     /// Llama 3.1 8B.
     pub const EIGHT_B: Self = Self {
@@ -64,24 +53,13 @@ impl Shape {
     };
 
     /// Small enough for a unit test; rows fill the blocks of every format.
-    pub const TINY: Self = Self {
-        layers: 2,
-        hidden: 256,
-        mlp: 512,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 64,
-        vocab: 320,
-        tied: true,
-    };
+    pub const TINY: Self =
+        Self { layers: 2, hidden: 256, mlp: 512, heads: 4, kv_heads: 2, head_dim: 64, vocab: 320, tied: true };
 
     /// Every tensor as name and shape, in file order.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut tensors = vec![(
-            "model.embed_tokens.weight".to_owned(),
-            vec![self.vocab, self.hidden],
-        )];
+        let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab, self.hidden])];
         for layer in 0..self.layers {
             for (name, shape) in [
                 ("input_layernorm", vec![self.hidden]),
@@ -106,23 +84,11 @@ impl Shape {
 
     /// Number of weights.
     pub fn weight_count(&self) -> u64 {
-        self.tensors()
-            .iter()
-            .map(|(_, shape)| shape.iter().map(|&len| len as u64).product::<u64>())
-            .sum()
+        self.tensors().iter().map(|(_, shape)| shape.iter().map(|&len| len as u64).product::<u64>()).sum()
     }
 
     fn config(&self) -> String {
-        let Self {
-            layers,
-            hidden,
-            mlp,
-            heads,
-            kv_heads,
-            head_dim,
-            vocab,
-            tied,
-        } = self;
+        let Self { layers, hidden, mlp, heads, kv_heads, head_dim, vocab, tied } = self;
         format!(
             r#"{{
   "architectures": ["LlamaForCausalLM"],
@@ -156,14 +122,9 @@ impl Shape {
         for (name, shape) in self.tensors() {
             let start = end;
             end += 2 * shape.iter().map(|&len| len as u64).product::<u64>();
-            entries.push(format!(
-                r#""{name}":{{"dtype":"BF16","shape":{shape:?},"data_offsets":[{start},{end}]}}"#
-            ));
+            entries.push(format!(r#""{name}":{{"dtype":"BF16","shape":{shape:?},"data_offsets":[{start},{end}]}}"#));
         }
-        let mut json = format!(
-            r#"{{"__metadata__":{{"format":"pt"}},{}}}"#,
-            entries.join(",")
-        );
+        let mut json = format!(r#"{{"__metadata__":{{"format":"pt"}},{}}}"#, entries.join(","));
         while json.len() % 8 != 0 {
             json.push(' ');
         }
@@ -188,8 +149,7 @@ impl Shape {
                 }
                 continue;
             }
-            let mut outliers: Vec<usize> =
-                (0..4).map(|_| random.next() as usize % row_len).collect();
+            let mut outliers: Vec<usize> = (0..4).map(|_| random.next() as usize % row_len).collect();
             outliers.sort_unstable();
             let codes: Vec<[u8; 2]> = normal.iter().map(|&value| bf16(value)).collect();
             for _ in 0..shape[0] {
@@ -209,9 +169,7 @@ impl Shape {
                 file.write_all(&row)?;
             }
         }
-        file.into_inner()
-            .map_err(io::IntoInnerError::into_error)?
-            .sync_data()
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_data()
     }
 
     /// Writes `config.json` and a `model.safetensors` of full length whose weights take no room on disk.

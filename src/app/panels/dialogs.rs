@@ -117,7 +117,8 @@ impl Memory {
             Action::About => self.about = true,
             Action::OpenPath => self.type_path(Wanted::Action(action), None),
             _ => {
-                let stem = bench.state().document.as_ref().map_or("project", |document| document.checkpoint.name.as_str());
+                let stem =
+                    bench.state().document.as_ref().map_or("project", |document| document.checkpoint.name.as_str());
                 let name = if action == Action::SavePlan { "plan.toml".to_owned() } else { format!("{stem}.lapidary") };
                 self.show(Wanted::Action(action), name);
             }
@@ -126,7 +127,8 @@ impl Memory {
 
     /// Asks where a candidate shall be copied to.
     pub fn ask_export(&mut self, run: RunId, candidate: &Path) {
-        let name = candidate.file_name().map_or_else(|| "candidate".to_owned(), |name| name.to_string_lossy().into_owned());
+        let name =
+            candidate.file_name().map_or_else(|| "candidate".to_owned(), |name| name.to_string_lossy().into_owned());
         self.show(Wanted::Export(run), name);
     }
 
@@ -214,7 +216,9 @@ fn typed_ui(ui: &mut Ui, memory: &mut Memory) {
             ui.label(Type::Small.text(reason).color(ui.tokens().weak));
         }
         ui.add_space(space::S);
-        let field = ui.add(TextEdit::singleline(&mut typed.text).hint_text("Path of a file or folder").desired_width(f32::INFINITY));
+        let field = ui.add(
+            TextEdit::singleline(&mut typed.text).hint_text("Path of a file or folder").desired_width(f32::INFINITY),
+        );
         if std::mem::take(&mut typed.needs_focus) {
             field.request_focus();
         }

@@ -8,7 +8,8 @@ use crate::app::plots::curve::{Curve, CurvePoint, curve_ui};
 use crate::app::plots::histogram::{Bins, Histogram, histogram_ui};
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
-    KeyValue, Level, Notice, empty_ui, key_values_ui, lock_toggle_ui, notice_ui, quiet_button_ui, section_ui, segments_ui,
+    KeyValue, Level, Notice, empty_ui, key_values_ui, lock_toggle_ui, notice_ui, quiet_button_ui, section_ui,
+    segments_ui,
 };
 use crate::engine::profile::TensorProfile;
 use crate::engine::sensitivity::metric;
@@ -16,17 +17,12 @@ use crate::engine::{plan::Why, units};
 use crate::workbench::{Action, Command, Document, Run};
 
 /// What the inspector remembers.
+#[derive(Default)]
 pub struct Memory {
     /// 0 is logarithmic, 1 linear.
     scale: usize,
     /// Index among the metrics that are measured.
     metric: usize,
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Self { scale: 0, metric: 0 }
-    }
 }
 
 /// Paints the inspector.
@@ -38,16 +34,30 @@ pub fn inspector_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
     let selection = &cx.state().selection;
     let focus = selection.focus.filter(|index| *index < document.checkpoint.tensors.len());
     let Some(focus) = focus else {
-        if empty_ui(ui, "Nothing selected", "Click a tensor in the list, a ridge or a cell of the map", Some("Select all linears")) {
+        if empty_ui(
+            ui,
+            "Nothing selected",
+            "Click a tensor in the list, a ridge or a cell of the map",
+            Some("Select all linears"),
+        ) {
             cx.act(Action::SelectAllLinears);
         }
         return;
     };
-    let chosen: Vec<usize> = if selection.tensors.contains(&focus) { selection.tensors.iter().copied().collect() } else { vec![focus] };
+    let chosen: Vec<usize> =
+        if selection.tensors.contains(&focus) { selection.tensors.iter().copied().collect() } else { vec![focus] };
     head_ui(ui, document, focus, chosen.len());
     choice_ui(ui, cx, document, focus, &chosen);
     if let Some(fault) = document.profile_faults.get(&focus) {
-        notice_ui(ui, &Notice { level: Level::Warning, text: &fault.cause, detail: fault.remedy.as_deref().unwrap_or(""), action: None });
+        notice_ui(
+            ui,
+            &Notice {
+                level: Level::Warning,
+                text: &fault.cause,
+                detail: fault.remedy.as_deref().unwrap_or(""),
+                action: None,
+            },
+        );
     }
     match &document.profiles[focus] {
         Some(profile) => profile_ui(ui, cx, document, profile),
@@ -74,7 +84,11 @@ fn head_ui(ui: &mut Ui, document: &Document, focus: usize, count: usize) {
     );
     ui.label(Type::Small.text(line).color(ui.tokens().weak));
     if count > 1 {
-        ui.label(Type::Small.text(format!("and {} more selected: choices below go to all", count - 1)).color(ui.tokens().accent));
+        ui.label(
+            Type::Small
+                .text(format!("and {} more selected: choices below go to all", count - 1))
+                .color(ui.tokens().accent),
+        );
     }
 }
 
@@ -83,7 +97,15 @@ fn choice_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, focus: usize, ch
     section_ui(ui, "Choice");
     let Some(decision) = decision else {
         if let Err(err) = &document.resolved {
-            notice_ui(ui, &Notice { level: Level::Error, text: "The plan cannot be applied", detail: &err.to_string(), action: None });
+            notice_ui(
+                ui,
+                &Notice {
+                    level: Level::Error,
+                    text: "The plan cannot be applied",
+                    detail: &err.to_string(),
+                    action: None,
+                },
+            );
         }
         return;
     };
@@ -112,7 +134,8 @@ fn choice_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, focus: usize, ch
             cx.send(Command::SetFormat { tensors: chosen.to_vec(), format });
         }
         let mut protect = is_protected;
-        if lock_toggle_ui(ui, &mut protect, "the selection").on_hover_text("Protect: keep the stored values").changed() {
+        if lock_toggle_ui(ui, &mut protect, "the selection").on_hover_text("Protect: keep the stored values").changed()
+        {
             cx.send(Command::SetProtected { tensors: chosen.to_vec(), protect });
         }
         if matches!(decision.why, Why::Rule(_) | Why::Protected(_))
@@ -168,13 +191,24 @@ fn profile_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, profile: &Tenso
     let mut lines = vec![
         KeyValue::new("mean", units::significant(profile.mean), ""),
         KeyValue::new("standard deviation σ", units::significant(profile.std), ""),
-        KeyValue::new("range", format!("{} … {}", units::significant(profile.min), units::significant(profile.max)), ""),
+        KeyValue::new(
+            "range",
+            format!("{} … {}", units::significant(profile.min), units::significant(profile.max)),
+            "",
+        ),
         KeyValue::new("largest magnitude", units::significant(profile.abs_max), ""),
-        KeyValue::new("excess kurtosis", profile.excess_kurtosis.map_or_else(|| "–".to_owned(), units::significant), "")
-            .hint("0 for a normal distribution; larger means heavier tails"),
-        KeyValue::new("beyond 3 σ", percent(profile.beyond_3_sigma_share), "%").hint("0.270 % for a normal distribution"),
-        KeyValue::new("beyond 4 σ", percent(profile.beyond_4_sigma_share), "%").hint("0.006 % for a normal distribution"),
-        KeyValue::new("beyond 6 σ", percent(profile.beyond_6_sigma_share), "%").hint("Outliers: they stretch the scale of their block"),
+        KeyValue::new(
+            "excess kurtosis",
+            profile.excess_kurtosis.map_or_else(|| "–".to_owned(), units::significant),
+            "",
+        )
+        .hint("0 for a normal distribution; larger means heavier tails"),
+        KeyValue::new("beyond 3 σ", percent(profile.beyond_3_sigma_share), "%")
+            .hint("0.270 % for a normal distribution"),
+        KeyValue::new("beyond 4 σ", percent(profile.beyond_4_sigma_share), "%")
+            .hint("0.006 % for a normal distribution"),
+        KeyValue::new("beyond 6 σ", percent(profile.beyond_6_sigma_share), "%")
+            .hint("Outliers: they stretch the scale of their block"),
         KeyValue::new("zeros", percent(profile.zero_share), "%"),
     ];
     if profile.nan_count + profile.inf_count > 0 {

@@ -75,7 +75,8 @@ fn recent_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
     ui.separator();
     ui.label(Type::Small.text("Recent").color(ui.tokens().weak));
     for path in recent {
-        let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+        let name =
+            path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
         if ui.button(name).on_hover_text(path.display().to_string()).clicked() {
             cx.commands.push(Command::Open(path.clone()));
             ui.close();
@@ -86,7 +87,11 @@ fn recent_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
 /// Name, weights, types and device, in one line.
 fn what_is_open(cx: &Cx<'_>) -> String {
     let Some(document) = cx.document() else {
-        return cx.state().opening.as_ref().map_or_else(|| "nothing open".to_owned(), |path| format!("opening {}", path.display()));
+        return cx
+            .state()
+            .opening
+            .as_ref()
+            .map_or_else(|| "nothing open".to_owned(), |path| format!("opening {}", path.display()));
     };
     let checkpoint = &document.checkpoint;
     let name = if document.is_demo { "demo" } else { checkpoint.name.as_str() };

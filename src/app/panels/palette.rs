@@ -33,9 +33,10 @@ impl Memory {
 pub fn rank(action: Action, typed: &str) -> Option<usize> {
     let name = action.text().to_lowercase();
     let whole = format!("{name} {}", action.tooltip().to_lowercase());
-    typed.to_lowercase().split_whitespace().try_fold(0, |sum, word| {
-        name.find(word).or_else(|| whole.find(word).map(|at| at + 1000)).map(|at| sum + at)
-    })
+    typed
+        .to_lowercase()
+        .split_whitespace()
+        .try_fold(0, |sum, word| name.find(word).or_else(|| whole.find(word).map(|at| at + 1000)).map(|at| sum + at))
 }
 
 /// Paints the palette, if it is open.
@@ -74,7 +75,8 @@ pub fn palette_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             for (index, (_, action)) in found.iter().enumerate() {
                 let why = cx.bench.unavailable(*action);
                 let is_chosen = index == cx.memory.palette.chosen;
-                let mut button = egui::Button::new(action.text()).selected(is_chosen).min_size(egui::vec2(500.0, space::ROW));
+                let mut button =
+                    egui::Button::new(action.text()).selected(is_chosen).min_size(egui::vec2(500.0, space::ROW));
                 if let Some(shortcut) = action.shortcut() {
                     button = button.shortcut_text(shortcut_text(shortcut));
                 }

@@ -58,7 +58,8 @@ fn plan_ui(ui: &mut Ui, document: &Document) {
         Ok(resolved) => resolved,
         Err(err) => {
             let text = err.to_string();
-            ui.label(Type::Body.text(text.lines().next().unwrap_or("the plan has an error")).color(tokens.fail)).on_hover_text(text);
+            ui.label(Type::Body.text(text.lines().next().unwrap_or("the plan has an error")).color(tokens.fail))
+                .on_hover_text(text);
             return;
         }
     };
@@ -73,7 +74,8 @@ fn plan_ui(ui: &mut Ui, document: &Document) {
         .on_hover_text("Bytes of all tensors, as stored and as planned");
     ui.label(Type::Mono.text(format!("{ratio:.2}× smaller")));
     ui.separator();
-    ui.label(Type::Mono.text(format!("{:.2} bpw", resolved.new_bits_per_weight()))).on_hover_text("Bits per weight, scales included");
+    ui.label(Type::Mono.text(format!("{:.2} bpw", resolved.new_bits_per_weight())))
+        .on_hover_text("Bits per weight, scales included");
     ui.separator();
     if let Some(sum) = document.predicted_damage("kld") {
         ui.label(Type::Mono.text(format!("KLD ≈ {}", units::significant(sum)))).on_hover_text(
@@ -120,7 +122,10 @@ fn row(job: &JobView<'_>) -> ProgressRow {
             format!("{} / {}", amount(done), amount(total))
         },
         rate,
-        time_left: job.progress.seconds_left().map_or_else(String::new, |secs| format!("{} left", units::seconds(secs))),
+        time_left: job
+            .progress
+            .seconds_left()
+            .map_or_else(String::new, |secs| format!("{} left", units::seconds(secs))),
         fraction: (total > 0).then(|| job.progress.fraction() as f32),
         is_paused: job.progress.is_paused,
         is_cancelling: job.progress.is_cancelled,
@@ -137,9 +142,10 @@ pub fn notices_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
     }
     let now = ui.ctx().time();
     let mut dismissed = Vec::new();
-    Area::new(Id::unique("notices")).order(Order::Foreground).anchor(Align2::RIGHT_BOTTOM, vec2(-space::L, -88.0)).show(
-        ui.ctx(),
-        |ui| {
+    Area::new(Id::unique("notices"))
+        .order(Order::Foreground)
+        .anchor(Align2::RIGHT_BOTTOM, vec2(-space::L, -88.0))
+        .show(ui.ctx(), |ui| {
             ui.set_max_width(440.0);
             for notice in notices.iter().rev().take(4).rev() {
                 let born = Id::unique(("notice", notice.id));
@@ -154,7 +160,8 @@ pub fn notices_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
                     continue;
                 }
                 if stay.is_finite() {
-                    ui.ctx().request_repaint_after(std::time::Duration::from_secs_f64((stay - (now - since)).max(0.05)));
+                    ui.ctx()
+                        .request_repaint_after(std::time::Duration::from_secs_f64((stay - (now - since)).max(0.05)));
                 }
                 let (first, rest) = notice.text.split_once('\n').unwrap_or((&notice.text, ""));
                 let level = match notice.level {
@@ -166,8 +173,7 @@ pub fn notices_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
                     dismissed.push(notice.id);
                 }
             }
-        },
-    );
+        });
     for id in dismissed {
         cx.send(Command::Dismiss(id));
     }

@@ -53,6 +53,12 @@ fn short_name(name: &str) -> &str {
     last.strip_suffix("_proj").unwrap_or(last)
 }
 
+/// A name outside the layers without what goes without saying: `embed_tokens`.
+fn whole_name(name: &str) -> &str {
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    name.strip_suffix(".weight").unwrap_or(name)
+}
+
 /// The error of what the plan chooses for a tensor, by weight metric; 0 where nothing changes.
 fn damage(document: &Document, tensor: usize) -> Option<f64> {
     let resolved = document.resolved.as_ref().ok()?;
@@ -93,7 +99,9 @@ fn lines(document: &Document, memory: &Memory) -> Vec<Line> {
             layers.dedup();
             let mut lines = Vec::with_capacity(found.len() + layers.len());
             for layer in layers {
-                let members: Vec<usize> = found.iter().copied().filter(|&index| tensors[index].layer == layer).collect();
+                let mut members: Vec<usize> =
+                    found.iter().copied().filter(|&index| tensors[index].layer == layer).collect();
+                members.sort_by_key(|&index| (tensors[index].role, index));
                 let is_open = !words.is_empty() || !memory.folded.contains(&layer);
                 lines.push(Line::Heading { layer, count: members.len(), is_open });
                 if is_open {
@@ -108,11 +116,12 @@ fn lines(document: &Document, memory: &Memory) -> Vec<Line> {
 /// A number that changes with everything the lines depend on besides filter and order.
 fn revision(document: &Document, memory: &Memory) -> u64 {
     let resolved = document.resolved.as_ref().map_or(0, |resolved| std::sync::Arc::as_ptr(resolved) as u64);
-    let table = document.sensitivity.get("weight").map_or(0, |table| std::sync::Arc::as_ptr(table) as u64 ^ table.rows.len() as u64);
+    let table = document
+        .sensitivity
+        .get("weight")
+        .map_or(0, |table| std::sync::Arc::as_ptr(table) as u64 ^ table.rows.len() as u64);
     let by_damage = if memory.order == Order::Damage { resolved ^ table.rotate_left(17) } else { 0 };
-    memory.folded.iter().fold(by_damage, |sum, layer| {
-        sum.rotate_left(5) ^ layer.map_or(1, |layer| layer as u64 + 2)
-    })
+    memory.folded.iter().fold(by_damage, |sum, layer| sum.rotate_left(5) ^ layer.map_or(1, |layer| layer as u64 + 2))
 }
 
 /// Paints the list.
@@ -136,15 +145,13 @@ pub fn tensors_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             }
         }
         ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-            ui.label(Type::Small.text(format!("{} tensors", document.checkpoint.tensors.len())).color(ui.tokens().weak));
+            ui.label(
+                Type::Small.text(format!("{} tensors", document.checkpoint.tensors.len())).color(ui.tokens().weak),
+            );
         });
     });
-    let key = (
-        document.checkpoint.fingerprint.clone(),
-        memory.filter.clone(),
-        memory.order,
-        revision(document, memory),
-    );
+    let key =
+        (document.checkpoint.fingerprint.clone(), memory.filter.clone(), memory.order, revision(document, memory));
     let lines = match memory.cached.take() {
         Some((known, lines)) if known == key => lines,
         _ => lines(document, memory),
@@ -176,7 +183,8 @@ fn keys(ui: &Ui, cx: &mut Cx<'_>, lines: &[Line]) {
     if step == 0 {
         return;
     }
-    let order: Vec<usize> = lines.iter().filter_map(|line| if let Line::Tensor(index) = line { Some(*index) } else { None }).collect();
+    let order: Vec<usize> =
+        lines.iter().filter_map(|line| if let Line::Tensor(index) = line { Some(*index) } else { None }).collect();
     let focus = cx.state().selection.focus;
     let at = focus.and_then(|focus| order.iter().position(|&index| index == focus));
     let next = match at {
@@ -214,9 +222,15 @@ fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, lines: &[Line]) {
             Line::Heading { layer, count, is_open } => {
                 row.col(|ui| {
                     let name = layer.map_or_else(|| "model".to_owned(), |layer| format!("layer {layer}"));
-                    let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), space::ROW_COMPACT), Sense::click());
+                    let (rect, response) =
+                        ui.allocate_exact_size(vec2(ui.available_width(), space::ROW_COMPACT), Sense::click());
                     response.widget_info(|| {
-                        egui::WidgetInfo::selected(egui::Role::Button, true, *is_open, format!("{name}, {count} tensors"))
+                        egui::WidgetInfo::selected(
+                            egui::Role::Button,
+                            true,
+                            *is_open,
+                            format!("{name}, {count} tensors"),
+                        )
                     });
                     let icon = if *is_open { Icon::Down } else { Icon::Right };
                     let rest = icons::paint_left(ui.painter(), icon, rect, 8.0, ui.tokens().weak);
@@ -252,7 +266,7 @@ fn tensor_row(row: &mut egui_extras::TableRow<'_, '_>, cx: &mut Cx<'_>, document
     let mut clicked = None;
     row.col(|ui| {
         ui.add_space(space::M);
-        let shown = if tensor.layer.is_some() { short_name(&tensor.name) } else { tensor.name.strip_prefix("model.").unwrap_or(&tensor.name) };
+        let shown = if tensor.layer.is_some() { short_name(&tensor.name) } else { whole_name(&tensor.name) };
         let label = ui.add(egui::Label::new(shown).selectable(false).truncate().sense(Sense::click()));
         label.widget_info(|| egui::WidgetInfo::selected(egui::Role::Button, true, is_selected, &tensor.name));
         if label.clicked() {
@@ -263,13 +277,18 @@ fn tensor_row(row: &mut egui_extras::TableRow<'_, '_>, cx: &mut Cx<'_>, document
     row.col(|ui| {
         let dtype = decision.map_or(tensor.dtype, |decision| decision.dtype);
         let color = if dtype == tensor.dtype { ui.tokens().weak } else { ui.tokens().text };
-        ui.label(egui::RichText::new(dtype.name()).text_style(TextStyle::Monospace).size(Type::Small.size()).color(color));
+        ui.label(
+            egui::RichText::new(dtype.name()).text_style(TextStyle::Monospace).size(Type::Small.size()).color(color),
+        );
     });
     row.col(|ui| {
         ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
             if let Some(error) = damage(document, index).filter(|error| *error > 0.0) {
                 ui.label(
-                    egui::RichText::new(units::significant(error)).text_style(TextStyle::Monospace).size(Type::Small.size()).color(ui.tokens().weak),
+                    egui::RichText::new(units::significant(error))
+                        .text_style(TextStyle::Monospace)
+                        .size(Type::Small.size())
+                        .color(ui.tokens().weak),
                 )
                 .on_hover_text("Relative weight error of the plan's choice, predicted");
             }

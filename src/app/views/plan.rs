@@ -171,7 +171,7 @@ fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
             Some(Some(id)) => {
                 let mut next = plan.clone();
                 match next.set_default_format(Some(id)) {
-                    Ok(()) => cx.send(Command::SetPlan { plan: next, what: format!("default {id}") }),
+                    Ok(()) => cx.send(Command::SetPlan { plan: Box::new(next), what: format!("default {id}") }),
                     Err(err) => cx.send(Command::Warn(err.to_string())),
                 }
             }

@@ -123,10 +123,7 @@ impl Dtype {
 
     /// The type with ggml's id, if there is one.
     pub fn from_ggml(type_id: u32) -> Option<Self> {
-        TABLE
-            .iter()
-            .find(|row| row.2 == Some(type_id))
-            .map(|row| row.0)
+        TABLE.iter().find(|row| row.2 == Some(type_id)).map(|row| row.0)
     }
 
     /// ggml's id of this type, if ggml has it.
@@ -157,9 +154,7 @@ impl Dtype {
         if matches!(self, Self::Unknown(_)) {
             return None;
         }
-        len.is_multiple_of(self.block_len())
-            .then(|| (len / self.block_len()).checked_mul(self.block_bytes()))
-            .flatten()
+        len.is_multiple_of(self.block_len()).then(|| (len / self.block_len()).checked_mul(self.block_bytes())).flatten()
     }
 
     /// True for types that store one weight after another without shared scales.
@@ -169,10 +164,7 @@ impl Dtype {
 
     /// True for plain floating-point types.
     pub fn is_float(self) -> bool {
-        matches!(
-            self,
-            Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::F8E4M3 | Self::F8E5M2
-        )
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::F8E4M3 | Self::F8E5M2)
     }
 }
 
@@ -192,12 +184,7 @@ mod tests {
     #[test]
     fn the_table_names_every_type_once() {
         for (index, row) in TABLE.iter().enumerate() {
-            assert_eq!(
-                TABLE
-                    .iter()
-                    .position(|other| other.0 == row.0 || other.1 == row.1),
-                Some(index)
-            );
+            assert_eq!(TABLE.iter().position(|other| other.0 == row.0 || other.1 == row.1), Some(index));
             assert!(row.3 > 0 && row.4 > 0, "{}", row.1);
         }
     }

@@ -81,10 +81,7 @@ pub fn all() -> &'static [&'static dyn Format] {
 
 /// The format called `id`, in any case (`Q4_K` is `q4_k`).
 pub fn find(id: &str) -> Option<&'static dyn Format> {
-    all()
-        .iter()
-        .copied()
-        .find(|format| format.id().eq_ignore_ascii_case(id))
+    all().iter().copied().find(|format| format.id().eq_ignore_ascii_case(id))
 }
 
 /// The format whose bytes are laid out as `dtype`.
@@ -99,10 +96,7 @@ pub fn is_decodable(dtype: Dtype) -> bool {
 
 /// The formats that make a checkpoint smaller than 16 bits a weight.
 pub fn quantized() -> impl Iterator<Item = &'static dyn Format> {
-    all()
-        .iter()
-        .copied()
-        .filter(|format| !format.dtype().is_plain())
+    all().iter().copied().filter(|format| !format.dtype().is_plain())
 }
 
 /// The format that a row of `row_len` weights really gets when `format` is asked for: itself, or

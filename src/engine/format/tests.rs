@@ -32,29 +32,14 @@ fn fallbacks_end_at_a_format_without_blocks() {
 #[test]
 fn the_registry_has_no_two_of_one_name_or_layout() {
     for (index, format) in all().iter().enumerate() {
-        assert!(
-            all()[..index]
-                .iter()
-                .all(|other| other.id() != format.id() && other.dtype() != format.dtype())
-        );
-        assert_eq!(
-            find(&format.id().to_uppercase()).expect("any case").id(),
-            format.id()
-        );
+        assert!(all()[..index].iter().all(|other| other.id() != format.id() && other.dtype() != format.dtype()));
+        assert_eq!(find(&format.id().to_uppercase()).expect("any case").id(), format.id());
     }
 }
 
 #[test]
 fn hostile_values_encode_and_decode_without_panic() {
-    for special in [
-        f32::NAN,
-        f32::INFINITY,
-        f32::NEG_INFINITY,
-        1e38,
-        -1e38,
-        1e-44,
-        0.0,
-    ] {
+    for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e38, -1e38, 1e-44, 0.0] {
         for format in all() {
             let mut values = vec![0.5; 256];
             values[3] = special;

@@ -21,10 +21,7 @@ pub struct Activations {
 impl Activations {
     /// Quantizes rows of `width` values, in blocks of 32 or 256; `width` is a multiple of `block`.
     pub fn quantize(values: &[f32], width: usize, block: usize) -> Self {
-        assert!(
-            width.is_multiple_of(block) && values.len().is_multiple_of(width),
-            "whole rows of whole blocks"
-        );
+        assert!(width.is_multiple_of(block) && values.len().is_multiple_of(width), "whole rows of whole blocks");
         let mut quantized = Self {
             width,
             block,
@@ -32,13 +29,7 @@ impl Activations {
             scales: vec![0.0; values.len() / block],
             scaled_sums: vec![0.0; values.len() / 16],
         };
-        quantize_blocks(
-            values,
-            block,
-            &mut quantized.codes,
-            &mut quantized.scales,
-            &mut quantized.scaled_sums,
-        );
+        quantize_blocks(values, block, &mut quantized.codes, &mut quantized.scales, &mut quantized.scaled_sums);
         quantized
     }
 
@@ -92,19 +83,9 @@ impl Activations {
 }
 
 #[inline(always)]
-fn quantize_blocks_body(
-    values: &[f32],
-    block: usize,
-    codes: &mut [i8],
-    scales: &mut [f32],
-    sums: &mut [f32],
-) {
-    let per_block = values
-        .chunks_exact(block)
-        .zip(codes.chunks_exact_mut(block));
-    for ((x, out), (scale, sums)) in
-        per_block.zip(scales.iter_mut().zip(sums.chunks_exact_mut(block / 16)))
-    {
+fn quantize_blocks_body(values: &[f32], block: usize, codes: &mut [i8], scales: &mut [f32], sums: &mut [f32]) {
+    let per_block = values.chunks_exact(block).zip(codes.chunks_exact_mut(block));
+    for ((x, out), (scale, sums)) in per_block.zip(scales.iter_mut().zip(sums.chunks_exact_mut(block / 16))) {
         let inverse;
         if block == 32 {
             let mut magnitude = 0.0f32;
@@ -145,9 +126,7 @@ mod tests {
     #[test]
     fn codes_restore_values_to_half_a_step() {
         for block in [32, 256] {
-            let values: Vec<f32> = (0..512)
-                .map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0)
-                .collect();
+            let values: Vec<f32> = (0..512).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
             let quantized = Activations::quantize(&values, 512, block);
             let step = 50.0 / 7.0 / 127.0;
             for (value, back) in values.iter().zip(quantized.restore(0)) {

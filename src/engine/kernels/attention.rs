@@ -65,13 +65,7 @@ pub fn attend(shape: Heads, runs: &[Run<'_>], q: &[f32], k: &[f32], v: &[f32], o
                 let token = run.start + row;
                 for head in 0..shape.heads {
                     let query = &q[token * width + head * shape.head_dim..][..shape.head_dim];
-                    let view = View {
-                        shape,
-                        past: &run.past,
-                        own,
-                        own_len: row + 1,
-                        head,
-                    };
+                    let view = View { shape, past: &run.past, own, own_len: row + 1, head };
                     attend_one(&view, query, scores, mixed);
                     for (at, &value) in mixed.iter().enumerate() {
                         // SAFETY: each task owns the rows of its tokens.
@@ -109,22 +103,12 @@ fn attend_one_body(view: &View<'_>, query: &[f32], scores: &mut Vec<f32>, mixed:
     }
     ops::softmax(scores);
     mixed.fill(0.0);
-    let mut at = 0;
     let own = view.own.values.chunks_exact(kv_width).take(view.own_len);
-    for value in view
-        .past
-        .iter()
-        .flat_map(|past| past.values.chunks_exact(kv_width))
-        .chain(own)
-    {
-        let weight = scores[at];
-        for (mixed, &value) in mixed
-            .iter_mut()
-            .zip(&value[offset..offset + shape.head_dim])
-        {
+    let values = view.past.iter().flat_map(|past| past.values.chunks_exact(kv_width)).chain(own);
+    for (value, &weight) in values.zip(scores.iter()) {
+        for (mixed, &value) in mixed.iter_mut().zip(&value[offset..offset + shape.head_dim]) {
             *mixed += weight * value;
         }
-        at += 1;
     }
 }
 
@@ -142,49 +126,20 @@ mod tests {
 
     #[test]
     fn splitting_a_sequence_into_past_and_run_changes_nothing() {
-        let shape = Heads {
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 6,
-        };
+        let shape = Heads { heads: 4, kv_heads: 2, head_dim: 6 };
         let (tokens, width, kv_width) = (23, 24, 12);
-        let (q, k, v) = (
-            wave(tokens * width, 0.37),
-            wave(tokens * kv_width, 0.71),
-            wave(tokens * kv_width, 0.13),
-        );
+        let (q, k, v) = (wave(tokens * width, 0.37), wave(tokens * kv_width, 0.71), wave(tokens * kv_width, 0.13));
         let mut whole = vec![0.0; tokens * width];
-        attend(
-            shape,
-            &[Run {
-                start: 0,
-                len: tokens,
-                past: vec![],
-            }],
-            &q,
-            &k,
-            &v,
-            &mut whole,
-        );
+        attend(shape, &[Run { start: 0, len: tokens, past: vec![] }], &q, &k, &v, &mut whole);
         let (first, second) = (9, 14);
         let past = vec![
-            Past {
-                keys: &k[..4 * kv_width],
-                values: &v[..4 * kv_width],
-            },
-            Past {
-                keys: &k[4 * kv_width..first * kv_width],
-                values: &v[4 * kv_width..first * kv_width],
-            },
+            Past { keys: &k[..4 * kv_width], values: &v[..4 * kv_width] },
+            Past { keys: &k[4 * kv_width..first * kv_width], values: &v[4 * kv_width..first * kv_width] },
         ];
         let mut rest = vec![0.0; second * width];
         attend(
             shape,
-            &[Run {
-                start: 0,
-                len: second,
-                past,
-            }],
+            &[Run { start: 0, len: second, past }],
             &q[first * width..],
             &k[first * kv_width..],
             &v[first * kv_width..],
@@ -197,25 +152,10 @@ mod tests {
 
     #[test]
     fn the_first_token_sees_only_itself() {
-        let shape = Heads {
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 3,
-        };
+        let shape = Heads { heads: 2, kv_heads: 1, head_dim: 3 };
         let v = [1.0, 2.0, 3.0];
         let mut out = vec![0.0; 6];
-        attend(
-            shape,
-            &[Run {
-                start: 0,
-                len: 1,
-                past: vec![],
-            }],
-            &[0.5; 6],
-            &[0.1; 3],
-            &v,
-            &mut out,
-        );
+        attend(shape, &[Run { start: 0, len: 1, past: vec![] }], &[0.5; 6], &[0.1; 3], &v, &mut out);
         for (at, value) in out.iter().enumerate() {
             assert!((value - v[at % 3]).abs() < 1e-6);
         }

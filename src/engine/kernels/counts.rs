@@ -31,27 +31,18 @@ pub struct Counts {
 
 impl Default for Counts {
     fn default() -> Self {
-        Self {
-            even: zeroed(),
-            odd: zeroed(),
-            words: 0,
-        }
+        Self { even: zeroed(), odd: zeroed(), words: 0 }
     }
 }
 
 impl std::fmt::Debug for Counts {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Counts")
-            .field("words", &self.words)
-            .finish_non_exhaustive()
+        out.debug_struct("Counts").field("words", &self.words).finish_non_exhaustive()
     }
 }
 
 fn zeroed() -> Box<[u32; PATTERNS]> {
-    vec![0; PATTERNS]
-        .into_boxed_slice()
-        .try_into()
-        .expect("a slice of that length")
+    vec![0; PATTERNS].into_boxed_slice().try_into().expect("a slice of that length")
 }
 
 impl Counts {
@@ -74,10 +65,7 @@ impl Counts {
             even[usize::from(u16::from_le_bytes(word))] += 1;
         }
         self.words += bytes.len() as u64 / 2;
-        debug_assert!(
-            self.words <= u64::from(u32::MAX),
-            "drain before the tables overflow"
-        );
+        debug_assert!(self.words <= u64::from(u32::MAX), "drain before the tables overflow");
     }
 
     /// True if the counts must be drained before much more is added.
@@ -90,11 +78,7 @@ impl Counts {
         if self.words == 0 {
             return;
         }
-        for ((total, even), odd) in totals
-            .iter_mut()
-            .zip(self.even.iter_mut())
-            .zip(self.odd.iter_mut())
-        {
+        for ((total, even), odd) in totals.iter_mut().zip(self.even.iter_mut()).zip(self.odd.iter_mut()) {
             *total += u64::from(*even) + u64::from(*odd);
             *even = 0;
             *odd = 0;
@@ -176,10 +160,7 @@ pub struct KeyRange {
 
 impl KeyRange {
     /// The range of nothing.
-    pub const EMPTY: Self = Self {
-        lo: i16::MAX,
-        hi: i16::MIN,
-    };
+    pub const EMPTY: Self = Self { lo: i16::MAX, hi: i16::MIN };
 
     /// True if it holds no key.
     pub fn is_empty(self) -> bool {
@@ -189,10 +170,7 @@ impl KeyRange {
     /// The range of both.
     #[must_use]
     pub fn union(self, other: Self) -> Self {
-        Self {
-            lo: self.lo.min(other.lo),
-            hi: self.hi.max(other.hi),
-        }
+        Self { lo: self.lo.min(other.lo), hi: self.hi.max(other.hi) }
     }
 }
 
@@ -205,10 +183,7 @@ pub fn range16(bytes: &[u8], order: Order, finite: KeyRange) -> KeyRange {
     }
     // NaN or infinity among them: rare enough for a plain loop.
     let keys = bytes.as_chunks::<2>().0.iter();
-    within(
-        keys.map(|&word| key16(i16::from_le_bytes(word), magnitude, always)),
-        finite,
-    )
+    within(keys.map(|&word| key16(i16::from_le_bytes(word), magnitude, always)), finite)
 }
 
 /// Range of the keys of bytes that lie within `finite`; the keys are [`Order::key8`]'s, widened.
@@ -218,19 +193,12 @@ pub fn range8(bytes: &[u8], order: Order, finite: KeyRange) -> KeyRange {
     if all.lo >= finite.lo && all.hi <= finite.hi {
         return all;
     }
-    within(
-        bytes
-            .iter()
-            .map(|&byte| i16::from(key8(byte as i8, magnitude, always))),
-        finite,
-    )
+    within(bytes.iter().map(|&byte| i16::from(key8(byte as i8, magnitude, always))), finite)
 }
 
 fn within(keys: impl Iterator<Item = i16>, finite: KeyRange) -> KeyRange {
     keys.filter(|&key| key >= finite.lo && key <= finite.hi)
-        .fold(KeyRange::EMPTY, |range, key| {
-            range.union(KeyRange { lo: key, hi: key })
-        })
+        .fold(KeyRange::EMPTY, |range, key| range.union(KeyRange { lo: key, hi: key }))
 }
 
 /// The body of both builds: 32 lanes wide, so that the compiler turns it into vector minima and maxima.
@@ -249,10 +217,7 @@ fn extremes16_body(bytes: &[u8], magnitude: i16, always: i16) -> KeyRange {
     }
     let mut range = KeyRange::EMPTY;
     for lane in 0..32 {
-        range = range.union(KeyRange {
-            lo: lo[lane],
-            hi: hi[lane],
-        });
+        range = range.union(KeyRange { lo: lo[lane], hi: hi[lane] });
     }
     for &word in rest.as_chunks::<2>().0 {
         let key = key16(i16::from_le_bytes(word), magnitude, always);
@@ -276,10 +241,7 @@ fn extremes8_body(bytes: &[u8], magnitude: i8, always: i8) -> KeyRange {
     let mut range = KeyRange::EMPTY;
     if !blocks.is_empty() {
         for lane in 0..64 {
-            range = range.union(KeyRange {
-                lo: i16::from(lo[lane]),
-                hi: i16::from(hi[lane]),
-            });
+            range = range.union(KeyRange { lo: i16::from(lo[lane]), hi: i16::from(hi[lane]) });
         }
     }
     for &byte in rest {
@@ -304,16 +266,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const ALL: KeyRange = KeyRange {
-        lo: i16::MIN,
-        hi: i16::MAX,
-    };
+    const ALL: KeyRange = KeyRange { lo: i16::MIN, hi: i16::MAX };
 
     #[test]
     fn keys_are_ordered_as_the_values_and_undo_themselves() {
-        let mut finite: Vec<u16> = (0..=u16::MAX)
-            .filter(|&bits| half::bf16::from_bits(bits).is_finite())
-            .collect();
+        let mut finite: Vec<u16> = (0..=u16::MAX).filter(|&bits| half::bf16::from_bits(bits).is_finite()).collect();
         finite.sort_by_key(|&bits| Order::SignMagnitude.key16(bits));
         for pair in finite.windows(2) {
             let [a, b] = [pair[0], pair[1]].map(|bits| half::bf16::from_bits(bits).to_f32());
@@ -342,14 +299,10 @@ mod tests {
             hi: Order::SignMagnitude.key16(half::bf16::MAX.to_bits()),
         };
         let values = [1.5f32, f32::NAN, f32::NEG_INFINITY, -2.0, f32::INFINITY];
-        let bytes: Vec<u8> = values
-            .iter()
-            .flat_map(|&value| half::bf16::from_f32(value).to_bits().to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> =
+            values.iter().flat_map(|&value| half::bf16::from_f32(value).to_bits().to_le_bytes()).collect();
         let range = range16(&bytes, Order::SignMagnitude, finite);
-        let value = |key: i16| {
-            half::bf16::from_bits(Order::SignMagnitude.key16(key as u16) as u16).to_f32()
-        };
+        let value = |key: i16| half::bf16::from_bits(Order::SignMagnitude.key16(key as u16) as u16).to_f32();
         assert_eq!((value(range.lo), value(range.hi)), (-2.0, 1.5));
         assert!(range16(&bytes[2..6], Order::SignMagnitude, finite).is_empty());
     }

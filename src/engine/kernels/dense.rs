@@ -112,19 +112,9 @@ mod tests {
 
     #[test]
     fn all_plain_types_and_batch_sizes_agree_with_a_plain_sum() {
-        for (rows, k, tokens) in [
-            (1, 1, 1),
-            (5, 7, 2),
-            (70, 33, 3),
-            (64, 256, 4),
-            (130, 96, 17),
-        ] {
-            let weights: Vec<f32> = (0..rows * k)
-                .map(|i| ((i * 7 % 23) as f32 - 11.0) / 8.0)
-                .collect();
-            let x: Vec<f32> = (0..tokens * k)
-                .map(|i| ((i * 5 % 19) as f32 - 9.0) / 4.0)
-                .collect();
+        for (rows, k, tokens) in [(1, 1, 1), (5, 7, 2), (70, 33, 3), (64, 256, 4), (130, 96, 17)] {
+            let weights: Vec<f32> = (0..rows * k).map(|i| ((i * 7 % 23) as f32 - 11.0) / 8.0).collect();
+            let x: Vec<f32> = (0..tokens * k).map(|i| ((i * 5 % 19) as f32 - 9.0) / 4.0).collect();
             let mut f16 = vec![0; rows * k * 2];
             let mut bf16 = vec![0; rows * k * 2];
             float::encode_f16(&weights, &mut f16);
@@ -134,14 +124,9 @@ mod tests {
                 matmul(plain, rows, k, &x, &mut out);
                 for token in 0..tokens {
                     for row in 0..rows {
-                        let expected: f32 = (0..k)
-                            .map(|i| weights[row * k + i] * x[token * k + i])
-                            .sum();
+                        let expected: f32 = (0..k).map(|i| weights[row * k + i] * x[token * k + i]).sum();
                         let got = out[token * rows + row];
-                        assert!(
-                            (got - expected).abs() < 1e-3,
-                            "{rows}×{k}, {tokens}: {got} {expected}"
-                        );
+                        assert!((got - expected).abs() < 1e-3, "{rows}×{k}, {tokens}: {got} {expected}");
                     }
                 }
             }

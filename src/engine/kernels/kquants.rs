@@ -49,32 +49,20 @@ fn unpack_two_bits(bytes: &[u8], codes: &mut [u8]) {
 /// A run of `N` weights as an array; runs always divide a block.
 #[inline(always)]
 fn run<const N: usize>(x: &[f32], index: usize) -> &[f32; N] {
-    x[index * N..(index + 1) * N]
-        .try_into()
-        .expect("a run of N values")
+    x[index * N..(index + 1) * N].try_into().expect("a run of N values")
 }
 
 #[inline(always)]
 fn encode_q2_k_body(source: &[f32], out: &mut [u8]) {
-    let steps = Steps {
-        first: -0.5,
-        step: 0.1,
-        count: 15,
-        absolute_error: true,
-    };
+    let steps = Steps { first: -0.5, step: 0.1, count: 15, absolute_error: true };
     for (x, block) in source.chunks_exact(LEN).zip(out.chunks_exact_mut(84)) {
         let mut codes = [0u8; LEN];
         let (mut scales, mut minimums) = ([0.0f32; 16], [0.0f32; 16]);
         for j in 0..16 {
             let values: &[f32; 16] = run(x, j);
             let weights = values.map(f32::abs);
-            (scales[j], minimums[j]) = search::with_minimum(
-                values,
-                &weights,
-                &mut codes[j * 16..(j + 1) * 16],
-                3,
-                &steps,
-            );
+            (scales[j], minimums[j]) =
+                search::with_minimum(values, &weights, &mut codes[j * 16..(j + 1) * 16], 3, &steps);
         }
         let max_scale = largest(&scales);
         let max_minimum = largest(&minimums);
@@ -110,19 +98,13 @@ fn encode_q2_k_body(source: &[f32], out: &mut [u8]) {
 
 #[inline(always)]
 fn largest(values: &[f32]) -> f32 {
-    values
-        .iter()
-        .fold(0.0, |most, &value| if value > most { value } else { most })
+    values.iter().fold(0.0, |most, &value| if value > most { value } else { most })
 }
 
 /// Scale `k` of q3_k's sixteen, six bits each, less 32.
 #[inline(always)]
 fn q3_scale(scales: &[u8], k: usize) -> i32 {
-    let low = if k < 8 {
-        scales[k] & 0x0f
-    } else {
-        scales[k - 8] >> 4
-    };
+    let low = if k < 8 { scales[k] & 0x0f } else { scales[k - 8] >> 4 };
     let high = scales[8 + k % 4] >> (2 * (k / 4)) & 3;
     i32::from(low | (high << 4)) - 32
 }
@@ -134,8 +116,7 @@ fn encode_q3_k_body(source: &[f32], out: &mut [u8]) {
         let mut scales = [0.0f32; 16];
         let (mut max_scale, mut magnitude) = (0.0f32, 0.0f32);
         for j in 0..16 {
-            scales[j] =
-                search::symmetric_greedy(run::<16>(x, j), &mut codes[j * 16..(j + 1) * 16], 4);
+            scales[j] = search::symmetric_greedy(run::<16>(x, j), &mut codes[j * 16..(j + 1) * 16], 4);
             if scales[j].abs() > magnitude {
                 magnitude = scales[j].abs();
                 max_scale = scales[j];
@@ -183,10 +164,7 @@ fn q4_scale(scales: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
         (scales[j] & 63, scales[j + 4] & 63)
     } else {
-        (
-            (scales[j + 4] & 0x0f) | ((scales[j - 4] >> 6) << 4),
-            (scales[j + 4] >> 4) | ((scales[j] >> 6) << 4),
-        )
+        ((scales[j + 4] & 0x0f) | ((scales[j - 4] >> 6) << 4), (scales[j + 4] >> 4) | ((scales[j] >> 6) << 4))
     }
 }
 
@@ -203,26 +181,13 @@ fn encode_eight_runs(x: &[f32], block: &mut [u8], max_code: i32, steps: &Steps) 
         }
         let mean = (sum / 32.0).sqrt();
         let weights = values.map(|value| mean + value.abs());
-        (scales[j], minimums[j]) = search::with_minimum(
-            values,
-            &weights,
-            &mut codes[j * 32..(j + 1) * 32],
-            max_code,
-            steps,
-        );
+        (scales[j], minimums[j]) =
+            search::with_minimum(values, &weights, &mut codes[j * 32..(j + 1) * 32], max_code, steps);
     }
     let max_scale = largest(&scales);
     let max_minimum = largest(&minimums);
-    let inverse_scale = if max_scale > 0.0 {
-        63.0 / max_scale
-    } else {
-        0.0
-    };
-    let inverse_minimum = if max_minimum > 0.0 {
-        63.0 / max_minimum
-    } else {
-        0.0
-    };
+    let inverse_scale = if max_scale > 0.0 { 63.0 / max_scale } else { 0.0 };
+    let inverse_minimum = if max_minimum > 0.0 { 63.0 / max_minimum } else { 0.0 };
     let packed = &mut block[4..16];
     packed.fill(0);
     for j in 0..8 {
@@ -254,12 +219,7 @@ fn encode_eight_runs(x: &[f32], block: &mut [u8], max_code: i32, steps: &Steps) 
 
 #[inline(always)]
 fn encode_q4_k_body(source: &[f32], out: &mut [u8]) {
-    let steps = Steps {
-        first: -1.0,
-        step: 0.1,
-        count: 20,
-        absolute_error: false,
-    };
+    let steps = Steps { first: -1.0, step: 0.1, count: 20, absolute_error: false };
     for (x, block) in source.chunks_exact(LEN).zip(out.chunks_exact_mut(144)) {
         let codes = encode_eight_runs(x, block, 15, &steps);
         for (codes, bytes) in codes.chunks_exact(64).zip(block[16..].chunks_exact_mut(32)) {
@@ -272,21 +232,12 @@ fn encode_q4_k_body(source: &[f32], out: &mut [u8]) {
 
 #[inline(always)]
 fn encode_q5_k_body(source: &[f32], out: &mut [u8]) {
-    let steps = Steps {
-        first: -0.5,
-        step: 0.1,
-        count: 15,
-        absolute_error: false,
-    };
+    let steps = Steps { first: -0.5, step: 0.1, count: 15, absolute_error: false };
     for (x, block) in source.chunks_exact(LEN).zip(out.chunks_exact_mut(176)) {
         let codes = encode_eight_runs(x, block, 31, &steps);
         let (high, low) = block[16..].split_at_mut(32);
         high.fill(0);
-        for (chunk, (codes, bytes)) in codes
-            .chunks_exact(64)
-            .zip(low.chunks_exact_mut(32))
-            .enumerate()
-        {
+        for (chunk, (codes, bytes)) in codes.chunks_exact(64).zip(low.chunks_exact_mut(32)).enumerate() {
             for l in 0..32 {
                 bytes[l] = (codes[l] & 0x0f) | ((codes[l + 32] & 0x0f) << 4);
                 high[l] |= (codes[l] >> 4) << (2 * chunk) | (codes[l + 32] >> 4) << (2 * chunk + 1);
@@ -326,12 +277,10 @@ fn encode_q6_k_body(source: &[f32], out: &mut [u8]) {
         let (low, high) = block.split_at_mut(128);
         for (half, codes) in codes.chunks_exact(128).enumerate() {
             for l in 0..32 {
-                let [a, b, c, e] =
-                    [codes[l], codes[l + 32], codes[l + 64], codes[l + 96]].map(|code| code as u8);
+                let [a, b, c, e] = [codes[l], codes[l + 32], codes[l + 64], codes[l + 96]].map(|code| code as u8);
                 low[half * 64 + l] = (a & 0x0f) | ((c & 0x0f) << 4);
                 low[half * 64 + 32 + l] = (b & 0x0f) | ((e & 0x0f) << 4);
-                high[half * 32 + l] =
-                    (a >> 4) | ((b >> 4) << 2) | ((c >> 4) << 4) | ((e >> 4) << 6);
+                high[half * 32 + l] = (a >> 4) | ((b >> 4) << 2) | ((c >> 4) << 4) | ((e >> 4) << 6);
             }
         }
     }
@@ -366,14 +315,10 @@ fn unpack_blocks(
     out: &mut Unpacked,
     read: impl Fn(&[u8], &mut [u8], &mut [[f32; 8]], &mut [f32]),
 ) {
-    let blocks = row
-        .chunks_exact(block_bytes)
-        .zip(out.codes.chunks_exact_mut(LEN));
-    for ((block, codes), (scales, minimums)) in blocks.zip(
-        out.scales
-            .chunks_exact_mut(8)
-            .zip(out.minimums.chunks_exact_mut(16)),
-    ) {
+    let blocks = row.chunks_exact(block_bytes).zip(out.codes.chunks_exact_mut(LEN));
+    for ((block, codes), (scales, minimums)) in
+        blocks.zip(out.scales.chunks_exact_mut(8).zip(out.minimums.chunks_exact_mut(16)))
+    {
         read(block, codes, scales, minimums);
     }
 }
@@ -445,11 +390,7 @@ fn q5_codes(block: &[u8], codes: &mut [u8]) {
 #[inline(always)]
 fn eight_scales(block: &[u8], scales: &mut [[f32; 8]], minimums: &mut [f32]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-    for (j, (lanes, minimums)) in scales
-        .iter_mut()
-        .zip(minimums.as_chunks_mut::<2>().0)
-        .enumerate()
-    {
+    for (j, (lanes, minimums)) in scales.iter_mut().zip(minimums.as_chunks_mut::<2>().0).enumerate() {
         let (scale, minimum) = q4_scale(&block[4..16], j);
         *lanes = [d * f32::from(scale); 8];
         *minimums = [dmin * f32::from(minimum); 2];
@@ -532,11 +473,7 @@ pub fn decode_q3_k(source: &[u8], out: &mut [f32]) {
 #[inline(always)]
 fn decode_eight_runs(block: &[u8], codes: &[u8; LEN], values: &mut [f32]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-    for (j, (values, codes)) in values
-        .chunks_exact_mut(32)
-        .zip(codes.chunks_exact(32))
-        .enumerate()
-    {
+    for (j, (values, codes)) in values.chunks_exact_mut(32).zip(codes.chunks_exact(32)).enumerate() {
         let (scale, minimum) = q4_scale(&block[4..16], j);
         let (scale, minimum) = (d * f32::from(scale), dmin * f32::from(minimum));
         for (value, &code) in values.iter_mut().zip(codes) {

@@ -79,8 +79,7 @@ fn encode_q4_1_body(source: &[f32], out: &mut [u8]) {
         let id = inverse(d);
         put_half(block, 0, d);
         put_half(block, 2, min);
-        let code =
-            |value: f32| (i32::from(search::c_int((value - min) * id + 0.5) as i8)).min(15) as u8;
+        let code = |value: f32| (i32::from(search::c_int((value - min) * id + 0.5) as i8)).min(15) as u8;
         for j in 0..16 {
             block[4 + j] = code(x[j]) | (code(x[j + 16]) << 4);
         }
@@ -105,9 +104,7 @@ fn encode_q5_0_body(source: &[f32], out: &mut [u8]) {
         let d = signed_max(x) / -16.0;
         let id = inverse(d);
         put_half(block, 0, d);
-        put_five_bits(block, 2, |j| {
-            (i32::from(search::c_int(x[j] * id + 16.5) as i8)).min(31) as u8
-        });
+        put_five_bits(block, 2, |j| (i32::from(search::c_int(x[j] * id + 16.5) as i8)).min(31) as u8);
     }
 }
 
@@ -126,13 +123,7 @@ fn encode_q5_1_body(source: &[f32], out: &mut [u8]) {
 #[inline(always)]
 fn encode_q8_0_body(source: &[f32], out: &mut [u8]) {
     for (x, block) in source.chunks_exact(LEN).zip(out.chunks_exact_mut(34)) {
-        let magnitude = x.iter().fold(0.0f32, |most, value| {
-            if value.abs() > most {
-                value.abs()
-            } else {
-                most
-            }
-        });
+        let magnitude = x.iter().fold(0.0f32, |most, value| if value.abs() > most { value.abs() } else { most });
         let d = magnitude / 127.0;
         let id = inverse(d);
         put_half(block, 0, d);
@@ -182,20 +173,11 @@ fn fifth_bits(word: u32, codes: &mut [u8]) {
 }
 
 #[inline(always)]
-fn unpack_blocks(
-    row: &[u8],
-    block_bytes: usize,
-    out: &mut Unpacked,
-    read: impl Fn(&[u8], &mut [u8]) -> (f32, f32),
-) {
-    let blocks = row
-        .chunks_exact(block_bytes)
-        .zip(out.codes.chunks_exact_mut(LEN));
-    for ((block, codes), (scales, minimums)) in blocks.zip(
-        out.scales
-            .iter_mut()
-            .zip(out.minimums.as_chunks_mut::<2>().0),
-    ) {
+fn unpack_blocks(row: &[u8], block_bytes: usize, out: &mut Unpacked, read: impl Fn(&[u8], &mut [u8]) -> (f32, f32)) {
+    let blocks = row.chunks_exact(block_bytes).zip(out.codes.chunks_exact_mut(LEN));
+    for ((block, codes), (scales, minimums)) in
+        blocks.zip(out.scales.iter_mut().zip(out.minimums.as_chunks_mut::<2>().0))
+    {
         let (scale, minimum) = read(block, codes);
         *scales = [scale; 8];
         *minimums = [minimum; 2];
@@ -261,10 +243,7 @@ fn decode_blocks(
     read: impl Fn(&[u8], &mut [u8; LEN]) -> (f32, f32, f32),
 ) {
     let mut codes = [0u8; LEN];
-    for (block, values) in source
-        .chunks_exact(block_bytes)
-        .zip(out.chunks_exact_mut(LEN))
-    {
+    for (block, values) in source.chunks_exact(block_bytes).zip(out.chunks_exact_mut(LEN)) {
         let (scale, shift, offset) = read(block, &mut codes);
         for (value, &code) in values.iter_mut().zip(&codes) {
             *value = (f32::from(code) - shift) * scale + offset;

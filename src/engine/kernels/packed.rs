@@ -101,13 +101,7 @@ impl Layout {
 /// Multiplies `rows × k` packed weights with every activation row: `out[token × rows + row]`.
 ///
 /// `weights` holds `rows` rows of whole blocks; `k` is a multiple of the block.
-pub fn matmul(
-    layout: Layout,
-    weights: &[u8],
-    rows: usize,
-    activations: &Activations,
-    out: &mut [f32],
-) {
+pub fn matmul(layout: Layout, weights: &[u8], rows: usize, activations: &Activations, out: &mut [f32]) {
     matmul_at(Level::detect(), layout, weights, rows, activations, out);
 }
 
@@ -123,31 +117,25 @@ pub fn matmul_at(
     let k = activations.width();
     let tokens = activations.rows();
     let row_bytes = k / layout.block_len() * layout.block_bytes();
-    assert_eq!(
-        weights.len(),
-        rows * row_bytes,
-        "packed weights have whole rows"
-    );
+    assert_eq!(weights.len(), rows * row_bytes, "packed weights have whole rows");
     assert_eq!(out.len(), tokens * rows, "output is tokens × rows");
     let target = SharedOut::new(out);
     // At least 64 KiB of codes a task, so that a task outweighs its scheduling.
     let rows_per_task = (64 * 1024 / k.max(1)).clamp(1, 64);
-    (0..rows.div_ceil(rows_per_task))
-        .into_par_iter()
-        .for_each_init(
-            || (Unpacked::new(k, layout), vec![0.0; tokens]),
-            |(unpacked, sums), task| {
-                let first = task * rows_per_task;
-                for row in first..(first + rows_per_task).min(rows) {
-                    layout.unpack(&weights[row * row_bytes..(row + 1) * row_bytes], unpacked);
-                    dot_rows(level, unpacked, activations, sums);
-                    for (token, &sum) in sums.iter().enumerate() {
-                        // SAFETY: each task owns the columns of its rows.
-                        unsafe { target.write(token * rows + row, sum) };
-                    }
+    (0..rows.div_ceil(rows_per_task)).into_par_iter().for_each_init(
+        || (Unpacked::new(k, layout), vec![0.0; tokens]),
+        |(unpacked, sums), task| {
+            let first = task * rows_per_task;
+            for row in first..(first + rows_per_task).min(rows) {
+                layout.unpack(&weights[row * row_bytes..(row + 1) * row_bytes], unpacked);
+                dot_rows(level, unpacked, activations, sums);
+                for (token, &sum) in sums.iter().enumerate() {
+                    // SAFETY: each task owns the columns of its rows.
+                    unsafe { target.write(token * rows + row, sum) };
                 }
-            },
-        );
+            }
+        },
+    );
 }
 
 /// One weight row with every activation row.
@@ -168,29 +156,17 @@ fn dot_rows(level: Level, weights: &Unpacked, activations: &Activations, sums: &
 fn dot_portable(weights: &Unpacked, activations: &Activations, token: usize) -> f32 {
     let codes = activations.codes(token);
     let mut total = 0.0f32;
-    for (group, (w, x)) in weights
-        .codes
-        .chunks_exact(GROUP)
-        .zip(codes.chunks_exact(GROUP))
-        .enumerate()
-    {
+    for (group, (w, x)) in weights.codes.chunks_exact(GROUP).zip(codes.chunks_exact(GROUP)).enumerate() {
         let mut halves = [0i32; 2];
-        for (half, (w, x)) in halves
-            .iter_mut()
-            .zip(w.chunks_exact(16).zip(x.chunks_exact(16)))
-        {
+        for (half, (w, x)) in halves.iter_mut().zip(w.chunks_exact(16).zip(x.chunks_exact(16))) {
             for (&w, &x) in w.iter().zip(x) {
-                let w = if weights.is_signed {
-                    i32::from(w as i8)
-                } else {
-                    i32::from(w)
-                };
+                let w = if weights.is_signed { i32::from(w as i8) } else { i32::from(w) };
                 *half += w * i32::from(x);
             }
         }
         let scales = &weights.scales[group];
-        total += activations.scale_of_group(token, group)
-            * (scales[0] * halves[0] as f32 + scales[4] * halves[1] as f32);
+        total +=
+            activations.scale_of_group(token, group) * (scales[0] * halves[0] as f32 + scales[4] * halves[1] as f32);
     }
     if !weights.is_signed {
         for (minimum, sum) in weights.minimums.iter().zip(activations.scaled_sums(token)) {
@@ -226,11 +202,7 @@ mod avx2 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    fn dot<const N: usize>(
-        weights: &Unpacked,
-        activations: &Activations,
-        first: usize,
-    ) -> [f32; N] {
+    fn dot<const N: usize>(weights: &Unpacked, activations: &Activations, first: usize) -> [f32; N] {
         let codes: [&[i8]; N] = std::array::from_fn(|lane| activations.codes(first + lane));
         let scales: [&[f32]; N] = std::array::from_fn(|lane| activations.scales(first + lane));
         let per_scale = activations.groups_per_scale();
@@ -243,38 +215,23 @@ mod avx2 {
             let mut partial = [_mm256_setzero_ps(); N];
             for inner in group..(group + per_scale).min(groups) {
                 // SAFETY: `inner` counts whole groups of 32 codes.
-                let w =
-                    unsafe { _mm256_loadu_si256(weights.codes.as_ptr().add(inner * 32).cast()) };
+                let w = unsafe { _mm256_loadu_si256(weights.codes.as_ptr().add(inner * 32).cast()) };
                 // SAFETY: one array of eight scales a group.
                 let scale = unsafe { _mm256_loadu_ps(weights.scales.as_ptr().add(inner).cast()) };
-                let magnitude = if weights.is_signed {
-                    _mm256_abs_epi8(w)
-                } else {
-                    w
-                };
+                let magnitude = if weights.is_signed { _mm256_abs_epi8(w) } else { w };
                 for lane in 0..N {
                     debug_assert!(codes[lane].len() >= (inner + 1) * 32);
                     // SAFETY: activations are as wide as the row.
-                    let x =
-                        unsafe { _mm256_loadu_si256(codes[lane].as_ptr().add(inner * 32).cast()) };
-                    let x = if weights.is_signed {
-                        _mm256_sign_epi8(x, w)
-                    } else {
-                        x
-                    };
+                    let x = unsafe { _mm256_loadu_si256(codes[lane].as_ptr().add(inner * 32).cast()) };
+                    let x = if weights.is_signed { _mm256_sign_epi8(x, w) } else { x };
                     // Pairs stay below 2 × 128 × 127, which i16 holds.
                     let pairs = _mm256_maddubs_epi16(magnitude, x);
                     let quads = _mm256_madd_epi16(pairs, ones);
-                    partial[lane] =
-                        _mm256_fmadd_ps(_mm256_cvtepi32_ps(quads), scale, partial[lane]);
+                    partial[lane] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(quads), scale, partial[lane]);
                 }
             }
             for lane in 0..N {
-                totals[lane] = _mm256_fmadd_ps(
-                    partial[lane],
-                    _mm256_set1_ps(scales[lane][block]),
-                    totals[lane],
-                );
+                totals[lane] = _mm256_fmadd_ps(partial[lane], _mm256_set1_ps(scales[lane][block]), totals[lane]);
             }
             group += per_scale;
             block += 1;
@@ -360,10 +317,7 @@ mod tests {
                 };
                 let scale = unpacked.scales[at / 32][at % 32 / 16 * 4];
                 let value = scale * code - unpacked.minimums[at / 16];
-                assert!(
-                    (value - expected).abs() < 1e-5,
-                    "{id} at {at}: {value} {expected}"
-                );
+                assert!((value - expected).abs() < 1e-5, "{id} at {at}: {value} {expected}");
             }
         }
     }
@@ -395,10 +349,7 @@ mod tests {
                                 .map(|(&w, &x)| f64::from(w) * f64::from(x))
                                 .sum();
                             let got = f64::from(out[token * rows + row]);
-                            assert!(
-                                (got - expected).abs() < 2e-3,
-                                "{id} {level:?} {k}: {got} {expected}"
-                            );
+                            assert!((got - expected).abs() < 2e-3, "{id} {level:?} {k}: {got} {expected}");
                         }
                     }
                 }

@@ -19,11 +19,7 @@ pub(super) fn nearest_int(value: f32) -> i32 {
 /// C's conversion of a float to a small integer as x86 does it: by way of i32, truncated.
 #[inline(always)]
 pub(super) fn c_int(value: f32) -> i32 {
-    if value >= -2_147_483_648.0 && value < 2_147_483_648.0 {
-        value as i32
-    } else {
-        i32::MIN
-    }
+    if (-2_147_483_648.0..2_147_483_648.0).contains(&value) { value as i32 } else { i32::MIN }
 }
 
 /// The value of largest magnitude, with its sign, and the magnitude; the first one wins.
@@ -167,11 +163,7 @@ pub(super) fn with_minimum<const N: usize>(
         return (0.0, -min);
     }
     let error = |difference: f32| {
-        if steps.absolute_error {
-            difference.abs()
-        } else {
-            difference * difference
-        }
+        if steps.absolute_error { difference.abs() } else { difference * difference }
     };
     let code = |iscale: f32, shifted: f32| nearest_int(iscale * shifted).clamp(0, max_code);
     let iscale = max_code as f32 / (max - min);

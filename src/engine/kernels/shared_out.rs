@@ -18,11 +18,7 @@ unsafe impl Sync for SharedOut<'_> {}
 
 impl<'a> SharedOut<'a> {
     pub(super) fn new(out: &'a mut [f32]) -> Self {
-        Self {
-            start: out.as_mut_ptr(),
-            len: out.len(),
-            marker: PhantomData,
-        }
+        Self { start: out.as_mut_ptr(), len: out.len(), marker: PhantomData }
     }
 
     /// Writes one element.

@@ -72,18 +72,11 @@ pub trait Backend: Sync + std::fmt::Debug {
     /// RMSNorm.
     fn rms_norm(&self, x: &Self::Rows, weight: &Self::Vector, eps: f64) -> Result<Self::Rows>;
     /// Several linears of the same input, which is quantized once for all of them.
-    fn linears(
-        &self,
-        weights: &[(&Self::Linear, Option<&Self::Vector>)],
-        x: &Self::Rows,
-    ) -> Result<Vec<Self::Rows>>;
+    fn linears(&self, weights: &[(&Self::Linear, Option<&Self::Vector>)], x: &Self::Rows) -> Result<Vec<Self::Rows>>;
     /// Rotary embedding of every head of every token, in place; one row of `angles` a token.
     fn rope(&self, x: &mut Self::Rows, angles: &Angles) -> Result<()>;
     /// Causal attention of a batch in layer `layer`; caches are read and then extended.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "queries, keys and values belong together here"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "queries, keys and values belong together here")]
     fn attention(
         &self,
         heads: Heads,

@@ -38,23 +38,22 @@ pub(super) struct Llama<B: Backend> {
     pub(super) frequencies: Vec<f32>,
 }
 
+/// Sees the input of a layer.
+type Watch<'a, B> = dyn FnMut(usize, &<B as Backend>::Rows) + 'a;
+
 /// What a caller may change or watch in a run.
 pub(super) struct Hooks<'a, B: Backend> {
     /// A linear that stands in for the one at its site.
     pub(super) swap: Option<(Site, &'a B::Linear)>,
     /// Sees the input of every layer.
-    pub(super) layer_input: Option<&'a mut dyn FnMut(usize, &B::Rows)>,
+    pub(super) layer_input: Option<&'a mut Watch<'a, B>>,
     /// Asked between operations.
     pub(super) progress: Option<&'a Progress>,
 }
 
 impl<B: Backend> Default for Hooks<'_, B> {
     fn default() -> Self {
-        Self {
-            swap: None,
-            layer_input: None,
-            progress: None,
-        }
+        Self { swap: None, layer_input: None, progress: None }
     }
 }
 
@@ -79,11 +78,7 @@ impl<B: Backend> Llama<B> {
         (0..config.head_dim / 2)
             .map(|index| {
                 let exponent = -2.0 * index as f64 / config.head_dim as f64;
-                let divisor = factors
-                    .as_ref()
-                    .and_then(|all| all.get(index))
-                    .copied()
-                    .unwrap_or(1.0);
+                let divisor = factors.as_ref().and_then(|all| all.get(index)).copied().unwrap_or(1.0);
                 (config.rope.theta.powf(exponent) / f64::from(divisor)) as f32
             })
             .collect()
@@ -99,11 +94,7 @@ impl<B: Backend> Llama<B> {
                 sin.push(angle.sin());
             }
         }
-        Angles {
-            head_dim: self.config.head_dim,
-            cos,
-            sin,
-        }
+        Angles { head_dim: self.config.head_dim, cos, sin }
     }
 
     /// Runs a batch, from the embedding or from given inputs of a layer, to the states after the final norm.
@@ -137,10 +128,7 @@ impl<B: Backend> Llama<B> {
         backend.rms_norm(&x, &self.norm, self.config.norm_eps)
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the state of one run, passed down once"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "the state of one run, passed down once")]
     fn layer(
         &self,
         index: usize,
@@ -163,25 +151,16 @@ impl<B: Backend> Llama<B> {
                 Role::Up => &layer.up,
                 _ => &layer.down,
             };
-            (
-                hooks.linear(Some(index), role, &affine.0),
-                affine.1.as_ref(),
-            )
+            (hooks.linear(Some(index), role, &affine.0), affine.1.as_ref())
         };
         let normed = backend.rms_norm(&x, &layer.attention_norm, self.config.norm_eps)?;
         hooks.check()?;
-        let mut qkv = backend
-            .linears(&[of(Role::Q), of(Role::K), of(Role::V)], &normed)?
-            .into_iter();
+        let mut qkv = backend.linears(&[of(Role::Q), of(Role::K), of(Role::V)], &normed)?.into_iter();
         let mut next = || qkv.next().expect("one output a linear");
         let (mut q, mut k, v) = (next(), next(), next());
         backend.rope(&mut q, angles)?;
         backend.rope(&mut k, angles)?;
-        let heads = Heads {
-            heads: shape.heads,
-            kv_heads: shape.kv_heads,
-            head_dim: self.config.head_dim,
-        };
+        let heads = Heads { heads: shape.heads, kv_heads: shape.kv_heads, head_dim: self.config.head_dim };
         hooks.check()?;
         let mixed = backend.attention(heads, index, batch, caches, &q, &k, &v)?;
         hooks.check()?;
@@ -189,9 +168,7 @@ impl<B: Backend> Llama<B> {
         let x = backend.add(x, &attended)?;
         let normed = backend.rms_norm(&x, &layer.mlp_norm, self.config.norm_eps)?;
         hooks.check()?;
-        let mut both = backend
-            .linears(&[of(Role::Gate), of(Role::Up)], &normed)?
-            .into_iter();
+        let mut both = backend.linears(&[of(Role::Gate), of(Role::Up)], &normed)?.into_iter();
         let mut next = || both.next().expect("one output a linear");
         let (gate, up) = (next(), next());
         let gated = backend.gated(gate, &up)?;
@@ -213,18 +190,10 @@ impl<B: Backend> Llama<B> {
     pub(super) fn matrix_bytes(&self) -> u64 {
         let bytes = |matrix: &B::Linear| self.backend.matrix_bytes(matrix);
         let layers = self.layers.iter().map(|layer| {
-            [
-                &layer.q,
-                &layer.k,
-                &layer.v,
-                &layer.o,
-                &layer.gate,
-                &layer.up,
-                &layer.down,
-            ]
-            .into_iter()
-            .map(|affine| bytes(&affine.0))
-            .sum::<u64>()
+            [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down]
+                .into_iter()
+                .map(|affine| bytes(&affine.0))
+                .sum::<u64>()
         });
         bytes(&self.embedding) + self.head.as_ref().map_or(0, bytes) + layers.sum::<u64>()
     }

@@ -17,11 +17,7 @@ struct Loader<'a, B: Backend> {
 }
 
 /// Reads a matrix as stored, rows in Hugging Face's order.
-pub fn read_matrix(
-    checkpoint: &Checkpoint,
-    tensor: &TensorInfo,
-    progress: &Progress,
-) -> Result<StoredMatrix> {
+pub fn read_matrix(checkpoint: &Checkpoint, tensor: &TensorInfo, progress: &Progress) -> Result<StoredMatrix> {
     let rows = tensor.row_count();
     let step = (READ_BYTES / (tensor.byte_count as usize / rows.max(1)).max(1)).max(1);
     let mut bytes = Vec::new();
@@ -35,12 +31,7 @@ pub fn read_matrix(
         }
         bytes.extend_from_slice(&part);
     }
-    Ok(StoredMatrix {
-        dtype: tensor.dtype,
-        rows,
-        cols: tensor.row_len(),
-        bytes,
-    })
+    Ok(StoredMatrix { dtype: tensor.dtype, rows, cols: tensor.row_len(), bytes })
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -52,19 +43,11 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<B::Linear> {
-        let tensor = self
-            .checkpoint
-            .tensor(name)
-            .ok_or_else(|| self.fault(name, "the tensor is missing".to_owned()))?;
+        let tensor =
+            self.checkpoint.tensor(name).ok_or_else(|| self.fault(name, "the tensor is missing".to_owned()))?;
         if tensor.shape != [rows, cols] {
             return Err(self
-                .fault(
-                    name,
-                    format!(
-                        "shape is {:?} where the configuration wants [{rows}, {cols}]",
-                        tensor.shape
-                    ),
-                )
+                .fault(name, format!("shape is {:?} where the configuration wants [{rows}, {cols}]", tensor.shape))
                 .into());
         }
         let stored = read_matrix(self.checkpoint, tensor, self.progress)?;
@@ -78,25 +61,17 @@ impl<B: Backend> Loader<'_, B> {
         };
         if tensor.shape != [len] {
             return Err(self
-                .fault(
-                    name,
-                    format!(
-                        "shape is {:?} where the configuration wants [{len}]",
-                        tensor.shape
-                    ),
-                )
+                .fault(name, format!("shape is {:?} where the configuration wants [{len}]", tensor.shape))
                 .into());
         }
         let mut values = Vec::new();
-        self.checkpoint
-            .decode_rows(tensor, 0..1, &mut Vec::new(), &mut values)?;
+        self.checkpoint.decode_rows(tensor, 0..1, &mut Vec::new(), &mut values)?;
         self.progress.advance(tensor.byte_count);
         self.backend.vector(values).map(Some)
     }
 
     fn norm(&self, name: &str, len: usize) -> Result<B::Vector> {
-        self.vector(name, len)?
-            .ok_or_else(|| self.fault(name, "the tensor is missing".to_owned()).into())
+        self.vector(name, len)?.ok_or_else(|| self.fault(name, "the tensor is missing".to_owned()).into())
     }
 
     fn affine(&self, stem: &str, rows: usize, cols: usize) -> Result<Affine<B::Linear, B::Vector>> {
@@ -107,10 +82,7 @@ impl<B: Backend> Loader<'_, B> {
     fn layer(&self, index: usize, config: &ModelConfig) -> Result<Layer<B>> {
         let shape = config.layers[index];
         let stem = format!("model.layers.{index}");
-        let (q, kv) = (
-            shape.heads * config.head_dim,
-            shape.kv_heads * config.head_dim,
-        );
+        let (q, kv) = (shape.heads * config.head_dim, shape.kv_heads * config.head_dim);
         let hidden = config.hidden;
         Ok(Layer {
             attention_norm: self.norm(&format!("{stem}.input_layernorm.weight"), hidden)?,
@@ -127,34 +99,21 @@ impl<B: Backend> Loader<'_, B> {
 }
 
 /// Loads a Llama graph onto `backend`.
-pub(super) fn llama<B: Backend>(
-    checkpoint: &Checkpoint,
-    backend: B,
-    progress: &Progress,
-) -> Result<Llama<B>> {
+pub(super) fn llama<B: Backend>(checkpoint: &Checkpoint, backend: B, progress: &Progress) -> Result<Llama<B>> {
     let config = match (&checkpoint.config, &checkpoint.config_fault) {
         (Some(config), _) => config.clone(),
         (None, Some(fault)) => return Err(fault.clone().into()),
         (None, None) => {
-            return Err(Fault::new(
-                Stage::Model,
-                "the checkpoint does not say how its network is built",
-            )
-            .fix("put its config.json beside it")
-            .file(&checkpoint.path)
-            .into());
+            return Err(Fault::new(Stage::Model, "the checkpoint does not say how its network is built")
+                .fix("put its config.json beside it")
+                .file(&checkpoint.path)
+                .into());
         }
     };
     progress.begin(Phase::Loading, checkpoint.tensor_bytes(), Unit::Bytes);
-    let loader = Loader {
-        checkpoint,
-        backend: &backend,
-        progress,
-    };
+    let loader = Loader { checkpoint, backend: &backend, progress };
     let embedding = loader.matrix("model.embed_tokens.weight", config.vocab, config.hidden)?;
-    let layers = (0..config.layers.len())
-        .map(|index| loader.layer(index, &config))
-        .collect::<Result<_>>()?;
+    let layers = (0..config.layers.len()).map(|index| loader.layer(index, &config)).collect::<Result<_>>()?;
     let norm = loader.norm("model.norm.weight", config.hidden)?;
     let head = if config.tied_embeddings {
         None
@@ -162,13 +121,5 @@ pub(super) fn llama<B: Backend>(
         Some(loader.matrix("lm_head.weight", config.vocab, config.hidden)?)
     };
     let frequencies = Llama::<B>::frequencies(&config);
-    Ok(Llama {
-        backend,
-        config,
-        embedding,
-        layers,
-        norm,
-        head,
-        frequencies,
-    })
+    Ok(Llama { backend, config, embedding, layers, norm, head, frequencies })
 }

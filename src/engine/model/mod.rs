@@ -50,12 +50,7 @@ impl Batch {
     pub fn push(&mut self, ids: &[u32], parent: Option<usize>, cache: Option<usize>) -> usize {
         let start = self.ids.len();
         self.ids.extend_from_slice(ids);
-        self.segments.push(Segment {
-            start,
-            len: ids.len(),
-            parent,
-            cache,
-        });
+        self.segments.push(Segment { start, len: ids.len(), parent, cache });
         self.segments.len() - 1
     }
 
@@ -77,15 +72,8 @@ impl Batch {
         for segment in &self.segments {
             let cached = |segment: &Segment| segment.cache.map_or(0, |cache| caches[cache].len);
             let line = self.lineage(segment);
-            let before: usize = line
-                .iter()
-                .map(|older| cached(older) + older.len)
-                .sum::<usize>()
-                - segment.len;
-            for (index, position) in positions[segment.start..segment.start + segment.len]
-                .iter_mut()
-                .enumerate()
-            {
+            let before: usize = line.iter().map(|older| cached(older) + older.len).sum::<usize>() - segment.len;
+            for (index, position) in positions[segment.start..segment.start + segment.len].iter_mut().enumerate() {
                 *position = before + index;
             }
         }
@@ -122,10 +110,7 @@ pub struct Replacement {
 impl Replacement {
     /// Prepares `stored` to stand in at `site`.
     pub fn new(site: Site, stored: StoredMatrix) -> Result<Self> {
-        Ok(Self {
-            site,
-            linear: Native.matrix(stored)?,
-        })
+        Ok(Self { site, linear: Native.matrix(stored)? })
     }
 }
 
@@ -147,10 +132,7 @@ impl Model {
     /// Loads the weights as stored: quantized tensors stay packed, 16-bit ones stay 16-bit.
     pub fn load(checkpoint: &Checkpoint, progress: &Progress) -> Result<Self> {
         let graph = load::llama(checkpoint, Native, progress)?;
-        Ok(Self {
-            config: graph.config.clone(),
-            graph,
-        })
+        Ok(Self { config: graph.config.clone(), graph })
     }
 
     /// Runs a batch and answers the hidden states after the final norm, tokens × hidden.
@@ -164,18 +146,10 @@ impl Model {
     }
 
     /// Runs a batch without caches and keeps the input of every layer.
-    pub fn hidden_keeping_inputs(
-        &self,
-        batch: &Batch,
-        progress: &Progress,
-    ) -> Result<(Vec<f32>, LayerInputs)> {
+    pub fn hidden_keeping_inputs(&self, batch: &Batch, progress: &Progress) -> Result<(Vec<f32>, LayerInputs)> {
         let mut inputs = LayerInputs::default();
         let mut keep = |_: usize, rows: &native::Rows| inputs.rows.push(rows.clone());
-        let mut hooks = Hooks {
-            layer_input: Some(&mut keep),
-            progress: Some(progress),
-            swap: None,
-        };
+        let mut hooks = Hooks { layer_input: Some(&mut keep), progress: Some(progress), swap: None };
         let rows = self.graph.run(batch, &mut [], None, &mut hooks)?;
         Ok((rows.into_values(), inputs))
     }
@@ -188,41 +162,22 @@ impl Model {
         replacement: &Replacement,
         progress: &Progress,
     ) -> Result<Vec<f32>> {
-        let from = replacement
-            .site
-            .layer
-            .and_then(|layer| Some((layer, inputs.rows.get(layer)?.clone())));
-        let mut hooks = Hooks {
-            swap: Some((replacement.site, &replacement.linear)),
-            layer_input: None,
-            progress: Some(progress),
-        };
-        Ok(self
-            .graph
-            .run(batch, &mut [], from, &mut hooks)?
-            .into_values())
+        let from = replacement.site.layer.and_then(|layer| Some((layer, inputs.rows.get(layer)?.clone())));
+        let mut hooks =
+            Hooks { swap: Some((replacement.site, &replacement.linear)), layer_input: None, progress: Some(progress) };
+        Ok(self.graph.run(batch, &mut [], from, &mut hooks)?.into_values())
     }
 
     /// Logits of some rows of hidden states, rows × vocabulary.
     pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        let rows = self
-            .graph
-            .backend
-            .rows_from(hidden.to_vec(), self.config.hidden)?;
+        let rows = self.graph.backend.rows_from(hidden.to_vec(), self.config.hidden)?;
         Ok(self.graph.logits(&rows, &Hooks::default())?.into_values())
     }
 
     /// [`Model::logits`] with one matrix replaced.
     pub fn logits_with(&self, hidden: &[f32], replacement: &Replacement) -> Result<Vec<f32>> {
-        let rows = self
-            .graph
-            .backend
-            .rows_from(hidden.to_vec(), self.config.hidden)?;
-        let hooks = Hooks {
-            swap: Some((replacement.site, &replacement.linear)),
-            layer_input: None,
-            progress: None,
-        };
+        let rows = self.graph.backend.rows_from(hidden.to_vec(), self.config.hidden)?;
+        let hooks = Hooks { swap: Some((replacement.site, &replacement.linear)), layer_input: None, progress: None };
         Ok(self.graph.logits(&rows, &hooks)?.into_values())
     }
 

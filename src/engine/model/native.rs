@@ -60,11 +60,7 @@ impl Linear {
             Weights::Bf16(bytes) => float::decode_bf16(&bytes[range.start * 2..range.end * 2], out),
             Weights::Packed(layout, bytes) => {
                 let row_bytes = self.cols / layout.block_len() * layout.block_bytes();
-                format::decode_row(
-                    self.dtype,
-                    &bytes[index * row_bytes..(index + 1) * row_bytes],
-                    out,
-                );
+                format::decode_row(self.dtype, &bytes[index * row_bytes..(index + 1) * row_bytes], out);
             }
         }
     }
@@ -72,31 +68,19 @@ impl Linear {
     fn multiply(&self, x: &Rows, quantized: &mut Vec<Activations>) -> Rows {
         let mut values = vec![0.0; x.count() * self.rows];
         match &self.weights {
-            Weights::F32(w) => {
-                dense::matmul(Plain::F32(w), self.rows, self.cols, &x.values, &mut values)
-            }
-            Weights::F16(w) => {
-                dense::matmul(Plain::F16(w), self.rows, self.cols, &x.values, &mut values)
-            }
-            Weights::Bf16(w) => {
-                dense::matmul(Plain::Bf16(w), self.rows, self.cols, &x.values, &mut values)
-            }
+            Weights::F32(w) => dense::matmul(Plain::F32(w), self.rows, self.cols, &x.values, &mut values),
+            Weights::F16(w) => dense::matmul(Plain::F16(w), self.rows, self.cols, &x.values, &mut values),
+            Weights::Bf16(w) => dense::matmul(Plain::Bf16(w), self.rows, self.cols, &x.values, &mut values),
             Weights::Packed(layout, w) => {
                 let block = layout.block_len();
-                let at = quantized
-                    .iter()
-                    .position(|found| found.block() == block)
-                    .unwrap_or_else(|| {
-                        quantized.push(Activations::quantize(&x.values, x.width, block));
-                        quantized.len() - 1
-                    });
+                let at = quantized.iter().position(|found| found.block() == block).unwrap_or_else(|| {
+                    quantized.push(Activations::quantize(&x.values, x.width, block));
+                    quantized.len() - 1
+                });
                 packed::matmul(*layout, w, self.rows, &quantized[at], &mut values);
             }
         }
-        Rows {
-            width: self.rows,
-            values,
-        }
+        Rows { width: self.rows, values }
     }
 }
 
@@ -106,12 +90,7 @@ impl Backend for Native {
     type Vector = Vec<f32>;
 
     fn matrix(&self, stored: StoredMatrix) -> Result<Linear> {
-        let StoredMatrix {
-            dtype,
-            rows,
-            cols,
-            bytes,
-        } = stored;
+        let StoredMatrix { dtype, rows, cols, bytes } = stored;
         let layout = format::of_dtype(dtype).and_then(format::Format::layout);
         let weights = match (dtype, layout) {
             (Dtype::F16, _) => Weights::F16(bytes),
@@ -127,12 +106,7 @@ impl Backend for Native {
                 Weights::F32(values)
             }
         };
-        Ok(Linear {
-            dtype,
-            rows,
-            cols,
-            weights,
-        })
+        Ok(Linear { dtype, rows, cols, weights })
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
@@ -142,9 +116,7 @@ impl Backend for Native {
     fn matrix_bytes(&self, matrix: &Linear) -> u64 {
         match &matrix.weights {
             Weights::F32(values) => values.len() as u64 * 4,
-            Weights::F16(bytes) | Weights::Bf16(bytes) | Weights::Packed(_, bytes) => {
-                bytes.len() as u64
-            }
+            Weights::F16(bytes) | Weights::Bf16(bytes) | Weights::Packed(_, bytes) => bytes.len() as u64,
         }
     }
 
@@ -160,28 +132,19 @@ impl Backend for Native {
         let mut values = vec![0.0; ids.len() * table.cols];
         for (out, &id) in values.chunks_exact_mut(table.cols).zip(ids) {
             if id as usize >= table.rows {
-                return Err(Fault::new(
-                    Stage::Model,
-                    format!("token {id} is beyond the vocabulary of {}", table.rows),
-                )
-                .fix("use the tokenizer that belongs to this model")
-                .into());
+                return Err(Fault::new(Stage::Model, format!("token {id} is beyond the vocabulary of {}", table.rows))
+                    .fix("use the tokenizer that belongs to this model")
+                    .into());
             }
             table.row(id as usize, out);
         }
-        Ok(Rows {
-            width: table.cols,
-            values,
-        })
+        Ok(Rows { width: table.cols, values })
     }
 
     fn rms_norm(&self, x: &Rows, weight: &Vec<f32>, eps: f64) -> Result<Rows> {
         let mut values = vec![0.0; x.values.len()];
         ops::rms_norm(&x.values, weight, eps as f32, &mut values);
-        Ok(Rows {
-            width: x.width,
-            values,
-        })
+        Ok(Rows { width: x.width, values })
     }
 
     fn linears(&self, weights: &[(&Linear, Option<&Vec<f32>>)], x: &Rows) -> Result<Vec<Rows>> {
@@ -204,12 +167,7 @@ impl Backend for Native {
         let half = angles.head_dim / 2;
         for (token, row) in x.values.chunks_exact_mut(x.width).enumerate() {
             let range = token * half..(token + 1) * half;
-            ops::rope(
-                row,
-                angles.head_dim,
-                &angles.cos[range.clone()],
-                &angles.sin[range],
-            );
+            ops::rope(row, angles.head_dim, &angles.cos[range.clone()], &angles.sin[range]);
         }
         Ok(())
     }
@@ -236,17 +194,11 @@ impl Backend for Native {
                         .lineage(segment)
                         .into_iter()
                         .flat_map(|ancestor| {
-                            let cached = ancestor
-                                .cache
-                                .and_then(|cache| caches[cache].layers.get(layer));
+                            let cached = ancestor.cache.and_then(|cache| caches[cache].layers.get(layer));
                             let cached = cached.map(|(keys, values)| Past { keys, values });
                             let own = (ancestor.start != segment.start).then(|| {
-                                let range = ancestor.start * k.width
-                                    ..(ancestor.start + ancestor.len) * k.width;
-                                Past {
-                                    keys: &k.values[range.clone()],
-                                    values: &v.values[range],
-                                }
+                                let range = ancestor.start * k.width..(ancestor.start + ancestor.len) * k.width;
+                                Past { keys: &k.values[range.clone()], values: &v.values[range] }
                             });
                             cached.into_iter().chain(own)
                         })
@@ -266,10 +218,7 @@ impl Backend for Native {
                 layers[layer].1.extend_from_slice(&v.values[range]);
             }
         }
-        Ok(Rows {
-            width: q.width,
-            values,
-        })
+        Ok(Rows { width: q.width, values })
     }
 
     fn gated(&self, mut gate: Rows, up: &Rows) -> Result<Rows> {

@@ -98,7 +98,8 @@ fn gradients_reach_every_weight_on_candle() {
     graph.embedding = vars[0].as_tensor().clone();
     graph.norm = vars[1].as_tensor().clone();
     for layer in &mut graph.layers {
-        let linears = [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o, &mut layer.gate, &mut layer.up, &mut layer.down];
+        let linears =
+            [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o, &mut layer.gate, &mut layer.up, &mut layer.down];
         let norms = [&mut layer.attention_norm, &mut layer.mlp_norm];
         for slot in linears.into_iter().map(|affine| &mut affine.0).chain(norms) {
             let variable = var(slot);

@@ -21,7 +21,8 @@ pub fn copy_candidate(candidate: &Checkpoint, output: &Path, progress: &Progress
         return copy_file(&candidate.path, output, progress);
     }
     let folder = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let staging = tempfile::Builder::new().prefix(".lapidary.").tempdir_in(folder).map_err(Error::io("create", output))?;
+    let staging =
+        tempfile::Builder::new().prefix(".lapidary.").tempdir_in(folder).map_err(Error::io("create", output))?;
     let mut total = 0;
     let entries = std::fs::read_dir(&candidate.path).map_err(Error::io("read", &candidate.path))?;
     for entry in entries {

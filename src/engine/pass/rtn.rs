@@ -19,7 +19,8 @@ pub(super) fn convert(
 ) -> Result<()> {
     let fault = |cause: String| Fault::new(Stage::Pass, cause).at(name.to_owned());
     let format = format::of_dtype(to).ok_or_else(|| fault(format!("{to} cannot be written by this version")))?;
-    let in_bytes = from.row_bytes(row_len).ok_or_else(|| fault(format!("rows of {row_len} do not fill {from} blocks")))?;
+    let in_bytes =
+        from.row_bytes(row_len).ok_or_else(|| fault(format!("rows of {row_len} do not fill {from} blocks")))?;
     let out_bytes = to.row_bytes(row_len).ok_or_else(|| fault(format!("rows of {row_len} do not fill {to} blocks")))?;
     if in_bytes == 0 || out_bytes == 0 {
         out.clear();

@@ -129,8 +129,8 @@ pub(super) fn gguf(job: &Job<'_>, output: &Path, warnings: &mut Vec<String>) -> 
         };
         tensors.push(GgufTensor { name, shape: tensor.shape.clone(), dtype: decision.dtype });
     }
-    let divisors = checkpoint::rope_freqs(config)
-        .filter(|_| !tensors.iter().any(|tensor| tensor.name == checkpoint::ROPE_FREQS));
+    let divisors =
+        checkpoint::rope_freqs(config).filter(|_| !tensors.iter().any(|tensor| tensor.name == checkpoint::ROPE_FREQS));
     if let Some(divisors) = &divisors {
         let shape = vec![divisors.len()];
         tensors.insert(0, GgufTensor { name: checkpoint::ROPE_FREQS.to_owned(), shape, dtype: Dtype::F32 });

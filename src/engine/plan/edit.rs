@@ -58,9 +58,7 @@ impl Plan {
         self.document.remove("recipe");
         let id = self.default_format().unwrap_or(id);
         let root = self.document.as_table_mut();
-        let default = root
-            .entry("default")
-            .or_insert_with(|| Item::Table(Table::new()));
+        let default = root.entry("default").or_insert_with(|| Item::Table(Table::new()));
         if let Some(table) = default.as_table_like_mut() {
             set_value(table, "format", id);
         }
@@ -69,11 +67,7 @@ impl Plan {
 
     fn remove_default(&mut self) {
         self.default = None;
-        let Some(table) = self
-            .document
-            .get_mut("default")
-            .and_then(Item::as_table_like_mut)
-        else {
+        let Some(table) = self.document.get_mut("default").and_then(Item::as_table_like_mut) else {
             return;
         };
         table.remove("format");
@@ -87,35 +81,17 @@ impl Plan {
     ///
     /// # Errors
     /// A name that the checkpoint does not have, a format that does not exist; the plan is unchanged.
-    pub fn set_format(
-        &mut self,
-        checkpoint: &Checkpoint,
-        names: &[impl AsRef<str>],
-        format_id: &str,
-    ) -> Result<()> {
-        self.set_exact(
-            Subject::of(checkpoint),
-            names,
-            Treatment::format(format_id)?,
-        )
+    pub fn set_format(&mut self, checkpoint: &Checkpoint, names: &[impl AsRef<str>], format_id: &str) -> Result<()> {
+        self.set_exact(Subject::of(checkpoint), names, Treatment::format(format_id)?)
     }
 
     /// Protects single tensors, or lifts their protection: then they are what they would be without.
     ///
     /// # Errors
     /// A name that the checkpoint does not have; the plan is unchanged.
-    pub fn set_protected(
-        &mut self,
-        checkpoint: &Checkpoint,
-        names: &[impl AsRef<str>],
-        protect: bool,
-    ) -> Result<()> {
+    pub fn set_protected(&mut self, checkpoint: &Checkpoint, names: &[impl AsRef<str>], protect: bool) -> Result<()> {
         let subject = Subject::of(checkpoint);
-        if protect {
-            self.set_exact(subject, names, Treatment::Protect)
-        } else {
-            self.unprotect_for(subject, names)
-        }
+        if protect { self.set_exact(subject, names, Treatment::Protect) } else { self.unprotect_for(subject, names) }
     }
 
     /// Removes the rules that are about nothing but these tensors; wider rules stay.
@@ -144,12 +120,7 @@ impl Plan {
     ///
     /// # Errors
     /// The glob cannot be read or matches nothing; the plan is unchanged.
-    pub fn set_glob(
-        &mut self,
-        checkpoint: &Checkpoint,
-        glob: &str,
-        treatment: Treatment,
-    ) -> Result<()> {
+    pub fn set_glob(&mut self, checkpoint: &Checkpoint, glob: &str, treatment: Treatment) -> Result<()> {
         self.set_glob_for(Subject::of(checkpoint), glob, treatment)
     }
 
@@ -161,18 +132,10 @@ impl Plan {
         }
     }
 
-    pub(super) fn set_glob_for(
-        &mut self,
-        subject: Subject<'_>,
-        glob: &str,
-        treatment: Treatment,
-    ) -> Result<()> {
+    pub(super) fn set_glob_for(&mut self, subject: Subject<'_>, glob: &str, treatment: Treatment) -> Result<()> {
         let matcher = Matcher::new(Some(glob), None, None).map_err(|reason| {
-            Fault::new(
-                Stage::Plan,
-                format!("the glob {glob} cannot be read: {reason}"),
-            )
-            .fix("use *, ?, [abc] and {a,b}")
+            Fault::new(Stage::Plan, format!("the glob {glob} cannot be read: {reason}"))
+                .fix("use *, ?, [abc] and {a,b}")
         })?;
         if matcher.matched(subject).is_empty() {
             return Err(unknown_tensor(subject, glob).into());
@@ -189,14 +152,9 @@ impl Plan {
         treatment: Treatment,
     ) -> Result<()> {
         let matcher = Matcher::of_role(role, layers.and_then(LayerSet::of));
-        let beyond = matcher
-            .layers()
-            .is_some_and(|layers| layers.last() >= subject.layer_count());
+        let beyond = matcher.layers().is_some_and(|layers| layers.last() >= subject.layer_count());
         if beyond || matcher.matched(subject).is_empty() {
-            let fault = Fault::new(
-                Stage::Plan,
-                format!("the checkpoint has no tensors of {matcher}"),
-            );
+            let fault = Fault::new(Stage::Plan, format!("the checkpoint has no tensors of {matcher}"));
             return Err(fault.fix("choose another role or other layers").into());
         }
         self.set(subject, matcher, treatment);
@@ -221,55 +179,28 @@ impl Plan {
         self.set(subject, matcher, treatment);
     }
 
-    pub(super) fn unprotect_for(
-        &mut self,
-        subject: Subject<'_>,
-        names: &[impl AsRef<str>],
-    ) -> Result<()> {
+    pub(super) fn unprotect_for(&mut self, subject: Subject<'_>, names: &[impl AsRef<str>]) -> Result<()> {
         let tensors = indices(subject, names)?;
-        let shapes: Vec<_> = subject
-            .tensors
-            .iter()
-            .map(super::resolve::shape_of)
-            .collect();
-        let base = self
-            .recipe
-            .map(|recipe| choose(recipe, ModelShape::of(subject), &shapes));
+        let shapes: Vec<_> = subject.tensors.iter().map(super::resolve::shape_of).collect();
+        let base = self.recipe.map(|recipe| choose(recipe, ModelShape::of(subject), &shapes));
         for (name, tensor) in names.iter().zip(tensors) {
             let exact = Matcher::exact(name.as_ref());
             let own = |rule: &Rule| rule.matcher == exact && rule.treatment == Treatment::Protect;
             while let Some(rule) = self.rules.iter().rposition(own) {
                 self.remove_rule(rule);
             }
-            let matching =
-                |rule: &&Rule| rule.matcher.matched(subject).binary_search(&tensor).is_ok();
-            if self
-                .rules
-                .iter()
-                .rev()
-                .find(matching)
-                .map(|rule| rule.treatment)
-                != Some(Treatment::Protect)
-            {
+            let matching = |rule: &&Rule| rule.matcher.matched(subject).binary_search(&tensor).is_ok();
+            if self.rules.iter().rev().find(matching).map(|rule| rule.treatment) != Some(Treatment::Protect) {
                 continue;
             }
             // A wider rule still protects it: say in a rule of its own what it would be without.
-            let mut formats = self
-                .rules
-                .iter()
-                .rev()
-                .filter(matching)
-                .map(|rule| rule.treatment);
+            let mut formats = self.rules.iter().rev().filter(matching).map(|rule| rule.treatment);
             let from_recipe = || base.as_ref().and_then(|base| base[tensor]);
-            let stored =
-                || format::of_dtype(subject.tensors[tensor].dtype).map(|format| format.id());
-            let treatment = formats
-                .find(|treatment| *treatment != Treatment::Protect)
-                .or(self.default)
-                .or_else(|| {
-                    let id = from_recipe().or_else(stored).unwrap_or("f32");
-                    Treatment::format(id).ok()
-                });
+            let stored = || format::of_dtype(subject.tensors[tensor].dtype).map(|format| format.id());
+            let treatment = formats.find(|treatment| *treatment != Treatment::Protect).or(self.default).or_else(|| {
+                let id = from_recipe().or_else(stored).unwrap_or("f32");
+                Treatment::format(id).ok()
+            });
             if let Some(treatment) = treatment {
                 self.set_one(subject, name.as_ref(), tensor, treatment);
             }
@@ -277,11 +208,7 @@ impl Plan {
         Ok(())
     }
 
-    pub(super) fn clear_for(
-        &mut self,
-        subject: Subject<'_>,
-        names: &[impl AsRef<str>],
-    ) -> Result<()> {
+    pub(super) fn clear_for(&mut self, subject: Subject<'_>, names: &[impl AsRef<str>]) -> Result<()> {
         let mut is_named = vec![false; subject.tensors.len()];
         for index in indices(subject, names)? {
             is_named[index] = true;
@@ -326,10 +253,7 @@ impl Plan {
                 }
                 write_treatment(&mut table, treatment);
                 self.push_table(table);
-                self.rules.push(Rule {
-                    matcher: matcher.clone(),
-                    treatment,
-                });
+                self.rules.push(Rule { matcher: matcher.clone(), treatment });
             }
         }
         self.remove_covered(subject, &matcher, &matched);
@@ -343,10 +267,7 @@ impl Plan {
         let mut index = 0;
         while index < last {
             let earlier = self.rules[index].matcher.matched(subject);
-            let is_covered = !earlier.is_empty()
-                && earlier
-                    .iter()
-                    .all(|tensor| matched.binary_search(tensor).is_ok());
+            let is_covered = !earlier.is_empty() && earlier.iter().all(|tensor| matched.binary_search(tensor).is_ok());
             if is_covered && !self.has_comment(index) {
                 self.remove_rule(index);
                 last -= 1;
@@ -358,21 +279,17 @@ impl Plan {
 
     fn has_comment(&self, rule: usize) -> bool {
         let tables = self.document.get("rule").and_then(Item::as_array_of_tables);
-        tables
-            .and_then(|tables| tables.get(rule))
-            .is_some_and(|table| {
-                // Names may hold a "#" as well; then a covered rule stays, which does no harm.
-                let prefix = table.decor().prefix().and_then(|prefix| prefix.as_str());
-                prefix.is_some_and(|prefix| prefix.contains('#')) || table.to_string().contains('#')
-            })
+        tables.and_then(|tables| tables.get(rule)).is_some_and(|table| {
+            // Names may hold a "#" as well; then a covered rule stays, which does no harm.
+            let prefix = table.decor().prefix().and_then(|prefix| prefix.as_str());
+            prefix.is_some_and(|prefix| prefix.contains('#')) || table.to_string().contains('#')
+        })
     }
 
     /// The rules' tables in the text.
     fn rule_tables(&mut self) -> &mut ArrayOfTables {
         let root = self.document.as_table_mut();
-        let item = root
-            .entry("rule")
-            .or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
+        let item = root.entry("rule").or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
         if item.as_array_of_tables().is_none() {
             *item = Item::ArrayOfTables(ArrayOfTables::new());
         }
@@ -391,11 +308,7 @@ impl Plan {
     fn push_table(&mut self, mut table: Table) {
         // Without a position of its own the table is written after its predecessor.
         table.set_position(None);
-        let prefix = table
-            .decor()
-            .prefix()
-            .and_then(|prefix| prefix.as_str())
-            .map(str::to_owned);
+        let prefix = table.decor().prefix().and_then(|prefix| prefix.as_str()).map(str::to_owned);
         if let Some(prefix) = prefix
             && !prefix.starts_with(['\n', '\r'])
         {
@@ -408,32 +321,20 @@ impl Plan {
 /// Indices of the tensors called `names`.
 fn indices(subject: Subject<'_>, names: &[impl AsRef<str>]) -> Result<Vec<usize>> {
     let tensors = subject.tensors.iter().enumerate();
-    let by_name: HashMap<&str, usize> = tensors
-        .map(|(index, tensor)| (tensor.name.as_str(), index))
-        .collect();
-    let find = |name: &str| {
-        by_name
-            .get(name)
-            .copied()
-            .ok_or_else(|| unknown_tensor(subject, name))
-    };
+    let by_name: HashMap<&str, usize> = tensors.map(|(index, tensor)| (tensor.name.as_str(), index)).collect();
+    let find = |name: &str| by_name.get(name).copied().ok_or_else(|| unknown_tensor(subject, name));
     names.iter().map(|name| Ok(find(name.as_ref())?)).collect()
 }
 
 /// The fault for a name or glob that no tensor has, with the nearest that one has.
 fn unknown_tensor(subject: Subject<'_>, name: &str) -> Fault {
     // Enough names for a good guess, few enough for an answer at once.
-    let known: Vec<&str> = subject
-        .tensors
-        .iter()
-        .take(3000)
-        .map(|tensor| tensor.name.as_str())
-        .collect();
+    let known: Vec<&str> = subject.tensors.iter().take(3000).map(|tensor| tensor.name.as_str()).collect();
     let fault = Fault::new(Stage::Plan, format!("the checkpoint has no tensor {name}"));
-    fault.fix(nearest::nearest(name, &known).map_or_else(
-        || "open another checkpoint".to_owned(),
-        |nearest| format!("the nearest is {nearest}"),
-    ))
+    fault.fix(
+        nearest::nearest(name, &known)
+            .map_or_else(|| "open another checkpoint".to_owned(), |nearest| format!("the nearest is {nearest}")),
+    )
 }
 
 /// True if two rising lists share an element.

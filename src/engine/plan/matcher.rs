@@ -21,11 +21,8 @@ pub struct LayerSet {
 impl LayerSet {
     /// Reads `3-5` or `0,2,4-6`; the answer to anything else is what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let number = |part: &str| {
-            part.trim()
-                .parse::<usize>()
-                .map_err(|_| format!("\"{}\" is not a layer number", part.trim()))
-        };
+        let number =
+            |part: &str| part.trim().parse::<usize>().map_err(|_| format!("\"{}\" is not a layer number", part.trim()));
         let mut ranges = Vec::new();
         for part in text.split(',') {
             let (first, last) = match part.split_once('-') {
@@ -42,8 +39,7 @@ impl LayerSet {
 
     /// The set of some layers, in any order; `None` if there are none.
     pub fn of(layers: &[usize]) -> Option<Self> {
-        (!layers.is_empty())
-            .then(|| Self::normal(layers.iter().map(|&layer| (layer, layer)).collect()))
+        (!layers.is_empty()).then(|| Self::normal(layers.iter().map(|&layer| (layer, layer)).collect()))
     }
 
     fn normal(mut ranges: Vec<(usize, usize)>) -> Self {
@@ -60,9 +56,7 @@ impl LayerSet {
 
     /// True if `layer` is in the set.
     pub fn contains(&self, layer: usize) -> bool {
-        self.ranges
-            .iter()
-            .any(|&(first, last)| (first..=last).contains(&layer))
+        self.ranges.iter().any(|&(first, last)| (first..=last).contains(&layer))
     }
 
     /// The highest layer of the set.
@@ -115,38 +109,22 @@ const SPECIAL: [char; 7] = ['*', '?', '[', ']', '{', '}', '\\'];
 
 impl Matcher {
     /// A matcher of all conditions given; the answer to a glob that cannot be read is why.
-    pub fn new(
-        glob: Option<&str>,
-        role: Option<Role>,
-        layers: Option<LayerSet>,
-    ) -> Result<Self, String> {
+    pub fn new(glob: Option<&str>, role: Option<Role>, layers: Option<LayerSet>) -> Result<Self, String> {
         let pattern = match glob {
             None => None,
             Some(text) if !text.contains(SPECIAL) => Some(Arc::new(Pattern::Exact)),
             Some(text) => {
-                let glob = GlobBuilder::new(text)
-                    .backslash_escape(true)
-                    .build()
-                    .map_err(|err| err.kind().to_string())?;
+                let glob =
+                    GlobBuilder::new(text).backslash_escape(true).build().map_err(|err| err.kind().to_string())?;
                 Some(Arc::new(Pattern::Glob(glob.compile_matcher())))
             }
         };
-        Ok(Self {
-            glob: glob.map(str::to_owned),
-            role,
-            layers,
-            pattern,
-            memory: Arc::default(),
-        })
+        Ok(Self { glob: glob.map(str::to_owned), role, layers, pattern, memory: Arc::default() })
     }
 
     /// A matcher of exactly one name.
     pub fn exact(name: &str) -> Self {
-        let escaped = if name.contains(SPECIAL) {
-            globset::escape(name)
-        } else {
-            name.to_owned()
-        };
+        let escaped = if name.contains(SPECIAL) { globset::escape(name) } else { name.to_owned() };
         Self::new(Some(&escaped), None, None).unwrap_or_else(|_| Self {
             // An escaped name is a legal glob; should globset disagree, equality still is right.
             glob: Some(name.to_owned()),
@@ -159,13 +137,7 @@ impl Matcher {
 
     /// A matcher of a role, in all layers or in some.
     pub fn of_role(role: Role, layers: Option<LayerSet>) -> Self {
-        Self {
-            glob: None,
-            role: Some(role),
-            layers,
-            pattern: None,
-            memory: Arc::default(),
-        }
+        Self { glob: None, role: Some(role), layers, pattern: None, memory: Arc::default() }
     }
 
     /// The glob on names.
@@ -186,10 +158,7 @@ impl Matcher {
     /// True if every condition holds for `tensor`.
     pub fn matches(&self, tensor: &TensorInfo) -> bool {
         self.role.is_none_or(|role| role == tensor.role)
-            && self
-                .layers
-                .as_ref()
-                .is_none_or(|layers| tensor.layer.is_some_and(|layer| layers.contains(layer)))
+            && self.layers.as_ref().is_none_or(|layers| tensor.layer.is_some_and(|layer| layers.contains(layer)))
             && match (self.pattern.as_deref(), &self.glob) {
                 (Some(Pattern::Exact), Some(name)) => *name == tensor.name,
                 (Some(Pattern::Glob(glob)), _) => glob.is_match(&tensor.name),
@@ -204,11 +173,7 @@ impl Matcher {
         {
             return found.clone();
         }
-        let indices = subject
-            .tensors
-            .iter()
-            .enumerate()
-            .filter(|(_, tensor)| self.matches(tensor));
+        let indices = subject.tensors.iter().enumerate().filter(|(_, tensor)| self.matches(tensor));
         let found: Arc<[usize]> = indices.map(|(index, _)| index).collect();
         self.remember(subject, &found);
         found
@@ -218,9 +183,7 @@ impl Matcher {
     pub(super) fn remember(&self, subject: Subject<'_>, found: &Arc<[usize]>) {
         if !subject.fingerprint.is_empty() {
             // Another checkpoint may be remembered already: then this one is matched anew each time.
-            let _ = self
-                .memory
-                .set((subject.fingerprint.to_owned(), found.clone()));
+            let _ = self.memory.set((subject.fingerprint.to_owned(), found.clone()));
         }
     }
 }
@@ -251,23 +214,10 @@ mod tests {
     fn layer_sets_are_read_and_written() {
         let set = LayerSet::parse("4-6, 0,2").expect("legal");
         assert_eq!(set.to_string(), "0,2,4-6");
-        assert_eq!(
-            (0..8)
-                .filter(|&layer| set.contains(layer))
-                .collect::<Vec<_>>(),
-            [0, 2, 4, 5, 6]
-        );
+        assert_eq!((0..8).filter(|&layer| set.contains(layer)).collect::<Vec<_>>(), [0, 2, 4, 5, 6]);
         assert_eq!(LayerSet::of(&[3, 1, 2]).expect("some").to_string(), "1-3");
         assert_eq!(LayerSet::of(&[]), None);
-        for bad in [
-            "",
-            "a",
-            "5-3",
-            "1,,2",
-            "-1",
-            "1-2-3",
-            "99999999999999999999999",
-        ] {
+        for bad in ["", "a", "5-3", "1,,2", "-1", "1-2-3", "99999999999999999999999"] {
             assert!(LayerSet::parse(bad).is_err(), "{bad}");
         }
     }

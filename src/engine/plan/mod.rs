@@ -82,10 +82,7 @@ impl Target {
 
     /// The ids of all formats that the target can hold, from most bits to fewest.
     pub fn formats(self) -> impl Iterator<Item = &'static str> {
-        format::all()
-            .iter()
-            .map(|format| format.id())
-            .filter(move |id| self.allows(id))
+        format::all().iter().map(|format| format.id()).filter(move |id| self.allows(id))
     }
 }
 
@@ -141,10 +138,7 @@ impl Treatment {
     /// The format does not exist; the fault names the nearest that does.
     pub fn format(id: &str) -> Result<Self> {
         match format::find(id) {
-            Some(found) => Ok(Self::Format {
-                format: found.id(),
-                method: Method::Rtn,
-            }),
+            Some(found) => Ok(Self::Format { format: found.id(), method: Method::Rtn }),
             None => Err(unknown_format(id).into()),
         }
     }
@@ -251,20 +245,14 @@ pub(crate) struct Subject<'a> {
 
 impl<'a> Subject<'a> {
     pub(crate) fn of(checkpoint: &'a Checkpoint) -> Self {
-        Self {
-            tensors: &checkpoint.tensors,
-            config: checkpoint.config.as_ref(),
-            fingerprint: &checkpoint.fingerprint,
-        }
+        Self { tensors: &checkpoint.tensors, config: checkpoint.config.as_ref(), fingerprint: &checkpoint.fingerprint }
     }
 
     /// Number of layers, by configuration or by names, whichever says more.
     pub(crate) fn layer_count(&self) -> usize {
         let named = self.tensors.iter().filter_map(|tensor| tensor.layer).max();
         let configured = self.config.map_or(0, |config| config.layers.len());
-        named
-            .map_or(0, |last| last.saturating_add(1))
-            .max(configured)
+        named.map_or(0, |last| last.saturating_add(1)).max(configured)
     }
 }
 

@@ -10,9 +10,7 @@ pub(super) fn distance(a: &str, b: &str) -> usize {
     for (i, &left) in a.iter().enumerate() {
         let mut row = vec![i + 1; b.len() + 1];
         for (j, &right) in b.iter().enumerate() {
-            let mut best = (last[j] + usize::from(left != right))
-                .min(last[j + 1] + 1)
-                .min(row[j] + 1);
+            let mut best = (last[j] + usize::from(left != right)).min(last[j + 1] + 1).min(row[j] + 1);
             if i > 0 && j > 0 && left == b[j - 1] && a[i - 1] == right {
                 best = best.min(before_last[j - 1] + 1);
             }
@@ -29,10 +27,7 @@ const LONGEST: usize = 200;
 /// The candidate with the smallest distance to `word`; the first of equals.
 pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     let word: String = word.chars().take(LONGEST).collect();
-    candidates
-        .iter()
-        .copied()
-        .min_by_key(|candidate| distance(&word, candidate))
+    candidates.iter().copied().min_by_key(|candidate| distance(&word, candidate))
 }
 
 /// A remedy that names the nearest candidate and, where they are few, all of them.
@@ -41,10 +36,7 @@ pub(super) fn advice(word: &str, candidates: &[&str]) -> String {
         None => "remove it".to_owned(),
         Some(best) if candidates.len() == 1 => format!("write \"{best}\""),
         Some(best) if candidates.len() <= 20 => {
-            format!(
-                "the nearest is \"{best}\"; there are {}",
-                candidates.join(", ")
-            )
+            format!("the nearest is \"{best}\"; there are {}", candidates.join(", "))
         }
         Some(best) => format!("the nearest is \"{best}\""),
     }
@@ -59,11 +51,7 @@ mod tests {
         assert_eq!(distance("", ""), 0);
         assert_eq!(distance("q4_k", "Q4_K"), 0);
         assert_eq!(distance("q4k", "q4_k"), 1);
-        assert_eq!(
-            distance("fromat", "format"),
-            1,
-            "a swap of neighbours is one edit"
-        );
+        assert_eq!(distance("fromat", "format"), 1, "a swap of neighbours is one edit");
         assert_eq!(distance("", "abc"), 3);
     }
 

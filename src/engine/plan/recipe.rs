@@ -58,11 +58,7 @@ const TABLE: [Row; 17] = [
 ];
 
 /// Names that llama-quantize takes for another.
-const ALIASES: [(&str, Recipe); 3] = [
-    ("Q5_K", Recipe::Q5KM),
-    ("Q4_K", Recipe::Q4KM),
-    ("Q3_K", Recipe::Q3KM),
-];
+const ALIASES: [(&str, Recipe); 3] = [("Q5_K", Recipe::Q5KM), ("Q4_K", Recipe::Q4KM), ("Q3_K", Recipe::Q3KM)];
 
 impl Recipe {
     fn row(self) -> &'static Row {
@@ -81,16 +77,8 @@ impl Recipe {
 
     /// The recipe called `name`, in any case; `Q4_K` is `Q4_K_M`, as for llama-quantize.
     pub fn find(name: &str) -> Option<Self> {
-        let by_name = TABLE
-            .iter()
-            .find(|row| row.1.eq_ignore_ascii_case(name))
-            .map(|row| row.0);
-        by_name.or_else(|| {
-            ALIASES
-                .iter()
-                .find(|alias| alias.0.eq_ignore_ascii_case(name))
-                .map(|alias| alias.1)
-        })
+        let by_name = TABLE.iter().find(|row| row.1.eq_ignore_ascii_case(name)).map(|row| row.0);
+        by_name.or_else(|| ALIASES.iter().find(|alias| alias.0.eq_ignore_ascii_case(name)).map(|alias| alias.1))
     }
 
     /// Id of the format that most tensors get.
@@ -141,25 +129,15 @@ impl ModelShape {
     pub(super) fn of(subject: Subject<'_>) -> Self {
         let layers = subject.layer_count();
         if let Some(first) = subject.config.and_then(|config| config.layers.first()) {
-            return Self {
-                layers,
-                heads: first.heads,
-                kv_heads: first.kv_heads,
-            };
+            return Self { layers, heads: first.heads, kv_heads: first.kv_heads };
         }
         let rows = |role: Role| {
             let mut tensors = subject.tensors.iter();
             let found = tensors.find(|tensor| tensor.role == role && tensor.layer == Some(0));
-            found
-                .and_then(|tensor| tensor.shape.first().copied())
-                .unwrap_or(0)
+            found.and_then(|tensor| tensor.shape.first().copied()).unwrap_or(0)
         };
         // Only the ratio and equality count, and head_dim is the same for both.
-        Self {
-            layers,
-            heads: rows(Role::Q),
-            kv_heads: rows(Role::K),
-        }
+        Self { layers, heads: rows(Role::Q), kv_heads: rows(Role::K) }
     }
 }
 
@@ -180,12 +158,7 @@ impl<'a> TensorShape<'a> {
     /// Role and layer are read off Hugging Face's name.
     pub fn of_name(name: &'a str, shape: &'a [usize]) -> Self {
         let (role, layer) = Role::of_name(name);
-        Self {
-            name,
-            shape,
-            role,
-            layer,
-        }
+        Self { name, shape, role, layer }
     }
 
     /// True if the tensor has one dimension only, as ggml counts: trailing ones do not count.
@@ -204,9 +177,7 @@ impl<'a> TensorShape<'a> {
         }
         match self.role {
             Role::Norm => false,
-            Role::Other => {
-                self.name.ends_with("weight") && !NEVER.iter().any(|part| self.name.contains(part))
-            }
+            Role::Other => self.name.ends_with("weight") && !NEVER.iter().any(|part| self.name.contains(part)),
             _ => self.name.ends_with("weight"),
         }
     }
@@ -215,8 +186,7 @@ impl<'a> TensorShape<'a> {
     fn is_value(&self) -> bool {
         self.role == Role::V
             || (self.role == Role::Other
-                && (self.name.ends_with("qkv_proj.weight")
-                    || self.name.ends_with("query_key_value.weight")))
+                && (self.name.ends_with("qkv_proj.weight") || self.name.ends_with("query_key_value.weight")))
     }
 }
 
@@ -244,11 +214,7 @@ fn use_more_bits(layer: usize, layers: usize) -> bool {
 ///
 /// Layers are counted per kind of tensor in the order of layers, as llama.cpp does, and not read
 /// off the names: in a model whose layers lack some tensors the two differ.
-pub fn choose(
-    recipe: Recipe,
-    model: ModelShape,
-    tensors: &[TensorShape<'_>],
-) -> Vec<Option<&'static str>> {
+pub fn choose(recipe: Recipe, model: ModelShape, tensors: &[TensorShape<'_>]) -> Vec<Option<&'static str>> {
     let mut chosen = vec![None; tensors.len()];
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&index| (tensors[index].layer, tensors[index].name));
@@ -288,13 +254,8 @@ pub fn choose(
 
 /// The head, or the embedding that serves as one: at least six bits.
 fn output(base: &'static str, row_len: usize) -> &'static str {
-    let block_len =
-        crate::engine::format::find(base).map_or(1, |format| format.dtype().block_len());
-    if base == "q8_0" || !row_len.is_multiple_of(block_len) {
-        "q8_0"
-    } else {
-        "q6_k"
-    }
+    let block_len = crate::engine::format::find(base).map_or(1, |format| format.dtype().block_len());
+    if base == "q8_0" || !row_len.is_multiple_of(block_len) { "q8_0" } else { "q6_k" }
 }
 
 /// The value projection of the `index`-th of `count` layers.
@@ -310,11 +271,7 @@ fn value(recipe: Recipe, model: ModelShape, index: usize, count: usize) -> &'sta
         _ => recipe.base_format(),
     };
     // Eight heads share one value head there, so that more bits cost next to nothing.
-    if model.is_70b() && matches!(format, "q3_k" | "q4_k") {
-        "q5_k"
-    } else {
-        format
-    }
+    if model.is_70b() && matches!(format, "q3_k" | "q4_k") { "q5_k" } else { format }
 }
 
 /// The MLP's last projection in the `index`-th of `count` layers.
@@ -351,17 +308,10 @@ mod tests {
 
     #[test]
     fn more_bits_go_to_the_ends_and_to_every_third_layer() {
-        let layers = |count| {
-            (0..count)
-                .filter(|&layer| use_more_bits(layer, count))
-                .collect::<Vec<_>>()
-        };
+        let layers = |count| (0..count).filter(|&layer| use_more_bits(layer, count)).collect::<Vec<_>>();
         assert_eq!(layers(16), [0, 1, 4, 7, 10, 13, 14, 15]);
         assert_eq!(layers(6), [2, 5]);
-        assert_eq!(
-            layers(32),
-            [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
-        );
+        assert_eq!(layers(32), [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]);
     }
 
     #[test]
@@ -383,10 +333,7 @@ mod tests {
 
     /// Names and shapes of a Llama model with 2,048 rows of 4,096 each.
     fn llama(layers: usize, is_tied: bool) -> Vec<String> {
-        let mut names = vec![
-            "model.embed_tokens.weight".to_owned(),
-            "model.norm.weight".to_owned(),
-        ];
+        let mut names = vec!["model.embed_tokens.weight".to_owned(), "model.norm.weight".to_owned()];
         if !is_tied {
             names.push("lm_head.weight".to_owned());
         }
@@ -394,20 +341,10 @@ mod tests {
         let mut order: Vec<usize> = (0..layers).collect();
         order.sort_by_key(usize::to_string);
         for layer in order {
-            for part in [
-                "self_attn.q_proj",
-                "self_attn.k_proj",
-                "self_attn.v_proj",
-                "self_attn.o_proj",
-            ] {
+            for part in ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"] {
                 names.push(format!("model.layers.{layer}.{part}.weight"));
             }
-            for part in [
-                "mlp.gate_proj",
-                "mlp.up_proj",
-                "mlp.down_proj",
-                "input_layernorm",
-            ] {
+            for part in ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm"] {
                 names.push(format!("model.layers.{layer}.{part}.weight"));
             }
         }
@@ -415,27 +352,11 @@ mod tests {
     }
 
     /// The format of each layer's tensor of one role under a recipe.
-    fn by_layer(
-        recipe: Recipe,
-        layers: usize,
-        heads: usize,
-        kv_heads: usize,
-        role: Role,
-    ) -> Vec<&'static str> {
+    fn by_layer(recipe: Recipe, layers: usize, heads: usize, kv_heads: usize, role: Role) -> Vec<&'static str> {
         let names = llama(layers, false);
-        let tensors: Vec<TensorShape<'_>> = names
-            .iter()
-            .map(|name| TensorShape::of_name(name, &[2048, 4096]))
-            .collect();
-        let chosen = choose(
-            recipe,
-            ModelShape {
-                layers,
-                heads,
-                kv_heads,
-            },
-            &tensors,
-        );
+        let tensors: Vec<TensorShape<'_>> =
+            names.iter().map(|name| TensorShape::of_name(name, &[2048, 4096])).collect();
+        let chosen = choose(recipe, ModelShape { layers, heads, kv_heads }, &tensors);
         let mut found: Vec<_> = tensors
             .iter()
             .zip(chosen)
@@ -447,29 +368,18 @@ mod tests {
     }
 
     fn layers_with(formats: &[&str], wanted: &str) -> Vec<usize> {
-        (0..formats.len())
-            .filter(|&layer| formats[layer] == wanted)
-            .collect()
+        (0..formats.len()).filter(|&layer| formats[layer] == wanted).collect()
     }
 
     #[test]
     fn q4_k_m_gives_six_bits_to_half_of_value_and_down_whatever_the_file_order() {
         for role in [Role::V, Role::Down] {
             let formats = by_layer(Recipe::Q4KM, 16, 32, 8, role);
-            assert_eq!(
-                layers_with(&formats, "q6_k"),
-                [0, 1, 4, 7, 10, 13, 14, 15],
-                "{role}"
-            );
+            assert_eq!(layers_with(&formats, "q6_k"), [0, 1, 4, 7, 10, 13, 14, 15], "{role}");
             assert_eq!(layers_with(&formats, "q4_k").len(), 8, "{role}");
         }
         for role in [Role::Q, Role::K, Role::O, Role::Gate, Role::Up] {
-            assert!(
-                by_layer(Recipe::Q4KM, 16, 32, 8, role)
-                    .iter()
-                    .all(|&format| format == "q4_k"),
-                "{role}"
-            );
+            assert!(by_layer(Recipe::Q4KM, 16, 32, 8, role).iter().all(|&format| format == "q4_k"), "{role}");
         }
     }
 
@@ -477,80 +387,33 @@ mod tests {
     fn a_model_of_80_layers_with_shared_heads_has_five_bit_values() {
         let formats = by_layer(Recipe::Q4KM, 80, 64, 8, Role::V);
         assert_eq!(layers_with(&formats, "q4_k"), [0_usize; 0]);
-        assert_eq!(
-            layers_with(&formats, "q5_k").len(),
-            80 - layers_with(&formats, "q6_k").len()
-        );
+        assert_eq!(layers_with(&formats, "q5_k").len(), 80 - layers_with(&formats, "q6_k").len());
         assert!(layers_with(&by_layer(Recipe::Q3KS, 80, 64, 8, Role::V), "q5_k").len() == 80);
         let unshared = by_layer(Recipe::Q4KM, 80, 64, 64, Role::V);
-        assert!(
-            layers_with(&unshared, "q4_k").len() > 30,
-            "65B shares no heads"
-        );
+        assert!(layers_with(&unshared, "q4_k").len() > 30, "65B shares no heads");
         assert!(layers_with(&by_layer(Recipe::Q4KM, 80, 64, 8, Role::Down), "q4_k").len() > 30);
     }
 
     #[test]
     fn the_small_recipes_look_at_layers_and_heads_as_llama_cpp_does() {
-        assert_eq!(
-            layers_with(&by_layer(Recipe::Q4KS, 32, 32, 8, Role::V), "q5_k"),
-            [0, 1, 2, 3]
-        );
-        assert_eq!(
-            layers_with(&by_layer(Recipe::Q4KS, 16, 32, 8, Role::Down), "q5_k"),
-            [0, 1]
-        );
-        assert_eq!(
-            layers_with(&by_layer(Recipe::Q3KM, 32, 32, 8, Role::V), "q5_k"),
-            [0, 1]
-        );
-        assert_eq!(
-            layers_with(&by_layer(Recipe::Q3KM, 32, 32, 8, Role::Down), "q5_k"),
-            [0, 1]
-        );
-        assert_eq!(
-            layers_with(&by_layer(Recipe::Q3KM, 16, 32, 8, Role::Down), "q5_k"),
-            [0]
-        );
-        assert!(
-            by_layer(Recipe::Q3KM, 16, 32, 8, Role::O)
-                .iter()
-                .all(|&format| format == "q4_k")
-        );
-        assert!(
-            by_layer(Recipe::Q2K, 16, 32, 8, Role::V)
-                .iter()
-                .all(|&format| format == "q4_k")
-        );
-        assert!(
-            by_layer(Recipe::Q2K, 16, 8, 4, Role::V)
-                .iter()
-                .all(|&format| format == "q3_k")
-        );
-        assert!(
-            by_layer(Recipe::Q2K, 16, 8, 4, Role::Q)
-                .iter()
-                .all(|&format| format == "q2_k")
-        );
+        assert_eq!(layers_with(&by_layer(Recipe::Q4KS, 32, 32, 8, Role::V), "q5_k"), [0, 1, 2, 3]);
+        assert_eq!(layers_with(&by_layer(Recipe::Q4KS, 16, 32, 8, Role::Down), "q5_k"), [0, 1]);
+        assert_eq!(layers_with(&by_layer(Recipe::Q3KM, 32, 32, 8, Role::V), "q5_k"), [0, 1]);
+        assert_eq!(layers_with(&by_layer(Recipe::Q3KM, 32, 32, 8, Role::Down), "q5_k"), [0, 1]);
+        assert_eq!(layers_with(&by_layer(Recipe::Q3KM, 16, 32, 8, Role::Down), "q5_k"), [0]);
+        assert!(by_layer(Recipe::Q3KM, 16, 32, 8, Role::O).iter().all(|&format| format == "q4_k"));
+        assert!(by_layer(Recipe::Q2K, 16, 32, 8, Role::V).iter().all(|&format| format == "q4_k"));
+        assert!(by_layer(Recipe::Q2K, 16, 8, 4, Role::V).iter().all(|&format| format == "q3_k"));
+        assert!(by_layer(Recipe::Q2K, 16, 8, 4, Role::Q).iter().all(|&format| format == "q2_k"));
     }
 
     #[test]
     fn a_tied_embedding_is_stored_as_the_head_it_is() {
         for (is_tied, expected) in [(true, "q6_k"), (false, "q4_k")] {
             let names = llama(2, is_tied);
-            let tensors: Vec<TensorShape<'_>> = names
-                .iter()
-                .map(|name| TensorShape::of_name(name, &[512, 256]))
-                .collect();
-            let chosen = choose(
-                Recipe::Q4KM,
-                ModelShape {
-                    layers: 2,
-                    heads: 8,
-                    kv_heads: 4,
-                },
-                &tensors,
-            );
+            let tensors: Vec<TensorShape<'_>> =
+                names.iter().map(|name| TensorShape::of_name(name, &[512, 256])).collect();
+            let chosen = choose(Recipe::Q4KM, ModelShape { layers: 2, heads: 8, kv_heads: 4 }, &tensors);
             assert_eq!(chosen[0], Some(expected));
             assert_eq!(chosen[1], None, "norms are left alone");
             if !is_tied {
@@ -559,10 +422,6 @@ mod tests {
         }
         assert_eq!(output("q8_0", 256), "q8_0");
         assert_eq!(output("q4_k", 320), "q8_0", "320 is no multiple of 256");
-        assert_eq!(
-            output("q4_0", 320),
-            "q6_k",
-            "320 is a multiple of 32; shapes fall back later"
-        );
+        assert_eq!(output("q4_0", 320), "q6_k", "320 is a multiple of 32; shapes fall back later");
     }
 }

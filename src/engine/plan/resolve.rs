@@ -96,21 +96,14 @@ impl Decision {
                 format!("Rule {} protects it: its stored values stay", index + 1)
             }
             Why::OneDimensional => format!("Vectors, norms and biases are {dtype} in GGUF"),
-            Why::NeverQuantized => {
-                "llama.cpp never quantizes this kind of tensor, so it stays".to_owned()
-            }
+            Why::NeverQuantized => "llama.cpp never quantizes this kind of tensor, so it stays".to_owned(),
             Why::NotFloat => "It holds no floating-point weights, so it stays".to_owned(),
             Why::Undecodable => format!("{dtype} can only be copied, not converted"),
         };
         if let Some(from) = self.fell_back_from {
             let block_len = format::find(from).map_or(1, |format| format.dtype().block_len());
-            text += &format!(
-                "; its rows do not fill blocks of {block_len}, so it becomes {dtype} as in llama.cpp"
-            );
-        } else if self.requested == Choice::Keep
-            && !self.is_copy()
-            && self.why != Why::OneDimensional
-        {
+            text += &format!("; its rows do not fill blocks of {block_len}, so it becomes {dtype} as in llama.cpp");
+        } else if self.requested == Choice::Keep && !self.is_copy() && self.why != Why::OneDimensional {
             text += &format!("; the target holds them as {dtype}");
         }
         text.push('.');
@@ -154,9 +147,7 @@ impl ResolvedPlan {
 
     /// True if any tensor of the result is quantized, which GGUF metadata must say.
     pub fn is_quantized(&self) -> bool {
-        self.decisions
-            .iter()
-            .any(|decision| !decision.dtype.is_plain())
+        self.decisions.iter().any(|decision| !decision.dtype.is_plain())
     }
 }
 
@@ -176,11 +167,7 @@ pub fn difference(before: &ResolvedPlan, after: &ResolvedPlan) -> Vec<Difference
     let pairs = before.decisions.iter().zip(&after.decisions);
     pairs
         .filter(|(a, b)| a.dtype != b.dtype)
-        .map(|(a, b)| Difference {
-            tensor_index: a.tensor_index,
-            before: a.dtype,
-            after: b.dtype,
-        })
+        .map(|(a, b)| Difference { tensor_index: a.tensor_index, before: a.dtype, after: b.dtype })
         .collect()
 }
 
@@ -218,12 +205,7 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
         (Some(recipe), _) => choose(recipe, ModelShape::of(subject), &shapes)
             .into_iter()
             // What llama.cpp leaves alone is sorted out below, by the same rules.
-            .map(|format| {
-                (
-                    Choice::Format(format.unwrap_or(recipe.base_format())),
-                    Why::Recipe(recipe),
-                )
-            })
+            .map(|format| (Choice::Format(format.unwrap_or(recipe.base_format())), Why::Recipe(recipe)))
             .collect(),
         (None, Some(id)) => vec![(Choice::Format(id), Why::Default); subject.tensors.len()],
         (None, None) => vec![(Choice::Keep, Why::Untouched); subject.tensors.len()],
@@ -234,9 +216,7 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
         let (requested, why) = match winners[index].map(|rule| (rule, plan.rules[rule].treatment)) {
             None => base[index],
             Some((rule, Treatment::Protect)) => (Choice::Keep, Why::Protected(rule)),
-            Some((rule, Treatment::Format { format, .. })) => {
-                (Choice::Format(format), Why::Rule(rule))
-            }
+            Some((rule, Treatment::Format { format, .. })) => (Choice::Format(format), Why::Rule(rule)),
         };
         let settled = match plan.target {
             Target::Gguf => settle_gguf(tensor, &shapes[index], requested, why)?,
@@ -260,18 +240,11 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
     }
     warn_of_tensors(&decisions, subject, &mut warnings);
 
-    let sum =
-        |value: fn(&Decision) -> u64| decisions.iter().map(value).fold(0, u64::saturating_add);
+    let sum = |value: fn(&Decision) -> u64| decisions.iter().map(value).fold(0, u64::saturating_add);
     let pads = plan.target == Target::Gguf;
     let padded_bytes = decisions.iter().fold(0_u64, |sum, decision| {
         let bytes = decision.new_bytes;
-        sum.saturating_add(if pads {
-            bytes
-                .checked_next_multiple_of(GGUF_ALIGNMENT)
-                .unwrap_or(bytes)
-        } else {
-            bytes
-        })
+        sum.saturating_add(if pads { bytes.checked_next_multiple_of(GGUF_ALIGNMENT).unwrap_or(bytes) } else { bytes })
     });
     Ok(ResolvedPlan {
         target: plan.target,
@@ -295,9 +268,7 @@ fn check_target(plan: &Plan) -> Result<()> {
     if let Some(recipe) = plan.recipe
         && !target.allows(recipe.base_format())
     {
-        return refuse(plan.base_fault(format!(
-            "the target {target} cannot hold the types of {recipe}"
-        )));
+        return refuse(plan.base_fault(format!("the target {target} cannot hold the types of {recipe}")));
     }
     if let Some(id) = plan.default_format()
         && !target.allows(id)
@@ -308,11 +279,7 @@ fn check_target(plan: &Plan) -> Result<()> {
         if let Treatment::Format { format: id, .. } = rule.treatment
             && !target.allows(id)
         {
-            return refuse(plan.rule_fault(
-                index,
-                "format",
-                format!("the target {target} cannot hold {id}"),
-            ));
+            return refuse(plan.rule_fault(index, "format", format!("the target {target} cannot hold {id}")));
         }
     }
     Ok(())
@@ -355,10 +322,7 @@ fn winners(plan: &Plan, subject: Subject<'_>) -> Result<(Vec<Option<usize>>, Vec
     }
     for (index, _) in wins.iter().enumerate().filter(|(_, wins)| !**wins) {
         let matcher = &plan.rules[index].matcher;
-        warnings.push(format!(
-            "Rule {} ({matcher}) has no effect: later rules decide all that it matches.",
-            index + 1
-        ));
+        warnings.push(format!("Rule {} ({matcher}) has no effect: later rules decide all that it matches.", index + 1));
     }
     Ok((winners, warnings))
 }
@@ -370,27 +334,16 @@ fn unmatched(plan: &Plan, index: usize, subject: Subject<'_>) -> Fault {
     match (matcher.glob(), matcher.role()) {
         (Some(glob), _) => {
             // Enough names for a good guess, few enough for an answer at once.
-            let names: Vec<&str> = subject
-                .tensors
-                .iter()
-                .take(3000)
-                .map(|tensor| tensor.name.as_str())
-                .collect();
+            let names: Vec<&str> = subject.tensors.iter().take(3000).map(|tensor| tensor.name.as_str()).collect();
             match super::nearest::nearest(glob, &names) {
                 Some(name) => fault("match").fix(format!("the nearest tensor is {name}")),
                 None => fault("match").fix("the checkpoint has no tensors"),
             }
         }
-        (None, Some(Role::Head)) => {
-            fault("role").fix("the embedding serves as the head; write role = \"embedding\"")
-        }
+        (None, Some(Role::Head)) => fault("role").fix("the embedding serves as the head; write role = \"embedding\""),
         (None, Some(_)) => {
             let here = |role: &Role| subject.tensors.iter().any(|tensor| tensor.role == *role);
-            let roles: Vec<&str> = Role::ALL
-                .iter()
-                .filter(|role| here(role))
-                .map(|role| role.name())
-                .collect();
+            let roles: Vec<&str> = Role::ALL.iter().filter(|role| here(role)).map(|role| role.name()).collect();
             fault("role").fix(format!("the checkpoint has {}", roles.join(", ")))
         }
         (None, None) => fault("layers").fix("remove the rule"),
@@ -406,39 +359,23 @@ struct Settled {
 
 impl Settled {
     fn plainly(dtype: Dtype, why: Why) -> Self {
-        Self {
-            dtype,
-            why,
-            fell_back_from: None,
-        }
+        Self { dtype, why, fell_back_from: None }
     }
 }
 
 /// What a GGUF makes of a request.
-fn settle_gguf(
-    tensor: &TensorInfo,
-    shape: &TensorShape<'_>,
-    requested: Choice,
-    why: Why,
-) -> Result<Settled> {
+fn settle_gguf(tensor: &TensorInfo, shape: &TensorShape<'_>, requested: Choice, why: Why) -> Result<Settled> {
     let stored = tensor.dtype;
     if stored.is_plain() && !stored.is_float() {
         return match stored.ggml_id() {
             Some(_) => Ok(Settled::plainly(stored, Why::NotFloat)),
             None => Err(cannot_hold(tensor, Target::Gguf)
-                .fix(format!(
-                    "write target = \"{}\", which holds it",
-                    Target::HuggingFace
-                ))
+                .fix(format!("write target = \"{}\", which holds it", Target::HuggingFace))
                 .into()),
         };
     }
     if !format::is_decodable(stored) {
-        let why = if requested == Choice::Keep {
-            why
-        } else {
-            Why::Undecodable
-        };
+        let why = if requested == Choice::Keep { why } else { Why::Undecodable };
         return Ok(Settled::plainly(stored, why));
     }
     if shape.is_vector() || tensor.role == Role::Norm || tensor.name.ends_with(".bias") {
@@ -454,19 +391,13 @@ fn settle_gguf(
     match requested {
         Choice::Keep => Ok(Settled::plainly(kept, why)),
         // A rule may still ask for another float type, the recipe and the default may not.
-        Choice::Format(id)
-            if !(shape.may_quantize() || matches!(why, Why::Rule(_)) && is_plain(id)) =>
-        {
+        Choice::Format(id) if !(shape.may_quantize() || matches!(why, Why::Rule(_)) && is_plain(id)) => {
             Ok(Settled::plainly(kept, Why::NeverQuantized))
         }
         Choice::Format(id) => {
             let fitting = fit(id, tensor.row_len());
             let dtype = format::find(fitting).map_or(Dtype::F16, |format| format.dtype());
-            Ok(Settled {
-                dtype,
-                why,
-                fell_back_from: (fitting != id).then_some(id),
-            })
+            Ok(Settled { dtype, why, fell_back_from: (fitting != id).then_some(id) })
         }
     }
 }
@@ -479,12 +410,7 @@ fn settle_hugging_face(tensor: &TensorInfo, requested: Choice, why: Why) -> Resu
     }
     if !format::is_decodable(stored) {
         let fault = cannot_hold(tensor, Target::HuggingFace);
-        return Err(fault
-            .fix(format!(
-                "write target = \"{}\", which copies it",
-                Target::Gguf
-            ))
-            .into());
+        return Err(fault.fix(format!("write target = \"{}\", which copies it", Target::Gguf)).into());
     }
     Ok(match requested {
         Choice::Format(id) => {
@@ -507,12 +433,7 @@ fn cannot_hold(tensor: &TensorInfo, target: Target) -> Fault {
 }
 
 pub(super) fn shape_of(tensor: &TensorInfo) -> TensorShape<'_> {
-    TensorShape {
-        name: &tensor.name,
-        shape: &tensor.shape,
-        role: tensor.role,
-        layer: tensor.layer,
-    }
+    TensorShape { name: &tensor.name, shape: &tensor.shape, role: tensor.role, layer: tensor.layer }
 }
 
 fn product(shape: &[usize]) -> u64 {
@@ -520,9 +441,7 @@ fn product(shape: &[usize]) -> u64 {
     if shape.contains(&0) {
         return 0;
     }
-    shape
-        .iter()
-        .fold(1, |product: u64, &len| product.saturating_mul(len as u64))
+    shape.iter().fold(1, |product: u64, &len| product.saturating_mul(len as u64))
 }
 
 fn weight_count(tensor: &TensorInfo) -> u64 {
@@ -533,8 +452,7 @@ fn weight_count(tensor: &TensorInfo) -> u64 {
 fn byte_count(dtype: Dtype, tensor: &TensorInfo) -> u64 {
     let rows = product(tensor.shape.split_last().map_or(&[], |(_, outer)| outer));
     let blocks = (tensor.row_len() as u64).div_ceil(dtype.block_len() as u64);
-    rows.saturating_mul(blocks)
-        .saturating_mul(dtype.block_bytes() as u64)
+    rows.saturating_mul(blocks).saturating_mul(dtype.block_bytes() as u64)
 }
 
 /// Says once what concerns many tensors.
@@ -543,20 +461,11 @@ fn warn_of_tensors(decisions: &[Decision], subject: Subject<'_>, warnings: &mut 
         let mut found = decisions.iter().filter(|decision| test(decision));
         let Some(first) = found.next() else { return };
         let name = &subject.tensors[first.tensor_index].name;
-        let from = first
-            .fell_back_from
-            .unwrap_or_else(|| first.old_dtype.name());
-        let change = if from == first.dtype.name() {
-            from.to_owned()
-        } else {
-            format!("{from} → {}", first.dtype)
-        };
+        let from = first.fell_back_from.unwrap_or_else(|| first.old_dtype.name());
+        let change = if from == first.dtype.name() { from.to_owned() } else { format!("{from} → {}", first.dtype) };
         warnings.push(match found.count() {
             0 => format!("1 tensor {one}: {name} ({change})."),
-            others => format!(
-                "{} tensors {many}, the first is {name} ({change}).",
-                others + 1
-            ),
+            others => format!("{} tensors {many}, the first is {name} ({change}).", others + 1),
         });
     };
     warn(
@@ -570,18 +479,12 @@ fn warn_of_tensors(decisions: &[Decision], subject: Subject<'_>, warnings: &mut 
         "are copied although another format was asked for, because their types cannot be decoded",
     );
     warn(
-        &|decision| {
-            !decision.old_dtype.is_plain() && !decision.dtype.is_plain() && !decision.is_copy()
-        },
+        &|decision| !decision.old_dtype.is_plain() && !decision.dtype.is_plain() && !decision.is_copy(),
         "is already quantized and is quantized again, which costs more than doing it once",
         "are already quantized and are quantized again, which costs more than doing it once",
     );
     warn(
-        &|decision| {
-            decision.requested == Choice::Keep
-                && decision.old_dtype == Dtype::F64
-                && !decision.is_copy()
-        },
+        &|decision| decision.requested == Choice::Keep && decision.old_dtype == Dtype::F64 && !decision.is_copy(),
         "is rounded from f64, which GGUF models do not use",
         "are rounded from f64, which GGUF models do not use",
     );

@@ -31,11 +31,7 @@ fn tensor(name: &str, shape: &[usize], dtype: Dtype) -> TensorInfo {
 
 /// A tied Llama of `layers` layers, width 256, MLP 512, in bf16.
 fn llama(layers: usize) -> Vec<TensorInfo> {
-    let mut tensors = vec![tensor(
-        "model.embed_tokens.weight",
-        &[1024, 256],
-        Dtype::Bf16,
-    )];
+    let mut tensors = vec![tensor("model.embed_tokens.weight", &[1024, 256], Dtype::Bf16)];
     for layer in 0..layers {
         for (part, shape) in [
             ("input_layernorm", &[256][..]),
@@ -47,11 +43,7 @@ fn llama(layers: usize) -> Vec<TensorInfo> {
             ("mlp.up_proj", &[512, 256]),
             ("mlp.down_proj", &[256, 512]),
         ] {
-            tensors.push(tensor(
-                &format!("model.layers.{layer}.{part}.weight"),
-                shape,
-                Dtype::Bf16,
-            ));
+            tensors.push(tensor(&format!("model.layers.{layer}.{part}.weight"), shape, Dtype::Bf16));
         }
     }
     tensors.push(tensor("model.norm.weight", &[256], Dtype::Bf16));
@@ -59,11 +51,7 @@ fn llama(layers: usize) -> Vec<TensorInfo> {
 }
 
 fn subject(tensors: &[TensorInfo]) -> Subject<'_> {
-    Subject {
-        tensors,
-        config: None,
-        fingerprint: "f1",
-    }
+    Subject { tensors, config: None, fingerprint: "f1" }
 }
 
 fn parse(text: &str) -> Plan {
@@ -80,10 +68,7 @@ fn fault(result: Result<impl std::fmt::Debug>) -> Fault {
 /// The decision about the tensor called `model.layers.{name}.weight`.
 fn decided(resolved: &ResolvedPlan, tensors: &[TensorInfo], name: &str) -> Decision {
     let name = format!("model.layers.{name}.weight");
-    resolved.decisions[tensors
-        .iter()
-        .position(|tensor| tensor.name == name)
-        .expect("a tensor")]
+    resolved.decisions[tensors.iter().position(|tensor| tensor.name == name).expect("a tensor")]
 }
 
 const COMMENTED: &str = r#"# How we ship the small one.
@@ -116,138 +101,35 @@ fn a_plan_nobody_edits_is_written_back_byte_for_byte() {
 #[test]
 fn mistakes_are_refused_with_line_reason_and_the_nearest_legal_choice() {
     let cases = [
-        (
-            "version = 1\n[[rule]]\nmatch = \"*\"\nformat = \"q4k\"\n",
-            4,
-            "no format \"q4k\"",
-            "\"q4_k\"",
-        ),
-        (
-            "version = 1\nrecipe = \"Q4_KM\"\n",
-            2,
-            "no recipe \"Q4_KM\"",
-            "\"Q4_K_M\"",
-        ),
-        (
-            "version = 1\ntarget = \"ggfu\"\n",
-            2,
-            "no target",
-            "\"gguf\"",
-        ),
-        (
-            "version = 1\n\n\n[[rule]]\nrole = \"donw\"\nformat = \"f16\"\n",
-            5,
-            "no role \"donw\"",
-            "\"down\"",
-        ),
-        (
-            "version = 1\n[[rule]]\nmatch = \"*\"\nfromat = \"f16\"\n",
-            4,
-            "no key \"fromat\"",
-            "\"format\"",
-        ),
-        (
-            "version = 1\n[[rules]]\nmatch = \"*\"\n",
-            2,
-            "no key \"rules\"",
-            "\"rule\"",
-        ),
-        (
-            "version = 1\n[default]\nformat = \"q4_k\"\nmethod = \"gptq\"\n",
-            4,
-            "no method \"gptq\"",
-            "\"rtn\"",
-        ),
-        (
-            "version = 1\n\n[prune]\nlayers = [4]\n",
-            3,
-            "does not prune",
-            "remove [prune]",
-        ),
-        (
-            "version = 1\n[calibration]\n",
-            2,
-            "calibration",
-            "remove [calibration]",
-        ),
+        ("version = 1\n[[rule]]\nmatch = \"*\"\nformat = \"q4k\"\n", 4, "no format \"q4k\"", "\"q4_k\""),
+        ("version = 1\nrecipe = \"Q4_KM\"\n", 2, "no recipe \"Q4_KM\"", "\"Q4_K_M\""),
+        ("version = 1\ntarget = \"ggfu\"\n", 2, "no target", "\"gguf\""),
+        ("version = 1\n\n\n[[rule]]\nrole = \"donw\"\nformat = \"f16\"\n", 5, "no role \"donw\"", "\"down\""),
+        ("version = 1\n[[rule]]\nmatch = \"*\"\nfromat = \"f16\"\n", 4, "no key \"fromat\"", "\"format\""),
+        ("version = 1\n[[rules]]\nmatch = \"*\"\n", 2, "no key \"rules\"", "\"rule\""),
+        ("version = 1\n[default]\nformat = \"q4_k\"\nmethod = \"gptq\"\n", 4, "no method \"gptq\"", "\"rtn\""),
+        ("version = 1\n\n[prune]\nlayers = [4]\n", 3, "does not prune", "remove [prune]"),
+        ("version = 1\n[calibration]\n", 2, "calibration", "remove [calibration]"),
         ("version = 2\n", 1, "version 2", "version of the program"),
-        (
-            "target = \"gguf\"\n",
-            1,
-            "does not say its version",
-            "version = 1",
-        ),
+        ("target = \"gguf\"\n", 1, "does not say its version", "version = 1"),
         ("version = 1\ntarget =\n", 2, "not TOML", "line"),
-        (
-            "version = 1\n[[rule]]\nlayers = \"4-2\"\nformat = \"f16\"\n",
-            3,
-            "backwards",
-            "3-5",
-        ),
-        (
-            "version = 1\n[[rule]]\nlayers = 4\nformat = \"f16\"\n",
-            3,
-            "an integer, not a string",
-            "layers = \"…\"",
-        ),
-        (
-            "version = 1\n[[rule]]\nformat = \"f16\"\n",
-            2,
-            "which tensors",
-            "match",
-        ),
-        (
-            "version = 1\n[[rule]]\nmatch = \"*\"\n",
-            2,
-            "what to do",
-            "protect = true",
-        ),
-        (
-            "version = 1\n[[rule]]\nmatch = \"*\"\nprotect = false\n",
-            4,
-            "says nothing",
-            "format",
-        ),
-        (
-            "version = 1\n[[rule]]\nmatch = \"*\"\nprotect = true\nformat = \"f16\"\n",
-            2,
-            "protected",
-            "either",
-        ),
-        (
-            "version = 1\n[[rule]]\nmatch = \"a[\"\nformat = \"f16\"\n",
-            3,
-            "glob",
-            "special",
-        ),
-        (
-            "version = 1\nrecipe = \"Q4_0\"\n[default]\nformat = \"q4_k\"\n",
-            4,
-            "both",
-            "remove one",
-        ),
+        ("version = 1\n[[rule]]\nlayers = \"4-2\"\nformat = \"f16\"\n", 3, "backwards", "3-5"),
+        ("version = 1\n[[rule]]\nlayers = 4\nformat = \"f16\"\n", 3, "an integer, not a string", "layers = \"…\""),
+        ("version = 1\n[[rule]]\nformat = \"f16\"\n", 2, "which tensors", "match"),
+        ("version = 1\n[[rule]]\nmatch = \"*\"\n", 2, "what to do", "protect = true"),
+        ("version = 1\n[[rule]]\nmatch = \"*\"\nprotect = false\n", 4, "says nothing", "format"),
+        ("version = 1\n[[rule]]\nmatch = \"*\"\nprotect = true\nformat = \"f16\"\n", 2, "protected", "either"),
+        ("version = 1\n[[rule]]\nmatch = \"a[\"\nformat = \"f16\"\n", 3, "glob", "special"),
+        ("version = 1\nrecipe = \"Q4_0\"\n[default]\nformat = \"q4_k\"\n", 4, "both", "remove one"),
         ("version = 1\nrule = [1]\n", 2, "list of tables", "[[rule]]"),
         ("version = 1\ndefault = 3\n", 2, "not a table", "[default]"),
     ];
     for (text, line, cause, remedy) in cases {
         let fault = fault(Plan::parse(text, Some(std::path::Path::new("plan.toml"))));
-        assert_eq!(
-            fault.place.as_deref(),
-            Some(format!("line {line}").as_str()),
-            "{text}: {fault}"
-        );
+        assert_eq!(fault.place.as_deref(), Some(format!("line {line}").as_str()), "{text}: {fault}");
         assert!(fault.cause.contains(cause), "{text}: {fault}");
-        assert!(
-            fault
-                .remedy
-                .as_deref()
-                .is_some_and(|text| text.contains(remedy)),
-            "{text}: {fault}"
-        );
-        assert_eq!(
-            fault.path.as_deref(),
-            Some(std::path::Path::new("plan.toml"))
-        );
+        assert!(fault.remedy.as_deref().is_some_and(|text| text.contains(remedy)), "{text}: {fault}");
+        assert_eq!(fault.path.as_deref(), Some(std::path::Path::new("plan.toml")));
     }
 }
 
@@ -255,41 +137,17 @@ fn mistakes_are_refused_with_line_reason_and_the_nearest_legal_choice() {
 fn what_the_checkpoint_does_not_have_is_refused_with_its_line() {
     let tensors = llama(4);
     let cases = [
-        (
-            "match = \"model.layers.0.mlp.down_prj.weight\"",
-            "no tensor matches",
-            "model.layers.0.mlp.down_proj.weight",
-        ),
+        ("match = \"model.layers.0.mlp.down_prj.weight\"", "no tensor matches", "model.layers.0.mlp.down_proj.weight"),
         ("role = \"head\"", "role head", "embedding"),
-        (
-            "role = \"down\"\nlayers = \"2-4\"",
-            "no layer 4",
-            "layers 0-3",
-        ),
-        (
-            "role = \"embedding\"\nlayers = \"0\"",
-            "no tensor matches",
-            "down",
-        ),
+        ("role = \"down\"\nlayers = \"2-4\"", "no layer 4", "layers 0-3"),
+        ("role = \"embedding\"\nlayers = \"0\"", "no tensor matches", "down"),
     ];
     for (matcher, cause, remedy) in cases {
-        let plan = parse(&format!(
-            "version = 1\n[[rule]]\n{matcher}\nformat = \"f16\"\n"
-        ));
+        let plan = parse(&format!("version = 1\n[[rule]]\n{matcher}\nformat = \"f16\"\n"));
         let fault = fault(resolve_for(&plan, subject(&tensors)));
         assert!(fault.cause.contains(cause), "{fault}");
-        assert!(
-            fault
-                .remedy
-                .as_deref()
-                .is_some_and(|text| text.contains(remedy)),
-            "{fault}"
-        );
-        let line = if matcher.contains("layers = \"2-4\"") {
-            "line 4"
-        } else {
-            "line 3"
-        };
+        assert!(fault.remedy.as_deref().is_some_and(|text| text.contains(remedy)), "{fault}");
+        let line = if matcher.contains("layers = \"2-4\"") { "line 4" } else { "line 3" };
         assert_eq!(fault.place.as_deref(), Some(line), "{fault}");
     }
 }
@@ -298,37 +156,17 @@ fn what_the_checkpoint_does_not_have_is_refused_with_its_line() {
 fn what_the_target_cannot_hold_is_refused_with_its_line() {
     let tensors = llama(2);
     for (text, line) in [
-        (
-            "version = 1\ntarget = \"hugging_face\"\nrecipe = \"Q4_K_M\"\n",
-            3,
-        ),
-        (
-            "version = 1\ntarget = \"hugging_face\"\n[default]\nformat = \"q8_0\"\n",
-            4,
-        ),
-        (
-            "version = 1\ntarget = \"hugging_face\"\n[[rule]]\nmatch = \"*\"\nformat = \"q8_0\"\n",
-            5,
-        ),
+        ("version = 1\ntarget = \"hugging_face\"\nrecipe = \"Q4_K_M\"\n", 3),
+        ("version = 1\ntarget = \"hugging_face\"\n[default]\nformat = \"q8_0\"\n", 4),
+        ("version = 1\ntarget = \"hugging_face\"\n[[rule]]\nmatch = \"*\"\nformat = \"q8_0\"\n", 5),
     ] {
         let fault = fault(resolve_for(&parse(text), subject(&tensors)));
         assert_eq!(fault.place, Some(format!("line {line}")), "{fault}");
-        assert!(
-            fault
-                .remedy
-                .as_deref()
-                .is_some_and(|text| text.contains("bf16")),
-            "{fault}"
-        );
+        assert!(fault.remedy.as_deref().is_some_and(|text| text.contains("bf16")), "{fault}");
     }
     let plan = parse("version = 1\ntarget = \"hugging_face\"\nrecipe = \"F16\"\n");
     let resolved = resolve_for(&plan, subject(&tensors)).expect("floats are legal");
-    assert!(
-        resolved
-            .decisions
-            .iter()
-            .all(|decision| decision.dtype == Dtype::F16)
-    );
+    assert!(resolved.decisions.iter().all(|decision| decision.dtype == Dtype::F16));
 }
 
 #[test]
@@ -340,52 +178,26 @@ fn the_last_matching_rule_wins_over_rules_and_default() {
     assert_eq!(dtype("1.mlp.down_proj"), Dtype::Bf16, "protected");
     assert_eq!(dtype("1.mlp.up_proj"), Dtype::Q4K, "the default");
     assert_eq!(dtype("3.mlp.down_proj"), Dtype::Q4K, "the default");
-    let more =
-        format!("{COMMENTED}\n[[rule]]\nmatch = \"*.{{down,up}}_proj.*\"\nformat = \"q8_0\"\n");
+    let more = format!("{COMMENTED}\n[[rule]]\nmatch = \"*.{{down,up}}_proj.*\"\nformat = \"q8_0\"\n");
     let resolved = resolve_for(&parse(&more), subject(&tensors)).expect("resolves");
     let decision = decided(&resolved, &tensors, "1.mlp.down_proj");
     assert_eq!((decision.dtype, decision.why), (Dtype::Q8_0, Why::Rule(2)));
-    assert_eq!(
-        decided(&resolved, &tensors, "0.self_attn.q_proj").why,
-        Why::Rule(0)
-    );
-    assert!(
-        resolved
-            .warnings
-            .iter()
-            .any(|text| text.starts_with("Rule 2 ")),
-        "{:?}",
-        resolved.warnings
-    );
+    assert_eq!(decided(&resolved, &tensors, "0.self_attn.q_proj").why, Why::Rule(0));
+    assert!(resolved.warnings.iter().any(|text| text.starts_with("Rule 2 ")), "{:?}", resolved.warnings);
 }
 
 #[test]
 fn protected_and_untouched_tensors_keep_their_stored_type_and_vectors_are_f32() {
     let mut tensors = llama(1);
-    tensors.push(tensor(
-        "model.layers.0.self_attn.q_proj.bias",
-        &[256],
-        Dtype::F16,
-    ));
+    tensors.push(tensor("model.layers.0.self_attn.q_proj.bias", &[256], Dtype::F16));
     tensors.push(tensor("extra.weight", &[4, 256], Dtype::Q4K));
     tensors.push(tensor("codes.weight", &[4, 256], Dtype::Iq3S));
     tensors.push(tensor("fp8.weight", &[4, 256], Dtype::F8E4M3));
     tensors.push(tensor("positions", &[16], Dtype::I64));
-    let plan = parse(
-        "version = 1\n[default]\nformat = \"q8_0\"\n[[rule]]\nmatch = \"*\"\nprotect = true\n",
-    );
+    let plan = parse("version = 1\n[default]\nformat = \"q8_0\"\n[[rule]]\nmatch = \"*\"\nprotect = true\n");
     let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
-    let dtypes: Vec<Dtype> = resolved
-        .decisions
-        .iter()
-        .rev()
-        .take(5)
-        .map(|decision| decision.dtype)
-        .collect();
-    assert_eq!(
-        dtypes,
-        [Dtype::I64, Dtype::F16, Dtype::Iq3S, Dtype::Q4K, Dtype::F32]
-    );
+    let dtypes: Vec<Dtype> = resolved.decisions.iter().rev().take(5).map(|decision| decision.dtype).collect();
+    assert_eq!(dtypes, [Dtype::I64, Dtype::F16, Dtype::Iq3S, Dtype::Q4K, Dtype::F32]);
     let q = decided(&resolved, &tensors, "0.self_attn.q_proj");
     assert_eq!((q.dtype, q.why), (Dtype::Bf16, Why::Protected(0)));
     assert!(q.is_copy());
@@ -396,22 +208,8 @@ fn protected_and_untouched_tensors_keep_their_stored_type_and_vectors_are_f32() 
     let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
     let codes = resolved.decisions[tensors.len() - 3];
     assert_eq!((codes.dtype, codes.why), (Dtype::Iq3S, Why::Undecodable));
-    assert!(
-        resolved
-            .warnings
-            .iter()
-            .any(|text| text.contains("codes.weight")),
-        "{:?}",
-        resolved.warnings
-    );
-    assert!(
-        resolved
-            .warnings
-            .iter()
-            .any(|text| text.contains("already quantized")),
-        "{:?}",
-        resolved.warnings
-    );
+    assert!(resolved.warnings.iter().any(|text| text.contains("codes.weight")), "{:?}", resolved.warnings);
+    assert!(resolved.warnings.iter().any(|text| text.contains("already quantized")), "{:?}", resolved.warnings);
 
     let plan = parse("version = 1\ntarget = \"hugging_face\"\n");
     let fault = fault(resolve_for(&plan, subject(&tensors)));
@@ -420,62 +218,32 @@ fn protected_and_untouched_tensors_keep_their_stored_type_and_vectors_are_f32() 
 
 #[test]
 fn rows_that_do_not_fill_blocks_fall_back_as_in_llama_cpp_and_the_plan_says_so() {
-    for (id, at_320) in [
-        ("q2_k", "q4_0"),
-        ("q3_k", "q4_0"),
-        ("q4_k", "q5_0"),
-        ("q5_k", "q5_1"),
-        ("q6_k", "q8_0"),
-        ("q8_0", "q8_0"),
-    ] {
+    for (id, at_320) in
+        [("q2_k", "q4_0"), ("q3_k", "q4_0"), ("q4_k", "q5_0"), ("q5_k", "q5_1"), ("q6_k", "q8_0"), ("q8_0", "q8_0")]
+    {
         assert_eq!(fit(id, 512), id);
         assert_eq!(fit(id, 320), at_320);
         assert_eq!(fit(id, 100), "f16");
     }
-    let tensors = [tensor(
-        "model.layers.0.mlp.up_proj.weight",
-        &[8, 320],
-        Dtype::F32,
-    )];
+    let tensors = [tensor("model.layers.0.mlp.up_proj.weight", &[8, 320], Dtype::F32)];
     let plan = parse("version = 1\n[default]\nformat = \"q4_k\"\n");
     let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
     let decision = resolved.decisions[0];
-    assert_eq!(
-        (decision.dtype, decision.fell_back_from),
-        (Dtype::Q5_0, Some("q4_k"))
-    );
+    assert_eq!((decision.dtype, decision.fell_back_from), (Dtype::Q5_0, Some("q4_k")));
     assert_eq!(decision.new_bytes, 8 * 10 * 22);
-    assert!(
-        decision
-            .sentence()
-            .contains("blocks of 256, so it becomes q5_0"),
-        "{}",
-        decision.sentence()
-    );
-    assert!(
-        resolved.warnings[0].contains("q4_k → q5_0"),
-        "{:?}",
-        resolved.warnings
-    );
+    assert!(decision.sentence().contains("blocks of 256, so it becomes q5_0"), "{}", decision.sentence());
+    assert!(resolved.warnings[0].contains("q4_k → q5_0"), "{:?}", resolved.warnings);
 }
 
 #[test]
 fn a_recipe_decides_first_and_rules_come_on_top() {
     let tensors = llama(6);
     let mut plan = Plan::of_recipe(Target::Gguf, Some("f1"), Recipe::Q4KM);
-    plan.set_exact(
-        subject(&tensors),
-        &["model.layers.2.mlp.down_proj.weight"],
-        Treatment::format("q8_0").expect("id"),
-    )
-    .expect("edit");
+    plan.set_exact(subject(&tensors), &["model.layers.2.mlp.down_proj.weight"], Treatment::format("q8_0").expect("id"))
+        .expect("edit");
     let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
     let dtype = |name| decided(&resolved, &tensors, name).dtype;
-    assert_eq!(
-        resolved.decisions[0].dtype,
-        Dtype::Q6K,
-        "the tied embedding is the head"
-    );
+    assert_eq!(resolved.decisions[0].dtype, Dtype::Q6K, "the tied embedding is the head");
     // Of six layers the third and the last get more bits.
     assert_eq!(dtype("2.self_attn.v_proj"), Dtype::Q6K);
     assert_eq!(dtype("5.mlp.down_proj"), Dtype::Q6K);
@@ -490,10 +258,7 @@ fn a_recipe_decides_first_and_rules_come_on_top() {
 fn a_plan_for_another_checkpoint_is_worked_out_with_a_warning() {
     let plan = Plan::new(Target::Gguf, Some("other"));
     let resolved = resolve_for(&plan, subject(&llama(1))).expect("resolves");
-    assert_eq!(
-        resolved.warnings,
-        ["The plan was made for another checkpoint."]
-    );
+    assert_eq!(resolved.warnings, ["The plan was made for another checkpoint."]);
     assert_eq!(resolved.file_type, 32, "mostly bf16");
 }
 
@@ -502,17 +267,9 @@ fn a_matcher_that_saw_another_checkpoint_matches_this_one_anew() {
     let plan = parse("version = 1\n[[rule]]\nrole = \"down\"\nformat = \"q8_0\"\n");
     let (small, large) = (llama(1), llama(3));
     resolve_for(&plan, subject(&small)).expect("resolves");
-    let other = Subject {
-        tensors: &large,
-        config: None,
-        fingerprint: "f2",
-    };
+    let other = Subject { tensors: &large, config: None, fingerprint: "f2" };
     let resolved = resolve_for(&plan, other).expect("resolves");
-    let count = resolved
-        .decisions
-        .iter()
-        .filter(|decision| decision.dtype == Dtype::Q8_0)
-        .count();
+    let count = resolved.decisions.iter().filter(|decision| decision.dtype == Dtype::Q8_0).count();
     assert_eq!(count, 3);
 }
 
@@ -524,14 +281,8 @@ fn two_plans_differ_where_they_store_differently() {
     let after = resolve_for(&plan, subject(&tensors)).expect("resolves");
     let found = difference(&before, &after);
     assert_eq!(found.len(), 1);
-    assert_eq!(
-        tensors[found[0].tensor_index].name,
-        "model.layers.1.mlp.down_proj.weight"
-    );
-    assert_eq!(
-        (found[0].before, found[0].after),
-        (Dtype::Bf16, Dtype::Q4_0)
-    );
+    assert_eq!(tensors[found[0].tensor_index].name, "model.layers.1.mlp.down_proj.weight");
+    assert_eq!((found[0].before, found[0].after), (Dtype::Bf16, Dtype::Q4_0));
     assert_eq!(difference(&after, &after), []);
 }
 
@@ -583,18 +334,12 @@ fn resolving_a_thousand_tensors_under_a_hundred_rules_is_quick() {
     let tensors = llama(125);
     let mut text = "version = 1\nrecipe = \"Q4_K_M\"\n".to_owned();
     for rule in 0..100 {
-        text += &format!(
-            "[[rule]]\nmatch = \"model.layers.{rule}.*_proj.weight\"\nformat = \"q6_k\"\n"
-        );
+        text += &format!("[[rule]]\nmatch = \"model.layers.{rule}.*_proj.weight\"\nformat = \"q6_k\"\n");
     }
     let plan = parse(&text);
     for _ in 0..3 {
         let start = std::time::Instant::now();
         let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
-        println!(
-            "{} tensors in {:?}",
-            resolved.decisions.len(),
-            start.elapsed()
-        );
+        println!("{} tensors in {:?}", resolved.decisions.len(), start.elapsed());
     }
 }

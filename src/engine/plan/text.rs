@@ -15,24 +15,14 @@ use crate::engine::error::{Fault, Result, Stage};
 /// Longer files are no plans.
 const MOST_BYTES: usize = 16 << 20;
 
-const ROOT_KEYS: [&str; 6] = [
-    "version",
-    "checkpoint",
-    "target",
-    "recipe",
-    "default",
-    "rule",
-];
+const ROOT_KEYS: [&str; 6] = ["version", "checkpoint", "target", "recipe", "default", "rule"];
 const DEFAULT_KEYS: [&str; 2] = ["format", "method"];
 const RULE_KEYS: [&str; 6] = ["match", "role", "layers", "format", "method", "protect"];
 
 /// Parts of a plan that another version of this program knows.
 const NOT_YET: [(&str, &str); 2] = [
     ("prune", "this version does not prune"),
-    (
-        "calibration",
-        "this version's only method, rtn, takes no calibration",
-    ),
+    ("calibration", "this version's only method, rtn, takes no calibration"),
 ];
 
 /// A string of the plan and where it stands.
@@ -47,10 +37,7 @@ struct Source<'a> {
 impl Source<'_> {
     fn line(&self, span: Option<Range<usize>>) -> usize {
         let end = span.map_or(0, |span| span.start).min(self.text.len());
-        1 + self.text.as_bytes()[..end]
-            .iter()
-            .filter(|&&byte| byte == b'\n')
-            .count()
+        1 + self.text.as_bytes()[..end].iter().filter(|&&byte| byte == b'\n').count()
     }
 
     /// Puts line and file to a fault.
@@ -73,16 +60,14 @@ impl Source<'_> {
                 continue;
             }
             let span = table.key(name).and_then(Key::span);
-            let later = NOT_YET
-                .iter()
-                .find(|part| place.is_empty() && part.0 == name);
+            let later = NOT_YET.iter().find(|part| place.is_empty() && part.0 == name);
             return Err(match later {
-                Some((_, reason)) => self
-                    .fault(span, format!("\"{name}\" is not supported: {reason}"))
-                    .fix(format!("remove [{name}]")),
-                None => self
-                    .fault(span, format!("there is no key \"{name}\"{place}"))
-                    .fix(nearest::advice(name, known)),
+                Some((_, reason)) => {
+                    self.fault(span, format!("\"{name}\" is not supported: {reason}")).fix(format!("remove [{name}]"))
+                }
+                None => {
+                    self.fault(span, format!("there is no key \"{name}\"{place}")).fix(nearest::advice(name, known))
+                }
             }
             .into());
         }
@@ -132,10 +117,7 @@ impl Source<'_> {
             return Ok(None);
         };
         match crate::engine::format::find(text) {
-            Some(found) => Ok(Some(Treatment::Format {
-                format: found.id(),
-                method: method.unwrap_or_default(),
-            })),
+            Some(found) => Ok(Some(Treatment::Format { format: found.id(), method: method.unwrap_or_default() })),
             None => Err(self.place(unknown_format(text), span).into()),
         }
     }
@@ -148,27 +130,18 @@ impl Source<'_> {
         let layers = match self.text(table, "layers")? {
             None => None,
             Some((text, span)) => Some(LayerSet::parse(text).map_err(|reason| {
-                self.fault(span, reason)
-                    .fix("write layers as \"3-5\" or \"0,2,4-6\", counted from 0")
+                self.fault(span, reason).fix("write layers as \"3-5\" or \"0,2,4-6\", counted from 0")
             })?),
         };
         if glob.is_none() && role.is_none() && layers.is_none() {
-            let fault = self.fault(
-                table.span(),
-                "the rule does not say which tensors it is about",
-            );
-            return Err(fault
-                .fix("add match = \"…\", role = \"…\" or layers = \"…\"")
-                .into());
+            let fault = self.fault(table.span(), "the rule does not say which tensors it is about");
+            return Err(fault.fix("add match = \"…\", role = \"…\" or layers = \"…\"").into());
         }
-        let matcher =
-            Matcher::new(glob.as_ref().map(|glob| glob.0), role, layers).map_err(|reason| {
-                let span = glob.as_ref().and_then(|glob| glob.1.clone());
-                self.fault(span, format!("the glob cannot be read: {reason}"))
-                    .fix(
-                        "use *, ?, [abc] and {a,b}; a backslash takes a special character as it is",
-                    )
-            })?;
+        let matcher = Matcher::new(glob.as_ref().map(|glob| glob.0), role, layers).map_err(|reason| {
+            let span = glob.as_ref().and_then(|glob| glob.1.clone());
+            self.fault(span, format!("the glob cannot be read: {reason}"))
+                .fix("use *, ?, [abc] and {a,b}; a backslash takes a special character as it is")
+        })?;
         let protect = match table.get("protect") {
             None => false,
             Some(item) => match item.as_bool() {
@@ -178,10 +151,7 @@ impl Source<'_> {
                     return Err(fault.fix("remove it and name a format").into());
                 }
                 None => {
-                    let fault = self.fault(
-                        item.span(),
-                        format!("\"protect\" is {}, not true", kind(item)),
-                    );
+                    let fault = self.fault(item.span(), format!("\"protect\" is {}, not true", kind(item)));
                     return Err(fault.fix("write protect = true").into());
                 }
             },
@@ -190,13 +160,8 @@ impl Source<'_> {
             (Some(format), false) => format,
             (None, true) if table.get("method").is_none() => Treatment::Protect,
             (_, true) => {
-                let fault = self.fault(
-                    table.span(),
-                    "a protected tensor keeps its stored values and has no format",
-                );
-                return Err(fault
-                    .fix("remove either protect or format and method")
-                    .into());
+                let fault = self.fault(table.span(), "a protected tensor keeps its stored values and has no format");
+                return Err(fault.fix("remove either protect or format and method").into());
             }
             (None, false) => {
                 let fault = self.fault(table.span(), "the rule does not say what to do");
@@ -210,11 +175,7 @@ impl Source<'_> {
 /// A TOML item's type with its article.
 fn kind(item: &Item) -> String {
     let name = item.type_name();
-    let article = if name.starts_with(['a', 'i']) {
-        "an"
-    } else {
-        "a"
-    };
+    let article = if name.starts_with(['a', 'i']) { "an" } else { "a" };
     format!("{article} {name}")
 }
 
@@ -227,21 +188,11 @@ impl Plan {
     pub fn parse(text: &str, path: Option<&Path>) -> Result<Self> {
         let source = Source { text, path };
         if text.len() > MOST_BYTES {
-            return Err(source
-                .fault(None, "the file is too long to be a plan")
-                .fix("choose another file")
-                .into());
+            return Err(source.fault(None, "the file is too long to be a plan").fix("choose another file").into());
         }
         let document = Document::parse(text).map_err(|err| {
-            let reason = err
-                .message()
-                .lines()
-                .next()
-                .unwrap_or("unreadable")
-                .to_owned();
-            source
-                .fault(err.span(), format!("not TOML: {reason}"))
-                .fix("correct the line")
+            let reason = err.message().lines().next().unwrap_or("unreadable").to_owned();
+            source.fault(err.span(), format!("not TOML: {reason}")).fix("correct the line")
         })?;
         let root = document.as_table();
         source.check_keys(root, &ROOT_KEYS, "")?;
@@ -254,32 +205,21 @@ impl Plan {
                     version.and_then(Item::span),
                     format!("the plan has version {number}; this program reads version {VERSION}"),
                 );
-                return Err(fault
-                    .fix("use the version of the program that wrote it")
-                    .into());
+                return Err(fault.fix("use the version of the program that wrote it").into());
             }
             Some(None) => {
-                let fault = source.fault(
-                    version.and_then(Item::span),
-                    "\"version\" is not a whole number",
-                );
+                let fault = source.fault(version.and_then(Item::span), "\"version\" is not a whole number");
                 return Err(fault.fix(format!("write version = {VERSION}")).into());
             }
             None => {
                 let fault = source.fault(None, "the plan does not say its version");
-                return Err(fault
-                    .fix(format!("add version = {VERSION} as the first line"))
-                    .into());
+                return Err(fault.fix(format!("add version = {VERSION} as the first line")).into());
             }
         }
 
-        let checkpoint = source
-            .text(root, "checkpoint")?
-            .map(|found| found.0.to_owned());
+        let checkpoint = source.text(root, "checkpoint")?.map(|found| found.0.to_owned());
         let targets: Vec<&str> = Target::ALL.iter().map(|target| target.name()).collect();
-        let target = source
-            .word(root, "target", &targets, Target::find)?
-            .unwrap_or(Target::Gguf);
+        let target = source.word(root, "target", &targets, Target::find)?.unwrap_or(Target::Gguf);
         let recipes: Vec<&str> = Recipe::all().map(Recipe::name).collect();
         let recipe = source.word(root, "recipe", &recipes, Recipe::find)?;
 
@@ -287,18 +227,14 @@ impl Plan {
             None => None,
             Some(item) => {
                 let table = item.as_table_like().ok_or_else(|| {
-                    let fault = source.fault(
-                        item.span(),
-                        format!("\"default\" is {}, not a table", kind(item)),
-                    );
+                    let fault = source.fault(item.span(), format!("\"default\" is {}, not a table", kind(item)));
                     fault.fix("write [default] and below it format = \"…\"")
                 })?;
                 source.check_keys(table, &DEFAULT_KEYS, " in [default]")?;
                 let default = source.format(table)?;
                 if default.is_some() && recipe.is_some() {
                     let span = table.key("format").and_then(Key::span);
-                    let fault =
-                        source.fault(span, "recipe and default format both decide every tensor");
+                    let fault = source.fault(span, "recipe and default format both decide every tensor");
                     return Err(fault.fix("remove one of the two").into());
                 }
                 default
@@ -309,9 +245,7 @@ impl Plan {
         if let Some(item) = root.get("rule") {
             let tables = item.as_array_of_tables().ok_or_else(|| {
                 let span = root.key("rule").and_then(Key::span).or_else(|| item.span());
-                source
-                    .fault(span, "rules are a list of tables")
-                    .fix("start every rule with a line [[rule]]")
+                source.fault(span, "rules are a list of tables").fix("start every rule with a line [[rule]]")
             })?;
             for table in tables.iter() {
                 rules.push(source.rule(table)?);
@@ -319,15 +253,7 @@ impl Plan {
         }
         let path = path.map(Path::to_owned);
         let document = document.into_mut();
-        Ok(Self {
-            checkpoint,
-            target,
-            recipe,
-            default,
-            rules,
-            document,
-            path,
-        })
+        Ok(Self { checkpoint, target, recipe, default, rules, document, path })
     }
 
     /// The plan as text: what was read, with edits in their places and comments kept.
@@ -352,19 +278,9 @@ impl Plan {
     }
 
     /// Lines are looked up in the text as it is now, and only when something is wrong.
-    fn fault_at(
-        &self,
-        cause: impl Into<String>,
-        find: impl FnOnce(&Table) -> Option<Range<usize>>,
-    ) -> Fault {
+    fn fault_at(&self, cause: impl Into<String>, find: impl FnOnce(&Table) -> Option<Range<usize>>) -> Fault {
         let text = self.to_toml();
-        let span = Document::parse(text.as_str())
-            .ok()
-            .and_then(|document| find(document.as_table()));
-        Source {
-            text: &text,
-            path: self.path.as_deref(),
-        }
-        .fault(span, cause)
+        let span = Document::parse(text.as_str()).ok().and_then(|document| find(document.as_table()));
+        Source { text: &text, path: self.path.as_deref() }.fault(span, cause)
     }
 }

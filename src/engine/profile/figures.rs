@@ -39,22 +39,12 @@ impl Moments {
             m3 += square * distance * times;
             m4 += square * square * times;
         }
-        Self {
-            count,
-            mean,
-            m2,
-            m3,
-            m4,
-        }
+        Self { count, mean, m2, m3, m4 }
     }
 
     /// Moments of one value repeated, without the rounding of a sum.
     pub(super) fn of_constant(value: f64, count: u64) -> Self {
-        Self {
-            count,
-            mean: value,
-            ..Self::default()
-        }
+        Self { count, mean: value, ..Self::default() }
     }
 
     /// Moments of both sets of values together.
@@ -88,11 +78,7 @@ impl Moments {
 
     /// Standard deviation of the whole population: divided by the count, not by one less.
     pub(super) fn std(&self) -> f64 {
-        if self.count == 0 {
-            0.0
-        } else {
-            (self.m2 / self.count as f64).sqrt()
-        }
+        if self.count == 0 { 0.0 } else { (self.m2 / self.count as f64).sqrt() }
     }
 
     /// Fourth central moment over the squared variance, less the normal distribution's 3.
@@ -118,14 +104,7 @@ pub(super) struct Spread {
 impl Spread {
     /// Nothing counted yet; `lo..=hi` is the histogram's range.
     pub(super) fn new(lo: f64, hi: f64, mean: f64, std: f64) -> Self {
-        Self {
-            lo,
-            hi,
-            mean,
-            limits: [3.0, 4.0, 6.0].map(|sigmas| sigmas * std),
-            beyond: [0; 3],
-            bins: vec![0; BINS],
-        }
+        Self { lo, hi, mean, limits: [3.0, 4.0, 6.0].map(|sigmas| sigmas * std), beyond: [0; 3], bins: vec![0; BINS] }
     }
 
     /// Counts a finite value `times` times.
@@ -167,11 +146,7 @@ mod tests {
         let moments = once(&[-1.0, 1.0, -1.0, 1.0]);
         assert_eq!((moments.mean, moments.std()), (0.0, 1.0));
         assert_eq!(moments.excess_kurtosis(), Some(-2.0));
-        assert_eq!(
-            once(&[2.0, 2.0]).excess_kurtosis(),
-            None,
-            "a constant has no shape"
-        );
+        assert_eq!(once(&[2.0, 2.0]).excess_kurtosis(), None, "a constant has no shape");
         assert_eq!(once(&[]).std(), 0.0);
     }
 

@@ -37,10 +37,7 @@ pub struct ProfileOptions {
 
 impl Default for ProfileOptions {
     fn default() -> Self {
-        Self {
-            max_channel_entries: 4096,
-            histogram_range: None,
-        }
+        Self { max_channel_entries: 4096, histogram_range: None }
     }
 }
 
@@ -126,10 +123,7 @@ impl Histogram {
 
     /// `log10(1 + count)` of each bin, which shows tails of a few weights beside millions.
     pub fn log_counts(&self) -> Vec<f64> {
-        self.counts
-            .iter()
-            .map(|&count| (1.0 + count as f64).log10())
-            .collect()
+        self.counts.iter().map(|&count| (1.0 + count as f64).log10()).collect()
     }
 }
 
@@ -170,28 +164,17 @@ impl Folding {
         Self {
             rows_per_entry,
             entry_len: rows_per_entry.saturating_mul(tensor.row_len()).max(1),
-            entry_count: if tensor.weight_count() == 0 {
-                0
-            } else {
-                rows.div_ceil(rows_per_entry)
-            },
+            entry_count: if tensor.weight_count() == 0 { 0 } else { rows.div_ceil(rows_per_entry) },
         }
     }
 
     /// Cuts `len` weights that begin at weight `start` where entries end: entry and range within the weights.
-    fn segments(
-        self,
-        start: usize,
-        len: usize,
-    ) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
+    fn segments(self, start: usize, len: usize) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
         let mut at = 0;
         std::iter::from_fn(move || {
             (at < len).then(|| {
                 let entry = (start + at) / self.entry_len;
-                let end = (entry + 1)
-                    .saturating_mul(self.entry_len)
-                    .saturating_sub(start)
-                    .min(len);
+                let end = (entry + 1).saturating_mul(self.entry_len).saturating_sub(start).min(len);
                 let range = at..end;
                 at = end;
                 (entry, range)
@@ -200,10 +183,7 @@ impl Folding {
     }
 
     fn channels(self, ranges: Vec<Option<(f32, f32)>>) -> ChannelRanges {
-        ChannelRanges {
-            rows_per_entry: self.rows_per_entry,
-            ranges,
-        }
+        ChannelRanges { rows_per_entry: self.rows_per_entry, ranges }
     }
 }
 
@@ -216,12 +196,7 @@ struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    fn new(
-        checkpoint: &'a Checkpoint,
-        index: usize,
-        tensor: &'a TensorInfo,
-        options: &ProfileOptions,
-    ) -> Result<Self> {
+    fn new(checkpoint: &'a Checkpoint, index: usize, tensor: &'a TensorInfo, options: &ProfileOptions) -> Result<Self> {
         if !format::is_decodable(tensor.dtype) {
             let cause = format!("{} weights cannot be decoded by this version", tensor.dtype);
             return Err(Fault::new(Stage::Profile, cause)
@@ -230,12 +205,7 @@ impl<'a> Target<'a> {
                 .file(&checkpoint.path)
                 .into());
         }
-        Ok(Self {
-            index,
-            tensor,
-            source: Source::new(checkpoint, tensor)?,
-            folding: Folding::new(tensor, options),
-        })
+        Ok(Self { index, tensor, source: Source::new(checkpoint, tensor)?, folding: Folding::new(tensor, options) })
     }
 }
 
@@ -264,12 +234,7 @@ impl Parts {
         Spread::new(lo, hi, self.moments.mean, self.moments.std())
     }
 
-    fn finish(
-        self,
-        tensor: &TensorInfo,
-        spread: Spread,
-        options: &ProfileOptions,
-    ) -> TensorProfile {
+    fn finish(self, tensor: &TensorInfo, spread: Spread, options: &ProfileOptions) -> TensorProfile {
         let finite = self.moments.count.max(1) as f64;
         let share = |count: u64| count as f64 / finite;
         // Sums over f64 tensors near the end of its range overflow; figures stay numbers.
@@ -292,11 +257,7 @@ impl Parts {
             beyond_4_sigma_share: share(spread.beyond[1]),
             beyond_6_sigma_share: share(spread.beyond[2]),
             distinct_count: self.distinct_count,
-            histogram: Histogram {
-                min,
-                max,
-                counts: spread.bins,
-            },
+            histogram: Histogram { min, max, counts: spread.bins },
             channels: self.channels,
         }
     }
@@ -337,10 +298,7 @@ pub fn profile(
     progress: &Progress,
     on_tensor: &mut (dyn FnMut(usize, Arc<TensorProfile>) + Send),
 ) -> Result<Profile> {
-    let mut noun = Profile {
-        tensors: vec![None; checkpoint.tensors.len()],
-        faults: Vec::new(),
-    };
+    let mut noun = Profile { tensors: vec![None; checkpoint.tensors.len()], faults: Vec::new() };
     let mut targets = Vec::new();
     for (index, tensor) in checkpoint.tensors.iter().enumerate() {
         match Target::new(checkpoint, index, tensor, options) {
@@ -371,10 +329,7 @@ fn run(
     let mut total_bytes = 0;
     for target in targets {
         let dtype = target.tensor.dtype;
-        let known = kinds
-            .iter()
-            .find(|kind| kind.0 == dtype)
-            .map(|kind| Arc::clone(&kind.1));
+        let known = kinds.iter().find(|kind| kind.0 == dtype).map(|kind| Arc::clone(&kind.1));
         let kind = known.or_else(|| {
             let kind = Arc::new(Narrow::of(dtype)?);
             kinds.push((dtype, Arc::clone(&kind)));

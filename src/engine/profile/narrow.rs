@@ -41,12 +41,7 @@ struct Gathered {
 
 impl Gathered {
     fn new(spans_left: usize) -> Self {
-        Self {
-            totals: Vec::new(),
-            singles: [0; 256],
-            ranges: Vec::new(),
-            spans_left,
-        }
+        Self { totals: Vec::new(), singles: [0; 256], ranges: Vec::new(), spans_left }
     }
 }
 
@@ -78,10 +73,7 @@ pub(super) fn run(
         let mut at = 0_usize;
         loop {
             let end = at.saturating_add(step).min(count);
-            spans.push(Span {
-                slot,
-                units: at..end,
-            });
+            spans.push(Span { slot, units: at..end });
             at = end;
             if at >= count {
                 break;
@@ -89,14 +81,7 @@ pub(super) fn run(
         }
         gathered.push(Mutex::new(Gathered::new(spans.len() - first)));
     }
-    let work = Work {
-        targets,
-        options,
-        progress,
-        emit,
-        spans,
-        gathered,
-    };
+    let work = Work { targets, options, progress, emit, spans, gathered };
     let next = AtomicUsize::new(0);
     let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
     let worker_count = rayon::current_num_threads().min(work.spans.len());
@@ -187,17 +172,13 @@ impl Work<'_> {
         };
         let (target, narrow) = &self.targets[slot];
         let done = {
-            let mut gathered = self.gathered[slot]
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut gathered = self.gathered[slot].lock().unwrap_or_else(PoisonError::into_inner);
             gathered.totals.resize(PATTERNS, 0);
             worker.counts.drain_into(&mut gathered.totals);
             for byte in worker.singles.drain(..) {
                 gathered.singles[usize::from(byte)] += 1;
             }
-            gathered
-                .ranges
-                .resize(target.folding.entry_count, KeyRange::EMPTY);
+            gathered.ranges.resize(target.folding.entry_count, KeyRange::EMPTY);
             for (entry, keys) in worker.ranges.drain(..) {
                 if let Some(range) = gathered.ranges.get_mut(entry) {
                     *range = range.union(keys);
@@ -207,20 +188,12 @@ impl Work<'_> {
             (gathered.spans_left == 0).then(|| std::mem::replace(&mut *gathered, Gathered::new(0)))
         };
         if let Some(gathered) = done {
-            (self.emit)(
-                target.index,
-                figures(target, narrow, gathered, self.options),
-            );
+            (self.emit)(target.index, figures(target, narrow, gathered, self.options));
         }
     }
 }
 
-fn figures(
-    target: &Target<'_>,
-    narrow: &Narrow,
-    gathered: Gathered,
-    options: &ProfileOptions,
-) -> TensorProfile {
+fn figures(target: &Target<'_>, narrow: &Narrow, gathered: Gathered, options: &ProfileOptions) -> TensorProfile {
     let counts = if narrow.is_byte {
         let mut bytes = counts::fold_pairs(&gathered.totals);
         for (count, more) in bytes.iter_mut().zip(gathered.singles) {
@@ -254,9 +227,7 @@ fn figures(
     let ranges = gathered
         .ranges
         .into_iter()
-        .map(|keys| {
-            (!keys.is_empty()).then(|| (narrow.value_of_key(keys.lo), narrow.value_of_key(keys.hi)))
-        })
+        .map(|keys| (!keys.is_empty()).then(|| (narrow.value_of_key(keys.lo), narrow.value_of_key(keys.hi))))
         .collect();
     let mut parts = Parts {
         nan_count,

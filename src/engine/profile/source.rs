@@ -46,37 +46,20 @@ impl<'a> Source<'a> {
         }
         let (unit_len, unit_count) = (view.row_len(), view.row_count());
         let unit_bytes = view.dtype.row_bytes(unit_len).ok_or_else(|| {
-            Fault::new(
-                Stage::Profile,
-                format!(
-                    "rows of {unit_len} weights do not fill {} blocks",
-                    view.dtype
-                ),
-            )
-            .at(&tensor.name)
+            Fault::new(Stage::Profile, format!("rows of {unit_len} weights do not fill {} blocks", view.dtype))
+                .at(&tensor.name)
         })?;
-        Ok(Self {
-            checkpoint,
-            view,
-            unit_len,
-            unit_bytes,
-            unit_count,
-            together,
-        })
+        Ok(Self { checkpoint, view, unit_len, unit_bytes, unit_count, together })
     }
 
     /// Units that fit into `byte_count` bytes, but as many as have to be read together.
     pub(super) fn units_in(&self, byte_count: usize) -> usize {
-        (byte_count / self.unit_bytes.max(1))
-            .max(1)
-            .next_multiple_of(self.together)
+        (byte_count / self.unit_bytes.max(1)).max(1).next_multiple_of(self.together)
     }
 
     /// The same for a number of weights.
     pub(super) fn units_of(&self, weight_count: usize) -> usize {
-        (weight_count / self.unit_len.max(1))
-            .max(1)
-            .next_multiple_of(self.together)
+        (weight_count / self.unit_len.max(1)).max(1).next_multiple_of(self.together)
     }
 
     /// The stored bytes of `units`.
@@ -86,21 +69,13 @@ impl<'a> Source<'a> {
 
     /// The weights of `units` in double precision, which holds all but the longest integers exactly.
     pub(super) fn read_values(&self, units: Range<usize>, buffers: &mut Buffers) -> Result<()> {
-        let Buffers {
-            raw,
-            decoded,
-            values,
-        } = buffers;
+        let Buffers { raw, decoded, values } = buffers;
         values.clear();
         macro_rules! plain {
             ($kind:ty) => {{
                 self.read(units, raw)?;
                 let words = raw.as_chunks::<{ size_of::<$kind>() }>().0;
-                values.extend(
-                    words
-                        .iter()
-                        .map(|&word| <$kind>::from_le_bytes(word) as f64),
-                );
+                values.extend(words.iter().map(|&word| <$kind>::from_le_bytes(word) as f64));
             }};
         }
         match self.view.dtype {
@@ -111,8 +86,7 @@ impl<'a> Source<'a> {
             Dtype::U64 => plain!(u64),
             Dtype::U32 => plain!(u32),
             _ => {
-                self.checkpoint
-                    .decode_rows(&self.view, units, raw, decoded)?;
+                self.checkpoint.decode_rows(&self.view, units, raw, decoded)?;
                 values.extend(decoded.iter().map(|&value| f64::from(value)));
             }
         }
@@ -155,21 +129,13 @@ impl Narrow {
             Dtype::U8 | Dtype::Bool => (true, Order::Unsigned),
             _ => return None,
         };
-        let patterns: Vec<u8> = if is_byte {
-            (0..=u8::MAX).collect()
-        } else {
-            (0..=u16::MAX).flat_map(u16::to_le_bytes).collect()
-        };
+        let patterns: Vec<u8> =
+            if is_byte { (0..=u8::MAX).collect() } else { (0..=u16::MAX).flat_map(u16::to_le_bytes).collect() };
         let mut values = vec![0.0; if is_byte { 256 } else { PATTERNS }];
         if !format::decode_row(dtype, &patterns, &mut values) {
             return None;
         }
-        let mut narrow = Self {
-            is_byte,
-            order,
-            values,
-            finite: KeyRange::EMPTY,
-        };
+        let mut narrow = Self { is_byte, order, values, finite: KeyRange::EMPTY };
         for pattern in 0..narrow.values.len() {
             if narrow.values[pattern].is_finite() {
                 let key = narrow.key(pattern);
@@ -180,11 +146,7 @@ impl Narrow {
     }
 
     fn key(&self, pattern: usize) -> i16 {
-        if self.is_byte {
-            i16::from(self.order.key8(pattern as u8))
-        } else {
-            self.order.key16(pattern as u16)
-        }
+        if self.is_byte { i16::from(self.order.key8(pattern as u8)) } else { self.order.key16(pattern as u16) }
     }
 
     /// The value that has this key.

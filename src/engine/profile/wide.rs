@@ -29,22 +29,15 @@ struct First {
 }
 
 /// Profiles one tensor with every core.
-pub(super) fn profile(
-    target: &Target<'_>,
-    options: &ProfileOptions,
-    progress: &Progress,
-) -> Result<TensorProfile> {
+pub(super) fn profile(target: &Target<'_>, options: &ProfileOptions, progress: &Progress) -> Result<TensorProfile> {
     let step = target.source.units_of(SPAN_WEIGHTS);
     let unit_count = target.source.unit_count;
-    let spans = (0..unit_count.div_ceil(step))
-        .into_par_iter()
-        .map(|span| span * step..((span + 1) * step).min(unit_count));
+    let spans =
+        (0..unit_count.div_ceil(step)).into_par_iter().map(|span| span * step..((span + 1) * step).min(unit_count));
 
     let firsts: Vec<First> = spans
         .clone()
-        .map_init(Buffers::default, |buffers, units| {
-            first_pass(target, units, buffers, progress)
-        })
+        .map_init(Buffers::default, |buffers, units| first_pass(target, units, buffers, progress))
         .collect::<Result<_>>()?;
     let mut ranges: Vec<Option<(f64, f64)>> = vec![None; target.folding.entry_count];
     let mut parts = Parts {
@@ -74,10 +67,8 @@ pub(super) fn profile(
     drop(firsts);
     // A cast from f64 would turn values beyond f32 into infinities.
     let narrowed = |value: f64| value.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32;
-    parts.channels.ranges = ranges
-        .into_iter()
-        .map(|range| range.map(|(lo, hi)| (narrowed(lo), narrowed(hi))))
-        .collect();
+    parts.channels.ranges =
+        ranges.into_iter().map(|range| range.map(|(lo, hi)| (narrowed(lo), narrowed(hi)))).collect();
 
     let empty = parts.spread(options);
     let spread = spans
@@ -125,19 +116,9 @@ fn in_chunks(
     Ok(())
 }
 
-fn first_pass(
-    target: &Target<'_>,
-    units: Range<usize>,
-    buffers: &mut Buffers,
-    progress: &Progress,
-) -> Result<First> {
-    let mut first = First {
-        moments: Moments::default(),
-        nan_count: 0,
-        inf_count: 0,
-        zero_count: 0,
-        ranges: Vec::new(),
-    };
+fn first_pass(target: &Target<'_>, units: Range<usize>, buffers: &mut Buffers, progress: &Progress) -> Result<First> {
+    let mut first =
+        First { moments: Moments::default(), nan_count: 0, inf_count: 0, zero_count: 0, ranges: Vec::new() };
     in_chunks(target, units, buffers, progress, |start, values| {
         for (entry, range) in target.folding.segments(start, values.len()) {
             let (mut lo, mut hi) = (f64::INFINITY, f64::NEG_INFINITY);
@@ -160,9 +141,7 @@ fn first_pass(
         }
         values.retain(|value| value.is_finite());
         first.zero_count += values.iter().filter(|&&value| value == 0.0).count() as u64;
-        first.moments = first
-            .moments
-            .merge(&Moments::of(values.iter().map(|&value| (value, 1))));
+        first.moments = first.moments.merge(&Moments::of(values.iter().map(|&value| (value, 1))));
     })?;
     Ok(first)
 }

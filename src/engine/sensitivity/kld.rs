@@ -207,7 +207,8 @@ pub fn measured_kld(
                                 klds.extend(distances(model, reference, &replacement, site, progress)?);
                                 progress.advance(reference.rows.len() as u64);
                             }
-                            let (mean, stderr) = crate::engine::scoring::text_stats::mean_and_stderr(klds.iter().copied());
+                            let (mean, stderr) =
+                                crate::engine::scoring::text_stats::mean_and_stderr(klds.iter().copied());
                             (mean, Some(stderr))
                         }
                     }
@@ -220,7 +221,8 @@ pub fn measured_kld(
                     .file(&checkpoint.path)
                     .into());
             }
-            let cell = SensitivityValue::new(mean, tensor, asked, stored).map(|cell| SensitivityValue { stderr, ..cell });
+            let cell =
+                SensitivityValue::new(mean, tensor, asked, stored).map(|cell| SensitivityValue { stderr, ..cell });
             if let Some(cell) = &cell {
                 on_cell(row, column, cell);
             }

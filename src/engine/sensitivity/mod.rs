@@ -126,10 +126,7 @@ impl SensitivityTable {
             metric: metric.id.to_owned(),
             unit: metric.unit.to_owned(),
             label: metric.label,
-            formats: formats
-                .iter()
-                .map(|format| format.id().to_owned())
-                .collect(),
+            formats: formats.iter().map(|format| format.id().to_owned()).collect(),
             rows: Vec::new(),
         }
     }
@@ -141,9 +138,7 @@ impl SensitivityTable {
 
     /// Index of a format among the columns.
     pub fn column(&self, format: &str) -> Option<usize> {
-        self.formats
-            .iter()
-            .position(|id| id.eq_ignore_ascii_case(format))
+        self.formats.iter().position(|id| id.eq_ignore_ascii_case(format))
     }
 
     /// What a format does to a tensor.
@@ -157,10 +152,7 @@ impl SensitivityTable {
             let (from, to) = column.map_or((0, row.cells.len()), |at| (at, at + 1));
             row.cells.get(from..to).unwrap_or_default()
         });
-        let values = cells
-            .flatten()
-            .map(|cell| cell.value)
-            .filter(|&value| value > 0.0);
+        let values = cells.flatten().map(|cell| cell.value).filter(|&value| value > 0.0);
         values.fold(None, |range, value| {
             let (lo, hi): (f64, f64) = range.unwrap_or((value, value));
             Some((lo.min(value), hi.max(value)))
@@ -183,12 +175,7 @@ impl SensitivityRow {
 
 impl SensitivityValue {
     /// A value together with what `tensor` costs in `stored`, which stands for `asked`.
-    pub fn new(
-        value: f64,
-        tensor: &TensorInfo,
-        asked: &dyn Format,
-        stored: &dyn Format,
-    ) -> Option<Self> {
+    pub fn new(value: f64, tensor: &TensorInfo, asked: &dyn Format, stored: &dyn Format) -> Option<Self> {
         let row_bytes = stored.dtype().row_bytes(tensor.row_len())? as u64;
         let bytes = row_bytes * tensor.row_count() as u64;
         Some(Self {
@@ -216,24 +203,16 @@ pub fn is_default_subject(tensor: &TensorInfo) -> bool {
 pub fn select_tensors(checkpoint: &Checkpoint, names: Option<&[String]>) -> Result<Vec<usize>> {
     let tensors = || checkpoint.tensors.iter().enumerate();
     let Some(names) = names else {
-        return Ok(tensors()
-            .filter(|(_, tensor)| is_default_subject(tensor))
-            .map(|(index, _)| index)
-            .collect());
+        return Ok(tensors().filter(|(_, tensor)| is_default_subject(tensor)).map(|(index, _)| index).collect());
     };
     if let Some(missing) = names.iter().find(|name| checkpoint.tensor(name).is_none()) {
-        return Err(
-            Fault::new(Stage::Sensitivity, "there is no tensor of this name")
-                .at(missing)
-                .fix("list the names with `lapidary inspect`")
-                .file(&checkpoint.path)
-                .into(),
-        );
+        return Err(Fault::new(Stage::Sensitivity, "there is no tensor of this name")
+            .at(missing)
+            .fix("list the names with `lapidary inspect`")
+            .file(&checkpoint.path)
+            .into());
     }
-    Ok(tensors()
-        .filter(|(_, tensor)| names.contains(&tensor.name))
-        .map(|(index, _)| index)
-        .collect())
+    Ok(tensors().filter(|(_, tensor)| names.contains(&tensor.name)).map(|(index, _)| index).collect())
 }
 
 /// The formats called `ids`, or every one where none is named.

@@ -81,11 +81,7 @@ impl Sums {
 
     /// The metric's value and its companions; none where a block was destroyed by NaN or infinity.
     fn figures(&self) -> Option<(f64, WeightError)> {
-        let value = if self.noise == 0.0 {
-            0.0
-        } else {
-            (self.noise / self.signal).sqrt()
-        };
+        let value = if self.noise == 0.0 { 0.0 } else { (self.noise / self.signal).sqrt() };
         let cosine = self.product / (self.signal * self.coded).sqrt();
         (value.is_finite() && self.max_abs_error.is_finite()).then(|| {
             let error = WeightError {
@@ -114,14 +110,8 @@ pub fn weight_error(
 ) -> Result<SensitivityTable> {
     let formats = super::select_formats(&options.formats)?;
     let selected = super::select_tensors(checkpoint, options.tensors.as_deref())?;
-    let tensors: Vec<&TensorInfo> = selected
-        .iter()
-        .map(|&index| &checkpoint.tensors[index])
-        .collect();
-    if let Some(tensor) = tensors
-        .iter()
-        .find(|tensor| !format::is_decodable(tensor.dtype))
-    {
+    let tensors: Vec<&TensorInfo> = selected.iter().map(|&index| &checkpoint.tensors[index]).collect();
+    if let Some(tensor) = tensors.iter().find(|tensor| !format::is_decodable(tensor.dtype)) {
         return Err(Fault::new(
             Stage::Sensitivity,
             format!("{} weights cannot be decoded by this version", tensor.dtype),
@@ -131,11 +121,7 @@ pub fn weight_error(
         .file(&checkpoint.path)
         .into());
     }
-    progress.begin(
-        Phase::MeasuringWeights,
-        tensors.iter().map(|tensor| tensor.byte_count).sum(),
-        Unit::Bytes,
-    );
+    progress.begin(Phase::MeasuringWeights, tensors.iter().map(|tensor| tensor.byte_count).sum(), Unit::Bytes);
     let mut table = SensitivityTable::new(checkpoint, &METRIC, &formats);
     for tensor in tensors {
         let row = tensor_errors(checkpoint, tensor, &formats, progress)?;
@@ -174,12 +160,8 @@ fn tensor_errors(
         if let Some(column) = column
             && let Some((value, error)) = sums[column].figures()
         {
-            *cell = SensitivityValue::new(value, tensor, asked, tried[column]).map(|cell| {
-                SensitivityValue {
-                    weight_error: Some(error),
-                    ..cell
-                }
-            });
+            *cell = SensitivityValue::new(value, tensor, asked, tried[column])
+                .map(|cell| SensitivityValue { weight_error: Some(error), ..cell });
         }
     }
     Ok(row)
@@ -231,12 +213,7 @@ fn span_sums(
     progress: &Progress,
 ) -> Result<Vec<Sums>> {
     progress.check()?;
-    let Buffers {
-        raw,
-        weights,
-        encoded,
-        coded,
-    } = buffers;
+    let Buffers { raw, weights, encoded, coded } = buffers;
     let row_len = tensor.row_len().max(1);
     checkpoint.decode_rows(tensor, rows, raw, weights)?;
     coded.resize(row_len, 0.0);
@@ -269,9 +246,8 @@ mod tests {
 
     /// A safetensors file of one f32 matrix with a layer's name.
     fn write(folder: &std::path::Path, row_count: usize, row_len: usize) -> Checkpoint {
-        let values: Vec<u8> = (0..row_count * row_len)
-            .flat_map(|index| ((index as f32 * 0.37).sin() * 0.02).to_le_bytes())
-            .collect();
+        let values: Vec<u8> =
+            (0..row_count * row_len).flat_map(|index| ((index as f32 * 0.37).sin() * 0.02).to_le_bytes()).collect();
         let mut header = format!(
             r#"{{"{NAME}":{{"dtype":"F32","shape":[{row_count},{row_len}],"data_offsets":[0,{}]}}}}"#,
             values.len()
@@ -280,12 +256,7 @@ mod tests {
             header.push(' ');
         }
         let path = folder.join("model.safetensors");
-        let file = [
-            &(header.len() as u64).to_le_bytes()[..],
-            header.as_bytes(),
-            &values,
-        ]
-        .concat();
+        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &values].concat();
         std::fs::write(&path, file).expect("a temporary folder can be written");
         Checkpoint::open(&path).expect("a well-formed file")
     }
@@ -293,10 +264,7 @@ mod tests {
     const NAME: &str = "model.layers.0.mlp.up_proj.weight";
 
     fn table(checkpoint: &Checkpoint, formats: &[&str]) -> SensitivityTable {
-        let options = WeightOptions {
-            formats: formats.iter().map(|&id| id.to_owned()).collect(),
-            tensors: None,
-        };
+        let options = WeightOptions { formats: formats.iter().map(|&id| id.to_owned()).collect(), tensors: None };
         weight_error(checkpoint, &options, &Progress::default(), &mut |_, _| {}).expect("readable")
     }
 
@@ -304,53 +272,20 @@ mod tests {
     fn fewer_bits_mean_more_error_and_exact_sizes() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let checkpoint = write(folder.path(), 40, 512);
-        let table = table(
-            &checkpoint,
-            &["f32", "bf16", "q8_0", "q4_0", "q4_k", "q2_k"],
-        );
-        let values: Vec<f64> = table.rows[0]
-            .cells
-            .iter()
-            .map(|cell| cell.as_ref().expect("a value").value)
-            .collect();
+        let table = table(&checkpoint, &["f32", "bf16", "q8_0", "q4_0", "q4_k", "q2_k"]);
+        let values: Vec<f64> = table.rows[0].cells.iter().map(|cell| cell.as_ref().expect("a value").value).collect();
         assert_eq!(values[0], 0.0);
-        assert!(
-            values[1] < 0.004 && values[1] < values[2] && values[2] < 0.01,
-            "{values:?}"
-        );
-        assert!(
-            values[2] < values[3] && values[4] < values[5] && values[5] < 0.5,
-            "{values:?}"
-        );
+        assert!(values[1] < 0.004 && values[1] < values[2] && values[2] < 0.01, "{values:?}");
+        assert!(values[2] < values[3] && values[4] < values[5] && values[5] < 0.5, "{values:?}");
         let cell = table.cell(NAME, "Q4_K").expect("a value");
-        assert_eq!(
-            (
-                cell.bytes,
-                cell.bits_per_weight,
-                cell.fell_back_to.as_deref()
-            ),
-            (40 * 288, 4.5, None)
-        );
+        assert_eq!((cell.bytes, cell.bits_per_weight, cell.fell_back_to.as_deref()), (40 * 288, 4.5, None));
         let text = serde_json::to_string(&table).expect("numbers only");
-        assert!(
-            text.contains(r#""role":"up""#) && text.contains(r#""label":"predicted""#),
-            "{text}"
-        );
+        assert!(text.contains(r#""role":"up""#) && text.contains(r#""label":"predicted""#), "{text}");
         let read: SensitivityTable = serde_json::from_str(&text).expect("the same document");
         let again = read.cell(NAME, "q4_k").expect("a value");
-        assert!(
-            (again.value - cell.value).abs() < 1e-12 && again.bytes == cell.bytes,
-            "{text}"
-        );
-        assert_eq!(
-            (&read.formats, read.rows[0].role),
-            (&table.formats, Role::Up)
-        );
-        assert_eq!(
-            table.value_range(Some(0)),
-            None,
-            "no error has no place on a logarithmic scale"
-        );
+        assert!((again.value - cell.value).abs() < 1e-12 && again.bytes == cell.bytes, "{text}");
+        assert_eq!((&read.formats, read.rows[0].role), (&table.formats, Role::Up));
+        assert_eq!(table.value_range(Some(0)), None, "no error has no place on a logarithmic scale");
         assert_eq!(table.value_range(None), Some((values[1], values[5])));
     }
 
@@ -359,19 +294,14 @@ mod tests {
         let folder = tempfile::tempdir().expect("temporary folder");
         let checkpoint = write(folder.path(), 300, 256);
         let with = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .expect("a pool");
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
             pool.install(|| table(&checkpoint, &["q4_0"]))
         };
         let one = with(1);
         assert_eq!(one, with(3));
         let format = format::find("q4_0").expect("a known format");
         let (mut raw, mut weights) = (Vec::new(), Vec::new());
-        checkpoint
-            .decode_rows(&checkpoint.tensors[0], 0..300, &mut raw, &mut weights)
-            .expect("readable");
+        checkpoint.decode_rows(&checkpoint.tensors[0], 0..300, &mut raw, &mut weights).expect("readable");
         let mut encoded = vec![0; format.dtype().row_bytes(256).expect("whole blocks")];
         let (mut coded, mut noise, mut signal) = (vec![0.0; 256], 0.0, 0.0);
         for row in weights.chunks_exact(256) {
@@ -394,14 +324,8 @@ mod tests {
         let cell = table.cell(NAME, "q4_k").expect("a value");
         let expected = format::fitting(format::find("q4_k").expect("a known format"), 96);
         assert_eq!(cell.fell_back_to.as_deref(), Some(expected.id()));
-        assert_eq!(
-            cell.bytes,
-            8 * expected.dtype().row_bytes(96).expect("it fits") as u64
-        );
-        assert_eq!(
-            table.cell(NAME, "q8_0").expect("a value").fell_back_to,
-            None
-        );
+        assert_eq!(cell.bytes, 8 * expected.dtype().row_bytes(96).expect("it fits") as u64);
+        assert_eq!(table.cell(NAME, "q8_0").expect("a value").fell_back_to, None);
     }
 
     #[test]
@@ -411,24 +335,10 @@ mod tests {
         let run = |options: &WeightOptions, progress: &Progress| {
             weight_error(&checkpoint, options, progress, &mut |_, _| {}).expect_err("an error")
         };
-        let options = WeightOptions {
-            formats: vec!["q9".to_owned()],
-            tensors: None,
-        };
-        assert!(
-            run(&options, &Progress::default())
-                .to_string()
-                .contains("q4_k")
-        );
-        let options = WeightOptions {
-            formats: Vec::new(),
-            tensors: Some(vec!["model.nothing".to_owned()]),
-        };
-        assert!(
-            run(&options, &Progress::default())
-                .to_string()
-                .contains("model.nothing")
-        );
+        let options = WeightOptions { formats: vec!["q9".to_owned()], tensors: None };
+        assert!(run(&options, &Progress::default()).to_string().contains("q4_k"));
+        let options = WeightOptions { formats: Vec::new(), tensors: Some(vec!["model.nothing".to_owned()]) };
+        assert!(run(&options, &Progress::default()).to_string().contains("model.nothing"));
         let progress = Progress::default();
         progress.cancel();
         assert!(run(&WeightOptions::default(), &progress).is_cancelled());
@@ -453,10 +363,7 @@ mod tests {
         let (value, error) = sums.figures().expect("finite");
         assert_eq!((value, error.sqnr_db, error.cosine), (0.0, None, None));
         sums.add(&[0.0], &[1.0]);
-        assert!(
-            sums.figures().is_none(),
-            "noise without signal has no ratio"
-        );
+        assert!(sums.figures().is_none(), "noise without signal has no ratio");
     }
 
     #[test]

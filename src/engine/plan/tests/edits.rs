@@ -12,12 +12,8 @@ use crate::engine::format::Dtype;
 fn comments_of_untouched_rules_survive_edits_and_the_text_says_what_the_plan_says() {
     let tensors = llama(4);
     let mut plan = parse(COMMENTED);
-    plan.set_exact(
-        subject(&tensors),
-        &["model.layers.3.mlp.down_proj.weight"],
-        Treatment::format("q8_0").expect("id"),
-    )
-    .expect("edit");
+    plan.set_exact(subject(&tensors), &["model.layers.3.mlp.down_proj.weight"], Treatment::format("q8_0").expect("id"))
+        .expect("edit");
     plan.set_default_format(Some("Q5_K")).expect("edit");
     plan.set_target(Target::HuggingFace);
     let text = plan.to_toml();
@@ -26,10 +22,7 @@ fn comments_of_untouched_rules_survive_edits_and_the_text_says_what_the_plan_say
         assert!(text.contains(comment), "{comment} is lost in\n{text}");
     }
     assert!(text.contains("format = \"q5_k\""), "{text}");
-    assert!(
-        text.contains("match = \"model.layers.3.mlp.down_proj.weight\"\nformat = \"q8_0\""),
-        "{text}"
-    );
+    assert!(text.contains("match = \"model.layers.3.mlp.down_proj.weight\"\nformat = \"q8_0\""), "{text}");
     assert_eq!(parse(&text), plan);
 }
 
@@ -37,21 +30,11 @@ fn comments_of_untouched_rules_survive_edits_and_the_text_says_what_the_plan_say
 fn a_rule_that_changes_from_format_to_protection_keeps_its_comments() {
     let tensors = llama(2);
     let name = "model.layers.1.mlp.up_proj.weight";
-    let text =
-        format!("version = 1\n\n[[rule]]\nmatch = \"{name}\"\n# why\nformat = \"q6_k\" # how\n");
+    let text = format!("version = 1\n\n[[rule]]\nmatch = \"{name}\"\n# why\nformat = \"q6_k\" # how\n");
     let mut plan = parse(&text);
-    plan.set_exact(subject(&tensors), &[name], Treatment::Protect)
-        .expect("edit");
-    assert_eq!(
-        plan.to_toml(),
-        text.replace("format = \"q6_k\"", "protect = true")
-    );
-    plan.set_exact(
-        subject(&tensors),
-        &[name],
-        Treatment::format("q6_k").expect("id"),
-    )
-    .expect("edit");
+    plan.set_exact(subject(&tensors), &[name], Treatment::Protect).expect("edit");
+    assert_eq!(plan.to_toml(), text.replace("format = \"q6_k\"", "protect = true"));
+    plan.set_exact(subject(&tensors), &[name], Treatment::format("q6_k").expect("id")).expect("edit");
     assert_eq!(plan.to_toml(), text);
 }
 
@@ -61,40 +44,17 @@ fn choosing_again_changes_the_rule_and_adds_none() {
     let name = ["model.layers.1.mlp.up_proj.weight"];
     let mut plan = Plan::new(Target::Gguf, None);
     for id in ["q4_k", "q6_k", "q8_0"] {
-        plan.set_exact(subject(&tensors), &name, Treatment::format(id).expect("id"))
-            .expect("edit");
+        plan.set_exact(subject(&tensors), &name, Treatment::format(id).expect("id")).expect("edit");
     }
     assert_eq!(plan.rules().len(), 1);
     // A later rule about the same tensor: the choice has to move behind it.
-    plan.set_role_for(
-        subject(&tensors),
-        Role::Up,
-        Some(&[1, 2]),
-        Treatment::Protect,
-    )
-    .expect("edit");
+    plan.set_role_for(subject(&tensors), Role::Up, Some(&[1, 2]), Treatment::Protect).expect("edit");
     assert_eq!(plan.rules().len(), 1, "the role's rule covers the tensor's");
-    plan.set_exact(
-        subject(&tensors),
-        &name,
-        Treatment::format("q4_k").expect("id"),
-    )
-    .expect("edit");
-    plan.set_role_for(
-        subject(&tensors),
-        Role::Up,
-        Some(&[1]),
-        Treatment::format("q2_k").expect("id"),
-    )
-    .expect("edit");
+    plan.set_exact(subject(&tensors), &name, Treatment::format("q4_k").expect("id")).expect("edit");
+    plan.set_role_for(subject(&tensors), Role::Up, Some(&[1]), Treatment::format("q2_k").expect("id")).expect("edit");
     assert_eq!(plan.rules().len(), 2, "{}", plan.to_toml());
-    plan.set_role_for(
-        subject(&tensors),
-        Role::Up,
-        Some(&[1, 2]),
-        Treatment::format("q3_k").expect("id"),
-    )
-    .expect("edit");
+    plan.set_role_for(subject(&tensors), Role::Up, Some(&[1, 2]), Treatment::format("q3_k").expect("id"))
+        .expect("edit");
     assert_eq!(plan.rules().len(), 1, "{}", plan.to_toml());
     assert_eq!(parse(&plan.to_toml()), plan);
 }
@@ -106,12 +66,7 @@ fn a_choice_moves_behind_later_rules_with_its_comment() {
     let mut plan = parse(&format!(
         "version = 1\n\n# mine\n[[rule]]\nmatch = \"{name}\"\nformat = \"q6_k\"\n\n[[rule]]\nrole = \"up\"\nprotect = true\n"
     ));
-    plan.set_exact(
-        subject(&tensors),
-        &[name],
-        Treatment::format("q8_0").expect("id"),
-    )
-    .expect("edit");
+    plan.set_exact(subject(&tensors), &[name], Treatment::format("q8_0").expect("id")).expect("edit");
     assert_eq!(
         plan.to_toml(),
         format!(
@@ -119,10 +74,7 @@ fn a_choice_moves_behind_later_rules_with_its_comment() {
         )
     );
     let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
-    assert_eq!(
-        decided(&resolved, &tensors, "1.mlp.up_proj").dtype,
-        Dtype::Q8_0
-    );
+    assert_eq!(decided(&resolved, &tensors, "1.mlp.up_proj").dtype, Dtype::Q8_0);
 }
 
 #[test]
@@ -130,26 +82,14 @@ fn lifting_protection_gives_back_what_the_tensor_would_be_without() {
     let tensors = llama(6);
     let name = "model.layers.2.mlp.down_proj.weight";
     let mut plan = Plan::of_recipe(Target::Gguf, None, Recipe::Q4KM);
-    plan.set_exact(subject(&tensors), &[name], Treatment::Protect)
-        .expect("edit");
-    plan.unprotect_for(subject(&tensors), &[name])
-        .expect("edit");
+    plan.set_exact(subject(&tensors), &[name], Treatment::Protect).expect("edit");
+    plan.unprotect_for(subject(&tensors), &[name]).expect("edit");
     assert_eq!(plan.rules(), []);
-    plan.set_role_for(subject(&tensors), Role::Down, None, Treatment::Protect)
-        .expect("edit");
-    plan.unprotect_for(subject(&tensors), &[name])
-        .expect("edit");
+    plan.set_role_for(subject(&tensors), Role::Down, None, Treatment::Protect).expect("edit");
+    plan.unprotect_for(subject(&tensors), &[name]).expect("edit");
     let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
-    assert_eq!(
-        decided(&resolved, &tensors, "2.mlp.down_proj").dtype,
-        Dtype::Q6K,
-        "as the recipe says"
-    );
-    assert_eq!(
-        decided(&resolved, &tensors, "1.mlp.down_proj").dtype,
-        Dtype::Bf16,
-        "still protected"
-    );
+    assert_eq!(decided(&resolved, &tensors, "2.mlp.down_proj").dtype, Dtype::Q6K, "as the recipe says");
+    assert_eq!(decided(&resolved, &tensors, "1.mlp.down_proj").dtype, Dtype::Bf16, "still protected");
     assert_eq!(parse(&plan.to_toml()), plan);
 }
 
@@ -157,20 +97,11 @@ fn lifting_protection_gives_back_what_the_tensor_would_be_without() {
 fn clearing_removes_rules_about_nothing_else() {
     let tensors = llama(2);
     let mut plan = parse(COMMENTED.replace("1-2", "1").as_str());
-    let names = [
-        "model.layers.1.mlp.down_proj.weight",
-        "model.layers.0.mlp.up_proj.weight",
-    ];
+    let names = ["model.layers.1.mlp.down_proj.weight", "model.layers.0.mlp.up_proj.weight"];
     plan.clear_for(subject(&tensors), &names).expect("edit");
     assert_eq!(plan.rules().len(), 1, "the rule on layer 0 is about more");
     let fault = fault(plan.clear_for(subject(&tensors), &["model.norm.weigth"]));
-    assert!(
-        fault
-            .remedy
-            .as_deref()
-            .is_some_and(|text| text.contains("model.norm.weight")),
-        "{fault}"
-    );
+    assert!(fault.remedy.as_deref().is_some_and(|text| text.contains("model.norm.weight")), "{fault}");
 }
 
 #[test]
@@ -180,10 +111,7 @@ fn recipe_and_default_replace_each_other() {
     assert_eq!((plan.recipe(), plan.default_format()), (None, Some("q8_0")));
     assert_eq!(parse(&plan.to_toml()), plan);
     plan.set_recipe(Some(Recipe::Q2K));
-    assert_eq!(
-        (plan.recipe(), plan.default_format()),
-        (Some(Recipe::Q2K), None)
-    );
+    assert_eq!((plan.recipe(), plan.default_format()), (Some(Recipe::Q2K), None));
     assert_eq!(parse(&plan.to_toml()), plan);
     plan.set_recipe(None);
     assert_eq!(parse(&plan.to_toml()), Plan::new(Target::Gguf, None));
@@ -194,8 +122,7 @@ fn recipe_and_default_replace_each_other() {
 fn a_glob_protects_all_that_it_matches_and_one_that_matches_nothing_is_refused() {
     let tensors = llama(2);
     let mut plan = Plan::of_recipe(Target::Gguf, None, Recipe::Q4KM);
-    plan.set_glob_for(subject(&tensors), "*.down_proj.weight", Treatment::Protect)
-        .expect("edit");
+    plan.set_glob_for(subject(&tensors), "*.down_proj.weight", Treatment::Protect).expect("edit");
     let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
     for name in ["0.mlp.down_proj", "1.mlp.down_proj"] {
         assert_eq!(decided(&resolved, &tensors, name).why, Why::Protected(0));
@@ -203,32 +130,19 @@ fn a_glob_protects_all_that_it_matches_and_one_that_matches_nothing_is_refused()
     assert_eq!(parse(&plan.to_toml()), plan);
     let before = plan.clone();
     for bad in ["*.donw_proj.weight", "a["] {
-        plan.set_glob_for(subject(&tensors), bad, Treatment::Protect)
-            .expect_err("refused");
+        plan.set_glob_for(subject(&tensors), bad, Treatment::Protect).expect_err("refused");
     }
     assert_eq!(plan, before);
 }
 
 #[test]
 fn a_name_with_a_globs_special_characters_is_matched_as_it_is() {
-    let tensors = [
-        tensor("a[0]*.weight", &[2, 64], Dtype::F32),
-        tensor("a0b.weight", &[2, 64], Dtype::F32),
-    ];
+    let tensors = [tensor("a[0]*.weight", &[2, 64], Dtype::F32), tensor("a0b.weight", &[2, 64], Dtype::F32)];
     let mut plan = Plan::new(Target::Gguf, None);
-    plan.set_exact(
-        subject(&tensors),
-        &["a[0]*.weight"],
-        Treatment::format("q8_0").expect("id"),
-    )
-    .expect("edit");
+    plan.set_exact(subject(&tensors), &["a[0]*.weight"], Treatment::format("q8_0").expect("id")).expect("edit");
     let plan = parse(&plan.to_toml());
     let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
-    let dtypes: Vec<Dtype> = resolved
-        .decisions
-        .iter()
-        .map(|decision| decision.dtype)
-        .collect();
+    let dtypes: Vec<Dtype> = resolved.decisions.iter().map(|decision| decision.dtype).collect();
     assert_eq!(dtypes, [Dtype::Q8_0, Dtype::F32]);
 }
 
