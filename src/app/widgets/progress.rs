@@ -109,7 +109,7 @@ pub fn progress_row_ui(ui: &mut Ui, row: &ProgressRow) -> Option<ProgressAction>
         painter.text(pos2(right, y), Align2::RIGHT_CENTER, &row.rate, small, tokens.weak);
         right -= 110.0;
     }
-    let name_width = 170.0_f32.min(rect.width() * 0.3);
+    let name_width = 340.0_f32.min(rect.width() * 0.3);
     let name_rect = Rect::from_min_size(rect.min, vec2(name_width, rect.height()));
     painter.with_clip_rect(name_rect).text(
         pos2(rect.left(), y),
@@ -120,7 +120,7 @@ pub fn progress_row_ui(ui: &mut Ui, row: &ProgressRow) -> Option<ProgressAction>
     );
     let mut left = rect.left() + name_width + space::S;
     if !row.count.is_empty() {
-        left += 110.0;
+        left += 140.0;
         painter.text(pos2(left, y), Align2::RIGHT_CENTER, &row.count, mono, tokens.text);
         left += space::M;
     }
