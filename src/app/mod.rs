@@ -47,6 +47,7 @@ pub fn waker(ctx: &egui::Context) -> Waker {
 /// # Errors
 /// One sentence with the remedy where no window can be had.
 pub fn run(path: Option<PathBuf>) -> Result<(), String> {
+    let started = std::time::Instant::now();
     let icon = eframe::icon_data::from_png_bytes(include_bytes!("../../assets/icon.png"))
         .map_err(|err| format!("the icon in this program is damaged: {err}"))?;
     let options = eframe::NativeOptions {
@@ -65,7 +66,7 @@ pub fn run(path: Option<PathBuf>) -> Result<(), String> {
         Box::new(|creation| {
             theme::install(&creation.egui_ctx);
             let bench = Workbench::new(Options::for_user(Some(waker(&creation.egui_ctx))));
-            Ok(Box::new(LapidaryApp::new(bench, path)))
+            Ok(Box::new(LapidaryApp::new(bench, path).timed_from(started)))
         }),
     )
     .map_err(|err| explain(&err.to_string()))

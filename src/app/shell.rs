@@ -27,6 +27,7 @@ pub struct LapidaryApp {
     first_open: Option<Option<PathBuf>>,
     frame_secs: Vec<f32>,
     logic_secs: f32,
+    started: Option<Instant>,
 }
 
 impl LapidaryApp {
@@ -39,7 +40,14 @@ impl LapidaryApp {
             first_open: Some(path),
             frame_secs: Vec::new(),
             logic_secs: 0.0,
+            started: None,
         }
+    }
+
+    /// Has the log tell how long after `started` the first frame was there.
+    #[must_use]
+    pub fn timed_from(self, started: Instant) -> Self {
+        Self { started: Some(started), ..self }
     }
 
     /// The workbench, for tests and for the command that makes screenshots.
@@ -193,6 +201,9 @@ impl eframe::App for LapidaryApp {
         self.carry_out(&ctx);
         if self.frame_secs.len() >= FRAMES_KEPT {
             self.frame_secs.drain(..FRAMES_KEPT / 2);
+        }
+        if let Some(start) = self.started.take() {
+            tracing::info!("first frame after {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
         }
         self.frame_secs.push(started.elapsed().as_secs_f32() + self.logic_secs);
     }

@@ -97,6 +97,7 @@ fn references(model: &Model, text: &ScoredText, options: &KldOptions, progress: 
             let (hidden, inputs) = model.hidden_keeping_inputs(&batch, progress)?;
             let hidden = rows_of(&hidden, width, &rows);
             let logits = if keep_logits { Some(model.logits(&hidden)?) } else { None };
+            progress.advance(rows.len() as u64);
             let inputs = if keep_inputs { inputs } else { LayerInputs::default() };
             Ok(Reference { batch, rows, inputs, hidden, logits })
         })
@@ -180,9 +181,11 @@ pub fn measured_kld(
     };
     let selected = super::select_tensors(checkpoint, options.tensors.as_deref())?;
     let tensors: Vec<&TensorInfo> = selected.iter().map(|&index| &checkpoint.tensors[index]).collect();
-    let references = references(model, text, options, progress)?;
     let tokens = text.scored_tokens() as u64;
-    progress.begin(Phase::MeasuringKld, tokens * (tensors.len() * formats.len()) as u64, Unit::Tokens);
+    // The original's own run counts as one more cell.
+    let cells = (tensors.len() * formats.len()) as u64 + 1;
+    progress.begin(Phase::MeasuringKld, tokens * cells, Unit::Tokens);
+    let references = references(model, text, options, progress)?;
     let mut table = SensitivityTable::new(checkpoint, &METRIC, &formats);
     table.rows = tensors.iter().map(|tensor| SensitivityRow::new(tensor, formats.len())).collect();
     for (column, &asked) in formats.iter().enumerate() {
