@@ -116,6 +116,10 @@ impl Workbench {
                     });
                 }
             }
+            Command::WriteFile { path, bytes } => {
+                super::files::write_atomically(&path, &bytes).map_err(Error::io("write", &path))?;
+                self.state.notify(Level::Info, format!("Saved {}", path.display()));
+            }
             Command::ForgetRun(run) => self.with_document(|document| {
                 document.runs.retain(|known| known.id != run);
                 if document.focused_run == Some(run) {

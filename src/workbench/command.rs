@@ -1,6 +1,7 @@
 //! What a window or a test can ask of a workbench.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::action::Action;
 use super::jobs::JobId;
@@ -73,6 +74,8 @@ pub enum Command {
     ProfileRun(RunId),
     /// Copies a candidate to a place of the user's.
     Export { run: RunId, output: PathBuf },
+    /// Writes a small file of the window's, such as a plot.
+    WriteFile { path: PathBuf, bytes: Arc<[u8]> },
     /// Takes a run off the list; its files stay. Can be undone.
     ForgetRun(RunId),
     /// Makes a run's plan the plan.

@@ -102,7 +102,12 @@ pub(super) fn open(source: Source, cache_dir: &Path, data_dir: &Path) -> Result<
         }
         Source::Path(path) => (path, false, None),
     };
-    let checkpoint = Arc::new(Checkpoint::open(&path)?);
+    let mut checkpoint = Checkpoint::open(&path)?;
+    if is_demo {
+        // Its folder in the cache is called by a hash.
+        "demo".clone_into(&mut checkpoint.name);
+    }
+    let checkpoint = Arc::new(checkpoint);
     let has_own_file = own_project.is_some();
     let (project_path, project) = match own_project {
         Some((path, project)) => (path, Some(project)),

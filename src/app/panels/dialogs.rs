@@ -1,20 +1,23 @@
 //! Asking for paths: the system's dialog on a thread of its own, or a typed path where there is none.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
 use eframe::egui::{self, Modal, TextEdit, Ui};
 
 use crate::app::context::Cx;
+use crate::app::plots::export::{self, Format, Saved};
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{primary_button_ui, secondary_button_ui};
 use crate::workbench::{Action, Command, RunId, Workbench};
 
 /// What is being asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Wanted {
     Action(Action),
     Export(RunId),
+    Plot(Format, Arc<[u8]>),
 }
 
 /// A dialog of the system that has not been answered.
@@ -69,6 +72,10 @@ pub fn command_for_dropped(path: PathBuf) -> Command {
 fn command_for(wanted: Wanted, path: PathBuf) -> Command {
     match wanted {
         Wanted::Export(run) => Command::Export { run, output: path },
+        Wanted::Plot(format, bytes) => {
+            let has_ending = path.extension().is_some();
+            Command::WriteFile { path: if has_ending { path } else { path.with_extension(format.extension()) }, bytes }
+        }
         Wanted::Action(Action::SaveProjectAs) => Command::SaveProjectAs(path),
         Wanted::Action(Action::LoadTasks) => Command::LoadTasks(path),
         Wanted::Action(Action::LoadText) => Command::LoadText(path),
@@ -78,9 +85,12 @@ fn command_for(wanted: Wanted, path: PathBuf) -> Command {
     }
 }
 
-fn title(wanted: Wanted) -> &'static str {
+fn title(wanted: &Wanted) -> &'static str {
     match wanted {
         Wanted::Export(_) => "Export the candidate to",
+        Wanted::Plot(Format::Png, _) => "Save the picture as (.png)",
+        Wanted::Plot(Format::Svg, _) => "Save the drawing as (.svg)",
+        Wanted::Plot(Format::Csv, _) => "Save the numbers as (.csv)",
         Wanted::Action(Action::OpenFolder) => "Open a model folder",
         Wanted::Action(Action::SaveProjectAs) => "Save the project as",
         Wanted::Action(Action::LoadTasks) => "Choose tasks (.jsonl)",
@@ -92,7 +102,7 @@ fn title(wanted: Wanted) -> &'static str {
 }
 
 /// The system's dialog for what is wanted; blocks, so it runs on a thread of its own.
-fn system_dialog(wanted: Wanted, file_name: String) -> Option<PathBuf> {
+fn system_dialog(wanted: &Wanted, file_name: String) -> Option<PathBuf> {
     let dialog = rfd::FileDialog::new().set_title(title(wanted));
     match wanted {
         Wanted::Action(Action::OpenFolder) => dialog.pick_folder(),
@@ -101,6 +111,9 @@ fn system_dialog(wanted: Wanted, file_name: String) -> Option<PathBuf> {
         }
         Wanted::Action(Action::SavePlan) => dialog.add_filter("Plan", &["toml"]).set_file_name(file_name).save_file(),
         Wanted::Export(_) => dialog.set_file_name(file_name).save_file(),
+        Wanted::Plot(format, _) => {
+            dialog.add_filter("Plot", &[format.extension()]).set_file_name(file_name).save_file()
+        }
         Wanted::Action(Action::LoadTasks) => dialog.add_filter("Tasks", &["jsonl"]).pick_file(),
         Wanted::Action(Action::LoadText) => dialog.add_filter("Text", &["txt", "md", "raw"]).pick_file(),
         Wanted::Action(Action::LoadPlan) => dialog.add_filter("Plan", &["toml"]).pick_file(),
@@ -115,7 +128,7 @@ impl Memory {
     pub fn ask(&mut self, action: Action, bench: &Workbench) {
         match action {
             Action::About => self.about = true,
-            Action::OpenPath => self.type_path(Wanted::Action(action), None),
+            Action::OpenPath => self.type_path(Wanted::Action(action), String::new(), None),
             _ => {
                 let stem =
                     bench.state().document.as_ref().map_or("project", |document| document.checkpoint.name.as_str());
@@ -132,34 +145,42 @@ impl Memory {
         self.show(Wanted::Export(run), name);
     }
 
+    /// Asks where a plot shall be saved.
+    pub fn ask_save_plot(&mut self, plot: Saved) {
+        let name = format!("{}.{}", plot.stem, plot.format.extension());
+        self.show(Wanted::Plot(plot.format, plot.bytes.into()), name);
+    }
+
     /// Commands that answered dialogs stand for.
     pub(in crate::app) fn answers(&mut self) -> Vec<Command> {
         std::mem::take(&mut self.answers)
     }
 
-    fn type_path(&mut self, wanted: Wanted, reason: Option<&'static str>) {
-        self.typed = Some(Typed { wanted, text: String::new(), needs_focus: true, reason });
+    fn type_path(&mut self, wanted: Wanted, text: String, reason: Option<&'static str>) {
+        self.typed = Some(Typed { wanted, text, needs_focus: true, reason });
     }
 
     fn show(&mut self, wanted: Wanted, file_name: String) {
         if self.pending.is_some() {
             return;
         }
+        let offered = if matches!(wanted, Wanted::Plot(..)) { format!("~/{file_name}") } else { String::new() };
         // A portal answers over D-Bus; without a session bus there is nobody to ask.
         if cfg!(target_os = "linux") && std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_none() {
-            self.type_path(wanted, Some("This session has no file dialog, so type or paste the path"));
+            self.type_path(wanted, offered, Some("This session has no file dialog, so type or paste the path"));
             return;
         }
         if cfg!(target_os = "macos") {
             // AppKit's dialogs belong to the main thread.
-            if let Some(path) = system_dialog(wanted, file_name) {
+            if let Some(path) = system_dialog(&wanted, file_name) {
                 self.answers.push(command_for(wanted, path));
             }
             return;
         }
         let (sender, answer) = sync_channel(1);
+        let asked = wanted.clone();
         let spawned = std::thread::Builder::new().name("file dialog".to_owned()).spawn(move || {
-            if sender.send(system_dialog(wanted, file_name)).is_err() {
+            if sender.send(system_dialog(&asked, file_name)).is_err() {
                 tracing::debug!("the window closed before its dialog");
             }
         });
@@ -167,7 +188,7 @@ impl Memory {
             Ok(_) => self.pending = Some(Pending { wanted, answer }),
             Err(err) => {
                 tracing::warn!("no thread for the dialog: {err}");
-                self.type_path(wanted, Some("The file dialog cannot be shown, so type or paste the path"));
+                self.type_path(wanted, offered, Some("The file dialog cannot be shown, so type or paste the path"));
             }
         }
     }
@@ -175,11 +196,17 @@ impl Memory {
 
 /// Paints what is typed here, and takes in answers of the system's dialog.
 pub fn dialogs_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
+    for plot in export::take(ui.ctx()) {
+        match plot {
+            Ok(plot) => cx.memory.dialogs.ask_save_plot(plot),
+            Err(err) => cx.send(Command::Warn(format!("The picture cannot be taken: {err}"))),
+        }
+    }
     let memory = &mut cx.memory.dialogs;
     if let Some(pending) = &memory.pending {
         match pending.answer.try_recv() {
             Ok(path) => {
-                let wanted = pending.wanted;
+                let wanted = pending.wanted.clone();
                 memory.answers.extend(path.map(|path| command_for(wanted, path)));
                 memory.pending = None;
             }
@@ -208,10 +235,10 @@ pub fn dialogs_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
 
 fn typed_ui(ui: &mut Ui, memory: &mut Memory) {
     let Some(typed) = &mut memory.typed else { return };
-    let wanted = typed.wanted;
+    let wanted = typed.wanted.clone();
     let modal = Modal::new(egui::Id::unique("typed path")).show(ui.ctx(), |ui| {
         ui.set_width(560.0);
-        ui.label(Type::Heading.text(title(wanted)));
+        ui.label(Type::Heading.text(title(&wanted)));
         if let Some(reason) = typed.reason {
             ui.label(Type::Small.text(reason).color(ui.tokens().weak));
         }
@@ -253,6 +280,16 @@ fn expand_home(text: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plot_gets_the_ending_of_its_format_unless_it_was_given_one() {
+        let written = |path: &str| match command_for(Wanted::Plot(Format::Svg, Arc::from(*b"x")), path.into()) {
+            Command::WriteFile { path, .. } => path,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(written("a/map"), PathBuf::from("a/map.svg"));
+        assert_eq!(written("a/map.txt"), PathBuf::from("a/map.txt"));
+    }
 
     #[test]
     fn dropped_files_do_what_their_kind_is_for() {

@@ -1,13 +1,17 @@
 //! Plots as files: CSV and SVG from the same data, PNG from the pixels on screen.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use eframe::egui::{ColorImage, Context, IconData, Rect, Response, Vec2};
+use eframe::egui::{
+    ColorImage, Context, IconData, Id, Popup, Rect, Response, Role, Sense, Stroke, StrokeKind, Ui, Vec2, WidgetInfo,
+    vec2,
+};
 use eframe::icon_data::IconDataExt as _;
 
 use super::Plot;
 use super::canvas::SvgCanvas;
-use crate::app::theme::Tokens;
+use crate::app::theme::{Tokens, UiTokens as _, space};
+use crate::app::widgets::icons;
 
 /// Named columns of text cells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,17 +101,132 @@ pub fn svg(plot: &dyn Plot, size: Vec2, tokens: &Tokens) -> String {
     canvas.finish(&plot.title())
 }
 
-/// A context menu on a plot that offers the formats; returns the one that was chosen.
-pub fn menu(response: &Response) -> Option<Format> {
-    let mut chosen = None;
-    response.context_menu(|ui| {
-        for format in Format::ALL {
-            if ui.button(format.text()).clicked() {
-                chosen = Some(format);
-                ui.close();
-            }
-        }
+/// A plot as the bytes of a file that has no place yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// The file's name without ending, made of the plot's title.
+    pub stem: String,
+    /// What the bytes are.
+    pub format: Format,
+    /// Content of the file.
+    pub bytes: Vec<u8>,
+}
+
+/// Pixels to take once the menu that asked for them is gone from the screen.
+#[derive(Clone, Debug)]
+struct Wish {
+    stem: String,
+    rect: Rect,
+    frame_nr: u64,
+}
+
+/// What plots were asked to become, until the window picks it up with [`take`].
+#[derive(Clone, Default)]
+struct Outbox {
+    wishes: Vec<Wish>,
+    done: Arc<Mutex<Vec<Result<Saved, String>>>>,
+}
+
+fn with_outbox<R>(ctx: &Context, change: impl FnOnce(&mut Outbox) -> R) -> R {
+    ctx.data_mut(|data| change(data.get_temp_mut_or_default::<Outbox>(Id::unique("plots to save"))))
+}
+
+/// Frames that a closed menu may still be seen in.
+const MENU_FRAMES: u64 = 2;
+
+/// What has become ready to be saved since the last call; once a frame. Errors are sentences.
+pub fn take(ctx: &Context) -> Vec<Result<Saved, String>> {
+    let now = ctx.cumulative_frame_nr();
+    let (due, is_waiting, done) = with_outbox(ctx, |outbox| {
+        let (due, rest): (Vec<Wish>, Vec<Wish>) =
+            std::mem::take(&mut outbox.wishes).into_iter().partition(|wish| now >= wish.frame_nr + MENU_FRAMES);
+        outbox.wishes = rest;
+        (due, !outbox.wishes.is_empty(), outbox.done.clone())
     });
+    if is_waiting {
+        ctx.request_repaint();
+    }
+    for Wish { stem, rect, .. } in due {
+        let (done, waker) = (done.clone(), ctx.clone());
+        capture_png(ctx, rect, move |png| {
+            let saved = png.map(|bytes| Saved { stem, format: Format::Png, bytes });
+            done.lock().unwrap_or_else(PoisonError::into_inner).push(saved);
+            waker.request_repaint();
+        });
+    }
+    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+    std::mem::take(&mut *done)
+}
+
+/// Offers to save a plot that has been drawn: a small button in its corner, seen under the pointer or
+/// the keyboard's focus, and the same as a context menu. What was chosen comes out of [`take`].
+pub fn offer_ui(ui: &mut Ui, response: &Response, plot: &dyn Plot) {
+    let corner = response.rect.right_top() + vec2(-BUTTON - 2.0, 2.0);
+    let place = Rect::from_min_size(corner, Vec2::splat(BUTTON));
+    if !ui.is_rect_visible(response.rect) {
+        return;
+    }
+    let button = ui.interact(place, response.id.with("save"), Sense::click());
+    button.widget_info(|| WidgetInfo::labeled(Role::Button, true, format!("Save: {}", plot.title())));
+    let popup = Popup::menu(&button);
+    if popup.is_open() || button.has_focus() || response.contains_pointer() || button.contains_pointer() {
+        let tokens = ui.tokens();
+        let fill = if button.hovered() || popup.is_open() { tokens.raised_hover } else { tokens.raised };
+        let outline = if button.has_focus() { tokens.accent } else { tokens.outline };
+        let stroke = Stroke::new(1.0, outline);
+        ui.painter().rect(place, space::RADIUS, fill, stroke, StrokeKind::Inside);
+        icons::paint(ui.painter(), icons::Icon::More, place.center(), 14.0, tokens.text);
+    }
+    let chosen = popup.show(formats_ui).and_then(|shown| shown.inner).or_else(|| menu(response));
+    let Some(format) = chosen else { return };
+    let stem = stem(&plot.title());
+    let bytes = match format {
+        Format::Csv => plot.table().csv().into_bytes(),
+        Format::Svg => svg(plot, response.rect.size(), ui.tokens()).into_bytes(),
+        Format::Png => {
+            let rect = response.rect.intersect(ui.clip_rect());
+            let frame_nr = ui.ctx().cumulative_frame_nr();
+            with_outbox(ui.ctx(), |outbox| outbox.wishes.push(Wish { stem, rect, frame_nr }));
+            ui.ctx().request_repaint();
+            return;
+        }
+    };
+    let saved = Ok(Saved { stem, format, bytes });
+    let done = with_outbox(ui.ctx(), |outbox| outbox.done.clone());
+    done.lock().unwrap_or_else(PoisonError::into_inner).push(saved);
+    ui.ctx().request_repaint();
+}
+
+/// Side of the button in a plot's corner.
+const BUTTON: f32 = 20.0;
+
+/// A file name out of a title: `histogram-of-model-layers-0-mlp`.
+fn stem(title: &str) -> String {
+    let mut stem = String::new();
+    for letter in title.chars().take(80) {
+        if letter.is_alphanumeric() {
+            stem.extend(letter.to_lowercase());
+        } else if !stem.ends_with('-') && !stem.is_empty() {
+            stem.push('-');
+        }
+    }
+    let stem = stem.trim_end_matches('-');
+    if stem.is_empty() { "plot".to_owned() } else { stem.to_owned() }
+}
+
+/// A context menu on a plot that offers the formats; returns the one that was chosen.
+fn menu(response: &Response) -> Option<Format> {
+    Popup::context_menu(response).show(formats_ui)?.inner
+}
+
+fn formats_ui(ui: &mut Ui) -> Option<Format> {
+    let mut chosen = None;
+    for format in Format::ALL {
+        if ui.button(format.text()).clicked() {
+            chosen = Some(format);
+            ui.close();
+        }
+    }
     chosen
 }
 
@@ -143,6 +262,25 @@ mod tests {
         table.row(["a,\"b\"".to_owned(), cell(0.1)]);
         table.row(["plain".to_owned(), cell(f64::NAN)]);
         assert_eq!(table.csv(), "name,value\r\n\"a,\"\"b\"\"\",0.1\r\nplain,\r\n");
+    }
+
+    #[test]
+    fn file_names_hold_letters_figures_and_single_dashes() {
+        assert_eq!(stem("KLD, nats: layers.0 (q_proj)"), "kld-nats-layers-0-q-proj");
+        assert_eq!(stem("…/"), "plot");
+    }
+
+    #[test]
+    fn pixels_are_taken_after_the_menu_is_gone() {
+        let ctx = crate::app::testing::context();
+        let wish = Wish { stem: "a".to_owned(), rect: Rect::EVERYTHING, frame_nr: ctx.cumulative_frame_nr() };
+        with_outbox(&ctx, |outbox| outbox.wishes.push(wish));
+        let waiting = || with_outbox(&ctx, |outbox| outbox.wishes.len());
+        assert!(take(&ctx).is_empty() && waiting() == 1);
+        for _ in 0..MENU_FRAMES {
+            crate::app::testing::frame(&ctx, 0.0, |_| ());
+        }
+        assert!(take(&ctx).is_empty() && waiting() == 0);
     }
 
     #[test]

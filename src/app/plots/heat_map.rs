@@ -6,7 +6,7 @@ use std::ops::Range;
 use eframe::egui::{Align2, Color32, Pos2, Rect, Response, Role, Sense, Stroke, Ui, WidgetInfo, pos2, vec2};
 
 use super::canvas::{Canvas, PainterCanvas};
-use super::export::{Table, cell};
+use super::export::{self, Table, cell};
 use super::frame::readout;
 use super::{Plot, axis::Scale};
 use crate::app::theme::{Damage, Tokens, Type, UiTokens as _, space};
@@ -401,6 +401,7 @@ pub fn heat_map_ui(ui: &mut Ui, map: &HeatMap, height: f32, selected: Option<(us
     if let (Some((row, column)), Some(pointer)) = (pointed, ui.ctx().pointer_hover_pos()) {
         map.hover(ui, rect, pointer, row, column);
     }
+    export::offer_ui(ui, &output.response, map);
     output
 }
 

@@ -12,6 +12,7 @@ pub mod curve;
 pub mod distribution;
 pub mod export;
 mod frame;
+pub mod frontier;
 pub mod heat_map;
 pub mod histogram;
 pub mod labels;
@@ -38,13 +39,15 @@ pub trait Plot {
     fn table(&self) -> Table;
 }
 
-/// Makes room for a plot and draws it if it is on screen. The response knows the pointer.
+/// Makes room for a plot, draws it if it is on screen and offers to save it. The response knows the
+/// pointer.
 pub fn plot_ui(ui: &mut Ui, plot: &dyn Plot, size: Vec2) -> Response {
     let (rect, response) = ui.allocate_exact_size(size, Sense::click());
     response.widget_info(|| WidgetInfo::labeled(Role::Figure, true, plot.title()));
     if ui.is_rect_visible(rect) {
         let painter = ui.painter_at(rect.expand(1.0));
         plot.draw(&mut PainterCanvas::new(&painter), rect, ui.tokens());
+        export::offer_ui(ui, &response, plot);
     }
     response
 }

@@ -5,7 +5,7 @@ use eframe::egui::{Align2, Id, Pos2, Rect, Response, Role, Sense, Stroke, Ui, Wi
 
 use super::Plot;
 use super::canvas::{Canvas, PainterCanvas};
-use super::export::{Table, cell};
+use super::export::{self, Table, cell};
 use crate::app::theme::{Tokens, Type, UiTokens as _, space};
 
 /// One outline of the grid.
@@ -169,6 +169,7 @@ pub fn ridges_ui(ui: &mut Ui, ridges: &Ridges, selected: Option<usize>) -> Optio
             clicked = Some(index);
         }
     }
+    export::offer_ui(ui, &response, ridges);
     clicked
 }
 

@@ -6,7 +6,7 @@ use eframe::egui::{Align2, Color32, Rect, Role, Sense, Stroke, Ui, WidgetInfo, p
 use super::Plot;
 use super::axis::{Scale, minus};
 use super::canvas::{Canvas, PainterCanvas};
-use super::export::{Table, cell};
+use super::export::{self, Table, cell};
 use super::frame::readout;
 use crate::app::theme::{Tokens, Type, UiTokens as _, space};
 use crate::app::widgets::State;
@@ -301,6 +301,7 @@ pub fn slices_ui(ui: &mut Ui, slices: &Slices) -> Option<usize> {
         ];
         readout(ui, rect, pointer, &row.name, &lines);
     }
+    export::offer_ui(ui, &response, slices);
     clicked
 }
 

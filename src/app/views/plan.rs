@@ -4,17 +4,17 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use eframe::egui::{Align, Button, DragValue, Layout, Sense, Ui, vec2};
+use eframe::egui::{Align, Button, DragValue, Grid, Layout, Sense, Ui, vec2};
 use egui_extras::{Column, TableBuilder};
 
 use super::common::{self, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
-use super::plan_frontier::{Frontier, damage_text};
+use super::plan_frontier::{self, damage_text, recipe_of};
 use crate::app::context::Cx;
-use crate::app::plots::curve::curve_ui;
+use crate::app::plots::frontier::{Frontier, Kind, Spot, frontier_ui};
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
-    KeyValue, Level, Notice, card_ui, icons, key_values_ui, lock_toggle_ui, notice_ui, secondary_button_ui, section_ui,
-    section_with_ui,
+    KeyValue, Level, Notice, card_ui, icons, key_values_ui, lock_toggle_ui, notice_ui, number_with_interval,
+    secondary_button_ui, section_ui, section_with_ui,
 };
 use crate::engine::checkpoint::{Checkpoint, Role};
 use crate::engine::plan::{Decision, Recipe, ResolvedPlan, Target, Why};
@@ -25,10 +25,13 @@ use crate::workbench::{Action, Command, Document, SelectMode};
 /// Warnings that are shown; the rest are counted.
 const MOST_WARNINGS: usize = 2;
 
+/// Height of the two cards on top.
+const CARD_HEIGHT: f32 = 268.0;
+
 /// What the view remembers between frames.
 #[derive(Default)]
 pub struct Memory {
-    frontier: Frontier,
+    frontier: plan_frontier::Frontier,
     collapsed: BTreeSet<Option<usize>>,
     checkpoint: Option<Arc<Checkpoint>>,
     resolved: Option<Arc<ResolvedPlan>>,
@@ -93,7 +96,7 @@ pub fn plan_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             if is_wide {
                 ui.columns(2, |columns| {
                     totals_ui(&mut columns[0], cx, &memory, resolved);
-                    frontier_ui(&mut columns[1], cx, &memory);
+                    frontier_card_ui(&mut columns[1], cx, &memory);
                 });
             } else {
                 totals_ui(ui, cx, &memory, resolved);
@@ -196,7 +199,7 @@ fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
 
 fn totals_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory, resolved: &ResolvedPlan) {
     card_ui(ui, |ui| {
-        ui.set_min_height(236.0);
+        ui.set_min_height(CARD_HEIGHT);
         section_ui(ui, "What it comes to");
         let ratio = resolved.old_bytes as f64 / resolved.new_bytes.max(1) as f64;
         let size = format!("{} → {}", units::bytes(resolved.old_bytes), units::bytes(resolved.new_bytes));
@@ -241,26 +244,67 @@ fn totals_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory, resolved: &ResolvedP
     });
 }
 
-fn frontier_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory) {
+fn frontier_card_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory) {
     card_ui(ui, |ui| {
-        ui.set_min_height(236.0);
+        ui.set_min_height(CARD_HEIGHT);
+        let mut chosen = None;
         section_with_ui(ui, "Damage against size", |ui| {
+            if let Some(plot) = &memory.frontier.plot {
+                let numbers = ui.menu_button("Numbers", |ui| numbers_ui(ui, cx, plot));
+                numbers.response.accessible_name("Numbers of the recipes");
+                chosen = numbers.inner.flatten();
+            }
             if let Some(metric) = memory.frontier.metric {
-                caption_ui(ui, "recipes and this plan").on_hover_text(metric.description);
+                caption_ui(ui, format!("{}, predicted", metric.title)).on_hover_text(metric.description);
             }
         });
-        let Some(curve) = &memory.frontier.curve else {
+        let Some(plot) = &memory.frontier.plot else {
             caption_ui(ui, "Measure the sensitivity to see what each recipe would cost");
             action_button_ui(ui, cx, Action::MeasureWeightError, false);
             return;
         };
-        let (_, clicked) = curve_ui(ui, curve, 196.0);
+        let (_, clicked) = frontier_ui(ui, plot, CARD_HEIGHT - 36.0);
+        let recipe = chosen.or_else(|| recipe_of(plot.spots.get(clicked?)?));
         if !cx.is_presenting()
-            && let Some(recipe) = clicked.and_then(|index| memory.frontier.recipe_of(&curve.points[index]))
+            && let Some(recipe) = recipe
         {
             cx.send(Command::SetRecipe(Some(recipe)));
         }
     });
+}
+
+/// The frontier as a table; returns a recipe that was clicked.
+fn numbers_ui(ui: &mut Ui, cx: &Cx<'_>, plot: &Frontier) -> Option<Recipe> {
+    let mut chosen = None;
+    let mut spots: Vec<&Spot> = plot.spots.iter().collect();
+    spots.sort_by(|one, other| one.size_bytes.cmp(&other.size_bytes).then(other.damage.total_cmp(&one.damage)));
+    caption_ui(ui, plot.axis.as_str());
+    Grid::new("frontier numbers").num_columns(4).spacing([space::M, space::XS]).show(ui, |ui| {
+        for (text, is_right) in [("", false), ("size", true), ("bpw", true), ("damage", true)] {
+            head_ui(ui, text, is_right);
+        }
+        ui.end_row();
+        for spot in spots {
+            match recipe_of(spot) {
+                Some(recipe) if !cx.is_presenting() => {
+                    if ui.button(recipe.name()).on_hover_text("Plan by this recipe").clicked() {
+                        chosen = Some(recipe);
+                        ui.close();
+                    }
+                }
+                _ => {
+                    ui.label(&spot.name);
+                }
+            }
+            figure_ui(ui, units::bytes(spot.size_bytes));
+            figure_ui(ui, format!("{:.2}", spot.bits_per_weight));
+            let damage = number_with_interval(spot.damage, spot.stderr.unwrap_or(0.0), "").text();
+            let is_measured = matches!(spot.kind, Kind::Measured(_));
+            figure_ui(ui, if is_measured { format!("{damage} measured") } else { damage });
+            ui.end_row();
+        }
+    });
+    chosen
 }
 
 fn bulk_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, bulk: &mut Bulk) {

@@ -1,17 +1,18 @@
-//! Predicted damage against bits: every recipe, the plan, and what was measured of candidates.
+//! What the frontier shows: size and predicted damage of every recipe and of the plan, and what was
+//! measured of candidates.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::app::plots::curve::{Curve, CurvePoint};
+use crate::app::plots::frontier::{self, Kind, Spot};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::plan::{Plan, Recipe, ResolvedPlan, Target, resolve};
 use crate::engine::sensitivity::{self, Metric, SensitivityTable};
 use crate::engine::{format, units};
-use crate::workbench::Document;
+use crate::workbench::{Document, Run};
 
-/// Name of the plan's own point.
-const PLAN: &str = "this plan";
+/// Recipes that must have a value before a metric is shown.
+const LEAST_RECIPES: usize = 2;
 
 /// A recipe worked out for the checkpoint.
 #[derive(Debug)]
@@ -28,9 +29,9 @@ pub(super) struct Frontier {
     options: Vec<Offer>,
     tables: [Option<Arc<SensitivityTable>>; 2],
     resolved: Option<Arc<ResolvedPlan>>,
-    measured: Vec<(String, f64, f64, f64)>,
+    measured: Vec<Spot>,
     /// What is drawn; none where nothing is measured.
-    pub curve: Option<Curve>,
+    pub plot: Option<frontier::Frontier>,
     /// Under which metric.
     pub metric: Option<&'static Metric>,
     /// The plan's own damage by metric, in the order of the registry.
@@ -68,23 +69,23 @@ impl Frontier {
                 Some((*metric, damage(table, &document.checkpoint, resolved?)?))
             })
             .collect();
-        (self.curve, self.metric) = (None, None);
+        (self.plot, self.metric) = (None, None);
         // Divergence of the output says more than distance of the weights, where there is enough of it.
         for id in ["kld", "weight"] {
             let (Some(metric), Some(table)) = (sensitivity::metric(id), document.sensitivity.get(id)) else { continue };
             let measured = if id == "kld" { self.measured.as_slice() } else { &[] };
             let plan = resolved.map(Arc::as_ref);
-            if let Some(curve) = frontier(&self.options, &document.checkpoint, table, metric, plan, measured) {
-                (self.curve, self.metric) = (Some(curve), Some(metric));
+            if let Some(plot) = shape(&self.options, &document.checkpoint, table, metric, plan, measured) {
+                (self.plot, self.metric) = (Some(plot), Some(metric));
                 break;
             }
         }
     }
+}
 
-    /// The recipe of a point that was clicked.
-    pub fn recipe_of(&self, point: &CurvePoint) -> Option<Recipe> {
-        Recipe::all().find(|recipe| recipe.name() == point.format)
-    }
+/// The recipe that a point stands for.
+pub(super) fn recipe_of(spot: &Spot) -> Option<Recipe> {
+    Recipe::all().find(|recipe| spot.kind == Kind::Recipe && recipe.name() == spot.name)
 }
 
 /// Recipes that the target can hold and that make the checkpoint smaller.
@@ -99,17 +100,20 @@ fn options(checkpoint: &Checkpoint, target: Target) -> Vec<Offer> {
         .collect()
 }
 
-/// Name, bits, KLD and its standard error of every candidate that was evaluated.
-fn measured(document: &Document) -> Vec<(String, f64, f64, f64)> {
-    document
-        .runs
-        .iter()
-        .filter_map(|run| {
-            let distance = run.evaluation.as_ref()?.text.as_ref()?.distance.as_ref()?;
-            let name = format!("{} (measured)", run.name);
-            Some((name, run.report.new_bits_per_weight(), distance.kld_mean, distance.kld_mean_stderr))
+/// Every candidate whose text was scored against the original's.
+fn measured(document: &Document) -> Vec<Spot> {
+    let spot = |(index, run): (usize, &Run)| {
+        let distance = run.evaluation.as_ref()?.text.as_ref()?.distance.as_ref()?;
+        Some(Spot {
+            name: run.name.clone(),
+            kind: Kind::Measured(index),
+            size_bytes: run.report.new_bytes,
+            bits_per_weight: run.report.new_bits_per_weight(),
+            damage: distance.kld_mean,
+            stderr: Some(distance.kld_mean_stderr),
         })
-        .collect()
+    };
+    document.runs.iter().enumerate().filter_map(spot).collect()
 }
 
 /// Sum of the damage of a plan's choices; none where one of them is not in the table.
@@ -133,50 +137,46 @@ fn damage(table: &SensitivityTable, checkpoint: &Checkpoint, resolved: &Resolved
     Some(total)
 }
 
-fn frontier(
+fn shape(
     options: &[Offer],
     checkpoint: &Checkpoint,
     table: &SensitivityTable,
-    metric: &Metric,
+    metric: &'static Metric,
     plan: Option<&ResolvedPlan>,
-    measured: &[(String, f64, f64, f64)],
-) -> Option<Curve> {
-    let point = |name: &str, resolved: &ResolvedPlan| {
-        Some(CurvePoint {
-            format: name.to_owned(),
-            bits: resolved.new_bits_per_weight(),
-            error: damage(table, checkpoint, resolved)?,
+    measured: &[Spot],
+) -> Option<frontier::Frontier> {
+    let spot = |name: &str, kind: Kind, resolved: &ResolvedPlan| {
+        Some(Spot {
+            name: name.to_owned(),
+            kind,
+            size_bytes: resolved.new_bytes,
+            bits_per_weight: resolved.new_bits_per_weight(),
+            damage: damage(table, checkpoint, resolved)?,
             stderr: None,
-            is_legal: true,
         })
     };
-    let mut points: Vec<CurvePoint> =
-        options.iter().filter_map(|option| point(option.recipe.name(), &option.resolved)).collect();
-    if points.len() < 2 {
+    let mut spots: Vec<Spot> =
+        options.iter().filter_map(|option| spot(option.recipe.name(), Kind::Recipe, &option.resolved)).collect();
+    if spots.len() < LEAST_RECIPES {
         return None;
     }
-    let own = plan.and_then(|plan| point(PLAN, plan));
-    // A plan that is a recipe as it is stands on that recipe's point.
-    let twin = own.as_ref().and_then(|own| {
-        points.iter().find(|other| other.bits == own.bits && other.error == own.error).map(|other| other.format.clone())
-    });
-    let chosen = match (twin, own) {
-        (Some(name), _) => Some(name),
-        (None, Some(own)) => {
-            points.push(own);
-            Some(PLAN.to_owned())
+    if let Some(mut own) = plan.and_then(|plan| spot("plan", Kind::Plan, plan)) {
+        // A plan that is a recipe as it is stands on that recipe's point and says so.
+        let is_twin = |other: &&Spot| (other.size_bytes, other.damage) == (own.size_bytes, own.damage);
+        if let Some(twin) = spots.iter().find(is_twin) {
+            own.name = format!("plan: {}", twin.name);
         }
-        (None, None) => None,
-    };
-    points.extend(measured.iter().map(|(name, bits, kld, stderr)| CurvePoint {
-        format: name.clone(),
-        bits: *bits,
-        error: *kld,
-        stderr: Some(*stderr),
-        is_legal: true,
-    }));
+        spots.push(own);
+    }
+    spots.extend_from_slice(measured);
     let name = if metric.id == "kld" { "KLD sum, nats" } else { "weight error sum" };
-    Some(Curve { name: "the whole model".to_owned(), metric: format!("{name}, predicted"), points, chosen })
+    Some(frontier::Frontier {
+        salt: format!("{} {}", checkpoint.fingerprint, metric.id),
+        // A sum of single changes is a prediction, however each of them was measured.
+        axis: format!("{name}, predicted"),
+        unit: metric.unit,
+        spots,
+    })
 }
 
 /// The plan's damage in words for its card: `0.0181 nats`.
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_bits_cost_more_and_the_plan_that_is_a_recipe_stands_on_it() {
+    fn smaller_recipes_cost_more_and_the_plan_that_is_a_recipe_stands_on_it() {
         let checkpoint = demo();
         let options = options(&checkpoint, Target::Gguf);
         let weight = sensitivity::weight::weight_error(
@@ -208,10 +208,13 @@ mod tests {
         .expect("measures");
         let metric = sensitivity::metric("weight").expect("known");
         let plan = &options.iter().find(|option| option.recipe == Recipe::Q4KM).expect("offered").resolved;
-        let curve = frontier(&options, &checkpoint, &weight, metric, Some(plan), &[]).expect("measured");
-        let error = |name: &str| curve.points.iter().find(|point| point.format == name).expect("a point").error;
-        assert!(error("Q2_K") > error("Q4_K_M") && error("Q4_K_M") > error("Q8_0"));
-        assert_eq!(curve.chosen.as_deref(), Some("Q4_K_M"));
-        assert!(curve.points.iter().all(|point| point.format != PLAN));
+        let plot = shape(&options, &checkpoint, &weight, metric, Some(plan), &[]).expect("measured");
+        let spot = |name: &str| plot.spots.iter().find(|spot| spot.name == name).expect("a point");
+        assert!(spot("Q2_K").damage > spot("Q4_K_M").damage && spot("Q4_K_M").damage > spot("Q8_0").damage);
+        let own = spot("plan: Q4_K_M");
+        assert_eq!((own.kind, own.size_bytes), (Kind::Plan, spot("Q4_K_M").size_bytes));
+        assert_eq!(recipe_of(spot("Q4_K_M")), Some(Recipe::Q4KM));
+        assert_eq!(recipe_of(own), None);
+        assert_eq!(plot.axis, "weight error sum, predicted");
     }
 }

@@ -10,6 +10,7 @@ use eframe::egui::{
 
 use super::common::{self, Grid, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
 use crate::app::context::Cx;
+use crate::app::plots::axis::minus;
 use crate::app::plots::curve::{Curve, CurvePoint, curve_ui};
 use crate::app::plots::heat_map::{Cell, Edge, HeatMap, Slot, heat_map_ui, height_for};
 use crate::app::theme::{Type, UiTokens as _, space};
@@ -38,8 +39,18 @@ pub struct Memory {
     grid: Grid,
     map: Option<HeatMap>,
     ranked: Vec<Ranked>,
+    agreement: Agreement,
     curve: Option<CurveKey>,
     curve_data: Option<Curve>,
+}
+
+/// Whether both metrics put the tensors in the same order, and what that was made of.
+#[derive(Default)]
+struct Agreement {
+    tables: [Option<Arc<SensitivityTable>>; 2],
+    format: String,
+    /// Spearman's coefficient and the number of tensors.
+    found: Option<(f64, usize)>,
 }
 
 /// What a curve was made of.
@@ -71,6 +82,7 @@ impl Default for Memory {
             grid: Grid::default(),
             map: None,
             ranked: Vec::new(),
+            agreement: Agreement::default(),
             curve: None,
             curve_data: None,
         }
@@ -222,6 +234,14 @@ fn map_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &Memory, me
         if done < all {
             caption_ui(ui, format!("{done} of {all} tensors measured in {}", memory.format));
         }
+        if let Some((rho, count)) = memory.agreement.found {
+            let text = format!(
+                "Rank agreement of weight error and KLD in {}: Spearman's ρ {} over {count} tensors",
+                memory.format,
+                minus(&format!("{rho:.2}"))
+            );
+            caption_ui(ui, text).on_hover_text("1 is the same order, 0 no relation, −1 the opposite order");
+        }
         if metric.id == "kld"
             && let Some(total) = document.predicted_damage("kld")
         {
@@ -326,6 +346,7 @@ impl Memory {
         {
             self.format = first.clone();
         }
+        self.agreement.update(["weight", "kld"].map(|id| document.sensitivity.get(id)), &self.format);
         let is_current = !is_other && common::is_same(self.table.as_ref(), table) && self.shaped_format == self.format;
         if is_current {
             return;
@@ -350,6 +371,32 @@ impl Memory {
         let target = document.plan().target();
         self.curve_data = curve(table, metric, name, chosen, |format| target.allows(format));
     }
+}
+
+impl Agreement {
+    fn update(&mut self, tables: [Option<&Arc<SensitivityTable>>; 2], format: &str) {
+        let are_same = self.tables.iter().zip(&tables).all(|(then, now)| common::is_same(then.as_ref(), *now));
+        if are_same && self.format == format {
+            return;
+        }
+        self.tables = tables.map(Option::<&_>::cloned);
+        format.clone_into(&mut self.format);
+        let [weight, kld] = &self.tables;
+        self.found = weight.as_ref().zip(kld.as_ref()).and_then(|(weight, kld)| agreement(weight, kld, format));
+    }
+}
+
+/// Spearman's coefficient over the tensors that both tables have a value for, and their number.
+fn agreement(one: &SensitivityTable, other: &SensitivityTable, format: &str) -> Option<(f64, usize)> {
+    let (own, column) = (one.column(format)?, other.column(format)?);
+    let others: std::collections::HashMap<&str, f64> =
+        other.rows.iter().filter_map(|row| Some((row.name.as_str(), row.cells.get(column)?.as_ref()?.value))).collect();
+    let (ours, theirs): (Vec<f64>, Vec<f64>) = one
+        .rows
+        .iter()
+        .filter_map(|row| Some((row.cells.get(own)?.as_ref()?.value, *others.get(row.name.as_str())?)))
+        .unzip();
+    Some((sensitivity::ranks::spearman(&ours, &theirs)?, ours.len()))
 }
 
 /// Twice the median standard error of what is measured: smaller values may be noise.
@@ -477,6 +524,41 @@ mod tests {
                 row("b", vec![value(2e-4, Some(2e-5)), None]),
             ],
         }
+    }
+
+    #[test]
+    fn agreement_is_of_tensors_that_both_tables_hold() {
+        let table = |metric: &'static Metric, values: &[(&str, Option<f64>)]| {
+            let rows = values.iter().map(|(name, value)| sensitivity::SensitivityRow {
+                name: (*name).to_owned(),
+                role: Role::Q,
+                layer: Some(0),
+                weight_count: 1,
+                cells: vec![value.map(|value| sensitivity::SensitivityValue {
+                    value,
+                    stderr: None,
+                    bits_per_weight: 4.5,
+                    bytes: 1,
+                    fell_back_to: None,
+                    weight_error: None,
+                })],
+            });
+            SensitivityTable {
+                version: SensitivityTable::VERSION,
+                checkpoint: String::new(),
+                metric: metric.id.to_owned(),
+                unit: metric.unit.to_owned(),
+                label: metric.label,
+                formats: vec!["q4_k".to_owned()],
+                rows: rows.collect(),
+            }
+        };
+        let metrics = sensitivity::metrics();
+        let one = table(metrics[0], &[("a", Some(1.0)), ("b", Some(2.0)), ("c", Some(3.0)), ("d", Some(0.0))]);
+        // In another order, and without d.
+        let other = table(metrics[1], &[("c", Some(9.0)), ("a", Some(4.0)), ("b", Some(5.0)), ("d", None)]);
+        assert_eq!(agreement(&one, &other, "q4_k"), Some((1.0, 3)));
+        assert_eq!(agreement(&one, &other, "q8_0"), None);
     }
 
     #[test]

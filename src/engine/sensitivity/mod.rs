@@ -4,6 +4,7 @@
 //! function that fills a [`SensitivityTable`] row by row, so that the picture grows while it works.
 
 pub mod kld;
+pub mod ranks;
 pub mod weight;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
