@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use eframe::egui::{Button, Grid, Label, ScrollArea, Ui, vec2};
+use eframe::egui::{Button, Label, ScrollArea, Ui, vec2};
 
 use super::common::{self, action_button_ui, candidate_index, caption_ui, no_document_ui};
 use crate::app::context::Cx;
@@ -161,34 +161,31 @@ fn next_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
     card_ui(ui, |ui| {
         section_ui(ui, "What to do next");
         let has_run = !document.runs.is_empty();
-        Grid::new("next").num_columns(2).spacing(vec2(space::M, space::S)).show(ui, |ui| {
-            if secondary_button_ui(ui, "Decide what to compress", true).clicked() {
-                cx.act(Action::ShowPlan);
+        ui.spacing_mut().item_spacing.y = space::XS;
+        if secondary_button_ui(ui, "Decide what to compress", true).clicked() {
+            cx.act(Action::ShowPlan);
+        }
+        caption_ui(ui, "Choose a recipe, protect layers, see the size at once");
+        ui.add_space(space::XS);
+        if document.sensitivity.contains_key("kld") {
+            if secondary_button_ui(ui, "Look at the sensitivity", true).clicked() {
+                cx.act(Action::ShowSensitivity);
             }
-            ui.label("Choose a recipe, protect layers, see the size at once");
-            ui.end_row();
-            let measured = document.sensitivity.contains_key("kld");
-            if measured {
-                if secondary_button_ui(ui, "Look at the sensitivity", true).clicked() {
-                    cx.act(Action::ShowSensitivity);
-                }
-                ui.label("Which tensors mind being compressed");
-            } else {
-                action_button_ui(ui, cx, Action::MeasureKld, false);
-                ui.label("Which tensors matter, one changed at a time");
+            caption_ui(ui, "Which tensors mind being compressed");
+        } else {
+            action_button_ui(ui, cx, Action::MeasureKld, false);
+            caption_ui(ui, "Which tensors matter, one changed at a time");
+        }
+        ui.add_space(space::XS);
+        if has_run {
+            if primary_button_ui(ui, "Compare candidates", true).clicked() {
+                cx.act(Action::ShowCompare);
             }
-            ui.end_row();
-            if has_run {
-                if primary_button_ui(ui, "Compare candidates", true).clicked() {
-                    cx.act(Action::ShowCompare);
-                }
-                ui.label("What the smaller model gains and loses");
-            } else {
-                action_button_ui(ui, cx, Action::RunPlan, true);
-                ui.label("Write the smaller model and see what it cost");
-            }
-            ui.end_row();
-        });
+            caption_ui(ui, "What the smaller model gains and loses");
+        } else {
+            action_button_ui(ui, cx, Action::RunPlan, true);
+            caption_ui(ui, "Write the smaller model and see what it cost");
+        }
     });
 }
 

@@ -308,7 +308,9 @@ fn bulk_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, bulk: &mut Bulk) {
         if secondary_button_ui(ui, "Select them", !tensors.is_empty()).clicked() {
             cx.send(Command::SelectSet(tensors));
         }
-        action_button_ui(ui, cx, Action::ClearChoices, false);
+        if !cx.state().selection.tensors.is_empty() {
+            action_button_ui(ui, cx, Action::ClearChoices, false);
+        }
     });
 }
 

@@ -175,13 +175,8 @@ fn frontier(
         stderr: Some(*stderr),
         is_legal: true,
     }));
-    let unit = if metric.unit.is_empty() { String::new() } else { format!(", {}", metric.unit) };
-    Some(Curve {
-        name: "the whole model".to_owned(),
-        metric: format!("sum of {}{unit}, predicted", metric.title),
-        points,
-        chosen,
-    })
+    let name = if metric.id == "kld" { "KLD sum, nats" } else { "weight error sum" };
+    Some(Curve { name: "the whole model".to_owned(), metric: format!("{name}, predicted"), points, chosen })
 }
 
 /// The plan's damage in words for its card: `0.0181 nats`.

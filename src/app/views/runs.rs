@@ -54,12 +54,12 @@ pub fn runs_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
 fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memory) {
     let is_editing = !cx.is_presenting();
     ui.push_id("runs table", |ui| {
-        let figure = |width: f32| Column::initial(width).at_least(60.0).resizable(true).clip(true);
+        let figure = |width: f32| Column::initial(width).at_least(60.0).clip(true);
         let mut table = TableBuilder::new(ui)
             .striped(false)
             .auto_shrink(false)
             .cell_layout(Layout::left_to_right(Align::Center))
-            .column(Column::initial(168.0).at_least(110.0).resizable(true).clip(true))
+            .column(Column::initial(168.0).at_least(110.0).clip(true))
             .column(figure(84.0))
             .column(figure(150.0))
             .column(figure(104.0))

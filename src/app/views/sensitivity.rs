@@ -412,10 +412,14 @@ fn curve(
     allows: impl Fn(&str) -> bool,
 ) -> Option<Curve> {
     let row = table.row(tensor)?;
+    // Plain floats hardly err: beside them the rest would be one dot.
+    let is_coarse = |id: &str| format::find(id).is_some_and(|format| !format.dtype().is_plain());
+    let has_coarse = table.formats.iter().any(|id| is_coarse(id) && allows(id));
     let points: Vec<CurvePoint> = table
         .formats
         .iter()
         .zip(&row.cells)
+        .filter(|(id, _)| !has_coarse || is_coarse(id))
         .filter_map(|(format, cell)| {
             let cell = cell.as_ref()?;
             Some(CurvePoint {
