@@ -67,7 +67,10 @@ impl LapidaryApp {
 
     fn keys(&mut self, ctx: &egui::Context) {
         let typing = ctx.egui_wants_keyboard_input();
-        for action in Action::ALL {
+        // A pattern without Shift also matches with it, so those with Shift come first.
+        let has_shift = |action: &Action| action.shortcut().is_some_and(|shortcut| shortcut.shift);
+        let (with_shift, without): (Vec<_>, Vec<_>) = Action::ALL.into_iter().partition(has_shift);
+        for action in with_shift.into_iter().chain(without) {
             let Some(shortcut) = action.shortcut() else { continue };
             let Some(key) = egui::Key::from_name(shortcut.key) else { continue };
             // A bare key belongs to the text field that has the focus.

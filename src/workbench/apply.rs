@@ -192,7 +192,10 @@ impl Workbench {
                 if let Some(document) = &self.state.document {
                     let tensors = document.checkpoint.tensors.iter().enumerate();
                     let linears = tensors.filter(|(_, tensor)| tensor.role.is_layer_linear()).map(|(index, _)| index);
-                    self.state.selection = Selection { tensors: linears.collect(), focus: self.state.selection.focus };
+                    let tensors: std::collections::BTreeSet<usize> = linears.collect();
+                    // The inspector shows the focus, so there is one.
+                    let focus = self.state.selection.focus.filter(|focus| tensors.contains(focus)).or(tensors.first().copied());
+                    self.state.selection = Selection { tensors, focus };
                 }
             }
             Action::ClearSelection => self.state.selection = Selection::default(),

@@ -169,7 +169,8 @@ fn keys(ui: &Ui, cx: &mut Cx<'_>, lines: &[Line]) {
     let mut step = 0isize;
     let mut extend = false;
     ui.input_mut(|input| {
-        for (modifiers, extends) in [(Modifiers::NONE, false), (Modifiers::SHIFT, true)] {
+        // Shift first: a pattern without it also matches with it.
+        for (modifiers, extends) in [(Modifiers::SHIFT, true), (Modifiers::NONE, false)] {
             if input.consume_key(modifiers, Key::ArrowDown) {
                 step = 1;
                 extend = extends;
