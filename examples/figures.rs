@@ -7,7 +7,6 @@
 //! Absolute times drift with whatever else the machine does; the load is printed beside them.
 
 #[path = "../tests/common/synthetic.rs"]
-#[allow(dead_code, reason = "shared with tests, which use more of it")]
 mod synthetic;
 
 use std::path::Path;

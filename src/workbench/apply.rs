@@ -194,7 +194,8 @@ impl Workbench {
                     let linears = tensors.filter(|(_, tensor)| tensor.role.is_layer_linear()).map(|(index, _)| index);
                     let tensors: std::collections::BTreeSet<usize> = linears.collect();
                     // The inspector shows the focus, so there is one.
-                    let focus = self.state.selection.focus.filter(|focus| tensors.contains(focus)).or(tensors.first().copied());
+                    let focus =
+                        self.state.selection.focus.filter(|focus| tensors.contains(focus)).or(tensors.first().copied());
                     self.state.selection = Selection { tensors, focus };
                 }
             }
