@@ -1,4 +1,5 @@
-//! Writes the README's pictures: `cargo run --release --example screenshots [-- FOLDER]`.
+//! Writes the README's pictures: `cargo run --release --example screenshots [-- FOLDER [--quick]]`.
+//! `--quick` measures on an eighth of the text and a fifth of the tasks, to look at the layout only.
 //!
 //! The real window, drawn without a display by whatever Vulkan driver there is (Debian's software
 //! one: `mesa-vulkan-drivers`), on the bundled demo: three recipes are run and evaluated on all
@@ -34,6 +35,7 @@ mod window {
     type Window = Harness<'static, LapidaryApp>;
 
     pub fn main() {
+        let is_quick = std::env::args_os().any(|argument| argument == "--quick");
         let target = std::env::args_os()
             .nth(1)
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("screenshots"), PathBuf::from);
@@ -47,7 +49,16 @@ mod window {
             });
         wait(&mut window, "opening");
         send(&mut window, Command::SetTheme(ThemeChoice::Dark));
-        send(&mut window, Command::MeasureKld { formats: vec!["q4_k", "q3_k", "q2_k"], tokens: 8192 });
+        if is_quick {
+            let demo = &window.state().bench().state().document.as_ref().expect("the demo is open").checkpoint.path;
+            let tasks = std::fs::read_to_string(demo.join("tasks.jsonl")).expect("the demo's tasks");
+            let few: String = tasks.lines().step_by(5).map(|line| format!("{line}\n")).collect();
+            let path = folder.path().join("few.jsonl");
+            std::fs::write(&path, few).expect("fewer tasks");
+            send(&mut window, Command::LoadTasks(path));
+        }
+        let tokens = if is_quick { 1024 } else { 8192 };
+        send(&mut window, Command::MeasureKld { formats: vec!["q4_k", "q3_k", "q2_k"], tokens });
         wait(&mut window, "sensitivity");
         for name in ["Q4_K_M", "Q3_K_M", "Q2_K"] {
             send(&mut window, Command::SetRecipe(Recipe::find(name)));

@@ -66,7 +66,8 @@ impl LapidaryApp {
     }
 
     fn keys(&mut self, ctx: &egui::Context) {
-        let typing = ctx.egui_wants_keyboard_input();
+        // What is open above the window takes Escape and its own keys.
+        let typing = ctx.egui_wants_keyboard_input() || ctx.memory(|memory| memory.top_modal_layer().is_some());
         // A pattern without Shift also matches with it, so those with Shift come first.
         let has_shift = |action: &Action| action.shortcut().is_some_and(|shortcut| shortcut.shift);
         let (with_shift, without): (Vec<_>, Vec<_>) = Action::ALL.into_iter().partition(has_shift);

@@ -150,9 +150,9 @@ impl Window {
     pub fn choose(&mut self, combo: &str, entry: &str) {
         self.node(Role::ComboBox, combo).click();
         self.harness.run();
-        // The list is painted last, above everything.
+        // The list is painted last, above everything; the entry may have to be scrolled to.
         let found: Vec<_> = self.harness.query_all_by_role_and_label(Role::Button, entry).collect();
-        found.last().unwrap_or_else(|| panic!("{combo} offers {entry}")).click();
+        found.last().unwrap_or_else(|| panic!("{combo} offers {entry}")).click_accesskit();
         drop(found);
         self.harness.run();
     }

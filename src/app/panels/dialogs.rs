@@ -246,6 +246,7 @@ fn typed_ui(ui: &mut Ui, memory: &mut Memory) {
         let field = ui.add(
             TextEdit::singleline(&mut typed.text).hint_text("Path of a file or folder").desired_width(f32::INFINITY),
         );
+        let field = field.accessible_name("Path of a file or folder");
         if std::mem::take(&mut typed.needs_focus) {
             field.request_focus();
         }

@@ -303,12 +303,12 @@ fn ranked_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory, metric: &Metric) {
         section_ui(ui, &format!("Most sensitive in {}", memory.format));
         let width = ui.available_width();
         let figures = 72.0;
+        let cell = vec2(figures, space::ROW_COMPACT);
         Rows::new("ranked").num_columns(3).spacing(vec2(space::S, space::XS)).show(ui, |ui| {
             head_ui(ui, "tensor", false);
-            ui.allocate_ui(vec2(figures, space::ROW_COMPACT), |ui| {
-                head_ui(ui, if metric.id == "kld" { "KLD" } else { "error" }, true)
-            });
-            head_ui(ui, if metric.id == "kld" { "±" } else { "" }, true);
+            ui.allocate_ui(cell, |ui| head_ui(ui, if metric.id == "kld" { "KLD" } else { "error" }, true));
+            // Cells of a fixed width: a figure that takes what is left would widen the grid frame by frame.
+            ui.allocate_ui(cell, |ui| head_ui(ui, if metric.id == "kld" { "±" } else { "" }, true));
             ui.end_row();
             for line in &memory.ranked {
                 let is_selected = cx.state().selection.tensors.contains(&line.tensor);
@@ -319,10 +319,10 @@ fn ranked_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory, metric: &Metric) {
                         cx.send(Command::Select { tensor: line.tensor, mode });
                     }
                 });
-                figure_ui(ui, units::significant(line.value));
+                ui.allocate_ui(cell, |ui| figure_ui(ui, units::significant(line.value)));
                 let weak = ui.tokens().weak;
                 let error = line.stderr.map(units::significant).unwrap_or_default();
-                common::right_ui(ui, Type::MonoSmall.text(error).color(weak));
+                ui.allocate_ui(cell, |ui| common::right_ui(ui, Type::MonoSmall.text(error).color(weak)));
                 ui.end_row();
             }
         });
