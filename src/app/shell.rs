@@ -153,6 +153,12 @@ impl LapidaryApp {
         for command in std::mem::take(&mut self.commands) {
             match command {
                 Command::Act(Action::Palette) => self.memory.palette.toggle(),
+                // What is on screen changes, also where the theme has been the system's so far.
+                Command::Act(Action::ToggleTheme) => {
+                    let is_dark = ctx.theme() == egui::Theme::Dark;
+                    let next = if is_dark { ThemeChoice::Light } else { ThemeChoice::Dark };
+                    self.bench.apply(Command::SetTheme(next));
+                }
                 Command::Act(action) if dialogs::is_dialog(action) => match self.bench.unavailable(action) {
                     None => self.memory.dialogs.ask(action, &self.bench),
                     Some(_) => self.bench.apply(action),

@@ -14,7 +14,7 @@ use crate::app::widgets::{
 use crate::engine::profile::TensorProfile;
 use crate::engine::sensitivity::metric;
 use crate::engine::{plan::Why, units};
-use crate::workbench::{Action, Command, Document, Run};
+use crate::workbench::{Action, Command, Document};
 
 /// What the inspector remembers.
 #[derive(Default)]
@@ -156,10 +156,10 @@ fn choice_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, focus: usize, ch
 }
 
 /// The candidate's profile of the same tensor, to lay over the original's.
-fn candidate_profile<'d>(document: &'d Document, name: &str) -> Option<(&'d TensorProfile, &'d Run, usize)> {
+fn candidate_profile<'d>(document: &'d Document, name: &str) -> Option<(&'d TensorProfile, usize)> {
     let run = document.focused()?;
     let index = document.runs.iter().position(|known| known.id == run.id)?;
-    Some((run.profiles.get(name)?, run, index))
+    Some((run.profiles.get(name)?, index))
 }
 
 /// The bins of a profile as plots take them.
@@ -175,18 +175,12 @@ fn profile_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, profile: &Tenso
     let histogram = Histogram {
         name: &profile.name,
         original: bins(profile),
-        candidate: overlay.map(|(profile, _, index)| (bins(profile), index)),
+        candidate: overlay.map(|(profile, index)| (bins(profile), index)),
         mean: profile.mean,
         sigma: profile.std,
         is_log: cx.memory.inspector.scale == 0,
     };
     histogram_ui(ui, &histogram, 150.0);
-    if let Some((_, run, index)) = overlay {
-        ui.horizontal(|ui| {
-            ui.label(Type::Small.text("original").color(ui.tokens().baseline));
-            ui.label(Type::Small.text(&run.name).color(ui.tokens().candidate(index)));
-        });
-    }
     let percent = |share: f64| format!("{:.3}", share * 100.0);
     let mut lines = vec![
         KeyValue::new("mean", units::significant(profile.mean), ""),
