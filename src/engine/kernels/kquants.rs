@@ -2,7 +2,7 @@
 //!
 //! Layouts and searches are ggml's reference functions (`ggml-quants.c`, MIT), byte for byte as built
 //! with `-ffp-contract=off`. Each block has sub-blocks of 16 or 32 weights with small integer scales
-//! of their own; the searches are in [`super::search`].
+//! of their own; the searches are in `search.rs`.
 
 use half::f16;
 

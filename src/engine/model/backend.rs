@@ -1,7 +1,7 @@
 //! What a decoder needs of a device: a handful of operations on rows of activations.
 //!
-//! One graph per family ([`super::llama`]) is written over this trait, so every backend has the same
-//! hooks and the same batches. [`super::native`] runs our packed kernels; [`super::candle`] composes
+//! One graph per family (`llama.rs`) is written over this trait, so every backend has the same
+//! hooks and the same batches. `native.rs` runs our packed kernels; [`super::candle`] composes
 //! candle's operations, for its devices and for gradients. A test compares them operation by operation.
 
 use crate::engine::checkpoint::Role;

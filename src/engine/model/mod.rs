@@ -1,6 +1,6 @@
 //! Our own config-driven decoder.
 //!
-//! One graph per family ([`llama`]) over a small trait of operations ([`backend`]). [`Batch`] packs
+//! One graph per family (`llama.rs`) over a small trait of operations ([`backend`]). [`Batch`] packs
 //! many sequences into one run: the linears see all tokens at once, attention keeps the sequences
 //! apart. Families and devices are each one file.
 
