@@ -24,7 +24,8 @@ fn picture(name: &str, view: View, theme: ThemeChoice, size: Vec2) {
     window.harness.remove_cursor();
     window.harness.run();
     // The menu's line names the number of threads of this machine.
-    let masked = eframe::egui::Rect::from_min_max(eframe::egui::pos2(size.x - 420.0, 0.0), eframe::egui::pos2(size.x, 28.0));
+    let masked =
+        eframe::egui::Rect::from_min_max(eframe::egui::pos2(size.x - 420.0, 0.0), eframe::egui::pos2(size.x, 28.0));
     window.harness.mask(masked);
     let options = SnapshotOptions::new().threshold(1.0).max_failed_pixels(20);
     window.harness.snapshot_options(name, &options);
