@@ -58,7 +58,7 @@ mod window {
             send(&mut window, Command::LoadTasks(path));
         }
         let tokens = if is_quick { 1024 } else { 8192 };
-        send(&mut window, Command::MeasureKld { formats: vec!["q4_k", "q3_k", "q2_k"], tokens });
+        send(&mut window, Command::MeasureKld { formats: vec!["q6_k", "q4_k", "q3_k", "q2_k"], tokens });
         wait(&mut window, "sensitivity");
         for name in ["Q4_K_M", "Q3_K_M", "Q2_K"] {
             send(&mut window, Command::SetRecipe(Recipe::find(name)));
