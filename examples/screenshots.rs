@@ -58,7 +58,7 @@ mod window {
             send(&mut window, Command::LoadTasks(path));
         }
         let tokens = if is_quick { 1024 } else { 8192 };
-        send(&mut window, Command::MeasureKld { formats: vec!["q4_k", "q3_k", "q2_k"], tokens });
+        send(&mut window, Command::MeasureKld { formats: vec!["q6_k", "q4_k", "q3_k", "q2_k"], tokens });
         wait(&mut window, "sensitivity");
         for name in ["Q4_K_M", "Q3_K_M", "Q2_K"] {
             send(&mut window, Command::SetRecipe(Recipe::find(name)));
@@ -79,7 +79,9 @@ mod window {
         picture(&mut window, View::Overview, &target.join("overview.png"));
         picture(&mut window, View::Weights, &target.join("weights.png"));
         send(&mut window, Command::Show(View::Sensitivity));
-        window.get_by_role_and_label(Role::Tab, "Metric KLD").click();
+        // The view's own choice stands left of the inspector's.
+        let choices = window.query_all_by_role_and_label(Role::Tab, "Metric KLD");
+        choices.min_by(|a, b| a.rect().left().total_cmp(&b.rect().left())).expect("a choice of metric").click();
         window.run_steps(2);
         picture(&mut window, View::Sensitivity, &target.join("sensitivity.png"));
         picture(&mut window, View::Runs, &target.join("runs.png"));

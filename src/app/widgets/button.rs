@@ -12,22 +12,23 @@ pub fn primary_button_ui(ui: &mut Ui, text: &str, is_enabled: bool) -> Response 
         return secondary_button_ui(ui, text, false);
     }
     let tokens = ui.tokens();
-    ui.scope(|ui| {
-        let widgets = &mut ui.visuals_mut().widgets;
-        for (state, fill) in [
-            (&mut widgets.inactive, tokens.accent),
-            (&mut widgets.hovered, tokens.accent_hover),
-            (&mut widgets.active, tokens.accent_hover),
-        ] {
-            state.bg_fill = fill;
-            state.weak_bg_fill = fill;
-            state.bg_stroke = Stroke::new(1.0, fill);
-            state.fg_stroke.color = tokens.on_accent;
-        }
-        let label = Type::Strong.text(text).color(tokens.on_accent);
-        ui.add(Button::new(label).min_size(vec2(0.0, space::ROW)))
-    })
-    .inner
+    // Not in a scope: that would take what is left of a wrapped row instead of going to the next.
+    let before = ui.visuals().widgets.clone();
+    let widgets = &mut ui.visuals_mut().widgets;
+    for (state, fill) in [
+        (&mut widgets.inactive, tokens.accent),
+        (&mut widgets.hovered, tokens.accent_hover),
+        (&mut widgets.active, tokens.accent_hover),
+    ] {
+        state.bg_fill = fill;
+        state.weak_bg_fill = fill;
+        state.bg_stroke = Stroke::new(1.0, fill);
+        state.fg_stroke.color = tokens.on_accent;
+    }
+    let label = Type::Strong.text(text).color(tokens.on_accent);
+    let response = ui.add(Button::new(label).min_size(vec2(0.0, space::ROW)));
+    ui.visuals_mut().widgets = before;
+    response
 }
 
 /// Another thing to do here.
