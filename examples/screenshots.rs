@@ -2,7 +2,7 @@
 //! `--quick` measures on an eighth of the text and a fifth of the tasks, to look at the layout only.
 //!
 //! The real window, drawn without a display by whatever Vulkan driver there is (Debian's software
-//! one: `mesa-vulkan-drivers`), on the bundled demo: three recipes are run and evaluated on all
+//! one: `mesa-vulkan-drivers`), on the bundled demo: two recipes are run and evaluated on all
 //! tasks, sensitivity is measured, and each view is shown once. Takes minutes, since nothing in the
 //! pictures is made up. At the end it tells how long the frames took while the work went on.
 
@@ -58,9 +58,9 @@ mod window {
             send(&mut window, Command::LoadTasks(path));
         }
         let tokens = if is_quick { 1024 } else { 8192 };
-        send(&mut window, Command::MeasureKld { formats: vec!["q6_k", "q4_k", "q3_k", "q2_k"], tokens });
+        send(&mut window, Command::MeasureKld { formats: vec!["q6_k", "q4_k", "q2_k"], tokens });
         wait(&mut window, "sensitivity");
-        for name in ["Q4_K_M", "Q3_K_M", "Q2_K"] {
+        for name in ["Q4_K_M", "Q2_K"] {
             send(&mut window, Command::SetRecipe(Recipe::find(name)));
             send(&mut window, Action::RunPlan);
             wait(&mut window, name);
