@@ -11,7 +11,7 @@ use crate::app::widgets::{empty_ui, primary_button_ui, quiet_button_ui, secondar
 use crate::engine::checkpoint::{Checkpoint, Role};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::sensitivity;
-use crate::workbench::{Action, Document, RunId};
+use crate::workbench::{Action, Command, Document, RunId};
 
 /// What every view shows while nothing is open.
 pub(super) fn no_document_ui(ui: &mut Ui, cx: &mut Cx<'_>, sentence: &str) {
@@ -192,6 +192,23 @@ impl Grid {
     /// What stands over or beside a layer.
     pub fn layer_name(layer: Option<usize>) -> String {
         layer.map_or_else(|| "model".to_owned(), |layer| layer.to_string())
+    }
+}
+
+/// A choice among the runs; the one picked becomes the run that is compared and overlaid.
+pub(super) fn focus_picker_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, name: &str, width: f32) {
+    let selected = document.focused().map_or("none", |run| run.name.as_str());
+    let chosen = combo_ui(ui, name, selected, width, |ui| {
+        let mut chosen = None;
+        for run in &document.runs {
+            if ui.selectable_label(document.focused_run == Some(run.id), &run.name).clicked() {
+                chosen = Some(run.id);
+            }
+        }
+        chosen
+    });
+    if let Some(run) = chosen {
+        cx.send(Command::FocusRun(Some(run)));
     }
 }
 

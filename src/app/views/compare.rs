@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use eframe::egui::{Grid, Label, ScrollArea, Sense, Ui, vec2};
 
-use super::common::{action_button_ui, candidate_index, caption_ui, combo_ui, head_ui, no_document_ui};
+use super::common::{action_button_ui, candidate_index, caption_ui, focus_picker_ui, head_ui, no_document_ui};
 use super::compare_data::{self, Model};
 use crate::app::context::Cx;
 use crate::app::plots::distribution::{Distribution, distribution_ui};
@@ -90,19 +90,7 @@ pub fn compare_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
 fn picker_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
     ui.horizontal_wrapped(|ui| {
         caption_ui(ui, "Candidate");
-        let selected = document.focused().map_or("none", |run| run.name.as_str());
-        let chosen = combo_ui(ui, "Candidate to compare", selected, 180.0, |ui| {
-            let mut chosen = None;
-            for run in &document.runs {
-                if ui.selectable_label(document.focused_run == Some(run.id), &run.name).clicked() {
-                    chosen = Some(run.id);
-                }
-            }
-            chosen
-        });
-        if let Some(run) = chosen {
-            cx.send(Command::FocusRun(Some(run)));
-        }
+        focus_picker_ui(ui, cx, document, "Candidate to compare", 180.0);
         if !cx.is_presenting() && document.runs.iter().any(|run| run.evaluation.is_none() || run.is_stale) {
             action_button_ui(ui, cx, Action::EvaluateCandidates, false);
         }

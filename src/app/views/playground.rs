@@ -4,7 +4,7 @@
 use eframe::egui::text::LayoutJob;
 use eframe::egui::{Color32, DragValue, Label, ScrollArea, Slider, TextEdit, TextFormat, Ui};
 
-use super::common::{action_button_ui, candidate_index, caption_ui, combo_ui, no_document_ui};
+use super::common::{action_button_ui, candidate_index, caption_ui, focus_picker_ui, no_document_ui};
 use crate::app::context::Cx;
 use crate::app::theme::{Tokens, Type, UiTokens as _, space};
 use crate::app::widgets::{card_ui, empty_ui, secondary_button_ui, section_with_ui};
@@ -109,19 +109,7 @@ fn run_picker_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
         return;
     }
     caption_ui(ui, "Beside");
-    let selected = document.focused().map_or("none", |run| run.name.as_str());
-    let chosen = combo_ui(ui, "Candidate to write", selected, 140.0, |ui| {
-        let mut chosen = None;
-        for run in &document.runs {
-            if ui.selectable_label(document.focused_run == Some(run.id), &run.name).clicked() {
-                chosen = Some(run.id);
-            }
-        }
-        chosen
-    });
-    if let Some(run) = chosen {
-        cx.send(Command::FocusRun(Some(run)));
-    }
+    focus_picker_ui(ui, cx, document, "Candidate to write", 140.0);
 }
 
 fn no_candidate_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {

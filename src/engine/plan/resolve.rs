@@ -174,16 +174,7 @@ pub fn difference(before: &ResolvedPlan, after: &ResolvedPlan) -> Vec<Difference
 /// The format in which rows of `row_len` weights can be stored when `id` is asked for: itself, its
 /// fall-back, or f16.
 pub fn fit(id: &'static str, row_len: usize) -> &'static str {
-    let mut current = format::find(id);
-    // No chain of fall-backs is longer than this.
-    for _ in 0..8 {
-        match current {
-            Some(format) if format.fits(row_len) => return format.id(),
-            Some(format) => current = format.fallback().and_then(format::find),
-            None => break,
-        }
-    }
-    "f16"
+    format::find(id).map_or("f16", |format| format::fitting(format, row_len).id())
 }
 
 /// Works a plan out for a checkpoint.
