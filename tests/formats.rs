@@ -1,6 +1,6 @@
 //! Our block formats against ggml's own bytes and values (`tests/oracles/ggml_blocks.py`).
 
-use lapidary::engine::format;
+use lapidary::engine::format::{self, Encoding};
 use safetensors::SafeTensors;
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
@@ -27,7 +27,7 @@ fn encoders_give_ggmls_bytes() {
         let row_bytes = expected.shape()[1];
         for (row, (name, kind)) in rows.iter().enumerate() {
             let mut bytes = vec![0; row_bytes];
-            format.encode_row(&input[row * 512..(row + 1) * 512], &mut bytes);
+            format.encode_rows(&input[row * 512..(row + 1) * 512], &Encoding::plain(512), &mut bytes);
             let theirs = &expected.data()[row * row_bytes..(row + 1) * row_bytes];
             compared += 1;
             if bytes != theirs && kind == "ordinary" {

@@ -1,6 +1,6 @@
 //! bf16: the upper half of an f32: its range with 8 significant bits.
 
-use super::{Dtype, Format};
+use super::{Dtype, Encoding, Format};
 use crate::engine::kernels::float;
 
 /// The bf16 format.
@@ -16,7 +16,7 @@ impl Format for Bf16 {
         Dtype::Bf16
     }
 
-    fn encode_row(&self, source: &[f32], out: &mut [u8]) {
+    fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {
         float::encode_bf16(source, out);
     }
 

@@ -1,6 +1,6 @@
 //! f16: half precision, 11 significant bits; overflows beyond 65,504.
 
-use super::{Dtype, Format};
+use super::{Dtype, Encoding, Format};
 use crate::engine::kernels::float;
 
 /// The f16 format.
@@ -16,7 +16,7 @@ impl Format for F16 {
         Dtype::F16
     }
 
-    fn encode_row(&self, source: &[f32], out: &mut [u8]) {
+    fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {
         float::encode_f16(source, out);
     }
 

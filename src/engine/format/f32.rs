@@ -1,6 +1,6 @@
 //! f32: the value itself.
 
-use super::{Dtype, Format};
+use super::{Dtype, Encoding, Format};
 use crate::engine::kernels::float;
 
 /// The f32 format.
@@ -16,7 +16,7 @@ impl Format for F32 {
         Dtype::F32
     }
 
-    fn encode_row(&self, source: &[f32], out: &mut [u8]) {
+    fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {
         float::encode_f32(source, out);
     }
 

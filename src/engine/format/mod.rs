@@ -24,6 +24,25 @@ pub use dtype::Dtype;
 use super::kernels::float;
 use super::kernels::packed::Layout;
 
+/// What an encoder is told beside the values.
+#[derive(Clone, Copy, Debug)]
+pub struct Encoding<'a> {
+    /// Weights a row.
+    pub row_len: usize,
+    /// Index in its tensor of the first row given.
+    pub first_row: usize,
+    /// How much each of the `row_len` columns matters: the mean square of what it is multiplied
+    /// with. Formats without a weighted search ignore it.
+    pub importance: Option<&'a [f32]>,
+}
+
+impl Encoding<'_> {
+    /// Rows of `row_len` weights, all columns alike.
+    pub fn plain(row_len: usize) -> Self {
+        Self { row_len, first_row: 0, importance: None }
+    }
+}
+
 /// A storage format that rows of weights can be encoded to.
 pub trait Format: Sync + std::fmt::Debug {
     /// The field's name in lower case: `q4_k`.
@@ -42,10 +61,13 @@ pub trait Format: Sync + std::fmt::Debug {
         None
     }
 
-    /// Encodes one row of whole blocks; `out` has exactly [`Dtype::row_bytes`] bytes.
-    fn encode_row(&self, source: &[f32], out: &mut [u8]);
+    /// Encodes one or more whole rows of `how.row_len` weights; `out` has [`Dtype::row_bytes`]
+    /// bytes for each.
+    ///
+    /// Several rows at once let an encoder put one block into each SIMD lane.
+    fn encode_rows(&self, source: &[f32], how: &Encoding<'_>, out: &mut [u8]);
 
-    /// Decodes one row of whole blocks.
+    /// Decodes one or more whole rows.
     fn decode_row(&self, source: &[u8], out: &mut [f32]);
 
     /// Exact bits per weight, scales included.

@@ -1,6 +1,6 @@
 //! q4_1: 32 weights share an f16 scale and an f16 minimum; 4-bit codes.
 
-use super::{Dtype, Format};
+use super::{Dtype, Encoding, Format};
 use crate::engine::kernels::legacy;
 use crate::engine::kernels::packed::Layout;
 
@@ -25,7 +25,7 @@ impl Format for Q41 {
         Some(Layout::Q4_1)
     }
 
-    fn encode_row(&self, source: &[f32], out: &mut [u8]) {
+    fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {
         legacy::encode_q4_1(source, out);
     }
 

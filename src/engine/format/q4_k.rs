@@ -1,6 +1,6 @@
 //! q4_k: 256 weights in 8 runs with 6-bit scales and minimums; 4-bit codes.
 
-use super::{Dtype, Format};
+use super::{Dtype, Encoding, Format};
 use crate::engine::kernels::kquants;
 use crate::engine::kernels::packed::Layout;
 
@@ -25,7 +25,7 @@ impl Format for Q4K {
         Some(Layout::Q4K)
     }
 
-    fn encode_row(&self, source: &[f32], out: &mut [u8]) {
+    fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {
         kquants::encode_q4_k(source, out);
     }
 

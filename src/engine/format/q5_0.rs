@@ -1,6 +1,6 @@
 //! q5_0: 32 weights share an f16 scale; 5-bit codes around zero.
 
-use super::{Dtype, Format};
+use super::{Dtype, Encoding, Format};
 use crate::engine::kernels::legacy;
 use crate::engine::kernels::packed::Layout;
 
@@ -25,7 +25,7 @@ impl Format for Q50 {
         Some(Layout::Q5_0)
     }
 
-    fn encode_row(&self, source: &[f32], out: &mut [u8]) {
+    fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {
         legacy::encode_q5_0(source, out);
     }
 

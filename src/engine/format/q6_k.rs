@@ -1,6 +1,6 @@
 //! q6_k: 256 weights in 16 runs with 8-bit scales under one f16; 6-bit codes.
 
-use super::{Dtype, Format};
+use super::{Dtype, Encoding, Format};
 use crate::engine::kernels::kquants;
 use crate::engine::kernels::packed::Layout;
 
@@ -25,7 +25,7 @@ impl Format for Q6K {
         Some(Layout::Q6K)
     }
 
-    fn encode_row(&self, source: &[f32], out: &mut [u8]) {
+    fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {
         kquants::encode_q6_k(source, out);
     }
 

@@ -1,6 +1,6 @@
 //! q8_0: 32 weights share an f16 scale; codes are signed bytes. Close to lossless.
 
-use super::{Dtype, Format};
+use super::{Dtype, Encoding, Format};
 use crate::engine::kernels::legacy;
 use crate::engine::kernels::packed::Layout;
 
@@ -25,7 +25,7 @@ impl Format for Q80 {
         Some(Layout::Q8_0)
     }
 
-    fn encode_row(&self, source: &[f32], out: &mut [u8]) {
+    fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {
         legacy::encode_q8_0(source, out);
     }
 

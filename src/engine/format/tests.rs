@@ -45,7 +45,7 @@ fn hostile_values_encode_and_decode_without_panic() {
             values[3] = special;
             values[100] = -special;
             let mut bytes = vec![0; format.dtype().row_bytes(256).expect("fits")];
-            format.encode_row(&values, &mut bytes);
+            format.encode_rows(&values, &Encoding::plain(values.len()), &mut bytes);
             let mut back = vec![0.0; 256];
             format.decode_row(&bytes, &mut back);
             let noise: Vec<u8> = (0..bytes.len()).map(|at| (at * 151 + 77) as u8).collect();
@@ -69,7 +69,7 @@ proptest! {
         let most = values.iter().fold(0.0f32, |most, value| most.max(value.abs()));
         for format in all() {
             let mut bytes = vec![0; format.dtype().row_bytes(512).expect("fits")];
-            format.encode_row(&values, &mut bytes);
+            format.encode_rows(&values, &Encoding::plain(values.len()), &mut bytes);
             let mut back = vec![0.0; 512];
             format.decode_row(&bytes, &mut back);
             for (value, decoded) in values.iter().zip(&back) {

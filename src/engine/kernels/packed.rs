@@ -304,7 +304,7 @@ mod tests {
             let format = format::find(id).expect("registered");
             let values = noise(512, 7);
             let mut bytes = vec![0; format.dtype().row_bytes(512).expect("fits")];
-            format.encode_row(&values, &mut bytes);
+            format.encode_rows(&values, &format::Encoding::plain(512), &mut bytes);
             let mut decoded = vec![0.0; 512];
             format.decode_row(&bytes, &mut decoded);
             let mut unpacked = Unpacked::new(512, layout);
@@ -332,7 +332,7 @@ mod tests {
                 let mut decoded = vec![0.0; rows * k];
                 for row in 0..rows {
                     let bytes = &mut weights[row * row_bytes..(row + 1) * row_bytes];
-                    format.encode_row(&noise(k, row as u32 + 1), bytes);
+                    format.encode_rows(&noise(k, row as u32 + 1), &format::Encoding::plain(k), bytes);
                     format.decode_row(bytes, &mut decoded[row * k..(row + 1) * k]);
                 }
                 let x = noise(tokens * k, 99);

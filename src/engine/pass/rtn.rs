@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Dtype};
+use crate::engine::format::{self, Dtype, Encoding};
 
 /// Brings whole rows of `from` bytes to `to` bytes, on every core.
 ///
@@ -37,7 +37,7 @@ pub(super) fn convert(
             |values, (source, out)| {
                 let known = format::decode_row(from, source, values);
                 if known {
-                    format.encode_row(values, out);
+                    format.encode_rows(values, &Encoding::plain(row_len), out);
                 }
                 known
             },

@@ -269,7 +269,11 @@ fn blocks_are_profiled_by_their_decoded_values() {
     let (mut bytes, mut decoded) = (vec![0; rows * row_bytes], vec![0.0; rows * row_len]);
     for row in 0..rows {
         let coded = &mut bytes[row * row_bytes..(row + 1) * row_bytes];
-        format.encode_row(&values[row * row_len..(row + 1) * row_len], coded);
+        format.encode_rows(
+            &values[row * row_len..(row + 1) * row_len],
+            &crate::engine::format::Encoding::plain(row_len),
+            coded,
+        );
         format.decode_row(coded, &mut decoded[row * row_len..(row + 1) * row_len]);
     }
     let checkpoint = write(folder.path(), &[("w", "U8", &[bytes.len()], bytes.clone())]);

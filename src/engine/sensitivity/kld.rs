@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::{Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue};
 use crate::engine::checkpoint::{Checkpoint, Role, TensorInfo};
 use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Dtype, Format};
+use crate::engine::format::{self, Dtype, Encoding, Format};
 use crate::engine::kernels::ops;
 use crate::engine::model::{Batch, LayerInputs, Model, Replacement, Site, StoredMatrix};
 use crate::engine::progress::{Phase, Progress, Unit};
@@ -124,7 +124,7 @@ fn requantized(
     values.par_chunks_exact_mut(cols).for_each_init(
         || vec![0; row_bytes],
         |bytes, row| {
-            format.encode_row(row, bytes);
+            format.encode_rows(row, &Encoding::plain(cols), bytes);
             format.decode_row(bytes, row);
         },
     );

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue};
 use crate::engine::checkpoint::{Checkpoint, TensorInfo};
 use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Format};
+use crate::engine::format::{self, Encoding, Format};
 use crate::engine::progress::{Phase, Progress, Unit};
 
 /// The metric of this file.
@@ -229,7 +229,7 @@ fn span_sums(
             }
             // The slowest formats take a while for one row: look at the flag before each.
             progress.check()?;
-            format.encode_row(row, encoded);
+            format.encode_rows(row, &Encoding::plain(row_len), encoded);
             format.decode_row(encoded, coded);
             sums.add(row, coded);
         }
@@ -305,7 +305,7 @@ mod tests {
         let mut encoded = vec![0; format.dtype().row_bytes(256).expect("whole blocks")];
         let (mut coded, mut noise, mut signal) = (vec![0.0; 256], 0.0, 0.0);
         for row in weights.chunks_exact(256) {
-            format.encode_row(row, &mut encoded);
+            format.encode_rows(row, &Encoding::plain(row.len()), &mut encoded);
             format.decode_row(&encoded, &mut coded);
             for (weight, coded) in row.iter().zip(&coded) {
                 noise += f64::from(weight - coded).powi(2);
