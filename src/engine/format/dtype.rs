@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use super::scheme::{self, BnbScheme, Fp8Scheme, IntScheme};
+
 /// The storage type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "the names are the field's own")]
@@ -52,6 +54,12 @@ pub enum Dtype {
     Nvfp4,
     Q1_0,
     Q2_0,
+    /// Integer codes with shared scales.
+    Int(IntScheme),
+    /// 8-bit floats with shared scales.
+    Fp8(Fp8Scheme),
+    /// bitsandbytes' 4-bit codes.
+    Bnb(BnbScheme),
     /// A ggml type id that this program does not know; its size comes from the file.
     Unknown(u32),
 }
@@ -111,13 +119,22 @@ impl Dtype {
         TABLE.iter().find(|row| row.0 == self).unwrap_or(&UNKNOWN)
     }
 
-    /// Every known type, in the table's order.
+    /// True for types with parameters, whose rows are canonical rows (see [`IntScheme`]) and never
+    /// cut into blocks.
+    pub fn is_scheme(self) -> bool {
+        matches!(self, Self::Int(_) | Self::Fp8(_) | Self::Bnb(_))
+    }
+
+    /// Every type without parameters, in the table's order.
     pub fn all() -> impl Iterator<Item = Self> {
         TABLE.iter().map(|row| row.0)
     }
 
     /// The field's name in lower case: `bf16`, `q4_k`.
     pub fn name(self) -> &'static str {
+        if self.is_scheme() {
+            return super::of_dtype(self).map_or("unknown", super::Format::id);
+        }
         self.row().1
     }
 
@@ -134,32 +151,52 @@ impl Dtype {
         self.row().2
     }
 
-    /// Weights in one block; 1 for plain types.
+    /// Weights in one block, which rows must be multiples of; 1 for plain types and per channel.
     pub fn block_len(self) -> usize {
-        self.row().3
+        match self {
+            // Per channel and per tensor, a row of one weight is a group.
+            Self::Int(scheme) => scheme.group(1),
+            Self::Fp8(_) => 1,
+            Self::Bnb(_) => crate::engine::kernels::bnb::BLOCK,
+            _ => self.row().3,
+        }
     }
 
-    /// Bytes of one block.
+    /// Bytes of one block; of a type with parameters, those of a row of one block.
     pub fn block_bytes(self) -> usize {
+        if self.is_scheme() {
+            return self.row_bytes(self.block_len()).unwrap_or(0);
+        }
         self.row().4
     }
 
-    /// Exact bits per weight, scales included.
+    /// Exact bits per weight, scales included; of a type with parameters, what does not depend on
+    /// the tensor's size ([`super::Format::stored_bytes`] is exact).
     pub fn bits_per_weight(self) -> f64 {
+        match self {
+            Self::Int(scheme) => return scheme::int_bits(scheme),
+            Self::Fp8(_) => return 8.0,
+            Self::Bnb(scheme) => return scheme::bnb_bits(scheme),
+            _ => {}
+        }
         self.block_bytes() as f64 * 8.0 / self.block_len() as f64
     }
 
-    /// Bytes of a row of `len` weights, if whole blocks hold it.
+    /// Bytes of a row of `len` weights as the engine reads it, if whole blocks hold it.
     pub fn row_bytes(self, len: usize) -> Option<usize> {
-        if matches!(self, Self::Unknown(_)) {
-            return None;
+        match self {
+            Self::Unknown(_) => return None,
+            Self::Int(scheme) => return scheme::int_row_bytes(scheme, len),
+            Self::Fp8(scheme) => return len.checked_mul(5).map(|_| scheme.row_bytes(len)),
+            Self::Bnb(scheme) => return scheme.row_bytes(len),
+            _ => {}
         }
         len.is_multiple_of(self.block_len()).then(|| (len / self.block_len()).checked_mul(self.block_bytes())).flatten()
     }
 
     /// True for types that store one weight after another without shared scales.
     pub fn is_plain(self) -> bool {
-        self.block_len() == 1 && !matches!(self, Self::Unknown(_))
+        !self.is_scheme() && self.block_len() == 1 && !matches!(self, Self::Unknown(_))
     }
 
     /// True for plain floating-point types.

@@ -5,9 +5,12 @@
 //! reference vectors.
 
 mod bf16;
+mod bnb;
 mod dtype;
 mod f16;
 mod f32;
+mod fp8;
+mod ints;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -18,10 +21,18 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod scheme;
+mod survey;
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
 
 pub use dtype::Dtype;
+pub use scheme::{BnbScheme, FP8_BLOCK, Fp8Scales, Fp8Scheme, Granularity, IntScheme};
+pub use survey::{Shared, Survey, survey_matrix};
 
 use super::kernels::float;
+use super::kernels::ints::ScaleChoice;
 use super::kernels::packed::Layout;
 
 /// What an encoder is told beside the values.
@@ -34,12 +45,16 @@ pub struct Encoding<'a> {
     /// How much each of the `row_len` columns matters: the mean square of what it is multiplied
     /// with. Formats without a weighted search ignore it.
     pub importance: Option<&'a [f32]>,
+    /// How scales of integer groups are found; other formats have one way of their own.
+    pub scale_choice: ScaleChoice,
+    /// What a survey of the whole tensor found. Without it, the rows given count as all there are.
+    pub shared: Option<&'a Shared>,
 }
 
 impl Encoding<'_> {
     /// Rows of `row_len` weights, all columns alike.
     pub fn plain(row_len: usize) -> Self {
-        Self { row_len, first_row: 0, importance: None }
+        Self { row_len, first_row: 0, importance: None, scale_choice: ScaleChoice::AbsMax, shared: None }
     }
 }
 
@@ -67,10 +82,22 @@ pub trait Format: Sync + std::fmt::Debug {
     /// Several rows at once let an encoder put one block into each SIMD lane.
     fn encode_rows(&self, source: &[f32], how: &Encoding<'_>, out: &mut [u8]);
 
-    /// Decodes one or more whole rows.
+    /// Decodes a whole row; of formats without parameters, one or more.
     fn decode_row(&self, source: &[u8], out: &mut [f32]);
 
-    /// Exact bits per weight, scales included.
+    /// What has to look at all rows before the first is encoded; `None` where each row stands for itself.
+    fn survey(&self, how: &Encoding<'_>) -> Option<Box<dyn Survey>> {
+        let _ = how;
+        None
+    }
+
+    /// Exact bytes of a tensor of `rows` rows of `len` weights in the container that the format is
+    /// made for: what rows share counts once. `None` if such a row does not fill whole blocks.
+    fn stored_bytes(&self, rows: u64, len: usize) -> Option<u64> {
+        rows.checked_mul(self.dtype().row_bytes(len)? as u64)
+    }
+
+    /// Exact bits per weight, scales included; without those that a whole row or tensor shares.
     fn bits_per_weight(&self) -> f64 {
         self.dtype().bits_per_weight()
     }
@@ -81,34 +108,91 @@ pub trait Format: Sync + std::fmt::Debug {
     }
 }
 
-/// Every format, from most bits to fewest.
+/// Formats without parameters, from most bits to fewest.
+const BLOCKS: [&dyn Format; 13] = [
+    &f32::F32,
+    &f16::F16,
+    &bf16::Bf16,
+    &q8_0::Q80,
+    &q6_k::Q6K,
+    &q5_k::Q5K,
+    &q5_1::Q51,
+    &q5_0::Q50,
+    &q4_k::Q4K,
+    &q4_1::Q41,
+    &q4_0::Q40,
+    &q3_k::Q3K,
+    &q2_k::Q2K,
+];
+
+/// The usual ones among the formats with parameters, from most bits to fewest.
+const USUAL: [&str; 13] = [
+    "int8_g128",
+    "int8_channel",
+    "fp8_e4m3_block128",
+    "fp8_e4m3_channel",
+    "fp8_e5m2_channel",
+    "int4_g32",
+    "nf4",
+    "fp4",
+    "int4_g128_asym",
+    "nf4_dq",
+    "int4_g128",
+    "int3_g128_asym",
+    "int2_g64_asym",
+];
+
+/// Every format that is offered: those without parameters, then the usual ones with them, each from
+/// most bits to fewest.
 pub fn all() -> &'static [&'static dyn Format] {
-    const ALL: [&dyn Format; 13] = [
-        &f32::F32,
-        &f16::F16,
-        &bf16::Bf16,
-        &q8_0::Q80,
-        &q6_k::Q6K,
-        &q5_k::Q5K,
-        &q5_1::Q51,
-        &q5_0::Q50,
-        &q4_k::Q4K,
-        &q4_1::Q41,
-        &q4_0::Q40,
-        &q3_k::Q3K,
-        &q2_k::Q2K,
-    ];
-    &ALL
+    static ALL: OnceLock<Vec<&'static dyn Format>> = OnceLock::new();
+    ALL.get_or_init(|| BLOCKS.into_iter().chain(USUAL.iter().filter_map(|id| find(id))).collect())
 }
 
-/// The format called `id`, in any case (`Q4_K` is `q4_k`).
+/// Every format with parameters, by name and by type: built once, about 800.
+#[derive(Debug)]
+struct Schemes {
+    formats: Vec<Box<dyn Format + Send>>,
+    by_id: HashMap<&'static str, usize>,
+    by_dtype: HashMap<Dtype, usize>,
+}
+
+fn schemes() -> &'static Schemes {
+    static SCHEMES: OnceLock<Schemes> = OnceLock::new();
+    SCHEMES.get_or_init(|| {
+        let mut formats: Vec<Box<dyn Format + Send>> = Vec::new();
+        formats.extend(IntScheme::all().map(|scheme| Box::new(ints::Ints::new(scheme)) as Box<dyn Format + Send>));
+        formats.extend(Fp8Scheme::all().map(|scheme| Box::new(fp8::ScaledFp8::new(scheme)) as Box<dyn Format + Send>));
+        formats.extend(BnbScheme::all().map(|scheme| Box::new(bnb::Bnb::new(scheme)) as Box<dyn Format + Send>));
+        let by_id = formats.iter().enumerate().map(|(at, format)| (format.id(), at)).collect();
+        let by_dtype = formats.iter().enumerate().map(|(at, format)| (format.dtype(), at)).collect();
+        Schemes { formats, by_id, by_dtype }
+    })
+}
+
+/// Every format with parameters: all legal widths, groups, symmetries and types of scale.
+///
+/// [`all`] lists the usual ones among them; [`find`] knows each.
+pub fn parameterized() -> impl Iterator<Item = &'static dyn Format> {
+    schemes().formats.iter().map(|format| &**format as &'static dyn Format)
+}
+
+/// The format called `id`, in any case (`Q4_K` is `q4_k`), one of [`all`] or of [`parameterized`].
 pub fn find(id: &str) -> Option<&'static dyn Format> {
-    all().iter().copied().find(|format| format.id().eq_ignore_ascii_case(id))
+    let plain = BLOCKS.iter().copied().find(|format| format.id().eq_ignore_ascii_case(id));
+    plain.or_else(|| {
+        let schemes = schemes();
+        schemes.by_id.get(id.to_ascii_lowercase().as_str()).map(|&at| &*schemes.formats[at] as &'static dyn Format)
+    })
 }
 
 /// The format whose bytes are laid out as `dtype`.
 pub fn of_dtype(dtype: Dtype) -> Option<&'static dyn Format> {
-    all().iter().copied().find(|format| format.dtype() == dtype)
+    if dtype.is_scheme() {
+        let schemes = schemes();
+        return schemes.by_dtype.get(&dtype).map(|&at| &*schemes.formats[at] as &'static dyn Format);
+    }
+    BLOCKS.iter().copied().find(|format| format.dtype() == dtype)
 }
 
 /// True if rows of `dtype` can be decoded to f32.
@@ -134,6 +218,15 @@ pub fn fitting(format: &'static dyn Format, row_len: usize) -> &'static dyn Form
     chosen
 }
 
+/// Decodes rows of `row_len` weights of any decodable type; false if the type has no decoder here.
+pub fn decode_rows(dtype: Dtype, row_len: usize, source: &[u8], out: &mut [f32]) -> bool {
+    let Some(row_bytes) = dtype.row_bytes(row_len) else { return false };
+    if row_len == 0 || row_bytes == 0 {
+        return is_decodable(dtype);
+    }
+    source.chunks_exact(row_bytes).zip(out.chunks_exact_mut(row_len)).all(|(row, out)| decode_row(dtype, row, out))
+}
+
 /// Decodes a row of any decodable type; false if the type has no decoder here.
 pub fn decode_row(dtype: Dtype, source: &[u8], out: &mut [f32]) -> bool {
     match dtype {
@@ -157,5 +250,7 @@ pub fn decode_row(dtype: Dtype, source: &[u8], out: &mut [f32]) -> bool {
     true
 }
 
+#[cfg(test)]
+mod scheme_tests;
 #[cfg(test)]
 mod tests;

@@ -15,6 +15,10 @@ fn bound(id: &str) -> f32 {
         "q5_k" | "q5_1" | "q5_0" => 0.14,
         "q4_k" | "q4_1" | "q4_0" => 0.25,
         "q3_k" => 0.5,
+        "int8_g128" | "int8_channel" => 0.01,
+        "fp8_e4m3_block128" | "fp8_e4m3_channel" => 0.04,
+        "fp8_e5m2_channel" => 0.08,
+        "int4_g32" | "int4_g128" | "int4_g128_asym" | "nf4" | "nf4_dq" | "fp4" => 0.2,
         _ => 1.0,
     }
 }

@@ -6,9 +6,13 @@
 
 pub mod activations;
 pub mod attention;
+pub mod bits;
+pub mod bnb;
 pub mod counts;
 pub mod dense;
 pub mod float;
+pub mod fp8;
+pub mod ints;
 pub mod kquants;
 pub mod legacy;
 pub mod ops;
