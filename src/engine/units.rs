@@ -59,17 +59,25 @@ pub fn significant(value: f64) -> String {
     } else if !value.is_finite() {
         value.to_string()
     } else if !(1e-4..1e6).contains(&magnitude) {
-        format!("{value:.2e}")
+        minus(&format!("{value:.2e}"))
     } else {
         let digits = magnitude.log10().floor() as i32;
         let decimals = (2 - digits).max(0) as usize;
-        format!("{value:.decimals$}")
+        minus(&format!("{value:.decimals$}"))
+    }
+}
+
+/// A figure for people with the typographic minus, which is as wide as a plus.
+pub fn minus(text: &str) -> String {
+    match text.strip_prefix('-') {
+        Some(rest) => format!("−{rest}"),
+        None => text.to_owned(),
     }
 }
 
 /// A fraction as a percentage with one decimal: `0.4213` is `42.1 %`.
 pub fn percent(fraction: f64) -> String {
-    format!("{:.1} %", fraction * 100.0)
+    minus(&format!("{:.1} %", fraction * 100.0))
 }
 
 /// A duration in seconds in words that fit a progress strip: `0.8 s`, `41 s`, `3 min 20 s`, `2 h 5 min`.
@@ -108,6 +116,8 @@ mod tests {
         assert_eq!(significant(1.2345), "1.23");
         assert_eq!(significant(123.45), "123");
         assert_eq!(significant(0.0000123), "1.23e-5");
+        assert_eq!(significant(-0.0181), "−0.0181");
+        assert_eq!(significant(-2.5e-9), "−2.50e-9");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Scales and their ticks: linear and logarithmic, with labels as short as they can be.
 
+use crate::engine::units::minus;
+
 /// From data to `0..=1` and back.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scale {
@@ -207,14 +209,10 @@ pub fn short(value: f64) -> String {
     minus(&format!("{scaled:.decimals$}{suffix}"))
 }
 
-/// The typographic minus, as wide as a plus.
-pub fn minus(text: &str) -> String {
-    text.replacen('-', "−", 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::units::minus;
 
     fn labels(scale: Scale, most: usize) -> Vec<String> {
         scale.ticks(most).into_iter().map(|tick| tick.label).collect()

@@ -227,6 +227,16 @@ pub fn decode_rows(dtype: Dtype, row_len: usize, source: &[u8], out: &mut [f32])
     source.chunks_exact(row_bytes).zip(out.chunks_exact_mut(row_len)).all(|(row, out)| decode_row(dtype, row, out))
 }
 
+/// What rows `format` can hold and what becomes of others, as one sentence.
+pub fn rule(format: &dyn Format) -> String {
+    let block_len = format.dtype().block_len();
+    match (block_len, format.fallback()) {
+        (1, _) => "Rows of any length".to_owned(),
+        (_, Some(next)) => format!("Rows of whole blocks of {block_len} weights; others become {next}"),
+        (_, None) => format!("Rows of whole blocks of {block_len} weights only"),
+    }
+}
+
 /// Decodes a row of any decodable type; false if the type has no decoder here.
 pub fn decode_row(dtype: Dtype, source: &[u8], out: &mut [f32]) -> bool {
     match dtype {
