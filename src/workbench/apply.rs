@@ -394,7 +394,7 @@ impl Workbench {
         let name = name.unwrap_or_else(|| name_of_plan(&plan, document));
         let extension = match plan.target() {
             Target::Gguf => Some("gguf"),
-            Target::HuggingFace => None,
+            _ => None,
         };
         let output = match output {
             Some(output) => output,

@@ -128,6 +128,10 @@ fn target_text(target: Target) -> &'static str {
     match target {
         Target::Gguf => "GGUF for llama.cpp",
         Target::HuggingFace => "Hugging Face folder",
+        Target::CompressedTensors => "compressed-tensors folder",
+        Target::Bitsandbytes => "bitsandbytes folder",
+        Target::Gptq => "GPTQ folder",
+        Target::Awq => "AWQ folder",
     }
 }
 

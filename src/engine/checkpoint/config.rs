@@ -289,11 +289,6 @@ pub(super) fn from_json(
             .fix("its tensors can still be listed and profiled")
             .file(path));
     }
-    if let Some(method) = map.get("quantization_config").and_then(|quantization| quantization.get("quant_method")) {
-        return Err(keys
-            .fault("quantization_config", format!("weights quantized by {method} cannot be run yet"))
-            .fix("start from the model's 16-bit checkpoint"));
-    }
     let activation = keys.text("hidden_act").unwrap_or("silu");
     if !matches!(activation, "silu" | "swish") {
         return Err(keys.fault("hidden_act", format!("activation {activation} is not Llama's silu")));

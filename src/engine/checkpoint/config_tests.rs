@@ -40,6 +40,7 @@ fn tensors(layers: &[LayerShape], hidden: usize, vocab: usize, head_dim: usize) 
                 file: 0,
                 offset: 0,
                 permuted_heads: None,
+                parts: None,
             }
         })
         .collect()

@@ -15,6 +15,9 @@ pub fn hugging_face_config(
     dtype: Dtype,
 ) -> Map<String, Value> {
     let mut map = base.cloned().unwrap_or_default();
+    // The weights are written anew; whoever packs them says so himself.
+    map.remove("quantization_config");
+    map.remove("compression_config");
     let mut set = |key: &str, value: Value| {
         map.insert(key.to_owned(), value);
     };

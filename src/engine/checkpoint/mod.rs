@@ -18,10 +18,16 @@ mod hf_export;
 mod imatrix;
 mod open;
 mod output;
+mod packed;
+mod packed_bnb;
+mod packed_ct;
+mod packed_gptq;
+mod packed_rows;
 mod read;
 mod role;
 mod safetensors;
 mod safetensors_write;
+mod survey;
 
 use std::path::{Path, PathBuf};
 
@@ -72,6 +78,8 @@ pub struct TensorInfo {
     pub(crate) offset: u64,
     /// GGUF's q and k rows are interleaved per head; this is the number of heads to put back.
     pub(crate) permuted_heads: Option<usize>,
+    /// Where the parts of a packed weight lie; its rows are put together from them.
+    pub(crate) parts: Option<std::sync::Arc<packed::Parts>>,
 }
 
 impl TensorInfo {

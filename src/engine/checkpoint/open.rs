@@ -9,7 +9,7 @@ use super::files::{self, DataFile};
 use super::gguf_config::LlamaKeys;
 use super::gguf_value::{GgufValue, lookup};
 use super::role::Role;
-use super::{Checkpoint, Container, ModelConfig, TensorInfo, config, gguf, gguf_config, safetensors};
+use super::{Checkpoint, Container, ModelConfig, TensorInfo, config, gguf, gguf_config, packed, safetensors};
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::format::Dtype;
 use crate::engine::target::{gguf_names, llama_layout};
@@ -147,6 +147,7 @@ fn safetensors_tensor(entry: safetensors::Entry, file: usize) -> TensorInfo {
         file,
         offset: entry.offset,
         permuted_heads: None,
+        parts: None,
     }
 }
 
@@ -264,6 +265,20 @@ fn finish_safetensors(
     if let Some(map) = &source.config {
         let text = serde_json::to_vec(map).unwrap_or_default();
         hash_part(&mut hasher, &text, text.len() as u64);
+        let quantization = map.get("quantization_config").or_else(|| map.get("compression_config"));
+        if let Some(quantization) = quantization.and_then(Value::as_object) {
+            match packed::assemble(&tensors, quantization, &source.data) {
+                Ok(assembled) => {
+                    tensors = assembled.tensors;
+                    warnings.extend(assembled.warnings);
+                }
+                // The parts stay listed; the network cannot be put together.
+                Err(Error::Fault(fault)) => config_fault = Some(fault.file(&config_path)),
+                Err(other) => return Err(other),
+            }
+        }
+    }
+    if let Some(map) = source.config.as_ref().filter(|_| config_fault.is_none()) {
         match config::from_json(map, source.generation.as_ref(), &config_path, &tensors) {
             Ok(parsed) => model_config = Some(parsed),
             Err(fault) => config_fault = Some(fault),
@@ -315,6 +330,7 @@ fn open_gguf(path: &Path) -> Result<Checkpoint> {
                 file: 0,
                 offset: entry.offset,
                 permuted_heads: None,
+                parts: None,
             }
         })
         .collect();

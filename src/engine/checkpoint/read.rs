@@ -26,6 +26,9 @@ impl Checkpoint {
         if rows.start > rows.end || rows.end > row_count {
             return Err(self.tensor_fault(tensor, format!("rows {rows:?} of {row_count} were asked for")));
         }
+        if let Some(parts) = &tensor.parts {
+            return self.read_packed(tensor, parts, rows, out);
+        }
         let row_bytes = match tensor.dtype.row_bytes(tensor.row_len()) {
             Some(bytes) => bytes,
             None if rows == (0..row_count) => {

@@ -105,8 +105,6 @@ pub trait Format: Sync + std::fmt::Debug {
         rows.checked_mul(self.dtype().row_bytes(len)? as u64)
     }
 
-    /// Exact bits per weight, scales included; without those that a whole row or tensor shares.
-
     /// Adds up how far the format moves whole rows, as [`Format::encode_rows`] and
     /// [`Format::decode_row`] would; the rows must fill blocks.
     ///
@@ -117,11 +115,13 @@ pub trait Format: Sync + std::fmt::Debug {
         buffers.encoded.resize(source.len() / how.row_len.max(1) * row_bytes, 0);
         buffers.coded.resize(source.len(), 0.0);
         self.encode_rows(source, how, &mut buffers.encoded);
-        self.decode_row(&buffers.encoded, &mut buffers.coded);
+        let rows =
+            buffers.encoded.chunks_exact(row_bytes.max(1)).zip(buffers.coded.chunks_exact_mut(how.row_len.max(1)));
+        rows.for_each(|(row, coded)| self.decode_row(row, coded));
         errors.add(source, &buffers.coded);
     }
 
-    /// Exact bits per weight, scales included.
+    /// Exact bits per weight, scales included; without those that a whole row or tensor shares.
     fn bits_per_weight(&self) -> f64 {
         self.dtype().bits_per_weight()
     }
@@ -229,7 +229,18 @@ pub fn heeds_importance(dtype: Dtype) -> bool {
     use Dtype as D;
     matches!(
         dtype,
-        D::Q4_0 | D::Q4_1 | D::Q5_0 | D::Q5_1 | D::Q2K | D::Q3K | D::Q4K | D::Q5K | D::Q6K | D::Iq4Nl | D::Iq4Xs
+        D::Int(_)
+            | D::Q4_0
+            | D::Q4_1
+            | D::Q5_0
+            | D::Q5_1
+            | D::Q2K
+            | D::Q3K
+            | D::Q4K
+            | D::Q5K
+            | D::Q6K
+            | D::Iq4Nl
+            | D::Iq4Xs
     )
 }
 

@@ -75,7 +75,7 @@ fn scans_see_the_errors_of_the_encoded_rows() {
         let mut bytes = vec![0; 6 * format.dtype().row_bytes(768).expect("fits")];
         let mut coded = vec![0.0; weights.len()];
         format.encode_rows(&weights, &how, &mut bytes);
-        format.decode_row(&bytes, &mut coded);
+        decode_rows(format.dtype(), 768, &bytes, &mut coded);
         let (mut exact, mut scanned) = (Errors::default(), Errors::default());
         exact.add_exactly(&weights, &coded);
         format.scan(&weights, &how, &mut ScanBuffers::default(), &mut scanned);

@@ -72,7 +72,7 @@ impl Backend for Candle {
 
     fn matrix(&self, stored: StoredMatrix) -> Result<Tensor> {
         let mut values = vec![0.0; stored.rows * stored.cols];
-        if !format::decode_row(stored.dtype, &stored.bytes, &mut values) {
+        if !format::decode_rows(stored.dtype, stored.cols, &stored.bytes, &mut values) {
             return Err(Fault::new(Stage::Model, format!("no decoder for {}", stored.dtype))
                 .fix("open a checkpoint in another format")
                 .into());

@@ -98,7 +98,7 @@ impl Backend for Native {
             (_, Some(layout)) => Weights::Packed(layout, bytes),
             _ => {
                 let mut values = vec![0.0; rows * cols];
-                if !format::decode_row(dtype, &bytes, &mut values) {
+                if !format::decode_rows(dtype, cols, &bytes, &mut values) {
                     return Err(Fault::new(Stage::Model, format!("no decoder for {dtype}"))
                         .fix("open a checkpoint in another format")
                         .into());

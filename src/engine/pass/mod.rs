@@ -6,6 +6,7 @@
 //! is written the output is a hidden file beside its place; an error or a cancel leaves nothing.
 
 mod copy;
+mod folder;
 mod rtn;
 mod write;
 
@@ -104,8 +105,8 @@ impl PassReport {
     }
 }
 
-/// Executes `plan` over `checkpoint` and writes `output`: a GGUF file or a Hugging Face folder, as
-/// the plan's target says.
+/// Executes `plan` over `checkpoint` and writes `output`: a GGUF file or a folder, as the plan's
+/// target says.
 ///
 /// # Errors
 /// A plan made for other tensors, an output that is the checkpoint itself, an importance matrix that
@@ -134,7 +135,7 @@ pub fn run(
     let job = write::Job { checkpoint, plan, options, progress };
     let file_bytes = match plan.target {
         Target::Gguf => write::gguf(&job, output, &mut warnings)?,
-        Target::HuggingFace => write::hugging_face(&job, output)?,
+        _ => folder::folder(&job, output)?,
     };
     let tensors = plan
         .decisions

@@ -5,8 +5,7 @@ use rayon::prelude::*;
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::{self, Dtype, Encoding};
 
-/// Brings whole rows of `from` bytes to `to` bytes, on every core. `importance` has a weight for
-/// each of the `row_len` columns.
+/// Brings whole rows of `from` bytes to `to` bytes, on every core; `how` tells of the first of them.
 ///
 /// # Errors
 /// A type that cannot be decoded or encoded, or rows that do not fill whole blocks.
@@ -14,11 +13,11 @@ pub(super) fn convert(
     name: &str,
     from: Dtype,
     to: Dtype,
-    row_len: usize,
-    importance: Option<&[f32]>,
+    how: &Encoding<'_>,
     source: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<()> {
+    let row_len = how.row_len;
     let fault = |cause: String| Fault::new(Stage::Pass, cause).at(name.to_owned());
     let format = format::of_dtype(to).ok_or_else(|| fault(format!("{to} cannot be written by this version")))?;
     let in_bytes =
@@ -31,16 +30,16 @@ pub(super) fn convert(
     let rows = source.len() / in_bytes;
     out.clear();
     out.resize(rows * out_bytes, 0);
-    let how = Encoding { importance, ..Encoding::plain(row_len) };
     let decoded = source
         .par_chunks_exact(in_bytes)
         .zip(out.par_chunks_exact_mut(out_bytes))
+        .enumerate()
         .map_init(
             || vec![0.0f32; row_len],
-            |values, (source, out)| {
+            |values, (row, (source, out))| {
                 let known = format::decode_row(from, source, values);
                 if known {
-                    format.encode_rows(values, &how, out);
+                    format.encode_rows(values, &Encoding { first_row: how.first_row + row, ..*how }, out);
                 }
                 known
             },
@@ -63,7 +62,8 @@ mod tests {
         let encode = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
             let mut out = Vec::new();
-            pool.install(|| convert("t", Dtype::F32, Dtype::Q4K, 512, None, &values, &mut out)).expect("converts");
+            pool.install(|| convert("t", Dtype::F32, Dtype::Q4K, &Encoding::plain(512), &values, &mut out))
+                .expect("converts");
             out
         };
         assert_eq!(encode(1), encode(5));
@@ -71,7 +71,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_decoded_is_named() {
-        let err = convert("t", Dtype::Iq2S, Dtype::F16, 256, None, &[0; 82], &mut Vec::new()).expect_err("refused");
+        let err = convert("t", Dtype::Iq2S, Dtype::F16, &Encoding::plain(256), &[0; 82], &mut Vec::new())
+            .expect_err("refused");
         assert!(err.to_string().contains("iq2_s"), "{err}");
     }
 }

@@ -1,27 +1,17 @@
-//! The two containers a pass ends in: a GGUF file, a Hugging Face folder.
+//! Streaming tensors through a pass, and the GGUF file that it may end in.
 
 use std::path::Path;
 
 use super::{PassOptions, rtn};
 use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::{
-    self, Checkpoint, Container, FolderWriter, GgufTensor, GgufValue, GgufWriter, Metadata, Role, SafeTensor,
-    TensorInfo,
+    self, Checkpoint, Container, GgufTensor, GgufValue, GgufWriter, Metadata, Role, TensorInfo,
 };
 use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::Dtype;
+use crate::engine::format::{self, Dtype, Encoding, Shared};
 use crate::engine::plan::{Decision, Method, ResolvedPlan};
 use crate::engine::progress::Progress;
 use crate::engine::target::{gguf_names, llama_layout};
-
-/// Files that a Hugging Face folder takes over as they are.
-const SIDECARS: [&str; 5] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-];
 
 /// What both writers need.
 pub(super) struct Job<'a> {
@@ -32,7 +22,7 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn tensor(&self, decision: &Decision) -> &TensorInfo {
+    pub(super) fn tensor(&self, decision: &Decision) -> &TensorInfo {
         &self.checkpoint.tensors[decision.tensor_index]
     }
 
@@ -40,25 +30,45 @@ impl Job<'_> {
     fn importance(&self, decision: &Decision) -> Result<Option<&[f32]>> {
         let tensor = self.tensor(decision);
         match &self.options.importance {
-            Some(importance) if decision.method == Method::Imatrix => importance.of(&tensor.name, tensor.row_len()),
+            Some(importance) if matches!(decision.method, Method::Imatrix | Method::RtnMse) => {
+                importance.of(&tensor.name, tensor.row_len())
+            }
             _ => Ok(None),
         }
     }
 
     /// How the values of a tensor are chosen, in one word.
     pub(super) fn method(&self, decision: &Decision) -> &'static str {
-        match self.importance(decision) {
+        match (self.importance(decision), decision.method) {
             _ if decision.is_copy() => "copy",
-            Ok(Some(_)) => Method::Imatrix.name(),
-            _ => Method::Rtn.name(),
+            // Without data for the tensor, rtn is what remains.
+            (Ok(None) | Err(_), Method::Imatrix) if !matches!(decision.dtype, Dtype::Int(_)) => Method::Rtn.name(),
+            (Ok(None) | Err(_), Method::Imatrix) => Method::RtnMse.name(),
+            (_, method) => method.name(),
         }
     }
 
+    /// What the rows of a tensor share in its new format, after one look at all of them.
+    pub(super) fn shared(&self, decision: &Decision) -> Result<Option<Shared>> {
+        let tensor = self.tensor(decision);
+        if decision.is_copy() {
+            return self.checkpoint.shared(tensor);
+        }
+        let Some(format) = format::of_dtype(decision.dtype) else { return Ok(None) };
+        let how = Encoding {
+            importance: self.importance(decision)?,
+            scale_choice: decision.method.scale_choice(),
+            ..Encoding::plain(tensor.row_len())
+        };
+        Ok(self.checkpoint.survey(tensor, &[format], &how, self.progress)?.pop().flatten())
+    }
+
     /// Streams one tensor through `write`; with `permuted_heads`, rows come in GGUF's order.
-    fn stream(
+    pub(super) fn stream(
         &self,
         decision: &Decision,
         permuted_heads: Option<usize>,
+        shared: Option<&Shared>,
         mut write: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
         let tensor = self.tensor(decision);
@@ -66,7 +76,12 @@ impl Job<'_> {
         // Rows of one head stay together, since permuting moves them within their head only.
         let unit = permuted_heads.map_or(1, |heads| (rows / heads).max(1));
         let step = (self.options.chunk_weights / row_len.max(1) / unit).max(1) * unit;
-        let importance = self.importance(decision)?;
+        let how = Encoding {
+            importance: self.importance(decision)?,
+            scale_choice: decision.method.scale_choice(),
+            shared,
+            ..Encoding::plain(row_len)
+        };
         let (mut raw, mut encoded, mut ordered) = (Vec::new(), Vec::new(), Vec::new());
         let row_bytes = decision.dtype.row_bytes(row_len).ok_or_else(|| {
             Fault::new(Stage::Pass, format!("rows of {row_len} do not fill {} blocks", decision.dtype)).at(&tensor.name)
@@ -78,7 +93,8 @@ impl Job<'_> {
             let bytes = if decision.is_copy() {
                 &raw
             } else {
-                rtn::convert(&tensor.name, tensor.dtype, decision.dtype, row_len, importance, &raw, &mut encoded)?;
+                let how = Encoding { first_row: first, ..how };
+                rtn::convert(&tensor.name, tensor.dtype, decision.dtype, &how, &raw, &mut encoded)?;
                 &encoded
             };
             match permuted_heads {
@@ -116,7 +132,7 @@ impl Job<'_> {
         mut write: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
         let mut bytes = Vec::new();
-        self.stream(decision, None, |part| {
+        self.stream(decision, None, None, |part| {
             bytes.extend_from_slice(part);
             Ok(())
         })?;
@@ -170,7 +186,7 @@ pub(super) fn gguf(job: &Job<'_>, output: &Path, warnings: &mut Vec<String>) -> 
             Some(heads) if tensor.shape.len() == 1 => {
                 job.stream_permuted_vector(decision, heads, |bytes| writer.write_tensor_rows(bytes))?;
             }
-            heads => job.stream(decision, heads, |bytes| writer.write_tensor_rows(bytes))?,
+            heads => job.stream(decision, heads, None, |bytes| writer.write_tensor_rows(bytes))?,
         }
     }
     job.progress.check()?;
@@ -193,59 +209,4 @@ fn imatrix_metadata(importance: &Importance) -> Metadata {
         set("chunks_count", GgufValue::U32(importance.chunk_count));
     }
     metadata
-}
-
-/// Writes a Hugging Face folder and answers the size of its files.
-pub(super) fn hugging_face(job: &Job<'_>, output: &Path) -> Result<u64> {
-    let config = job.checkpoint.require_config()?;
-    let folder = FolderWriter::create(output)?;
-    let main = main_dtype(job);
-    let json = checkpoint::hugging_face_config(config, job.checkpoint.config_json(), main);
-    let pretty = |value: &serde_json::Map<String, serde_json::Value>| {
-        serde_json::to_vec_pretty(value).map_err(|err| Fault::new(Stage::Pass, format!("cannot write JSON: {err}")))
-    };
-    let mut total = 0;
-    let mut put = |name: &str, bytes: &[u8]| {
-        total += bytes.len() as u64;
-        folder.write_file(name, bytes)
-    };
-    put("config.json", &pretty(&json)?)?;
-    for name in SIDECARS {
-        if let Some(bytes) = job.checkpoint.read_sidecar(name)? {
-            put(name, &bytes)?;
-        }
-    }
-    if job.checkpoint.container == Container::Gguf
-        && let Some(bytes) = job.checkpoint.tokenizer_json()?
-    {
-        put("tokenizer.json", &bytes)?;
-    }
-    let tensors: Vec<SafeTensor> = job
-        .plan
-        .decisions
-        .iter()
-        .map(|decision| {
-            let tensor = job.tensor(decision);
-            SafeTensor { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype: decision.dtype }
-        })
-        .collect();
-    let mut writer = folder.safetensors(&tensors)?;
-    for decision in &job.plan.decisions {
-        job.stream(decision, None, |bytes| writer.write_tensor_rows(bytes))?;
-    }
-    job.progress.check()?;
-    total += writer.finish()?;
-    folder.finish()?;
-    Ok(total)
-}
-
-/// The type that most weights have, for `torch_dtype`.
-fn main_dtype(job: &Job<'_>) -> Dtype {
-    [Dtype::F32, Dtype::F16, Dtype::Bf16]
-        .into_iter()
-        .max_by_key(|&dtype| {
-            let same = job.plan.decisions.iter().filter(|decision| decision.dtype == dtype);
-            same.map(|decision| decision.weight_count).sum::<u64>()
-        })
-        .unwrap_or(Dtype::F32)
 }

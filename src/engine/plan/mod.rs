@@ -24,6 +24,7 @@
 //! ```
 
 mod calibration;
+mod containers;
 mod edit;
 mod matcher;
 mod nearest;
@@ -48,6 +49,8 @@ pub use resolve::{Choice, Decision, Difference, ResolvedPlan, Why, difference, f
 use super::checkpoint::{Checkpoint, ModelConfig, TensorInfo};
 use super::error::{Fault, Result, Stage};
 use super::format;
+use super::kernels::ints::ScaleChoice;
+use super::target::parts::Scheme;
 
 /// The version of the plan's file format that this program reads and writes.
 pub const VERSION: i64 = 1;
@@ -59,17 +62,41 @@ pub enum Target {
     Gguf,
     /// A Hugging Face folder: same names, plain float types.
     HuggingFace,
+    /// A Hugging Face folder with compressed-tensors weights: integers and fp8 e4m3, several at once.
+    CompressedTensors,
+    /// A Hugging Face folder with bitsandbytes weights: nf4 or fp4.
+    Bitsandbytes,
+    /// A Hugging Face folder with GPTQ's packing: one integer format of 2, 3, 4 or 8 bits.
+    Gptq,
+    /// A Hugging Face folder with AWQ's packing: one format of 4-bit groups with zeros.
+    Awq,
 }
 
 impl Target {
     /// Every target.
-    pub const ALL: [Self; 2] = [Self::Gguf, Self::HuggingFace];
+    pub const ALL: [Self; 6] =
+        [Self::Gguf, Self::HuggingFace, Self::CompressedTensors, Self::Bitsandbytes, Self::Gptq, Self::Awq];
 
     /// The target as plans write it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Gguf => "gguf",
             Self::HuggingFace => "hugging_face",
+            Self::CompressedTensors => "compressed-tensors",
+            Self::Bitsandbytes => "bitsandbytes",
+            Self::Gptq => "gptq",
+            Self::Awq => "awq",
+        }
+    }
+
+    /// How the target packs quantized weights into safetensors, if it does.
+    pub fn scheme(self) -> Option<Scheme> {
+        match self {
+            Self::Gguf | Self::HuggingFace => None,
+            Self::CompressedTensors => Some(Scheme::CompressedTensors),
+            Self::Bitsandbytes => Some(Scheme::Bitsandbytes),
+            Self::Gptq => Some(Scheme::Gptq),
+            Self::Awq => Some(Scheme::Awq),
         }
     }
 
@@ -82,7 +109,11 @@ impl Target {
     pub fn allows(self, id: &str) -> bool {
         match self {
             Self::Gguf => format::find(id).is_some_and(|format| format.dtype().ggml_id().is_some()),
-            Self::HuggingFace => matches!(id, "f32" | "f16" | "bf16"),
+            _ if matches!(id, "f32" | "f16" | "bf16") => true,
+            other => match (other.scheme(), format::find(id)) {
+                (Some(scheme), Some(format)) => containers::holds_format(scheme, format.dtype()),
+                _ => false,
+            },
         }
     }
 
@@ -106,18 +137,64 @@ pub enum Method {
     Rtn,
     /// As [`Method::Rtn`], errors weighted by how large each column's input is.
     Imatrix,
+    /// Scales of integer groups by least squared error, weighted where the plan has importance.
+    RtnMse,
+    /// Scales of integer groups by a percentile of the magnitudes; the rest is clipped.
+    RtnPercentile(Percentile),
+}
+
+/// The percentiles that a method can name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names are numbers")]
+pub enum Percentile {
+    P99,
+    P99_5,
+    P99_9,
+    P99_99,
 }
 
 impl Method {
     /// Every method.
-    pub const ALL: [Self; 2] = [Self::Rtn, Self::Imatrix];
+    pub const ALL: [Self; 7] = [
+        Self::Rtn,
+        Self::Imatrix,
+        Self::RtnMse,
+        Self::RtnPercentile(Percentile::P99_9),
+        Self::RtnPercentile(Percentile::P99),
+        Self::RtnPercentile(Percentile::P99_5),
+        Self::RtnPercentile(Percentile::P99_99),
+    ];
 
     /// The method as plans write it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Rtn => "rtn",
             Self::Imatrix => "imatrix",
+            Self::RtnMse => "rtn_mse",
+            Self::RtnPercentile(Percentile::P99_9) => "rtn_percentile",
+            Self::RtnPercentile(Percentile::P99) => "rtn_percentile_99",
+            Self::RtnPercentile(Percentile::P99_5) => "rtn_percentile_99.5",
+            Self::RtnPercentile(Percentile::P99_99) => "rtn_percentile_99.99",
         }
+    }
+
+    /// How the scales of integer groups are found.
+    pub fn scale_choice(self) -> ScaleChoice {
+        match self {
+            Self::Rtn => ScaleChoice::AbsMax,
+            Self::Imatrix | Self::RtnMse => ScaleChoice::LeastSquares,
+            Self::RtnPercentile(percentile) => ScaleChoice::Percentile(match percentile {
+                Percentile::P99 => 99.0,
+                Percentile::P99_5 => 99.5,
+                Percentile::P99_9 => 99.9,
+                Percentile::P99_99 => 99.99,
+            }),
+        }
+    }
+
+    /// True if the method only concerns integer formats.
+    pub(super) fn is_for_integers(self) -> bool {
+        matches!(self, Self::RtnMse | Self::RtnPercentile(_))
     }
 
     /// The method called `name`.

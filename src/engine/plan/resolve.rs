@@ -5,7 +5,7 @@
 //! a format's blocks fall back (`tensor_type_fallback` in `src/llama-quant.cpp`, MIT licence).
 
 use super::recipe::{ModelShape, Recipe, TensorShape, choose};
-use super::{Method, Plan, Subject, Target, Treatment};
+use super::{Method, Plan, Subject, Target, Treatment, containers};
 use crate::engine::checkpoint::{Checkpoint, Role, TensorInfo};
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::{self, Dtype};
@@ -44,6 +44,8 @@ pub enum Why {
     NotFloat,
     /// The stored type has no decoder, so that it can only be copied.
     Undecodable,
+    /// What the target quantizes are the linears of layers.
+    KeptByTarget(Target),
 }
 
 /// What happens to one tensor.
@@ -100,16 +102,25 @@ impl Decision {
             Why::OneDimensional => format!("Vectors, norms and biases are {dtype} in GGUF"),
             Why::NeverQuantized => "llama.cpp never quantizes this kind of tensor, so it stays".to_owned(),
             Why::NotFloat => "It holds no floating-point weights, so it stays".to_owned(),
+            Why::KeptByTarget(target) => format!("{target} quantizes the linears of layers, so this stays plain"),
             Why::Undecodable => format!("{dtype} can only be copied, not converted"),
         };
         if let Some(from) = self.fell_back_from {
-            let block_len = format::find(from).map_or(1, |format| format.dtype().block_len());
-            text += &format!("; its rows do not fill blocks of {block_len}, so it becomes {dtype} as in llama.cpp");
+            let from = format::find(from).map(|format| format.dtype());
+            let block_len = from.map_or(1, Dtype::block_len);
+            text += &match from {
+                Some(Dtype::Int(_) | Dtype::Fp8(_) | Dtype::Bnb(_)) => {
+                    format!("; its shape does not fit the format or the target, so it becomes {dtype}")
+                }
+                _ => format!("; its rows do not fill blocks of {block_len}, so it becomes {dtype} as in llama.cpp"),
+            };
         } else if self.requested == Choice::Keep && !self.is_copy() && self.why != Why::OneDimensional {
             text += &format!("; the target holds them as {dtype}");
         }
         if self.method == Method::Imatrix && !self.is_copy() {
             text += "; imatrix-weighted";
+        } else if self.method.is_for_integers() && !self.is_copy() {
+            text += &format!("; scales by {}", self.method.name());
         }
         text.push('.');
         text
@@ -150,6 +161,11 @@ impl ResolvedPlan {
     /// Bits per weight in the result, scales included, padding and metadata not.
     pub fn new_bits_per_weight(&self) -> f64 {
         units::bits_per_weight(self.new_bytes, self.weight_count)
+    }
+
+    /// The float type that most plain weights of the result have.
+    pub fn main_dtype(&self) -> Dtype {
+        containers::main_dtype(&self.decisions)
     }
 
     /// True if any tensor of the result is quantized, which GGUF metadata must say.
@@ -221,6 +237,7 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
         let settled = match plan.target {
             Target::Gguf => settle_gguf(tensor, &shapes[index], requested, why)?,
             Target::HuggingFace => settle_hugging_face(tensor, requested, why)?,
+            target => containers::settle(target, tensor, requested, why)?,
         };
         decisions.push(Decision {
             tensor_index: index,
@@ -230,21 +247,24 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
             why: settled.why,
             method: match asked_method(plan, winners[index]) {
                 Some(Method::Rtn) => Method::Rtn,
+                Some(method) if method.is_for_integers() && matches!(settled.dtype, Dtype::Int(_)) => method,
                 _ if has_importance && format::heeds_importance(settled.dtype) => Method::Imatrix,
                 _ => Method::Rtn,
             },
             fell_back_from: settled.fell_back_from,
             weight_count: weight_count(tensor),
             old_bytes: tensor.byte_count,
-            new_bytes: if settled.dtype == tensor.dtype {
-                tensor.byte_count
-            } else {
-                byte_count(settled.dtype, tensor)
+            new_bytes: match plan.target.scheme() {
+                // Parts that another program wrote may lie in other words than ours.
+                Some(scheme) if settled.dtype.is_scheme() => containers::byte_count(scheme, settled.dtype, tensor),
+                _ if settled.dtype == tensor.dtype => tensor.byte_count,
+                _ => byte_count(settled.dtype, tensor),
             },
         });
     }
     warn_of_tensors(&decisions, subject, &mut warnings);
     warn_of_losses(&decisions, &mut warnings);
+    containers::check(plan.target, &decisions, subject, &mut warnings)?;
 
     let sum = |value: fn(&Decision) -> u64| decisions.iter().map(value).fold(0, u64::saturating_add);
     let pads = plan.target == Target::Gguf;
@@ -297,24 +317,25 @@ fn check_importance(plan: &Plan) -> Result<()> {
 /// Refuses formats that the target cannot hold, with the line that names them.
 fn check_target(plan: &Plan) -> Result<()> {
     let target = plan.target;
-    // Only one target is narrower than the registry, and it holds plain floats.
-    let remedy = "the nearest it holds is \"bf16\"; or write target = \"gguf\"";
-    let refuse = |fault: Fault| Err(fault.fix(remedy).into());
+    let refuse = |fault: Fault, id: &str| Err(fault.fix(containers::advice(target, id)).into());
     if let Some(recipe) = plan.recipe
         && !target.allows(recipe.base_format())
     {
-        return refuse(plan.base_fault(format!("the target {target} cannot hold the types of {recipe}")));
+        return refuse(
+            plan.base_fault(format!("the target {target} cannot hold the types of {recipe}")),
+            recipe.base_format(),
+        );
     }
     if let Some(id) = plan.default_format()
         && !target.allows(id)
     {
-        return refuse(plan.base_fault(format!("the target {target} cannot hold {id}")));
+        return refuse(plan.base_fault(format!("the target {target} cannot hold {id}")), id);
     }
     for (index, rule) in plan.rules.iter().enumerate() {
         if let Treatment::Format { format: id, .. } = rule.treatment
             && !target.allows(id)
         {
-            return refuse(plan.rule_fault(index, "format", format!("the target {target} cannot hold {id}")));
+            return refuse(plan.rule_fault(index, "format", format!("the target {target} cannot hold {id}")), id);
         }
     }
     Ok(())
@@ -386,14 +407,14 @@ fn unmatched(plan: &Plan, index: usize, subject: Subject<'_>) -> Fault {
 }
 
 /// How a tensor will be stored, and who says so.
-struct Settled {
-    dtype: Dtype,
-    why: Why,
-    fell_back_from: Option<&'static str>,
+pub(super) struct Settled {
+    pub(super) dtype: Dtype,
+    pub(super) why: Why,
+    pub(super) fell_back_from: Option<&'static str>,
 }
 
 impl Settled {
-    fn plainly(dtype: Dtype, why: Why) -> Self {
+    pub(super) fn plainly(dtype: Dtype, why: Why) -> Self {
         Self { dtype, why, fell_back_from: None }
     }
 }
@@ -421,6 +442,8 @@ fn settle_gguf(tensor: &TensorInfo, shape: &TensorShape<'_>, requested: Choice, 
         Dtype::F64 => Dtype::F32,
         // Every value of both 8-bit floats is an f16 exactly.
         Dtype::F8E4M3 | Dtype::F8E5M2 => Dtype::F16,
+        // A code times a scale is an f32 exactly, and seldom less.
+        other if other.is_scheme() => Dtype::F32,
         other => other,
     };
     match requested {
@@ -438,7 +461,7 @@ fn settle_gguf(tensor: &TensorInfo, shape: &TensorShape<'_>, requested: Choice, 
 }
 
 /// What a Hugging Face folder makes of a request.
-fn settle_hugging_face(tensor: &TensorInfo, requested: Choice, why: Why) -> Result<Settled> {
+pub(super) fn settle_hugging_face(tensor: &TensorInfo, requested: Choice, why: Why) -> Result<Settled> {
     let stored = tensor.dtype;
     if stored.is_plain() && !stored.is_float() {
         return Ok(Settled::plainly(stored, Why::NotFloat));

@@ -26,6 +26,7 @@ fn tensor(name: &str, shape: &[usize], dtype: Dtype) -> TensorInfo {
         file: 0,
         offset: 0,
         permuted_heads: None,
+        parts: None,
     }
 }
 

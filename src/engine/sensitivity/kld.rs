@@ -130,14 +130,15 @@ fn requantized(
     let row_bytes = format.dtype().row_bytes(cols).ok_or_else(|| {
         Fault::new(Stage::Sensitivity, format!("rows of {cols} do not fill {} blocks", format.id())).at(&tensor.name)
     })?;
-    let how = Encoding { importance, ..Encoding::plain(cols) };
+    let how = Encoding { importance, scale_choice: super::scale_choice(importance), ..Encoding::plain(cols) };
     let mut values = Vec::new();
     progress.check()?;
     checkpoint.decode_rows(tensor, 0..rows, &mut Vec::new(), &mut values)?;
-    values.par_chunks_exact_mut(cols).for_each_init(
+    let shared = format::survey_matrix(format, &values, &how);
+    values.par_chunks_exact_mut(cols).enumerate().for_each_init(
         || vec![0; row_bytes],
-        |bytes, row| {
-            format.encode_rows(row, &how, bytes);
+        |bytes, (first_row, row)| {
+            format.encode_rows(row, &Encoding { first_row, shared: shared.as_ref(), ..how }, bytes);
             format.decode_row(bytes, row);
         },
     );

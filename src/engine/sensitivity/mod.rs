@@ -13,6 +13,7 @@ use super::calibration::Importance;
 use super::checkpoint::{Checkpoint, Role, TensorInfo};
 use super::error::{Fault, Result, Stage};
 use super::format::{self, Format};
+use super::kernels::ints::ScaleChoice;
 
 /// How far a figure is from the file that a user runs. The three are never mixed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,8 +183,7 @@ impl SensitivityRow {
 impl SensitivityValue {
     /// A value together with what `tensor` costs in `stored`, which stands for `asked`.
     pub fn new(value: f64, tensor: &TensorInfo, asked: &dyn Format, stored: &dyn Format) -> Option<Self> {
-        let row_bytes = stored.dtype().row_bytes(tensor.row_len())? as u64;
-        let bytes = row_bytes * tensor.row_count() as u64;
+        let bytes = stored.stored_bytes(tensor.row_count() as u64, tensor.row_len())?;
         Some(Self {
             value,
             stderr: None,
@@ -193,6 +193,12 @@ impl SensitivityValue {
             weight_error: None,
         })
     }
+}
+
+/// How scales of integer groups are found unless a plan says otherwise: weighted, where there is
+/// something to weigh with.
+fn scale_choice(importance: Option<&[f32]>) -> ScaleChoice {
+    if importance.is_some() { ScaleChoice::LeastSquares } else { ScaleChoice::AbsMax }
 }
 
 /// True for what sensitivity is measured of unless told otherwise: matrices of layers, embedding and head.

@@ -14,7 +14,7 @@ use super::{Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue};
 use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::{Checkpoint, TensorInfo};
 use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Encoding, Format, ScanBuffers};
+use crate::engine::format::{self, Encoding, Format, ScanBuffers, Shared};
 use crate::engine::kernels::scan::Errors;
 use crate::engine::progress::{Phase, Progress, Unit};
 
@@ -152,11 +152,13 @@ fn all_sums(
     let row_count = tensor.row_count();
     let span_weights = (tensor.weight_count() / 256).clamp(16 << 10, 256 << 10) as usize;
     let step = (span_weights / row_len).max(1);
+    let how = Encoding { importance, scale_choice: super::scale_choice(importance), ..Encoding::plain(row_len) };
+    let shared = checkpoint.survey(tensor, formats, &how, progress)?;
     let spans: Vec<Vec<Errors>> = (0..row_count.div_ceil(step))
         .into_par_iter()
         .map_init(Buffers::default, |buffers, span| {
             let rows = span * step..((span + 1) * step).min(row_count);
-            span_sums(checkpoint, tensor, rows, formats, importance, buffers, progress)
+            span_sums(checkpoint, tensor, rows, formats, &how, &shared, buffers, progress)
         })
         .collect::<Result<_>>()?;
     let mut total = vec![Errors::default(); formats.len()];
@@ -180,36 +182,19 @@ struct Buffers {
     scan: ScanBuffers,
 }
 
+#[expect(clippy::too_many_arguments, reason = "one private step of one loop")]
 fn span_sums(
     checkpoint: &Checkpoint,
     tensor: &TensorInfo,
     rows: Range<usize>,
     formats: &[&'static dyn Format],
-    importance: Option<&[f32]>,
+    how: &Encoding<'_>,
+    shared: &[Option<Shared>],
     buffers: &mut Buffers,
     progress: &Progress,
 ) -> Result<Vec<Errors>> {
     let Buffers { raw, weights, scan } = buffers;
     let row_len = tensor.row_len().max(1);
-    checkpoint.decode_rows(tensor, rows, raw, weights)?;
-    coded.resize(row_len, 0.0);
-    let how = Encoding { importance, ..Encoding::plain(row_len) };
-    let mut all = Vec::with_capacity(formats.len());
-    for format in formats {
-        let mut sums = Sums::default();
-        let keeps_bytes = format.dtype() == tensor.dtype;
-        encoded.resize(format.dtype().row_bytes(row_len).unwrap_or(0), 0);
-        for row in weights.chunks_exact(row_len) {
-            if keeps_bytes {
-                sums.add(row, row);
-                continue;
-            }
-            // The slowest formats take a while for one row: look at the flag before each.
-            progress.check()?;
-            format.encode_rows(row, &how, encoded);
-            format.decode_row(encoded, coded);
-            sums.add(row, coded);
-
     // Rows of one head that have to be put back in order are read together.
     let together = tensor.permuted_heads.map_or(1, |heads| (tensor.row_count() / heads.max(1)).max(1));
     let step = (PIECE_WEIGHTS / row_len).max(1).next_multiple_of(together);
@@ -218,7 +203,7 @@ fn span_sums(
         progress.check()?;
         let piece = first..(first + step).min(rows.end);
         checkpoint.decode_rows(tensor, piece.clone(), raw, weights)?;
-        for (sums, format) in all.iter_mut().zip(formats) {
+        for ((sums, format), shared) in all.iter_mut().zip(formats).zip(shared) {
             if format.dtype() == tensor.dtype {
                 sums.add(weights, weights);
                 continue;
@@ -226,7 +211,7 @@ fn span_sums(
             // The slowest formats take a while for one row: look at the flag before each.
             for (row, weights) in piece.clone().zip(weights.chunks_exact(row_len)) {
                 progress.check()?;
-                let how = Encoding { first_row: row, ..Encoding::plain(row_len) };
+                let how = Encoding { first_row: row, shared: shared.as_ref(), ..*how };
                 format.scan(weights, &how, scan, sums);
             }
         }
