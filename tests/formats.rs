@@ -22,7 +22,7 @@ fn encoders_give_ggmls_bytes() {
     let input = floats(tensors.tensor("input").expect("input").data());
     let mut wrong = Vec::new();
     let mut compared = 0;
-    for format in format::all().iter().filter(|format| format.id() != "f32") {
+    for format in format::all().iter().filter(|format| format.id() != "f32" && format.dtype().ggml_id().is_some()) {
         let expected = tensors.tensor(&format!("{}.bytes", format.id())).expect("bytes");
         let row_bytes = expected.shape()[1];
         for (row, (name, kind)) in rows.iter().enumerate() {
@@ -43,7 +43,7 @@ fn encoders_give_ggmls_bytes() {
 fn decoders_give_ggmls_values_also_of_extreme_rows() {
     let file = fixture();
     let tensors = SafeTensors::deserialize(&file).expect("fixture");
-    for format in format::all().iter().filter(|format| format.id() != "f32") {
+    for format in format::all().iter().filter(|format| format.id() != "f32" && format.dtype().ggml_id().is_some()) {
         let bytes = tensors.tensor(&format!("{}.bytes", format.id())).expect("bytes");
         let values = floats(tensors.tensor(&format!("{}.values", format.id())).expect("values").data());
         let row_bytes = bytes.shape()[1];

@@ -257,7 +257,9 @@ fn parts_that_do_not_fit_each_other_are_named_and_stay_listed() {
             let cut = shorter[index].3.len() / shorter[index].1[last];
             shorter[index].1[last] -= 1;
             shorter[index].3 = &shorter[index].3[..shorter[index].3.len() - cut];
-            for broken in [without, shorter] {
+            // A narrower matrix of bytes may have the same scales and be whole.
+            let is_whole = case.name == "ct_fp8_block" && good[index].0 == "weight";
+            for broken in if is_whole { vec![without] } else { vec![without, shorter] } {
                 let place = tempfile::tempdir().expect("temporary folder");
                 let checkpoint = folder(&place.path().join("m"), &case.config(), &broken);
                 let fault = checkpoint.config_fault.as_ref().map(ToString::to_string);
@@ -287,7 +289,7 @@ fn a_hostile_configuration_is_one_error() {
         (with("/config_groups/group_0/targets", json!(["re:("])), "pattern"),
         (with("/config_groups/group_0/weights/num_bits", json!(1e9)), "num_bits"),
         (with("/config_groups/group_0/weights/group_size", json!(-1)), "cannot be read"),
-        (with("/config_groups/group_0/weights/group_size", json!(96)), "want"),
+        (with("/config_groups/group_0/weights/group_size", json!(96)), "do not fill"),
         (with("/config_groups/group_0/weights/type", json!("float")), "cannot be read"),
     ] {
         let place = tempfile::tempdir().expect("temporary folder");

@@ -47,7 +47,7 @@ pub(super) struct MakePlan {
     /// Write the plan's types to this file, for llama-quantize --tensor-type-file
     #[arg(long, value_name = "FILE")]
     write_tensor_types: Option<PathBuf>,
-    /// What the result is written for: gguf, or hugging_face (float types only)
+    /// What the result is written for: gguf; hugging_face (float types only); compressed-tensors, bitsandbytes, gptq or awq
     #[arg(long, value_name = "TARGET", value_parser = target, default_value = "gguf")]
     target: Target,
 }

@@ -34,10 +34,10 @@ pub(super) struct Run {
     /// An importance matrix, from `lapidary calibrate` or llama-imatrix; it goes over the plan's
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
-    /// With --recipe, what to write: gguf, or hugging_face (float types only) [default: gguf]
+    /// With --recipe, what to write: gguf; hugging_face (float types only); compressed-tensors, bitsandbytes, gptq or awq [default: gguf]
     #[arg(long, value_name = "TARGET", value_parser = plan::target, conflicts_with = "plan")]
     target: Option<Target>,
-    /// The file (GGUF) or folder (Hugging Face) to write
+    /// The file (GGUF) or folder (all others) to write
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
 }

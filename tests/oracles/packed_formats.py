@@ -7,7 +7,7 @@
 
 GPTQModel and AutoAWQ want CUDA when imported; of their source archives only the packing functions are taken and run as they are:
 `pack_original` of gptqmodel/nn_modules/qlinear/__init__.py, `WQLinear_GEMM.from_linear` of awq/modules/linear/gemm.py and
-`dequantize_gemm` of awq/utils/packing_utils.py.
+`dequantize_gemm` of awq/utils/packing_utils.py; the change of zeros between the versions is that of gptqmodel/utils/model_dequant.py.
 
 The file holds for each case NAME: `NAME/PART` (each stored part) and `NAME/values` (what the peer's own code decodes of rows 4 to 11, f32), all from
 `weight` (f32 [32, 256], outliers, a zero group). Metadata: `cases`, a JSON list of {name, id, kind}, and versions.
@@ -44,7 +44,7 @@ def compressed_tensors(w, out, cases):
     todo += [(4, True, "group", 128, torch.float16), (4, False, "group", 64, torch.bfloat16), (8, True, "channel", None, torch.float16),
              (5, False, "channel", None, torch.float32), (8, True, "tensor", None, torch.float32), (8, False, "tensor", None, torch.float32)]
     for bits, symmetric, strategy, group, dtype in todo:
-        args = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy=strategy, group_size=group)
+        args = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy=strategy, group_size=group, scale_dtype=dtype)
         if strategy == "group":
             g = w.reshape(ROWS, COLS // group, group); low, high = g.amin(-1), g.amax(-1)
         elif strategy == "channel":
@@ -122,6 +122,11 @@ def gptq(w, out, cases, sources):
     space = dict(t=t, torch=t, np=np, nn=nn, math=math, transformers=transformers, _ConvNd=_ConvNd, THREADPOOLCTL=Limits)
     import transformers.pytorch_utils
     exec(function(path, "pack_original", owner), space)
+    dequant = path.parents[2] / "utils/model_dequant.py"
+    space["PLANAR_BITS"] = (5, 6, 7)
+    for node in ast.parse(dequant.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and ("3bit" in node.name or "_qzeros" in node.name or node.name in ("pack_cols", "unpack_cols")):
+            exec("from __future__ import annotations\n" + ast.unparse(node), space)
     for bits in (2, 3, 4, 8):
         for symmetric in (True, False):
             group = 64 if bits < 4 else 128
@@ -148,15 +153,7 @@ def gptq(w, out, cases, sources):
                 parts = {k: getattr(holder, k) for k in ("qweight", "qzeros", "scales", "g_idx")}
                 if version == "gptq":
                     # As GPTQModel's convert_gptq_v2_to_v1_format does before it saves.
-                    less = {2: 0b01010101010101010101010101010101, 4: 0x11111111, 8: 0x01010101}
-                    if bits == 3:
-                        words = parts["qzeros"].numpy().view(np.uint32)
-                        words[:, 0::3] -= 0b00100100100100100100100100100100
-                        words[:, 1::3] -= 0b10010010010010010010010010010010
-                        words[:, 2::3] -= 0b01001001001001001001001001001001
-                        parts["qzeros"] = torch.from_numpy(words.view(np.int32))
-                    else:
-                        words = parts["qzeros"].numpy().view(np.uint32); words -= np.uint32(less[bits]); parts["qzeros"] = torch.from_numpy(words.view(np.int32))
+                    parts["qzeros"] = space["_revert_gptq_v1_qzeros_correction"](parts["qzeros"], bits)
                 codes = torch.round(w.reshape(ROWS, -1, group) / scale[..., None] + zero[..., None]).clamp(0, top)
                 values = ((codes - zero[..., None]) * scale[..., None]).reshape(ROWS, COLS)
                 name = f"{version}_int{bits}_g{group}{'' if symmetric else '_asym'}"

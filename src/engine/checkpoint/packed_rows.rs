@@ -190,7 +190,8 @@ impl Checkpoint {
                 };
                 let stored = bits::get(&zeros, bit, scheme.bits());
                 let zero = match parts.layout {
-                    Layout::Gptq { is_first_version: true } => stored.wrapping_add(1),
+                    // Modulo the width, as GPTQModel writes and reads them.
+                    Layout::Gptq { is_first_version: true } => stored.wrapping_add(1) & scheme.codes().top(),
                     _ => stored,
                 };
                 if !scheme.is_symmetric() {

@@ -127,8 +127,12 @@ impl IntScheme {
     }
 
     /// Bytes in a compressed-tensors folder: codes and packed zeros in whole 32-bit words, one scale
-    /// per group, channel or tensor, and the shape in 16 bytes.
+    /// per group, channel or tensor, and the shape in 16 bytes; 8 bits per tensor are stored plainly.
     pub(super) fn stored_bytes(self, rows: u64, len: usize) -> Option<u64> {
+        if self.bits == 8 && self.granularity == Granularity::Tensor {
+            let shared = self.scale.bytes() as u64 + u64::from(!self.symmetric);
+            return rows.checked_mul(len as u64)?.checked_add(shared);
+        }
         let words = |count: u64| count.checked_mul(self.bits.into()).map(|bits| bits.div_ceil(32) * 4);
         let codes = words(len as u64)?.checked_mul(rows)?;
         let groups = len.div_ceil(self.group(len)) as u64;

@@ -52,7 +52,8 @@ const FP4: [f32; 16] = [
     6.0 / 12.0,
     2.0 / 12.0,
     3.0 / 12.0,
-    -0.0,
+    // bitsandbytes' second zero has no sign.
+    0.0,
     -0.0625 / 12.0,
     -8.0 / 12.0,
     -1.0,
@@ -148,9 +149,12 @@ pub fn dynamic_map() -> Vec<f32> {
     let mut values = vec![0.0, 1.0];
     for (decade, power) in [1e-6f32, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0].into_iter().enumerate() {
         let count = 1usize << decade;
-        // torch.linspace(0.1, 1, count + 1) counts from both ends.
+        // torch.linspace(0.1, 1, count + 1): from both ends, multiplied and added in one rounding.
         let step = (1.0f32 - 0.1) / count as f32;
-        let edge = |at: usize| if at <= count / 2 { 0.1 + step * at as f32 } else { 1.0 - step * (count - at) as f32 };
+        let edge = |at: usize| match at < count.div_ceil(2) {
+            true => step.mul_add(at as f32, 0.1),
+            false => (-step).mul_add((count - at) as f32, 1.0),
+        };
         for at in 0..count {
             let mean = (edge(at) + edge(at + 1)) / 2.0;
             values.extend([power * mean, -(power * mean)]);
