@@ -23,6 +23,7 @@ pub use dtype::Dtype;
 
 use super::kernels::float;
 use super::kernels::packed::Layout;
+use super::kernels::scan::Errors;
 
 /// What an encoder is told beside the values.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,13 @@ impl Encoding<'_> {
     pub fn plain(row_len: usize) -> Self {
         Self { row_len, first_row: 0, importance: None }
     }
+}
+
+/// What a scan that has to encode and decode writes to; reused from scan to scan.
+#[derive(Debug, Default)]
+pub struct ScanBuffers {
+    encoded: Vec<u8>,
+    coded: Vec<f32>,
 }
 
 /// A storage format that rows of weights can be encoded to.
@@ -69,6 +77,20 @@ pub trait Format: Sync + std::fmt::Debug {
 
     /// Decodes one or more whole rows.
     fn decode_row(&self, source: &[u8], out: &mut [f32]);
+
+    /// Adds up how far the format moves whole rows, as [`Format::encode_rows`] and
+    /// [`Format::decode_row`] would; the rows must fill blocks.
+    ///
+    /// Encodes and decodes, unless the format has a kernel that need not
+    /// ([`kernels::scan`](crate::engine::kernels::scan)).
+    fn scan(&self, source: &[f32], how: &Encoding<'_>, buffers: &mut ScanBuffers, errors: &mut Errors) {
+        let row_bytes = self.dtype().row_bytes(how.row_len).unwrap_or(0);
+        buffers.encoded.resize(source.len() / how.row_len.max(1) * row_bytes, 0);
+        buffers.coded.resize(source.len(), 0.0);
+        self.encode_rows(source, how, &mut buffers.encoded);
+        self.decode_row(&buffers.encoded, &mut buffers.coded);
+        errors.add(source, &buffers.coded);
+    }
 
     /// Exact bits per weight, scales included.
     fn bits_per_weight(&self) -> f64 {

@@ -1,8 +1,9 @@
 //! q4_0: 32 weights share an f16 scale; 4-bit codes around zero.
 
-use super::{Dtype, Encoding, Format};
+use super::{Dtype, Encoding, Format, ScanBuffers};
 use crate::engine::kernels::legacy;
 use crate::engine::kernels::packed::Layout;
+use crate::engine::kernels::scan::{self, Errors};
 
 /// The q4_0 format of ggml.
 #[derive(Debug)]
@@ -31,5 +32,8 @@ impl Format for Q40 {
 
     fn decode_row(&self, source: &[u8], out: &mut [f32]) {
         legacy::decode_q4_0(source, out);
+    }
+    fn scan(&self, source: &[f32], _: &Encoding<'_>, _: &mut ScanBuffers, errors: &mut Errors) {
+        scan::q4_0(source, errors);
     }
 }

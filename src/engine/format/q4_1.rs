@@ -1,8 +1,9 @@
 //! q4_1: 32 weights share an f16 scale and an f16 minimum; 4-bit codes.
 
-use super::{Dtype, Encoding, Format};
+use super::{Dtype, Encoding, Format, ScanBuffers};
 use crate::engine::kernels::legacy;
 use crate::engine::kernels::packed::Layout;
+use crate::engine::kernels::scan::{self, Errors};
 
 /// The q4_1 format of ggml.
 #[derive(Debug)]
@@ -31,5 +32,8 @@ impl Format for Q41 {
 
     fn decode_row(&self, source: &[u8], out: &mut [f32]) {
         legacy::decode_q4_1(source, out);
+    }
+    fn scan(&self, source: &[f32], _: &Encoding<'_>, _: &mut ScanBuffers, errors: &mut Errors) {
+        scan::q4_1(source, errors);
     }
 }

@@ -1,8 +1,9 @@
 //! q5_0: 32 weights share an f16 scale; 5-bit codes around zero.
 
-use super::{Dtype, Encoding, Format};
+use super::{Dtype, Encoding, Format, ScanBuffers};
 use crate::engine::kernels::legacy;
 use crate::engine::kernels::packed::Layout;
+use crate::engine::kernels::scan::{self, Errors};
 
 /// The q5_0 format of ggml.
 #[derive(Debug)]
@@ -31,5 +32,8 @@ impl Format for Q50 {
 
     fn decode_row(&self, source: &[u8], out: &mut [f32]) {
         legacy::decode_q5_0(source, out);
+    }
+    fn scan(&self, source: &[f32], _: &Encoding<'_>, _: &mut ScanBuffers, errors: &mut Errors) {
+        scan::q5_0(source, errors);
     }
 }

@@ -13,6 +13,7 @@ pub mod kquants;
 pub mod legacy;
 pub mod ops;
 pub mod packed;
+pub mod scan;
 mod search;
 mod shared_out;
 
