@@ -8,6 +8,9 @@ mod bf16;
 mod dtype;
 mod f16;
 mod f32;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -21,9 +24,9 @@ mod q8_0;
 
 pub use dtype::Dtype;
 
-use super::kernels::float;
 use super::kernels::packed::Layout;
 use super::kernels::scan::Errors;
+use super::kernels::{Columns, float};
 
 /// What an encoder is told beside the values.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +44,11 @@ impl Encoding<'_> {
     /// Rows of `row_len` weights, all columns alike.
     pub fn plain(row_len: usize) -> Self {
         Self { row_len, first_row: 0, importance: None }
+    }
+
+    /// What the kernels need of it.
+    fn columns(&self) -> Columns<'_> {
+        Columns { row_len: self.row_len, importance: self.importance }
     }
 }
 
@@ -84,12 +92,7 @@ pub trait Format: Sync + std::fmt::Debug {
     /// Encodes and decodes, unless the format has a kernel that need not
     /// ([`kernels::scan`](crate::engine::kernels::scan)).
     fn scan(&self, source: &[f32], how: &Encoding<'_>, buffers: &mut ScanBuffers, errors: &mut Errors) {
-        let row_bytes = self.dtype().row_bytes(how.row_len).unwrap_or(0);
-        buffers.encoded.resize(source.len() / how.row_len.max(1) * row_bytes, 0);
-        buffers.coded.resize(source.len(), 0.0);
-        self.encode_rows(source, how, &mut buffers.encoded);
-        self.decode_row(&buffers.encoded, &mut buffers.coded);
-        errors.add(source, &buffers.coded);
+        scan_by_coding(self, source, how, buffers, errors);
     }
 
     /// Exact bits per weight, scales included.
@@ -103,9 +106,25 @@ pub trait Format: Sync + std::fmt::Debug {
     }
 }
 
+/// [`Format::scan`] by way of the encoded bytes, for formats and searches without a kernel of their own.
+fn scan_by_coding<F: Format + ?Sized>(
+    format: &F,
+    source: &[f32],
+    how: &Encoding<'_>,
+    buffers: &mut ScanBuffers,
+    errors: &mut Errors,
+) {
+    let row_bytes = format.dtype().row_bytes(how.row_len).unwrap_or(0);
+    buffers.encoded.resize(source.len() / how.row_len.max(1) * row_bytes, 0);
+    buffers.coded.resize(source.len(), 0.0);
+    format.encode_rows(source, how, &mut buffers.encoded);
+    format.decode_row(&buffers.encoded, &mut buffers.coded);
+    errors.add(source, &buffers.coded);
+}
+
 /// Every format, from most bits to fewest.
 pub fn all() -> &'static [&'static dyn Format] {
-    const ALL: [&dyn Format; 13] = [
+    const ALL: [&dyn Format; 16] = [
         &f32::F32,
         &f16::F16,
         &bf16::Bf16,
@@ -117,6 +136,9 @@ pub fn all() -> &'static [&'static dyn Format] {
         &q4_k::Q4K,
         &q4_1::Q41,
         &q4_0::Q40,
+        &iq4_nl::Iq4Nl,
+        &iq4_xs::Iq4Xs,
+        &mxfp4::Mxfp4,
         &q3_k::Q3K,
         &q2_k::Q2K,
     ];
