@@ -6,6 +6,7 @@
 //! undecided, 130 interrupted. A reader that goes away early is no failure.
 
 mod bench;
+mod calibrate;
 mod compare;
 mod demo;
 mod evaluate;
@@ -80,6 +81,7 @@ struct Common {
 enum Command {
     Inspect(inspect::Inspect),
     Profile(profile::Profile),
+    Calibrate(calibrate::Calibrate),
     Sensitivity(sensitivity::Sensitivity),
     Plan(plan::MakePlan),
     Run(run::Run),
@@ -191,6 +193,7 @@ fn run_command(command: Command, json: bool) -> ExitCode {
     let result = match command {
         Command::Inspect(arguments) => arguments.run(&session),
         Command::Profile(arguments) => arguments.run(&session),
+        Command::Calibrate(arguments) => arguments.run(&session),
         Command::Sensitivity(arguments) => arguments.run(&session),
         Command::Plan(arguments) => arguments.run(&session),
         Command::Run(arguments) => arguments.run(&session),

@@ -8,9 +8,12 @@ use serde::Serialize;
 use super::PATH_HELP;
 use super::output::{self, Table};
 use super::session::{Answer, Result, Session};
+use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::format;
-use crate::engine::plan::{Plan, Recipe, ResolvedPlan, Target, Treatment, resolve};
+use crate::engine::plan::{
+    Calibration, Plan, Recipe, ResolvedPlan, Target, Treatment, check_importance, resolve, tensor_types,
+};
 use crate::engine::units;
 
 /// Choose a format for every tensor
@@ -35,6 +38,15 @@ pub(super) struct MakePlan {
     /// Keep the stored values of tensors whose names match; may be repeated
     #[arg(long, value_name = "GLOB")]
     protect: Vec<String>,
+    /// An importance matrix, from `lapidary calibrate` or llama-imatrix: columns weighted by what they are multiplied with
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Types by llama.cpp's --tensor-type-file: words PATTERN=TYPE, the first that is found wins; --set goes over it
+    #[arg(long, value_name = "FILE")]
+    tensor_type_file: Option<PathBuf>,
+    /// Write the plan's types to this file, for llama-quantize --tensor-type-file
+    #[arg(long, value_name = "FILE")]
+    write_tensor_types: Option<PathBuf>,
     /// What the result is written for: gguf, or hugging_face (float types only)
     #[arg(long, value_name = "TARGET", value_parser = target, default_value = "gguf")]
     target: Target,
@@ -46,6 +58,8 @@ pub(super) struct TensorRow {
     pub name: String,
     pub from: &'static str,
     pub to: &'static str,
+    /// How values are chosen: copy, rtn or imatrix.
+    pub method: &'static str,
     pub reason: String,
     pub weight_count: u64,
     pub old_bytes: u64,
@@ -64,6 +78,8 @@ struct Document<'a> {
     recipe: Option<&'static str>,
     /// The file written, if any.
     output: Option<&'a Path>,
+    /// The file that the importance matrix was read from, if any.
+    imatrix: Option<&'a Path>,
     /// The plan's text.
     toml: String,
     weight_count: u64,
@@ -81,10 +97,19 @@ impl MakePlan {
     pub fn run(&self, session: &Session) -> Result<Answer> {
         let checkpoint = session.open(&self.path)?;
         output::check_target(self.output.as_deref(), &[&checkpoint])?;
-        let plan = self.plan(&checkpoint)?;
-        let resolved = resolve(&plan, &checkpoint)?;
+        output::check_target(self.write_tensor_types.as_deref(), &[&checkpoint])?;
+        let importance = self.imatrix.as_deref().map(Importance::read).transpose()?;
+        let plan = self.plan(&checkpoint, importance.as_ref())?;
+        let mut resolved = resolve(&plan, &checkpoint)?;
+        if let Some(importance) = &importance {
+            let more = check_importance(&resolved, &checkpoint, importance)?;
+            resolved.warnings.extend(more);
+        }
         if let Some(output) = &self.output {
             output::write_file(output, &plan.to_toml())?;
+        }
+        if let Some(output) = &self.write_tensor_types {
+            output::write_file(output, &tensor_types::write(&resolved, &checkpoint))?;
         }
         resolved.warnings.iter().for_each(|warning| session.warn(warning));
         let document = Document {
@@ -94,6 +119,7 @@ impl MakePlan {
             target: resolved.target.name(),
             recipe: resolved.recipe.map(Recipe::name),
             output: self.output.as_deref(),
+            imatrix: self.imatrix.as_deref(),
             toml: plan.to_toml(),
             weight_count: resolved.weight_count,
             old_bytes: resolved.old_bytes,
@@ -110,15 +136,22 @@ impl MakePlan {
             if let Some(output) = &self.output {
                 text.push_str(&format!("written to {}\n", output.display()));
             }
+            if let Some(output) = &self.write_tensor_types {
+                text.push_str(&format!("types written to {}\n", output.display()));
+            }
             text
         })
     }
 
-    fn plan(&self, checkpoint: &Checkpoint) -> Result<Plan> {
+    fn plan(&self, checkpoint: &Checkpoint, importance: Option<&Importance>) -> Result<Plan> {
         let mut plan = Plan::new(self.target, Some(&checkpoint.fingerprint));
         plan.set_recipe(self.recipe);
+        plan.set_calibration(importance.and_then(Calibration::of));
         if let Some(format) = self.format {
             plan.set_default_format(Some(format))?;
+        }
+        if let Some(path) = &self.tensor_type_file {
+            tensor_types::read(&mut plan, checkpoint, path)?;
         }
         for (glob, format) in &self.set {
             plan.set_glob(checkpoint, glob, Treatment::format(format)?)?;
@@ -139,6 +172,7 @@ pub(super) fn rows(resolved: &ResolvedPlan, checkpoint: &Checkpoint) -> Vec<Tens
             name: checkpoint.tensors[decision.tensor_index].name.clone(),
             from: decision.old_dtype.name(),
             to: decision.dtype.name(),
+            method: if decision.is_copy() { "copy" } else { decision.method.name() },
             reason: decision.sentence(),
             weight_count: decision.weight_count,
             old_bytes: decision.old_bytes,

@@ -1,6 +1,7 @@
 //! `lapidary run`: a plan executed, ending with a file that was opened again.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{ArgGroup, Args};
 use serde::Serialize;
@@ -8,10 +9,11 @@ use serde::Serialize;
 use super::PATH_HELP;
 use super::plan::{self, TensorRow};
 use super::session::{Answer, Result, Session};
+use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::{Checkpoint, ensure_not_source};
 use crate::engine::error::{Error, Fault, Stage};
 use crate::engine::pass::{self, PassOptions};
-use crate::engine::plan::{Plan, Recipe, Target, resolve};
+use crate::engine::plan::{Calibration, Plan, Recipe, Target, resolve};
 use crate::engine::units;
 
 /// Largest plan file.
@@ -29,6 +31,9 @@ pub(super) struct Run {
     /// A mixture by llama.cpp's name, such as Q4_K_M, or F32, F16, BF16
     #[arg(long, value_name = "RECIPE", value_parser = plan::recipe)]
     recipe: Option<Recipe>,
+    /// An importance matrix, from `lapidary calibrate` or llama-imatrix; it goes over the plan's
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
     /// With --recipe, what to write: gguf, or hugging_face (float types only) [default: gguf]
     #[arg(long, value_name = "TARGET", value_parser = plan::target, conflicts_with = "plan")]
     target: Option<Target>,
@@ -63,7 +68,11 @@ struct Document<'a> {
 impl Run {
     pub fn run(&self, session: &Session) -> Result<Answer> {
         let checkpoint = session.open(&self.path)?;
-        let plan = self.plan(&checkpoint)?;
+        let mut plan = self.plan(&checkpoint)?;
+        let mut importance = self.imatrix.as_deref().map(Importance::read).transpose()?.map(Arc::new);
+        if let Some(importance) = &importance {
+            plan.set_calibration(Calibration::of(importance));
+        }
         let resolved = resolve(&plan, &checkpoint)?;
         ensure_not_source(&checkpoint, &self.output)?;
         if resolved.target == Target::Gguf && self.output.extension().is_none_or(|extension| extension != "gguf") {
@@ -73,7 +82,13 @@ impl Run {
                 .file(&self.output)
                 .into());
         }
-        let report = pass::run(&checkpoint, &resolved, &self.output, &PassOptions::default(), &session.progress)?;
+        if let Some(calibration) = plan.calibration().filter(|_| importance.is_none()) {
+            let mut warnings = Vec::new();
+            importance = Some(calibration.load(&checkpoint, &session.progress, &mut warnings)?);
+            warnings.iter().for_each(|warning| session.warn(warning));
+        }
+        let options = PassOptions { importance, ..PassOptions::default() };
+        let report = pass::run(&checkpoint, &resolved, &self.output, &options, &session.progress)?;
         let candidate = Checkpoint::open(&self.output)?;
         report.warnings.iter().for_each(|warning| session.warn(warning));
         let document = Document {

@@ -1,12 +1,14 @@
 //! `lapidary sensitivity`: how much every tensor minds every format, under one metric.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 
 use super::PATH_HELP;
 use super::output::{self, Table, or_dash};
 use super::session::{Answer, Failure, Result, Session, to_json};
+use crate::engine::calibration::Importance;
 use crate::engine::format;
 use crate::engine::scoring::{ScoredText, TextOptions, TextSource};
 use crate::engine::sensitivity::kld::{self, KldOptions};
@@ -28,6 +30,9 @@ pub(super) struct Sensitivity {
     /// The text for kld [default for `demo`: its calibration text]
     #[arg(long, visible_alias = "text", value_name = "TEXT")]
     calibration: Option<PathBuf>,
+    /// Encode with this importance matrix, from `lapidary calibrate` or llama-imatrix
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
     /// At least so many tokens of the text are scored for kld
     #[arg(long, value_name = "N", default_value_t = 8192)]
     tokens: usize,
@@ -49,10 +54,15 @@ impl Sensitivity {
         self.formats.iter().map(|&id| id.to_owned()).collect()
     }
 
+    fn importance(&self) -> Result<Option<Arc<Importance>>> {
+        Ok(self.imatrix.as_deref().map(Importance::read).transpose()?.map(Arc::new))
+    }
+
     fn weight(&self, session: &Session) -> Result<SensitivityTable> {
         let checkpoint = session.open(&self.path)?;
         output::check_target(self.output.as_deref(), &[&checkpoint])?;
-        let options = WeightOptions { formats: self.formats(), ..WeightOptions::default() };
+        let importance = self.importance()?;
+        let options = WeightOptions { formats: self.formats(), importance, ..WeightOptions::default() };
         Ok(weight::weight_error(&checkpoint, &options, &session.progress, &mut |_, _| {})?)
     }
 
@@ -76,7 +86,8 @@ impl Sensitivity {
                 self.tokens
             ));
         }
-        let options = KldOptions { formats: self.formats(), ..KldOptions::default() };
+        let importance = self.importance()?;
+        let options = KldOptions { formats: self.formats(), importance, ..KldOptions::default() };
         Ok(kld::measured_kld(
             &loaded.checkpoint,
             &loaded.model,
@@ -112,6 +123,9 @@ impl Sensitivity {
         if let Some(metric) = metric(&table.metric) {
             let unit = if metric.unit.is_empty() { String::new() } else { format!(", in {}", metric.unit) };
             text.push_str(&format!("\n{}{unit} ({}); larger is worse.\n", metric.description, metric.label.name()));
+        }
+        if table.imatrix.is_some() {
+            text.push_str("Encoded with the importance matrix where a format heeds it.\n");
         }
         if has_fallen_back {
             text.push_str("* The rows do not fill the format's blocks, so it fell back as llama.cpp does.\n");

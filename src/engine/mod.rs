@@ -22,6 +22,8 @@ pub mod scoring;
 
 pub mod profile;
 
+pub mod calibration;
+
 pub mod sensitivity;
 
 pub mod plan;

@@ -20,6 +20,7 @@ pub enum Phase {
     Hashing,
     Profiling,
     Loading,
+    Calibrating,
     MeasuringWeights,
     MeasuringKld,
     Compressing,
@@ -30,12 +31,13 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Waiting,
         Self::Opening,
         Self::Hashing,
         Self::Profiling,
         Self::Loading,
+        Self::Calibrating,
         Self::MeasuringWeights,
         Self::MeasuringKld,
         Self::Compressing,
@@ -53,6 +55,7 @@ impl Phase {
             Self::Hashing => "hashing",
             Self::Profiling => "profiling weights",
             Self::Loading => "loading weights",
+            Self::Calibrating => "calibrating",
             Self::MeasuringWeights => "measuring weight error",
             Self::MeasuringKld => "measuring KLD",
             Self::Compressing => "compressing",

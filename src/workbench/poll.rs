@@ -82,7 +82,7 @@ impl Workbench {
     ) -> Option<&mut SensitivityTable> {
         let document = self.document_of(fingerprint)?;
         let table = document.sensitivity.entry(metric.to_owned()).or_insert_with(|| empty.clone());
-        if empty.formats.iter().any(|format| table.column(format).is_none()) {
+        if table.imatrix != empty.imatrix || empty.formats.iter().any(|format| table.column(format).is_none()) {
             *table = Arc::new(merged(empty, table));
         }
         Some(Arc::make_mut(table))
@@ -199,7 +199,12 @@ impl Workbench {
 }
 
 /// A table with the columns and rows of both; where both have a cell, the newer one's counts.
+///
+/// Figures of encoders that knew the columns' importance and of those that did not never share a table.
 fn merged(newer: &SensitivityTable, older: &SensitivityTable) -> SensitivityTable {
+    if newer.imatrix != older.imatrix {
+        return newer.clone();
+    }
     let mut formats: Vec<String> = older.formats.clone();
     formats.extend(newer.formats.iter().filter(|format| !older.formats.contains(format)).cloned());
     // The registry's order, from most bits to fewest, whatever was measured first.

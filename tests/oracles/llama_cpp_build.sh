@@ -33,6 +33,6 @@ nice -n 19 cmake -S src -B build -G Ninja \
     -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=ON -DGGML_OPENMP=OFF -DGGML_LLAMAFILE=OFF -DGGML_CPU_REPACK=OFF -DGGML_BLAS=OFF \
     -DLLAMA_BUILD_COMMON=ON -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_TESTS=OFF \
     -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_OPENSSL=OFF
-for target in ggml-base ggml-cpu llama llama-quantize llama-perplexity llama-bench llama-tokenize; do
+for target in ggml-base ggml-cpu llama llama-quantize llama-imatrix llama-perplexity llama-bench llama-tokenize; do
     nice -n 19 cmake --build build --target "$target" -j "$JOBS"
 done

@@ -1,16 +1,21 @@
 """llama.cpp's numbers for the demo model: metadata, recipes, quantized bytes, token ids, perplexities.
 
     llama_cpp_reference.sh does all; or, after llama_cpp_build.sh WORK and the conversions,
-    WORK/venv/bin/python llama_cpp_reference.py STEP WORK MODEL_FOLDER OUT_FOLDER          STEP: metadata recipes perplexity
+    WORK/venv/bin/python llama_cpp_reference.py STEP WORK MODEL_FOLDER OUT_FOLDER          STEP: metadata imatrix recipes tensor_types perplexity
 
 Files and their keys
     llama_cpp_demo_metadata.json   what convert_hf_to_gguf.py writes for the demo: `metadata` (bf16 file), `f32_differs` (keys that differ in the f32 file),
                                    `tensors` in file order [name, ggml shape, type and sha256 in the bf16 file, type and sha256 in the f32 file];
                                    `quantized_metadata` (what llama-quantize adds or changes, Q4_K_M); `tokens` (ids of our texts by llama-tokenize);
                                    `tiny` the same for tests/fixtures/tiny_llama_*, converted to f32 (rope_freqs with its values).
+    llama_cpp_imatrix.gguf, .dat   llama-imatrix over calibration.txt, context 256, f32 KV cache: 42 entries; the same in the older form, written by llama-imatrix;
+    llama_cpp_imatrix.json         llama-imatrix --show-statistics of that file, row by row as printed.
     llama_cpp_recipes.json         `demo`: recipe -> file bytes, and per 2-D tensor [type, sha256 of its data] (1-D tensors stay f32);
                                    `shapes`: model shape -> parameters and recipe -> tensor role -> [[type, layers], ...] run by run from layer 0
-                                   (a plain string where no layer is in the name), by llama-quantize --dry-run on sparse files.
+                                   (a plain string where no layer is in the name), by llama-quantize --dry-run on sparse files;
+                                   `demo_imatrix` and a shape's `imatrix` the same with --imatrix llama_cpp_imatrix.gguf (for a shape only the recipes whose types differ
+                                   from those without, the other names in `imatrix_same`); `imatrix_metadata` what llama-quantize writes of it.
+    llama_cpp_tensor_types.json    the demo's types under --tensor-type-file tests/fixtures/tensor_types/NAME, file -> recipe -> tensor -> type.
     llama_cpp_perplexity.json      llama-perplexity over evaluation.txt, context 256: PPL, and against the f32 GGUF mean KLD, same top p and the rest as printed.
 """
 import datetime, hashlib, json, os, re, subprocess, sys, tempfile
@@ -19,15 +24,22 @@ from pathlib import Path
 import gguf, numpy as np
 import gguf_check
 
-RECIPES = "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_0 Q5_1 Q4_K_M Q4_K_S Q4_0 Q4_1 Q3_K_L Q3_K_M Q3_K_S Q2_K Q2_K_S".split()
+RECIPES = "F32 F16 BF16 Q8_0 MXFP4_MOE Q6_K Q5_K_M Q5_K_S Q5_0 Q5_1 Q4_K_M Q4_K_S Q4_0 Q4_1 IQ4_NL IQ4_XS Q3_K_L Q3_K_M Q3_K_S Q2_K Q2_K_S".split()
 # name: layers, width, heads, KV heads, head width, MLP width, vocabulary, tied
 SHAPES = {
     "8B": (32, 4096, 32, 8, 128, 14336, 128256, False),
+    "8B tied": (32, 4096, 32, 8, 128, 14336, 128256, True),
     "1B tied": (16, 2048, 32, 8, 64, 8192, 128256, True),
+    "1B untied": (16, 2048, 32, 8, 64, 8192, 128256, False),
+    "1B without grouped queries, tied": (16, 2048, 32, 32, 64, 8192, 128256, True),
+    "1B without grouped queries": (16, 2048, 32, 32, 64, 8192, 128256, False),
     "7B without grouped queries": (32, 4096, 32, 32, 128, 11008, 32000, False),
+    "7B without grouped queries, tied": (32, 4096, 32, 32, 128, 11008, 32000, True),
     "13B without grouped queries": (40, 5120, 40, 40, 128, 13824, 32000, False),
     "70B": (80, 8192, 64, 8, 128, 28672, 128256, False),
+    "70B tied": (80, 8192, 64, 8, 128, 28672, 128256, True),
     "65B without grouped queries": (80, 8192, 64, 64, 128, 22016, 32000, False),
+    "65B without grouped queries, tied": (80, 8192, 64, 64, 128, 22016, 32000, True),
     "width 576 tied": (30, 576, 9, 3, 64, 1536, 49152, True),
     "width 576 untied": (30, 576, 9, 3, 64, 1536, 49152, False),
     "width 80, MLP 200 (no multiple of 32)": (6, 80, 5, 1, 16, 200, 1000, False),
@@ -40,9 +52,9 @@ def provenance(**more):
                 gguf=version("gguf"), **more)
 
 
-def tool(work, name, *args, check=True):
+def tool(work, name, *args, check=True, cwd=None):
     env = dict(os.environ, LD_LIBRARY_PATH=f"{work}/build/bin")
-    r = subprocess.run([f"{work}/build/bin/{name}", *map(str, args)], capture_output=True, text=True, env=env, errors="replace")
+    r = subprocess.run([f"{work}/build/bin/{name}", *map(str, args)], capture_output=True, text=True, env=env, errors="replace", cwd=cwd)
     if check and r.returncode:
         raise SystemExit(f"{name} {args}: {r.returncode}\n{r.stdout[-2000:]}\n{r.stderr[-3000:]}")
     return r
@@ -147,8 +159,8 @@ def runs(types, layers):
     return roles
 
 
-def dry(work, path, recipe):
-    r = tool(work, "llama-quantize", "--dry-run", path, recipe, 1, check=False)
+def dry(work, path, recipe, *more):
+    r = tool(work, "llama-quantize", *more, "--dry-run", path, recipe, 1, check=False)
     text = r.stdout + r.stderr
     if r.returncode:
         return dict(error=next((l for l in text.splitlines() if "rror" in l or "failed" in l), f"status {r.returncode}"))
@@ -167,30 +179,67 @@ def dry(work, path, recipe):
     return d
 
 
+def quantized(work, recipe, *more, cwd=None):
+    """The demo under a recipe: what the file has, or the error."""
+    with tempfile.TemporaryDirectory(dir=work) as tmp:
+        q = Path(tmp) / "q.gguf"
+        r = tool(work, "llama-quantize", *more, work / "out/demo-f32.gguf", q, recipe, 1, check=False, cwd=cwd)
+        if r.returncode:
+            return dict(error=next(l.strip() for l in (r.stdout + r.stderr).splitlines() if "requires" in l or "failed" in l)), {}
+        d = gguf_check.read(q)
+    assert all(t["type"] == "F32" for t in d["tensors"] if len(t["shape"]) == 1)
+    return dict(file_bytes=d["file_bytes"], data_bytes=sum(t["bytes"] for t in d["tensors"]), file_type=d["metadata"]["general.file_type"]["value"],
+                tensors={t["name"]: [t["type"].lower(), t["sha256"]] for t in d["tensors"] if len(t["shape"]) > 1}), d["metadata"]
+
+
 def recipes(work, model, out):
-    result = dict(provenance=provenance(source="demo: f32 GGUF converted from the bf16 checkpoint; shapes: f16"), demo={}, shapes={})
+    imatrix = "llama_cpp_imatrix.gguf"
+    result = dict(provenance=provenance(source="demo: f32 GGUF converted from the bf16 checkpoint; shapes: f16"), demo={}, demo_imatrix={}, imatrix_metadata={}, shapes={})
     for recipe in RECIPES:
-        with tempfile.TemporaryDirectory(dir=work) as tmp:
-            q = Path(tmp) / "q.gguf"
-            r = tool(work, "llama-quantize", work / "out/demo-f32.gguf", q, recipe, 1, check=False)
-            if r.returncode:
-                result["demo"][recipe] = dict(error=next(l.strip() for l in (r.stdout + r.stderr).splitlines() if "requires" in l or "failed" in l)); continue
-            d = gguf_check.read(q)
-        assert all(t["type"] == "F32" for t in d["tensors"] if len(t["shape"]) == 1)
-        result["demo"][recipe] = dict(file_bytes=d["file_bytes"], data_bytes=sum(t["bytes"] for t in d["tensors"]), file_type=d["metadata"]["general.file_type"]["value"],
-                                      tensors={t["name"]: [t["type"].lower(), t["sha256"]] for t in d["tensors"] if len(t["shape"]) > 1})
+        result["demo"][recipe], _ = quantized(work, recipe)
+        result["demo_imatrix"][recipe], m = quantized(work, recipe, "--imatrix", imatrix, cwd=out)
+        result["imatrix_metadata"] = result["imatrix_metadata"] or {k: v for k, v in m.items() if k.startswith("quantize.imatrix.")}
     for name, shape in SHAPES.items():
-        entry = result["shapes"][name] = dict(zip("layers width heads kv_heads head_width mlp_width vocabulary tied".split(), shape), recipes={})
+        entry = result["shapes"][name] = dict(zip("layers width heads kv_heads head_width mlp_width vocabulary tied".split(), shape), recipes={}, imatrix={}, imatrix_same=[])
         with tempfile.TemporaryDirectory(dir=work) as tmp:
             path = Path(tmp) / "shape.gguf"
             sparse(path, shape)
             for recipe in RECIPES:
-                d = dry(work, path, recipe)
-                if "types" in d:
-                    d["types"] = runs(d["types"], shape[0])
-                entry["recipes"][recipe] = d
-        print(name, [k for k, v in entry["recipes"].items() if "error" in v], flush=True)
+                plain, weighted = (dry(work, path, recipe, *more) for more in ((), ("--imatrix", out / imatrix)))
+                for d in (plain, weighted):
+                    if "types" in d:
+                        d["types"] = runs(d["types"], shape[0])
+                entry["recipes"][recipe] = plain
+                if weighted.get("types") == plain.get("types"):
+                    entry["imatrix_same"].append(recipe)
+                else:
+                    entry["imatrix"][recipe] = weighted
+        print(name, [k for k, v in entry["recipes"].items() if "error" in v], list(entry["imatrix"]), flush=True)
     dump(out / "llama_cpp_recipes.json", result)
+
+
+def tensor_types(work, model, out):
+    result = dict(provenance=provenance(source="bf16 GGUF of the demo; llama-quantize --dry-run --tensor-type-file tests/fixtures/tensor_types/NAME"), files={})
+    for path in sorted((out / "tensor_types").glob("*.txt")):
+        result["files"][path.name] = {recipe: dry(work, work / "out/demo-bf16.gguf", recipe, "--tensor-type-file", path)["types"] for recipe in ("Q4_K_M", "Q3_K_M", "Q8_0")}
+    dump(out / "llama_cpp_tensor_types.json", result)
+
+
+def imatrix(work, model, out):
+    name = "llama_cpp_imatrix"
+    # An f32 cache, so that the inputs of attn_output do not carry f16's rounding.
+    tool(work, "llama-imatrix", "-m", work / "out/demo-f32.gguf", "-f", "calibration.txt", "-c", 256, "-t", 1, "--no-ppl", "-ctk", "f32", "-ctv", "f32", "-fa", "off",
+         "-o", out / f"{name}.gguf", cwd=model)
+    tool(work, "llama-imatrix", "-m", "none", "--in-file", f"{name}.gguf", "-c", 256, "-b", 256, "-o", f"{name}.dat", "--output-format", "dat", cwd=out)
+    r = tool(work, "llama-imatrix", "-m", "none", "--show-statistics", "--in-file", f"{name}.gguf", "-c", 256, cwd=out)
+    columns = "layer tensor sum min max mean std active_percent elements entropy entropy_percent zd_percent cosine".split()
+    rows = []
+    for line in (r.stdout + r.stderr).splitlines():
+        parts = re.sub(r"^[\d.]+ I +", "", line).replace("%", "").split()
+        if len(parts) == len(columns) and parts[0].isdigit():
+            rows.append(parts[:2] + [float(x) for x in parts[2:]])
+    assert len(rows) == 42, len(rows)
+    dump(out / f"{name}.json", dict(provenance=provenance(command="llama-imatrix -f calibration.txt -c 256 --no-ppl -ctk f32 -ctv f32 -fa off"), columns=columns, rows=rows))
 
 
 def perplexity(work, model, out):
@@ -244,4 +293,4 @@ def perplexity(work, model, out):
 
 if __name__ == "__main__":
     step, work, model, out = sys.argv[1], *map(Path, sys.argv[2:5])
-    dict(metadata=metadata, recipes=recipes, perplexity=perplexity)[step](work.resolve(), model, out)
+    dict(metadata=metadata, imatrix=imatrix, recipes=recipes, tensor_types=tensor_types, perplexity=perplexity)[step](work.resolve(), model, out)

@@ -28,7 +28,7 @@ for folder in "$OUT"/tiny_llama_*; do
     name="$(basename "$folder")"
     "$TORCH_PYTHON" "$HERE/llama_cpp_convert.py" "$WORK/src" "$folder" --outtype f32 --outfile "$WORK/out/tiny-${name#tiny_llama_}.gguf"
 done
-for step in metadata recipes perplexity; do
+for step in metadata imatrix recipes tensor_types perplexity; do
     nice -n 19 "$python" "$HERE/llama_cpp_reference.py" "$step" "$WORK" "$MODEL" "$OUT"
 done
 "$TORCH_PYTHON" "$HERE/dequantized_reference.py" "$WORK" "$MODEL" "$OUT"

@@ -517,6 +517,7 @@ mod tests {
             metric: "kld".to_owned(),
             unit: "nats".to_owned(),
             label: FigureLabel::MeasuredWeightsOnly,
+            imatrix: None,
             formats: vec!["q8_0".to_owned(), "q4_k".to_owned()],
             rows: vec![
                 row("a", vec![value(1e-4, Some(1e-5)), value(1e-2, Some(3e-5))]),
@@ -548,6 +549,7 @@ mod tests {
                 metric: metric.id.to_owned(),
                 unit: metric.unit.to_owned(),
                 label: metric.label,
+                imatrix: None,
                 formats: vec!["q4_k".to_owned()],
                 rows: rows.collect(),
             }

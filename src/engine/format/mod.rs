@@ -160,6 +160,15 @@ pub fn is_decodable(dtype: Dtype) -> bool {
     dtype.is_plain() || of_dtype(dtype).is_some()
 }
 
+/// True if rows of `dtype` are encoded with [`Encoding::importance`] in mind; the others ignore it.
+pub fn heeds_importance(dtype: Dtype) -> bool {
+    use Dtype as D;
+    matches!(
+        dtype,
+        D::Q4_0 | D::Q4_1 | D::Q5_0 | D::Q5_1 | D::Q2K | D::Q3K | D::Q4K | D::Q5K | D::Q6K | D::Iq4Nl | D::Iq4Xs
+    )
+}
+
 /// The formats that make a checkpoint smaller than 16 bits a weight.
 pub fn quantized() -> impl Iterator<Item = &'static dyn Format> {
     all().iter().copied().filter(|format| !format.dtype().is_plain())

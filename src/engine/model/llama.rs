@@ -41,19 +41,24 @@ pub(super) struct Llama<B: Backend> {
 /// Sees the input of a layer.
 type Watch<'a, B> = dyn FnMut(usize, &<B as Backend>::Rows) + 'a;
 
+/// Sees what the linears of these roles in a layer multiply.
+type WatchInput<'a, B> = dyn Fn(usize, &[Role], &<B as Backend>::Rows) -> Result<()> + 'a;
+
 /// What a caller may change or watch in a run.
 pub(super) struct Hooks<'a, B: Backend> {
     /// A linear that stands in for the one at its site.
     pub(super) swap: Option<(Site, &'a B::Linear)>,
     /// Sees the input of every layer.
     pub(super) layer_input: Option<&'a mut Watch<'a, B>>,
+    /// Sees the input of every linear of a layer, once for those that share it.
+    pub(super) linear_input: Option<&'a WatchInput<'a, B>>,
     /// Asked between operations.
     pub(super) progress: Option<&'a Progress>,
 }
 
 impl<B: Backend> Default for Hooks<'_, B> {
     fn default() -> Self {
-        Self { swap: None, layer_input: None, progress: None }
+        Self { swap: None, layer_input: None, linear_input: None, progress: None }
     }
 }
 
@@ -61,6 +66,11 @@ impl<B: Backend> Hooks<'_, B> {
     /// Stops a cancelled run; called before every group of linears.
     fn check(&self) -> Result<()> {
         self.progress.map_or(Ok(()), Progress::check)
+    }
+
+    /// Shows the rows that some linears of a layer are about to multiply.
+    fn see(&self, layer: usize, roles: &[Role], rows: &B::Rows) -> Result<()> {
+        self.linear_input.map_or(Ok(()), |watch| watch(layer, roles, rows))
     }
 
     fn linear<'s>(&'s self, layer: Option<usize>, role: Role, own: &'s B::Linear) -> &'s B::Linear {
@@ -155,6 +165,7 @@ impl<B: Backend> Llama<B> {
         };
         let normed = backend.rms_norm(&x, &layer.attention_norm, self.config.norm_eps)?;
         hooks.check()?;
+        hooks.see(index, &[Role::Q, Role::K, Role::V], &normed)?;
         let mut qkv = backend.linears(&[of(Role::Q), of(Role::K), of(Role::V)], &normed)?.into_iter();
         let mut next = || qkv.next().expect("one output a linear");
         let (mut q, mut k, v) = (next(), next(), next());
@@ -164,15 +175,18 @@ impl<B: Backend> Llama<B> {
         hooks.check()?;
         let mixed = backend.attention(heads, index, batch, caches, &q, &k, &v)?;
         hooks.check()?;
+        hooks.see(index, &[Role::O], &mixed)?;
         let attended = single(backend.linears(&[of(Role::O)], &mixed)?);
         let x = backend.add(x, &attended)?;
         let normed = backend.rms_norm(&x, &layer.mlp_norm, self.config.norm_eps)?;
         hooks.check()?;
+        hooks.see(index, &[Role::Gate, Role::Up], &normed)?;
         let mut both = backend.linears(&[of(Role::Gate), of(Role::Up)], &normed)?.into_iter();
         let mut next = || both.next().expect("one output a linear");
         let (gate, up) = (next(), next());
         let gated = backend.gated(gate, &up)?;
         hooks.check()?;
+        hooks.see(index, &[Role::Down], &gated)?;
         let down = single(backend.linears(&[of(Role::Down)], &gated)?);
         backend.add(x, &down)
     }

@@ -18,7 +18,7 @@ pub use tokenizer::{TextStream, Tokenizer};
 use self::backend::Backend as _;
 use self::llama::{Hooks, Llama};
 use self::native::Native;
-use super::checkpoint::{Checkpoint, ModelConfig};
+use super::checkpoint::{Checkpoint, ModelConfig, Role};
 use super::error::Result;
 use super::progress::Progress;
 
@@ -120,6 +120,19 @@ pub struct LayerInputs {
     rows: Vec<native::Rows>,
 }
 
+/// Rows that some linears are about to multiply.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearInput<'a> {
+    /// The layer; none for the head.
+    pub layer: Option<usize>,
+    /// The linears that share this input.
+    pub roles: &'a [Role],
+    /// Length of a row.
+    pub width: usize,
+    /// One row a token of the batch.
+    pub values: &'a [f32],
+}
+
 /// A decoder ready to run.
 #[derive(Debug)]
 pub struct Model {
@@ -149,9 +162,33 @@ impl Model {
     pub fn hidden_keeping_inputs(&self, batch: &Batch, progress: &Progress) -> Result<(Vec<f32>, LayerInputs)> {
         let mut inputs = LayerInputs::default();
         let mut keep = |_: usize, rows: &native::Rows| inputs.rows.push(rows.clone());
-        let mut hooks = Hooks { layer_input: Some(&mut keep), progress: Some(progress), swap: None };
+        let mut hooks = Hooks { layer_input: Some(&mut keep), progress: Some(progress), ..Hooks::default() };
         let rows = self.graph.run(batch, &mut [], None, &mut hooks)?;
         Ok((rows.into_values(), inputs))
+    }
+
+    /// Runs a batch without caches and shows `watch` what every linear multiplies, the head last.
+    ///
+    /// # Errors
+    /// A token beyond the vocabulary, or cancel.
+    pub fn watch_linears(
+        &self,
+        batch: &Batch,
+        progress: &Progress,
+        watch: &mut dyn FnMut(LinearInput<'_>),
+    ) -> Result<()> {
+        let tokens = batch.ids.len().max(1);
+        // The graph only lends its hooks, so the caller's state changes behind a cell.
+        let watch = std::cell::RefCell::new(watch);
+        let show = |layer: Option<usize>, roles: &[Role], rows: &native::Rows| {
+            let values = self.graph.backend.rows_to(rows)?;
+            (watch.borrow_mut())(LinearInput { layer, roles, width: values.len() / tokens, values: &values });
+            Ok(())
+        };
+        let in_layer = |layer: usize, roles: &[Role], rows: &native::Rows| show(Some(layer), roles, rows);
+        let mut hooks = Hooks { linear_input: Some(&in_layer), progress: Some(progress), ..Hooks::default() };
+        let rows = self.graph.run(batch, &mut [], None, &mut hooks)?;
+        show(None, &[Role::Head], &rows)
     }
 
     /// Runs a batch without caches with one matrix replaced, from its layer on where the inputs are known.
@@ -163,8 +200,8 @@ impl Model {
         progress: &Progress,
     ) -> Result<Vec<f32>> {
         let from = replacement.site.layer.and_then(|layer| Some((layer, inputs.rows.get(layer)?.clone())));
-        let mut hooks =
-            Hooks { swap: Some((replacement.site, &replacement.linear)), layer_input: None, progress: Some(progress) };
+        let swap = Some((replacement.site, &replacement.linear));
+        let mut hooks = Hooks { swap, progress: Some(progress), ..Hooks::default() };
         Ok(self.graph.run(batch, &mut [], from, &mut hooks)?.into_values())
     }
 
@@ -177,7 +214,7 @@ impl Model {
     /// [`Model::logits`] with one matrix replaced.
     pub fn logits_with(&self, hidden: &[f32], replacement: &Replacement) -> Result<Vec<f32>> {
         let rows = self.graph.backend.rows_from(hidden.to_vec(), self.config.hidden)?;
-        let hooks = Hooks { swap: Some((replacement.site, &replacement.linear)), layer_input: None, progress: None };
+        let hooks = Hooks { swap: Some((replacement.site, &replacement.linear)), ..Hooks::default() };
         Ok(self.graph.logits(&rows, &hooks)?.into_values())
     }
 

@@ -10,15 +10,17 @@ mod rtn;
 mod write;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 pub use copy::copy_candidate;
 
+use super::calibration::Importance;
 use super::checkpoint::{self, Checkpoint};
 use super::error::{Error, Fault, Result, Stage};
-use super::plan::{ResolvedPlan, Target};
+use super::plan::{self, ResolvedPlan, Target};
 use super::progress::{Phase, Progress, Unit};
 use super::units;
 
@@ -27,11 +29,13 @@ use super::units;
 pub struct PassOptions {
     /// Weights that are in memory at once, in f32; twice this and the encoded bytes is the pass's working set.
     pub chunk_weights: usize,
+    /// What a plan with an importance matrix needs; see [`plan::Calibration::load`].
+    pub importance: Option<Arc<Importance>>,
 }
 
 impl Default for PassOptions {
     fn default() -> Self {
-        Self { chunk_weights: 4 << 20 }
+        Self { chunk_weights: 4 << 20, importance: None }
     }
 }
 
@@ -44,6 +48,9 @@ pub struct TensorReport {
     pub from: String,
     /// Stored as, now.
     pub to: String,
+    /// How its values were chosen: copy, rtn or imatrix.
+    #[serde(default)]
+    pub method: String,
     /// Number of weights.
     pub weight_count: u64,
     /// Bytes before.
@@ -101,8 +108,8 @@ impl PassReport {
 /// the plan's target says.
 ///
 /// # Errors
-/// A plan made for other tensors, an output that is the checkpoint itself, a network that the
-/// target cannot name, a disk that is full or read-only, or cancel. Nothing half-written remains.
+/// A plan made for other tensors, an output that is the checkpoint itself, an importance matrix that
+/// is missing or another model's, a network that the target cannot name, a disk that is full or read-only, or cancel. Nothing half-written remains.
 pub fn run(
     checkpoint: &Checkpoint,
     plan: &ResolvedPlan,
@@ -112,12 +119,18 @@ pub fn run(
 ) -> Result<PassReport> {
     let started = Instant::now();
     check_fit(checkpoint, plan)?;
+    let mut warnings = plan.warnings.clone();
+    if plan.has_importance {
+        let importance = options.importance.as_deref().ok_or_else(|| {
+            Fault::new(Stage::Pass, "the plan has an importance matrix, which is not loaded").fix("load it first")
+        })?;
+        warnings.extend(plan::check_importance(plan, checkpoint, importance)?);
+    }
     checkpoint::ensure_not_source(checkpoint, output)?;
     if let Some(folder) = output.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
     progress.begin(Phase::Compressing, plan.old_bytes, Unit::Bytes);
-    let mut warnings = plan.warnings.clone();
     let job = write::Job { checkpoint, plan, options, progress };
     let file_bytes = match plan.target {
         Target::Gguf => write::gguf(&job, output, &mut warnings)?,
@@ -130,6 +143,7 @@ pub fn run(
             name: checkpoint.tensors[decision.tensor_index].name.clone(),
             from: decision.old_dtype.name().to_owned(),
             to: decision.dtype.name().to_owned(),
+            method: job.method(decision).to_owned(),
             weight_count: decision.weight_count,
             old_bytes: decision.old_bytes,
             new_bytes: decision.new_bytes,

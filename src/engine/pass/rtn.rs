@@ -1,11 +1,12 @@
-//! Round to nearest: every row encoded by itself, no data needed.
+//! Round to nearest: every row encoded by itself, its columns alike or weighted by importance.
 
 use rayon::prelude::*;
 
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::{self, Dtype, Encoding};
 
-/// Brings whole rows of `from` bytes to `to` bytes, on every core.
+/// Brings whole rows of `from` bytes to `to` bytes, on every core. `importance` has a weight for
+/// each of the `row_len` columns.
 ///
 /// # Errors
 /// A type that cannot be decoded or encoded, or rows that do not fill whole blocks.
@@ -14,6 +15,7 @@ pub(super) fn convert(
     from: Dtype,
     to: Dtype,
     row_len: usize,
+    importance: Option<&[f32]>,
     source: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<()> {
@@ -29,6 +31,7 @@ pub(super) fn convert(
     let rows = source.len() / in_bytes;
     out.clear();
     out.resize(rows * out_bytes, 0);
+    let how = Encoding { importance, ..Encoding::plain(row_len) };
     let decoded = source
         .par_chunks_exact(in_bytes)
         .zip(out.par_chunks_exact_mut(out_bytes))
@@ -37,7 +40,7 @@ pub(super) fn convert(
             |values, (source, out)| {
                 let known = format::decode_row(from, source, values);
                 if known {
-                    format.encode_rows(values, &Encoding::plain(row_len), out);
+                    format.encode_rows(values, &how, out);
                 }
                 known
             },
@@ -60,7 +63,7 @@ mod tests {
         let encode = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
             let mut out = Vec::new();
-            pool.install(|| convert("t", Dtype::F32, Dtype::Q4K, 512, &values, &mut out)).expect("converts");
+            pool.install(|| convert("t", Dtype::F32, Dtype::Q4K, 512, None, &values, &mut out)).expect("converts");
             out
         };
         assert_eq!(encode(1), encode(5));
@@ -68,7 +71,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_decoded_is_named() {
-        let err = convert("t", Dtype::Iq2S, Dtype::F16, 256, &[0; 82], &mut Vec::new()).expect_err("refused");
+        let err = convert("t", Dtype::Iq2S, Dtype::F16, 256, None, &[0; 82], &mut Vec::new()).expect_err("refused");
         assert!(err.to_string().contains("iq2_s"), "{err}");
     }
 }

@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use super::{PassOptions, rtn};
+use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::{
-    self, Checkpoint, Container, FolderWriter, GgufTensor, GgufWriter, Role, SafeTensor, TensorInfo,
+    self, Checkpoint, Container, FolderWriter, GgufTensor, GgufValue, GgufWriter, Metadata, Role, SafeTensor,
+    TensorInfo,
 };
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::Dtype;
-use crate::engine::plan::{Decision, ResolvedPlan};
+use crate::engine::plan::{Decision, Method, ResolvedPlan};
 use crate::engine::progress::Progress;
 use crate::engine::target::{gguf_names, llama_layout};
 
@@ -34,6 +36,24 @@ impl Job<'_> {
         &self.checkpoint.tensors[decision.tensor_index]
     }
 
+    /// How much each column of a tensor matters; none where its format takes no heed or nothing is known.
+    fn importance(&self, decision: &Decision) -> Result<Option<&[f32]>> {
+        let tensor = self.tensor(decision);
+        match &self.options.importance {
+            Some(importance) if decision.method == Method::Imatrix => importance.of(&tensor.name, tensor.row_len()),
+            _ => Ok(None),
+        }
+    }
+
+    /// How the values of a tensor are chosen, in one word.
+    pub(super) fn method(&self, decision: &Decision) -> &'static str {
+        match self.importance(decision) {
+            _ if decision.is_copy() => "copy",
+            Ok(Some(_)) => Method::Imatrix.name(),
+            _ => Method::Rtn.name(),
+        }
+    }
+
     /// Streams one tensor through `write`; with `permuted_heads`, rows come in GGUF's order.
     fn stream(
         &self,
@@ -46,6 +66,7 @@ impl Job<'_> {
         // Rows of one head stay together, since permuting moves them within their head only.
         let unit = permuted_heads.map_or(1, |heads| (rows / heads).max(1));
         let step = (self.options.chunk_weights / row_len.max(1) / unit).max(1) * unit;
+        let importance = self.importance(decision)?;
         let (mut raw, mut encoded, mut ordered) = (Vec::new(), Vec::new(), Vec::new());
         let row_bytes = decision.dtype.row_bytes(row_len).ok_or_else(|| {
             Fault::new(Stage::Pass, format!("rows of {row_len} do not fill {} blocks", decision.dtype)).at(&tensor.name)
@@ -57,7 +78,7 @@ impl Job<'_> {
             let bytes = if decision.is_copy() {
                 &raw
             } else {
-                rtn::convert(&tensor.name, tensor.dtype, decision.dtype, row_len, &raw, &mut encoded)?;
+                rtn::convert(&tensor.name, tensor.dtype, decision.dtype, row_len, importance, &raw, &mut encoded)?;
                 &encoded
             };
             match permuted_heads {
@@ -113,8 +134,11 @@ impl Job<'_> {
 /// Writes GGUF v3 and answers the file's size.
 pub(super) fn gguf(job: &Job<'_>, output: &Path, warnings: &mut Vec<String>) -> Result<u64> {
     let config = job.checkpoint.require_config()?;
-    let (metadata, more) = checkpoint::gguf_metadata_of(job.checkpoint, config, job.plan.file_type)?;
+    let (mut metadata, more) = checkpoint::gguf_metadata_of(job.checkpoint, config, job.plan.file_type)?;
     warnings.extend(more);
+    if let Some(importance) = job.options.importance.as_deref().filter(|_| job.plan.has_importance) {
+        metadata.extend(imatrix_metadata(importance));
+    }
     let mut tensors = Vec::with_capacity(job.plan.decisions.len() + 1);
     for decision in &job.plan.decisions {
         let tensor = job.tensor(decision);
@@ -151,6 +175,24 @@ pub(super) fn gguf(job: &Job<'_>, output: &Path, warnings: &mut Vec<String>) -> 
     }
     job.progress.check()?;
     writer.finish()
+}
+
+/// What llama-quantize writes of the importance matrix that it used; files are named without folders.
+fn imatrix_metadata(importance: &Importance) -> Metadata {
+    let number = |value: usize| GgufValue::U32(u32::try_from(value).unwrap_or(u32::MAX));
+    let mut metadata = Metadata::new();
+    let mut set = |key: &str, value: GgufValue| metadata.push((format!("quantize.imatrix.{key}"), value));
+    if let Some(name) = importance.file_name() {
+        set("file", GgufValue::String(name.into_owned()));
+    }
+    if let Some(dataset) = importance.datasets.first() {
+        set("dataset", GgufValue::String(dataset.clone()));
+    }
+    set("entries_count", number(importance.tensors.len()));
+    if importance.chunk_count > 0 {
+        set("chunks_count", GgufValue::U32(importance.chunk_count));
+    }
+    metadata
 }
 
 /// Writes a Hugging Face folder and answers the size of its files.

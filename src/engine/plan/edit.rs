@@ -10,7 +10,7 @@ use std::sync::Arc;
 use toml_edit::{ArrayOfTables, Item, Key, Table, TableLike, Value};
 
 use super::recipe::{ModelShape, Recipe, choose};
-use super::{LayerSet, Matcher, Plan, Rule, Subject, Target, Treatment, nearest};
+use super::{Calibration, LayerSet, Matcher, Plan, Rule, Subject, Target, Treatment, nearest};
 use crate::engine::checkpoint::{Checkpoint, Role};
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format;
@@ -63,6 +63,15 @@ impl Plan {
             set_value(table, "format", id);
         }
         Ok(())
+    }
+
+    /// Sets or removes where the importance matrix comes from.
+    pub fn set_calibration(&mut self, calibration: Option<Calibration>) {
+        match &calibration {
+            Some(calibration) => drop(self.document.insert("calibration", calibration.to_item())),
+            None => drop(self.document.remove("calibration")),
+        }
+        self.calibration = calibration;
     }
 
     fn remove_default(&mut self) {
@@ -182,7 +191,8 @@ impl Plan {
     pub(super) fn unprotect_for(&mut self, subject: Subject<'_>, names: &[impl AsRef<str>]) -> Result<()> {
         let tensors = indices(subject, names)?;
         let shapes: Vec<_> = subject.tensors.iter().map(super::resolve::shape_of).collect();
-        let base = self.recipe.map(|recipe| choose(recipe, ModelShape::of(subject), &shapes));
+        let base =
+            self.recipe.map(|recipe| choose(recipe, ModelShape::of(subject), self.calibration.is_some(), &shapes));
         for (name, tensor) in names.iter().zip(tensors) {
             let exact = Matcher::exact(name.as_ref());
             let own = |rule: &Rule| rule.matcher == exact && rule.treatment == Treatment::Protect;
@@ -364,8 +374,9 @@ fn write_treatment(table: &mut Table, treatment: Treatment) {
         }
         Treatment::Format { format, method } => {
             replace_key(table, "protect", "format", format.into());
-            if table.contains_key("method") {
-                set_value(table, "method", method.name());
+            match method {
+                Some(method) => set_value(table, "method", method.name()),
+                None => drop(table.remove("method")),
             }
         }
     }

@@ -18,13 +18,18 @@
 //! role = "down"
 //! layers = "0-1,14-15"
 //! protect = true
+//!
+//! [calibration]                  # columns weighted by what they are multiplied with
+//! imatrix = "model.imatrix.gguf"
 //! ```
 
+mod calibration;
 mod edit;
 mod matcher;
 mod nearest;
 pub mod recipe;
 mod resolve;
+pub mod tensor_types;
 mod text;
 
 #[cfg(test)]
@@ -35,6 +40,7 @@ use std::path::PathBuf;
 
 use toml_edit::DocumentMut;
 
+pub use calibration::{Calibration, check_importance};
 pub use matcher::{LayerSet, Matcher};
 pub use recipe::Recipe;
 pub use resolve::{Choice, Decision, Difference, ResolvedPlan, Why, difference, fit, resolve};
@@ -95,19 +101,22 @@ impl fmt::Display for Target {
 /// How the values of a format are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// Round to nearest, no calibration data.
+    /// Round to nearest, every column alike.
     #[default]
     Rtn,
+    /// As [`Method::Rtn`], errors weighted by how large each column's input is.
+    Imatrix,
 }
 
 impl Method {
     /// Every method.
-    pub const ALL: [Self; 1] = [Self::Rtn];
+    pub const ALL: [Self; 2] = [Self::Rtn, Self::Imatrix];
 
     /// The method as plans write it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Rtn => "rtn",
+            Self::Imatrix => "imatrix",
         }
     }
 
@@ -124,21 +133,21 @@ pub enum Treatment {
     Format {
         /// Id in the format registry.
         format: &'static str,
-        /// How values are chosen.
-        method: Method,
+        /// How values are chosen; none is imatrix where the plan has one and the format heeds it, else rtn.
+        method: Option<Method>,
     },
     /// Keep the stored values.
     Protect,
 }
 
 impl Treatment {
-    /// Round to nearest in the format called `id`, in any case.
+    /// The format called `id`, in any case, by whatever method the plan has data for.
     ///
     /// # Errors
     /// The format does not exist; the fault names the nearest that does.
     pub fn format(id: &str) -> Result<Self> {
         match format::find(id) {
-            Some(found) => Ok(Self::Format { format: found.id(), method: Method::Rtn }),
+            Some(found) => Ok(Self::Format { format: found.id(), method: None }),
             None => Err(unknown_format(id).into()),
         }
     }
@@ -163,6 +172,7 @@ pub struct Plan {
     recipe: Option<Recipe>,
     default: Option<Treatment>,
     rules: Vec<Rule>,
+    calibration: Option<Calibration>,
     /// The text that the fields above were read from, edited along with them.
     document: DocumentMut,
     /// The file the plan came from, for errors.
@@ -176,6 +186,7 @@ impl PartialEq for Plan {
             && self.recipe == other.recipe
             && self.default == other.default
             && self.rules == other.rules
+            && self.calibration == other.calibration
     }
 }
 
@@ -194,6 +205,7 @@ impl Plan {
             recipe: None,
             default: None,
             rules: Vec::new(),
+            calibration: None,
             document,
             path: None,
         }
@@ -227,6 +239,11 @@ impl Plan {
             Some(Treatment::Format { format, .. }) => Some(format),
             _ => None,
         }
+    }
+
+    /// Where the importance matrix comes from, if the plan has one.
+    pub fn calibration(&self) -> Option<&Calibration> {
+        self.calibration.as_ref()
     }
 
     /// The rules in their order: of those that match a tensor, the last wins.

@@ -2,8 +2,8 @@
 //!
 //! The rules are those of `llama_tensor_get_type_impl`, `tensor_allows_quantization` and
 //! `init_quantize_state_counters` in llama.cpp's `src/llama-quant.cpp` (MIT licence, Copyright (c)
-//! 2023-2026 The ggml authors), for the Llama architecture, without experts and without an
-//! importance matrix. They are a heuristic on names, positions and head counts: nothing is measured.
+//! 2023-2026 The ggml authors), for the Llama architecture without experts. They are a heuristic on
+//! names, positions, head counts and whether there is an importance matrix: nothing is measured.
 //! Type ids of files are `enum llama_ftype` in `include/llama.h`.
 
 use std::fmt;
@@ -11,7 +11,7 @@ use std::fmt;
 use super::Subject;
 use crate::engine::checkpoint::Role;
 
-/// A mixture by llama.cpp's name. `Q2_K_S` is left out: it needs an importance matrix.
+/// A mixture by llama.cpp's name: all of those whose types can be written here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names are the field's own")]
 pub enum Recipe {
@@ -19,6 +19,7 @@ pub enum Recipe {
     Bf16,
     F16,
     Q8_0,
+    Mxfp4Moe,
     Q6K,
     Q5KM,
     Q5KS,
@@ -28,20 +29,24 @@ pub enum Recipe {
     Q4KS,
     Q4_1,
     Q4_0,
+    Iq4Nl,
+    Iq4Xs,
     Q3KL,
     Q3KM,
     Q3KS,
     Q2K,
+    Q2KS,
 }
 
 /// Recipe, llama.cpp's name, the format it starts from, `general.file_type`.
 type Row = (Recipe, &'static str, &'static str, u32);
 
-const TABLE: [Row; 17] = [
+const TABLE: [Row; 21] = [
     (Recipe::F32, "F32", "f32", 0),
     (Recipe::Bf16, "BF16", "bf16", 32),
     (Recipe::F16, "F16", "f16", 1),
     (Recipe::Q8_0, "Q8_0", "q8_0", 7),
+    (Recipe::Mxfp4Moe, "MXFP4_MOE", "mxfp4", 38),
     (Recipe::Q6K, "Q6_K", "q6_k", 18),
     (Recipe::Q5KM, "Q5_K_M", "q5_k", 17),
     (Recipe::Q5KS, "Q5_K_S", "q5_k", 16),
@@ -51,10 +56,13 @@ const TABLE: [Row; 17] = [
     (Recipe::Q4KS, "Q4_K_S", "q4_k", 14),
     (Recipe::Q4_1, "Q4_1", "q4_1", 3),
     (Recipe::Q4_0, "Q4_0", "q4_0", 2),
+    (Recipe::Iq4Nl, "IQ4_NL", "iq4_nl", 25),
+    (Recipe::Iq4Xs, "IQ4_XS", "iq4_xs", 30),
     (Recipe::Q3KL, "Q3_K_L", "q3_k", 13),
     (Recipe::Q3KM, "Q3_K_M", "q3_k", 12),
     (Recipe::Q3KS, "Q3_K_S", "q3_k", 11),
     (Recipe::Q2K, "Q2_K", "q2_k", 10),
+    (Recipe::Q2KS, "Q2_K_S", "q2_k", 21),
 ];
 
 /// Names that llama-quantize takes for another.
@@ -81,7 +89,12 @@ impl Recipe {
         by_name.or_else(|| ALIASES.iter().find(|alias| alias.0.eq_ignore_ascii_case(name)).map(|alias| alias.1))
     }
 
-    /// Id of the format that most tensors get.
+    /// True if llama-quantize refuses the recipe without an importance matrix.
+    pub fn needs_importance(self) -> bool {
+        self == Self::Q2KS
+    }
+
+    /// Id of the format that most tensors get; of `MXFP4_MOE`, that of the experts.
     pub fn base_format(self) -> &'static str {
         self.row().2
     }
@@ -210,11 +223,28 @@ fn use_more_bits(layer: usize, layers: usize) -> bool {
 }
 
 /// The format of every tensor under `recipe`, before shapes force a fall-back; `None` for tensors
-/// that llama.cpp leaves as they are.
+/// that llama.cpp leaves as they are. `has_importance` tells whether there is an importance matrix.
 ///
 /// Layers are counted per kind of tensor in the order of layers, as llama.cpp does, and not read
 /// off the names: in a model whose layers lack some tensors the two differ.
-pub fn choose(recipe: Recipe, model: ModelShape, tensors: &[TensorShape<'_>]) -> Vec<Option<&'static str>> {
+pub fn choose(
+    recipe: Recipe,
+    model: ModelShape,
+    has_importance: bool,
+    tensors: &[TensorShape<'_>],
+) -> Vec<Option<&'static str>> {
+    choose_around(recipe, model, has_importance, tensors, &|_| false)
+}
+
+/// As [`choose`], for llama-quantize with `--tensor-type`: tensors whose type was given by hand are
+/// not counted there, so that those after them get what an earlier layer would have got.
+pub(super) fn choose_around(
+    recipe: Recipe,
+    model: ModelShape,
+    has_importance: bool,
+    tensors: &[TensorShape<'_>],
+    by_hand: &dyn Fn(usize) -> bool,
+) -> Vec<Option<&'static str>> {
     let mut chosen = vec![None; tensors.len()];
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&index| (tensors[index].layer, tensors[index].name));
@@ -224,12 +254,15 @@ pub fn choose(recipe: Recipe, model: ModelShape, tensors: &[TensorShape<'_>]) ->
     let (mut value_index, mut down_index) = (0, 0);
     for index in order {
         let tensor = &tensors[index];
-        if !tensor.may_quantize() {
+        if !tensor.may_quantize() || by_hand(index) {
             continue;
         }
         let base = recipe.base_format();
         chosen[index] = Some(if !recipe.is_quantized() {
             base
+        } else if recipe == Recipe::Mxfp4Moe {
+            // Experts alone become mxfp4, and there are none here.
+            "q8_0"
         } else if tensor.role == Role::Head || (is_tied && tensor.role == Role::Embedding) {
             output(base, tensor.shape.last().copied().unwrap_or(1))
         } else if tensor.is_value() {
@@ -237,7 +270,7 @@ pub fn choose(recipe: Recipe, model: ModelShape, tensors: &[TensorShape<'_>]) ->
             value(recipe, model, value_index - 1, value_count)
         } else if tensor.role == Role::Down {
             down_index += 1;
-            down(recipe, down_index - 1, model.layers)
+            down(recipe, down_index - 1, model.layers, has_importance)
         } else if tensor.role == Role::O {
             match recipe {
                 Recipe::Q2K => "q3_k",
@@ -260,12 +293,14 @@ fn output(base: &'static str, row_len: usize) -> &'static str {
 
 /// The value projection of the `index`-th of `count` layers.
 fn value(recipe: Recipe, model: ModelShape, index: usize, count: usize) -> &'static str {
+    let shares_heads = model.heads_per_kv() >= 4;
     let format = match recipe {
-        Recipe::Q2K if model.heads_per_kv() >= 4 => "q4_k",
+        Recipe::Q2K | Recipe::Q2KS if shares_heads => "q4_k",
         Recipe::Q2K => "q3_k",
         Recipe::Q3KM if index < 2 => "q5_k",
         Recipe::Q3KM => "q4_k",
         Recipe::Q3KL => "q5_k",
+        Recipe::Iq4Nl | Recipe::Iq4Xs if shares_heads => "q5_k",
         Recipe::Q4KM | Recipe::Q5KM if use_more_bits(index, count) => "q6_k",
         Recipe::Q4KS if index < 4 => "q5_k",
         _ => recipe.base_format(),
@@ -275,14 +310,20 @@ fn value(recipe: Recipe, model: ModelShape, index: usize, count: usize) -> &'sta
 }
 
 /// The MLP's last projection in the `index`-th of `count` layers.
-fn down(recipe: Recipe, index: usize, count: usize) -> &'static str {
+fn down(recipe: Recipe, index: usize, count: usize, has_importance: bool) -> &'static str {
+    let is_early = index < count / 8;
     match recipe {
         Recipe::Q2K => "q3_k",
+        Recipe::Q2KS if is_early => "q4_k",
         Recipe::Q3KM if index < count / 16 => "q5_k",
         Recipe::Q3KM => "q4_k",
         Recipe::Q3KL => "q5_k",
         Recipe::Q4KM | Recipe::Q5KM if use_more_bits(index, count) => "q6_k",
-        Recipe::Q4KS if index < count / 8 => "q5_k",
+        Recipe::Iq4Nl | Recipe::Iq4Xs if is_early && !has_importance => "q5_k",
+        Recipe::Q4KS if is_early => "q5_k",
+        // The first layers' outliers are too much for a format without an offset.
+        Recipe::Q4_0 if is_early && has_importance => "q4_1",
+        Recipe::Q5_0 if is_early && has_importance => "q5_1",
         _ => recipe.base_format(),
     }
 }
@@ -303,7 +344,7 @@ mod tests {
         assert_eq!(Recipe::find("q4_k_m"), Some(Recipe::Q4KM));
         assert_eq!(Recipe::find("Q4_K"), Some(Recipe::Q4KM));
         assert_eq!(Recipe::find("Q3_K"), Some(Recipe::Q3KM));
-        assert_eq!(Recipe::find("Q2_K_S"), None, "needs an importance matrix");
+        assert!(Recipe::all().all(|recipe| recipe.needs_importance() == (recipe.name() == "Q2_K_S")));
     }
 
     #[test]
@@ -356,7 +397,7 @@ mod tests {
         let names = llama(layers, false);
         let tensors: Vec<TensorShape<'_>> =
             names.iter().map(|name| TensorShape::of_name(name, &[2048, 4096])).collect();
-        let chosen = choose(recipe, ModelShape { layers, heads, kv_heads }, &tensors);
+        let chosen = choose(recipe, ModelShape { layers, heads, kv_heads }, false, &tensors);
         let mut found: Vec<_> = tensors
             .iter()
             .zip(chosen)
@@ -413,7 +454,7 @@ mod tests {
             let names = llama(2, is_tied);
             let tensors: Vec<TensorShape<'_>> =
                 names.iter().map(|name| TensorShape::of_name(name, &[512, 256])).collect();
-            let chosen = choose(Recipe::Q4KM, ModelShape { layers: 2, heads: 8, kv_heads: 4 }, &tensors);
+            let chosen = choose(Recipe::Q4KM, ModelShape { layers: 2, heads: 8, kv_heads: 4 }, false, &tensors);
             assert_eq!(chosen[0], Some(expected));
             assert_eq!(chosen[1], None, "norms are left alone");
             if !is_tied {

@@ -5,7 +5,7 @@
 //! a format's blocks fall back (`tensor_type_fallback` in `src/llama-quant.cpp`, MIT licence).
 
 use super::recipe::{ModelShape, Recipe, TensorShape, choose};
-use super::{Plan, Subject, Target, Treatment};
+use super::{Method, Plan, Subject, Target, Treatment};
 use crate::engine::checkpoint::{Checkpoint, Role, TensorInfo};
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::{self, Dtype};
@@ -59,6 +59,8 @@ pub struct Decision {
     pub dtype: Dtype,
     /// Who decided.
     pub why: Why,
+    /// How the values of `dtype` are to be chosen; without data for the tensor, rtn is what remains.
+    pub method: Method,
     /// The format that rows of this length cannot be stored in, where the tensor fell back.
     pub fell_back_from: Option<&'static str>,
     /// Number of weights.
@@ -106,6 +108,9 @@ impl Decision {
         } else if self.requested == Choice::Keep && !self.is_copy() && self.why != Why::OneDimensional {
             text += &format!("; the target holds them as {dtype}");
         }
+        if self.method == Method::Imatrix && !self.is_copy() {
+            text += "; imatrix-weighted";
+        }
         text.push('.');
         text
     }
@@ -118,6 +123,8 @@ pub struct ResolvedPlan {
     pub target: Target,
     /// The recipe it builds on.
     pub recipe: Option<Recipe>,
+    /// True if the plan has an importance matrix, which its pass needs.
+    pub has_importance: bool,
     /// One decision per tensor, in the checkpoint's order.
     pub decisions: Vec<Decision>,
     /// Weights of all tensors.
@@ -189,11 +196,13 @@ pub fn resolve(plan: &Plan, checkpoint: &Checkpoint) -> Result<ResolvedPlan> {
 /// As [`resolve()`].
 pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedPlan> {
     check_target(plan)?;
+    check_importance(plan)?;
     let (winners, mut warnings) = winners(plan, subject)?;
 
     let shapes: Vec<TensorShape<'_>> = subject.tensors.iter().map(shape_of).collect();
+    let has_importance = plan.calibration.is_some();
     let base: Vec<(Choice, Why)> = match (plan.recipe, plan.default_format()) {
-        (Some(recipe), _) => choose(recipe, ModelShape::of(subject), &shapes)
+        (Some(recipe), _) => choose(recipe, ModelShape::of(subject), has_importance, &shapes)
             .into_iter()
             // What llama.cpp leaves alone is sorted out below, by the same rules.
             .map(|format| (Choice::Format(format.unwrap_or(recipe.base_format())), Why::Recipe(recipe)))
@@ -219,6 +228,11 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
             old_dtype: tensor.dtype,
             dtype: settled.dtype,
             why: settled.why,
+            method: match asked_method(plan, winners[index]) {
+                Some(Method::Rtn) => Method::Rtn,
+                _ if has_importance && format::heeds_importance(settled.dtype) => Method::Imatrix,
+                _ => Method::Rtn,
+            },
             fell_back_from: settled.fell_back_from,
             weight_count: weight_count(tensor),
             old_bytes: tensor.byte_count,
@@ -230,6 +244,7 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
         });
     }
     warn_of_tensors(&decisions, subject, &mut warnings);
+    warn_of_losses(&decisions, &mut warnings);
 
     let sum = |value: fn(&Decision) -> u64| decisions.iter().map(value).fold(0, u64::saturating_add);
     let pads = plan.target == Target::Gguf;
@@ -240,6 +255,7 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
     Ok(ResolvedPlan {
         target: plan.target,
         recipe: plan.recipe,
+        has_importance,
         weight_count: sum(|decision| decision.weight_count),
         old_bytes: sum(|decision| decision.old_bytes),
         new_bytes: sum(|decision| decision.new_bytes),
@@ -248,6 +264,34 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
         file_type: file_type(plan.recipe, &decisions),
         decisions,
     })
+}
+
+/// The method that a rule or the default asks for by name.
+fn asked_method(plan: &Plan, rule: Option<usize>) -> Option<Method> {
+    let treatment = rule.map(|rule| plan.rules[rule].treatment).or(plan.default);
+    match treatment {
+        Some(Treatment::Format { method, .. }) => method,
+        _ => None,
+    }
+}
+
+/// Refuses what needs an importance matrix in a plan without one, with the line that asks for it.
+fn check_importance(plan: &Plan) -> Result<()> {
+    if plan.calibration.is_some() {
+        return Ok(());
+    }
+    let remedy = "add imatrix = \"…\" under [calibration]";
+    if let Some(recipe) = plan.recipe.filter(|recipe| recipe.needs_importance()) {
+        let fault = plan.base_fault(format!("{recipe} needs an importance matrix"));
+        return Err(fault.fix(format!("{remedy}, or choose \"Q2_K\"")).into());
+    }
+    let asks = |treatment| matches!(treatment, Treatment::Format { method: Some(Method::Imatrix), .. });
+    let fault = match plan.rules.iter().position(|rule| asks(rule.treatment)) {
+        Some(rule) => plan.rule_fault(rule, "method", "the method imatrix needs an importance matrix"),
+        None if plan.default.is_some_and(asks) => plan.base_fault("the method imatrix needs an importance matrix"),
+        None => return Ok(()),
+    };
+    Err(fault.fix(remedy).into())
 }
 
 /// Refuses formats that the target cannot hold, with the line that names them.
@@ -470,15 +514,42 @@ fn warn_of_tensors(decisions: &[Decision], subject: Subject<'_>, warnings: &mut 
         "are copied although another format was asked for, because their types cannot be decoded",
     );
     warn(
-        &|decision| !decision.old_dtype.is_plain() && !decision.dtype.is_plain() && !decision.is_copy(),
-        "is already quantized and is quantized again, which costs more than doing it once",
-        "are already quantized and are quantized again, which costs more than doing it once",
-    );
-    warn(
         &|decision| decision.requested == Choice::Keep && decision.old_dtype == Dtype::F64 && !decision.is_copy(),
         "is rounded from f64, which GGUF models do not use",
         "are rounded from f64, which GGUF models do not use",
     );
+}
+
+/// Says for every pair of types what quantizing a quantized tensor again costs.
+fn warn_of_losses(decisions: &[Decision], warnings: &mut Vec<String>) {
+    let mut pairs: Vec<(Dtype, Dtype, usize, u64)> = Vec::new();
+    for decision in decisions {
+        let (old, new) = (decision.old_dtype, decision.dtype);
+        // Decoding to plain numbers loses nothing more.
+        if old.is_plain() || new.is_plain() || decision.is_copy() {
+            continue;
+        }
+        match pairs.iter_mut().find(|pair| (pair.0, pair.1) == (old, new)) {
+            Some(pair) => {
+                pair.2 += 1;
+                pair.3 = pair.3.saturating_add(decision.weight_count);
+            }
+            None => pairs.push((old, new, 1, decision.weight_count)),
+        }
+    }
+    for (old, new, count, weights) in pairs {
+        let tensors = if count == 1 { "1 tensor is".to_owned() } else { format!("{count} tensors are") };
+        let loss = if new.bits_per_weight() > old.bits_per_weight() {
+            format!("{new} takes more room and cannot bring back what {old} lost")
+        } else {
+            format!("what {old} lost stays lost and {new} adds its own error")
+        };
+        warnings.push(format!(
+            "{tensors} already quantized ({old} → {new}, {} weights): {loss}. The error against the original is unknown here; \
+             start from the unquantized checkpoint where you can.",
+            units::count(weights)
+        ));
+    }
 }
 
 /// `general.file_type`: the recipe's, as llama-quantize writes even where single tensors were

@@ -5,25 +5,24 @@ use std::path::Path;
 
 use toml_edit::{Document, Item, Key, Table, TableLike};
 
+use super::calibration::{self, Calibration};
 use super::matcher::{LayerSet, Matcher};
 use super::nearest;
 use super::recipe::Recipe;
 use super::{Method, Plan, Rule, Target, Treatment, VERSION, unknown_format};
+use crate::engine::calibration::ImportanceOptions;
 use crate::engine::checkpoint::Role;
 use crate::engine::error::{Fault, Result, Stage};
 
 /// Longer files are no plans.
 const MOST_BYTES: usize = 16 << 20;
 
-const ROOT_KEYS: [&str; 6] = ["version", "checkpoint", "target", "recipe", "default", "rule"];
+const ROOT_KEYS: [&str; 7] = ["version", "checkpoint", "target", "recipe", "default", "rule", "calibration"];
 const DEFAULT_KEYS: [&str; 2] = ["format", "method"];
 const RULE_KEYS: [&str; 6] = ["match", "role", "layers", "format", "method", "protect"];
 
 /// Parts of a plan that another version of this program knows.
-const NOT_YET: [(&str, &str); 2] = [
-    ("prune", "this version does not prune"),
-    ("calibration", "this version's only method, rtn, takes no calibration"),
-];
+const NOT_YET: [(&str, &str); 1] = [("prune", "this version does not prune")];
 
 /// A string of the plan and where it stands.
 type Spanned<'t> = (&'t str, Option<Range<usize>>);
@@ -117,9 +116,41 @@ impl Source<'_> {
             return Ok(None);
         };
         match crate::engine::format::find(text) {
-            Some(found) => Ok(Some(Treatment::Format { format: found.id(), method: method.unwrap_or_default() })),
+            Some(found) => Ok(Some(Treatment::Format { format: found.id(), method })),
             None => Err(self.place(unknown_format(text), span).into()),
         }
+    }
+
+    fn calibration(&self, item: &Item) -> Result<Calibration> {
+        let table = item.as_table_like().ok_or_else(|| {
+            let fault = self.fault(item.span(), format!("\"calibration\" is {}, not a table", kind(item)));
+            fault.fix("write [calibration] and below it imatrix = \"…\"")
+        })?;
+        self.check_keys(table, &calibration::KEYS, " in [calibration]")?;
+        let text = |key: &str| -> Result<Option<String>> { Ok(self.text(table, key)?.map(|found| found.0.to_owned())) };
+        let span = |key: &str| table.get(key).and_then(Item::span);
+        let context = calibration::positive(table, "context")
+            .map_err(|cause| self.fault(span("context"), cause).fix("write context = 512"))?;
+        let process_output = match table.get("process_output").map(Item::as_bool) {
+            None => false,
+            Some(Some(process_output)) => process_output,
+            Some(None) => {
+                let fault = self.fault(span("process_output"), "\"process_output\" is neither true nor false");
+                return Err(fault.fix("write process_output = true").into());
+            }
+        };
+        let found = Calibration {
+            imatrix: text("imatrix")?.map(Into::into),
+            imatrix_hash: text("imatrix_hash")?,
+            text: text("text")?.map(Into::into),
+            text_hash: text("text_hash")?,
+            options: ImportanceOptions { context, process_output, max_chunks: None },
+        };
+        if found.imatrix.is_none() && found.text.is_none() {
+            let fault = self.fault(item.span(), "[calibration] names neither an importance matrix nor a text");
+            return Err(fault.fix("add imatrix = \"…\", or text = \"…\" to compute it on").into());
+        }
+        Ok(found.beside(self.path))
     }
 
     fn rule(&self, table: &Table) -> Result<Rule> {
@@ -251,9 +282,10 @@ impl Plan {
                 rules.push(source.rule(table)?);
             }
         }
+        let calibration = root.get("calibration").map(|item| source.calibration(item)).transpose()?;
         let path = path.map(Path::to_owned);
         let document = document.into_mut();
-        Ok(Self { checkpoint, target, recipe, default, rules, document, path })
+        Ok(Self { checkpoint, target, recipe, default, rules, calibration, document, path })
     }
 
     /// The plan as text: what was read, with edits in their places and comments kept.

@@ -5,9 +5,12 @@
 //! kept where it fits [`KldOptions::kept_bytes`]. Formats are the outer loop, so that one whole
 //! column of the map is there before the next begins.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use super::{Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue};
+use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::{Checkpoint, Role, TensorInfo};
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::{self, Dtype, Encoding, Format};
@@ -39,11 +42,19 @@ pub struct KldOptions {
     pub kept_bytes: u64,
     /// Memory for the original's logits; beyond it, they are computed again from its last states.
     pub kept_logit_bytes: u64,
+    /// Encodes as a plan with this importance matrix does.
+    pub importance: Option<Arc<Importance>>,
 }
 
 impl Default for KldOptions {
     fn default() -> Self {
-        Self { formats: Vec::new(), tensors: None, kept_bytes: 512 << 20, kept_logit_bytes: 256 << 20 }
+        Self {
+            formats: Vec::new(),
+            tensors: None,
+            kept_bytes: 512 << 20,
+            kept_logit_bytes: 256 << 20,
+            importance: None,
+        }
     }
 }
 
@@ -109,6 +120,7 @@ fn requantized(
     checkpoint: &Checkpoint,
     tensor: &TensorInfo,
     format: &dyn Format,
+    importance: Option<&[f32]>,
     progress: &Progress,
 ) -> Result<Option<StoredMatrix>> {
     if format.dtype() == tensor.dtype || format.dtype() == Dtype::F32 {
@@ -118,13 +130,14 @@ fn requantized(
     let row_bytes = format.dtype().row_bytes(cols).ok_or_else(|| {
         Fault::new(Stage::Sensitivity, format!("rows of {cols} do not fill {} blocks", format.id())).at(&tensor.name)
     })?;
+    let how = Encoding { importance, ..Encoding::plain(cols) };
     let mut values = Vec::new();
     progress.check()?;
     checkpoint.decode_rows(tensor, 0..rows, &mut Vec::new(), &mut values)?;
     values.par_chunks_exact_mut(cols).for_each_init(
         || vec![0; row_bytes],
         |bytes, row| {
-            format.encode_rows(row, &Encoding::plain(cols), bytes);
+            format.encode_rows(row, &how, bytes);
             format.decode_row(bytes, row);
         },
     );
@@ -187,6 +200,7 @@ pub fn measured_kld(
     progress.begin(Phase::MeasuringKld, tokens * cells, Unit::Tokens);
     let references = references(model, text, options, progress)?;
     let mut table = SensitivityTable::new(checkpoint, &METRIC, &formats);
+    table.imatrix = options.importance.as_ref().map(|importance| importance.hash.clone());
     table.rows = tensors.iter().map(|tensor| SensitivityRow::new(tensor, formats.len())).collect();
     for (column, &asked) in formats.iter().enumerate() {
         for (row, tensor) in tensors.iter().enumerate() {
@@ -200,7 +214,8 @@ pub fn measured_kld(
                 Some(cell) => (cell.value, cell.stderr),
                 None => {
                     let site = Site { layer: tensor.layer, role: tensor.role };
-                    match requantized(checkpoint, tensor, stored, progress)? {
+                    let columns = super::columns(options.importance.as_deref(), tensor)?;
+                    match requantized(checkpoint, tensor, stored, columns, progress)? {
                         None => (0.0, Some(0.0)),
                         Some(matrix) => {
                             let replacement = Replacement::new(site, matrix)?;

@@ -9,6 +9,7 @@ pub mod weight;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::calibration::Importance;
 use super::checkpoint::{Checkpoint, Role, TensorInfo};
 use super::error::{Fault, Result, Stage};
 use super::format::{self, Format};
@@ -75,6 +76,9 @@ pub struct SensitivityTable {
     pub unit: String,
     /// How its figures came about.
     pub label: Label,
+    /// [`Importance::hash`] of the matrix that tensors were encoded with, where there was one.
+    #[serde(default)]
+    pub imatrix: Option<String>,
     /// Ids of the formats: the columns.
     pub formats: Vec<String>,
     /// One per tensor, in the checkpoint's order.
@@ -127,6 +131,7 @@ impl SensitivityTable {
             metric: metric.id.to_owned(),
             unit: metric.unit.to_owned(),
             label: metric.label,
+            imatrix: None,
             formats: formats.iter().map(|format| format.id().to_owned()).collect(),
             rows: Vec::new(),
         }
@@ -234,6 +239,14 @@ pub fn select_formats(ids: &[String]) -> Result<Vec<&'static dyn Format>> {
             })
         })
         .collect()
+}
+
+/// How much each column of a tensor matters to the encoders, where that is known.
+///
+/// # Errors
+/// An importance matrix of another model.
+fn columns<'a>(importance: Option<&'a Importance>, tensor: &TensorInfo) -> Result<Option<&'a [f32]>> {
+    importance.map_or(Ok(None), |importance| importance.of(&tensor.name, tensor.row_len()))
 }
 
 fn write_role<S: Serializer>(role: &Role, serializer: S) -> std::result::Result<S::Ok, S::Error> {

@@ -5,11 +5,13 @@
 //! the directions that moved: predicted, not measured.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue};
+use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::{Checkpoint, TensorInfo};
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::{self, Encoding, Format, ScanBuffers};
@@ -32,6 +34,8 @@ pub struct WeightOptions {
     pub formats: Vec<String>,
     /// Names of tensors; none for layers' matrices, embedding and head.
     pub tensors: Option<Vec<String>>,
+    /// Encodes as a plan with this importance matrix does.
+    pub importance: Option<Arc<Importance>>,
 }
 
 /// Other ways to look at the same change.
@@ -88,8 +92,10 @@ pub fn weight_error(
     }
     progress.begin(Phase::MeasuringWeights, tensors.iter().map(|tensor| tensor.byte_count).sum(), Unit::Bytes);
     let mut table = SensitivityTable::new(checkpoint, &METRIC, &formats);
+    table.imatrix = options.importance.as_ref().map(|importance| importance.hash.clone());
     for tensor in tensors {
-        let row = tensor_errors(checkpoint, tensor, &formats, progress)?;
+        let columns = super::columns(options.importance.as_deref(), tensor)?;
+        let row = tensor_errors(checkpoint, tensor, &formats, columns, progress)?;
         on_row(table.rows.len(), &row);
         table.rows.push(row);
     }
@@ -101,6 +107,7 @@ fn tensor_errors(
     checkpoint: &Checkpoint,
     tensor: &TensorInfo,
     formats: &[&'static dyn Format],
+    importance: Option<&[f32]>,
     progress: &Progress,
 ) -> Result<SensitivityRow> {
     let row_len = tensor.row_len();
@@ -120,7 +127,7 @@ fn tensor_errors(
             tried.push(stored);
         }
     }
-    let sums = all_sums(checkpoint, tensor, &tried, progress)?;
+    let sums = all_sums(checkpoint, tensor, &tried, importance, progress)?;
     for ((cell, &asked), column) in row.cells.iter_mut().zip(formats).zip(columns) {
         if let Some(column) = column
             && let Some((value, error)) = figures(&sums[column])
@@ -138,6 +145,7 @@ fn all_sums(
     checkpoint: &Checkpoint,
     tensor: &TensorInfo,
     formats: &[&'static dyn Format],
+    importance: Option<&[f32]>,
     progress: &Progress,
 ) -> Result<Vec<Errors>> {
     let row_len = tensor.row_len().max(1);
@@ -148,7 +156,7 @@ fn all_sums(
         .into_par_iter()
         .map_init(Buffers::default, |buffers, span| {
             let rows = span * step..((span + 1) * step).min(row_count);
-            span_sums(checkpoint, tensor, rows, formats, buffers, progress)
+            span_sums(checkpoint, tensor, rows, formats, importance, buffers, progress)
         })
         .collect::<Result<_>>()?;
     let mut total = vec![Errors::default(); formats.len()];
@@ -177,6 +185,7 @@ fn span_sums(
     tensor: &TensorInfo,
     rows: Range<usize>,
     formats: &[&'static dyn Format],
+    importance: Option<&[f32]>,
     buffers: &mut Buffers,
     progress: &Progress,
 ) -> Result<Vec<Errors>> {
@@ -198,7 +207,7 @@ fn span_sums(
             // The slowest formats take a while for one row: look at the flag before each.
             for (row, weights) in piece.clone().zip(weights.chunks_exact(row_len)) {
                 progress.check()?;
-                let how = Encoding { first_row: row, ..Encoding::plain(row_len) };
+                let how = Encoding { first_row: row, importance, ..Encoding::plain(row_len) };
                 format.scan(weights, &how, scan, sums);
             }
         }
@@ -232,7 +241,8 @@ mod tests {
     const NAME: &str = "model.layers.0.mlp.up_proj.weight";
 
     fn table(checkpoint: &Checkpoint, formats: &[&str]) -> SensitivityTable {
-        let options = WeightOptions { formats: formats.iter().map(|&id| id.to_owned()).collect(), tensors: None };
+        let options =
+            WeightOptions { formats: formats.iter().map(|&id| id.to_owned()).collect(), ..WeightOptions::default() };
         weight_error(checkpoint, &options, &Progress::default(), &mut |_, _| {}).expect("readable")
     }
 
@@ -303,9 +313,10 @@ mod tests {
         let run = |options: &WeightOptions, progress: &Progress| {
             weight_error(&checkpoint, options, progress, &mut |_, _| {}).expect_err("an error")
         };
-        let options = WeightOptions { formats: vec!["q9".to_owned()], tensors: None };
+        let options = WeightOptions { formats: vec!["q9".to_owned()], ..WeightOptions::default() };
         assert!(run(&options, &Progress::default()).to_string().contains("q4_k"));
-        let options = WeightOptions { formats: Vec::new(), tensors: Some(vec!["model.nothing".to_owned()]) };
+        let options =
+            WeightOptions { formats: Vec::new(), tensors: Some(vec!["model.nothing".to_owned()]), importance: None };
         assert!(run(&options, &Progress::default()).to_string().contains("model.nothing"));
         let progress = Progress::default();
         progress.cancel();
