@@ -21,6 +21,7 @@ pub enum Phase {
     Profiling,
     Loading,
     MeasuringWeights,
+    MeasuringGradients,
     MeasuringKld,
     Compressing,
     ScoringText,
@@ -30,13 +31,14 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Waiting,
         Self::Opening,
         Self::Hashing,
         Self::Profiling,
         Self::Loading,
         Self::MeasuringWeights,
+        Self::MeasuringGradients,
         Self::MeasuringKld,
         Self::Compressing,
         Self::ScoringText,
@@ -54,6 +56,7 @@ impl Phase {
             Self::Profiling => "profiling weights",
             Self::Loading => "loading weights",
             Self::MeasuringWeights => "measuring weight error",
+            Self::MeasuringGradients => "measuring gradients",
             Self::MeasuringKld => "measuring KLD",
             Self::Compressing => "compressing",
             Self::ScoringText => "scoring text",
