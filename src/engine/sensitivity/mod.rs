@@ -3,6 +3,7 @@
 //! One file per metric. A metric is a description ([`Metric`]) in [`metrics`] and an entry
 //! function that fills a [`SensitivityTable`] row by row, so that the picture grows while it works.
 
+pub mod fisher;
 pub mod kld;
 pub mod ranks;
 pub mod weight;
@@ -54,7 +55,7 @@ pub struct Metric {
 
 /// Every metric, cheapest first.
 pub fn metrics() -> &'static [&'static Metric] {
-    const ALL: [&Metric; 2] = [&weight::METRIC, &kld::METRIC];
+    const ALL: [&Metric; 3] = [&weight::METRIC, &fisher::METRIC, &kld::METRIC];
     &ALL
 }
 
