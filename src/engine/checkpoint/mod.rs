@@ -31,7 +31,7 @@ pub use gguf_write::{GgufLayout, GgufTensor, GgufWriter};
 pub use hf_export::hugging_face_config;
 pub use output::ensure_not_source;
 pub use role::Role;
-pub use safetensors_write::{FolderWriter, SafeTensor, SafetensorsWriter};
+pub use safetensors_write::{FolderWriter, SafeTensor, SafetensorsWriter, safetensors_bytes};
 
 use super::error::{Fault, Result};
 use super::format::Dtype;

@@ -148,6 +148,15 @@ pub fn run(
     })
 }
 
+/// Bytes of everything that [`run`] would write for this plan; reads headers and the tokenizer only.
+///
+/// # Errors
+/// A plan made for other tensors, a network that the target cannot name, a tokenizer that cannot be read.
+pub fn file_bytes(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<u64> {
+    check_fit(checkpoint, plan)?;
+    write::file_bytes(checkpoint, plan)
+}
+
 /// A plan was resolved for some checkpoint: it must be this one.
 fn check_fit(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<()> {
     let fits = plan.decisions.len() == checkpoint.tensors.len()

@@ -132,6 +132,39 @@ impl Plan {
         }
     }
 
+    /// Replaces recipe, default format and planned rules by the planner's answer. Rules made by hand
+    /// stay behind the planned ones, so that they win; comments above planned rules stay too.
+    pub(super) fn set_planned(&mut self, default_format: &'static str, planned: Vec<Rule>) -> Result<()> {
+        self.set_default_format(Some(default_format))?;
+        let mut comments = String::new();
+        let mut tables = Vec::with_capacity(self.rules.len() + planned.len());
+        for rule in (0..self.rules.len()).rev() {
+            let Some(mut table) = self.take_table(rule) else { continue };
+            if self.rules[rule].is_planned {
+                let prefix = table.decor().prefix().and_then(|prefix| prefix.as_str()).unwrap_or_default();
+                let lines = prefix.lines().filter(|line| line.trim_start().starts_with('#'));
+                comments = lines.map(|line| format!("{line}\n")).collect::<String>() + &comments;
+            } else {
+                table.set_position(None);
+                tables.push(table);
+            }
+        }
+        tables.reverse();
+        let mut added: Vec<Table> = planned.iter().map(table_of).collect();
+        if let Some(first) = added.first_mut().or(tables.first_mut())
+            && !comments.is_empty()
+        {
+            let own = first.decor().prefix().and_then(|prefix| prefix.as_str()).unwrap_or("\n").to_owned();
+            first.decor_mut().set_prefix(format!("\n{comments}{}", own.trim_start_matches('\n')));
+        }
+        for table in added.into_iter().chain(tables) {
+            self.push_table(table);
+        }
+        self.rules.retain(|rule| !rule.is_planned);
+        self.rules.splice(0..0, planned);
+        Ok(())
+    }
+
     pub(super) fn set_glob_for(&mut self, subject: Subject<'_>, glob: &str, treatment: Treatment) -> Result<()> {
         let matcher = Matcher::new(Some(glob), None, None).map_err(|reason| {
             Fault::new(Stage::Plan, format!("the glob {glob} cannot be read: {reason}"))
@@ -229,7 +262,9 @@ impl Plan {
             Some(same) => {
                 let interferes = |rule: &Rule| overlaps(&rule.matcher.matched(subject), &matched);
                 self.rules[same].treatment = treatment;
+                self.rules[same].is_planned = false;
                 if let Some(table) = self.rule_tables().get_mut(same) {
+                    table.remove("planned");
                     write_treatment(table, treatment);
                 }
                 if self.rules[same + 1..].iter().any(interferes) {
@@ -241,19 +276,9 @@ impl Plan {
                 }
             }
             None => {
-                let mut table = Table::new();
-                if let Some(glob) = matcher.glob() {
-                    set_value(&mut table, "match", glob);
-                }
-                if let Some(role) = matcher.role() {
-                    set_value(&mut table, "role", role.name());
-                }
-                if let Some(layers) = matcher.layers() {
-                    set_value(&mut table, "layers", layers.to_string());
-                }
-                write_treatment(&mut table, treatment);
-                self.push_table(table);
-                self.rules.push(Rule { matcher: matcher.clone(), treatment });
+                let rule = Rule { matcher: matcher.clone(), treatment, is_planned: false };
+                self.push_table(table_of(&rule));
+                self.rules.push(rule);
             }
         }
         self.remove_covered(subject, &matcher, &matched);
@@ -316,6 +341,25 @@ impl Plan {
         }
         self.rule_tables().push(table);
     }
+}
+
+/// A rule as text.
+fn table_of(rule: &Rule) -> Table {
+    let mut table = Table::new();
+    if let Some(glob) = rule.matcher.glob() {
+        set_value(&mut table, "match", glob);
+    }
+    if let Some(role) = rule.matcher.role() {
+        set_value(&mut table, "role", role.name());
+    }
+    if let Some(layers) = rule.matcher.layers() {
+        set_value(&mut table, "layers", layers.to_string());
+    }
+    write_treatment(&mut table, rule.treatment);
+    if rule.is_planned {
+        set_value(&mut table, "planned", true);
+    }
+    table
 }
 
 /// Indices of the tensors called `names`.

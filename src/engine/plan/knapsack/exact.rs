@@ -104,9 +104,7 @@ pub(super) fn improve(problem: &Problem, goal: Goal, found: &mut Found, effort: 
             next.extend(states.iter().map(|state| (moved(state), pick)));
         }
         built += next.len() as u64;
-        next.sort_by(|(one, _), (other, _)| {
-            one.used.total_cmp(&other.used).then(one.value.total_cmp(&other.value))
-        });
+        next.sort_by(|(one, _), (other, _)| one.used.total_cmp(&other.used).then(one.value.total_cmp(&other.value)));
         let mut least = f64::INFINITY;
         next.retain(|(state, _)| {
             let is_better = state.value < least;

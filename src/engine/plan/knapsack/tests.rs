@@ -15,10 +15,8 @@ fn any_groups() -> impl Strategy<Value = Vec<Vec<Alternative>>> {
 /// Every choice there is.
 fn all_points(groups: &[Vec<Alternative>]) -> Vec<Point> {
     groups.iter().fold(vec![Point { cost: 0, damage: 0.0 }], |points, group| {
-        let add = |point: &Point, one: &Alternative| Point {
-            cost: point.cost + one.cost,
-            damage: point.damage + one.damage,
-        };
+        let add =
+            |point: &Point, one: &Alternative| Point { cost: point.cost + one.cost, damage: point.damage + one.damage };
         points.iter().flat_map(|point| group.iter().map(move |one| add(point, one))).collect()
     })
 }
