@@ -304,3 +304,16 @@ proptest! {
         prop_assert!(damage(bits + more) <= damage(bits));
     }
 }
+
+#[test]
+fn a_recipe_takes_the_place_of_what_was_planned() {
+    let tensors = llama(4);
+    let plan = parse("version = 1\n\n# Mine.\n[[rule]]\nrole = \"v\"\nformat = \"q8_0\"\n");
+    let options = BudgetOptions::default();
+    let mut planned = propose(&planner(&tensors, &plan, &options), &tensors, Limit::BitsPerWeight(4.5)).plan;
+    assert!(planned.rules().len() > 1);
+    planned.set_recipe(Some(Recipe::Q4KM));
+    assert_eq!(planned.rules(), plan.rules());
+    assert_eq!(parse(&planned.to_toml()), planned);
+    assert!(planned.to_toml().contains("# Mine.") && !planned.to_toml().contains("planned"));
+}
