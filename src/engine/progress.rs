@@ -32,7 +32,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Waiting,
         Self::Opening,
         Self::Hashing,

@@ -5,6 +5,7 @@ pub mod compare;
 mod compare_data;
 pub mod overview;
 pub mod plan;
+mod plan_budget;
 mod plan_formats;
 mod plan_frontier;
 pub mod playground;

@@ -12,10 +12,12 @@
 //! all that is not quadratic. It ranks well and underestimates coarse formats.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::{Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue, kld};
+use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::{Checkpoint, TensorInfo};
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::{self, Format};
@@ -42,13 +44,21 @@ pub struct FisherOptions {
     pub tensors: Option<Vec<String>>,
     /// Which tokens the gradients are of.
     pub labels: Labels,
+    /// Encodes as a plan with this importance matrix does.
+    pub importance: Option<Arc<Importance>>,
     /// Memory for weights, gradients and information; a larger model is refused.
     pub most_bytes: u64,
 }
 
 impl Default for FisherOptions {
     fn default() -> Self {
-        Self { formats: Vec::new(), tensors: None, labels: Labels::Sampled { seed: 1 }, most_bytes: 16 << 30 }
+        Self {
+            formats: Vec::new(),
+            tensors: None,
+            labels: Labels::Sampled { seed: 1 },
+            importance: None,
+            most_bytes: 16 << 30,
+        }
     }
 }
 
@@ -72,7 +82,9 @@ pub fn predicted_kld(
     let tensors = || selected.iter().map(|&index| &checkpoint.tensors[index]);
     progress.begin(Phase::MeasuringWeights, tensors().map(|tensor| tensor.byte_count).sum(), Unit::Bytes);
     let mut table = SensitivityTable::new(checkpoint, &METRIC, &formats);
+    table.imatrix = options.importance.as_ref().map(|importance| importance.hash.clone());
     for tensor in tensors() {
+        let columns = super::columns(options.importance.as_deref(), tensor)?;
         let mut row = SensitivityRow::new(tensor, formats.len());
         let mut known: Vec<(&str, Option<SensitivityValue>)> = Vec::new();
         for (cell, &asked) in row.cells.iter_mut().zip(&formats) {
@@ -82,7 +94,7 @@ pub fn predicted_kld(
             }
             let value = match known.iter().find(|(id, _)| *id == stored.id()) {
                 Some((_, value)) => value.as_ref().map(|value| value.value),
-                None => information.damage(checkpoint, tensor, stored, progress)?,
+                None => information.damage(checkpoint, tensor, stored, columns, progress)?,
             };
             *cell = value.and_then(|value| SensitivityValue::new(value, tensor, asked, stored));
             known.push((stored.id(), cell.clone()));
@@ -169,9 +181,10 @@ impl Information {
         checkpoint: &Checkpoint,
         tensor: &TensorInfo,
         format: &'static dyn Format,
+        importance: Option<&[f32]>,
         progress: &Progress,
     ) -> Result<Option<f64>> {
-        let Some(coded) = kld::requantized(checkpoint, tensor, format, progress)? else {
+        let Some(coded) = kld::requantized(checkpoint, tensor, format, importance, progress)? else {
             return Ok(Some(0.0));
         };
         let index = checkpoint.tensors.iter().position(|other| std::ptr::eq(other, tensor));
