@@ -80,7 +80,7 @@ impl Shape {
         let shapes: Vec<TensorShape<'_>> =
             tensors.iter().map(|(_, name, shape)| TensorShape::of_name(name, shape)).collect();
         let model = ModelShape { layers: self.layers, heads: self.heads, kv_heads: self.kv_heads };
-        let wanted = choose(recipe, model, &shapes, false);
+        let wanted = choose(recipe, model, false, &shapes);
         let fitted = wanted.into_iter().zip(tensors).map(|(wanted, (_, _, shape))| {
             let wanted = wanted?;
             let fitting = fit(wanted, *shape.last()?);
