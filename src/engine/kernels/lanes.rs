@@ -76,12 +76,6 @@ pub(super) trait Lanes:
         self.bits() == 0xff
     }
 
-    /// True if the mask is true in any lane.
-    #[inline(always)]
-    fn any(self) -> bool {
-        self.bits() != 0
-    }
-
     /// ggml's `nearest_int` as a float, for magnitudes below 2^22.
     #[inline(always)]
     fn rounded(self) -> Self {
@@ -380,21 +374,26 @@ mod x86 {
         out
     };
 
+    /// True unless less, also for what is no number.
+    #[inline(always)]
+    fn is_above(value: __m256, bound: __m256) -> __m256 {
+        avx!(_mm256_cmp_ps::<_CMP_NLT_UQ>(value, bound))
+    }
+
     /// A binary search of [`IQ4_BOUNDS`]: minus half the index, and a mask of the odd ones.
     #[inline(always)]
     fn iq4_search(value: __m256) -> (__m256i, __m256) {
         const THIRDS: [f32; 8] = by_negated(IQ4_BOUNDS, 1, 4);
         const LASTS: [f32; 8] = by_negated(IQ4_BOUNDS, 0, 2);
         avx!({
-            let is_above = |bound: __m256| _mm256_cmp_ps::<_CMP_NLT_UQ>(value, bound);
-            let first = is_above(_mm256_set1_ps(IQ4_BOUNDS[7]));
+            let first = is_above(value, _mm256_set1_ps(IQ4_BOUNDS[7]));
             let bound = _mm256_blendv_ps(_mm256_set1_ps(IQ4_BOUNDS[3]), _mm256_set1_ps(IQ4_BOUNDS[11]), first);
-            let second = _mm256_castps_si256(is_above(bound));
+            let second = _mm256_castps_si256(is_above(value, bound));
             let first = _mm256_castps_si256(first);
             let index = _mm256_add_epi32(_mm256_add_epi32(first, first), second);
-            let third = is_above(_mm256_permutevar8x32_ps(_mm256_loadu_ps(THIRDS.as_ptr()), index));
+            let third = is_above(value, _mm256_permutevar8x32_ps(_mm256_loadu_ps(THIRDS.as_ptr()), index));
             let index = _mm256_add_epi32(_mm256_add_epi32(index, index), _mm256_castps_si256(third));
-            (index, is_above(_mm256_permutevar8x32_ps(_mm256_loadu_ps(LASTS.as_ptr()), index)))
+            (index, is_above(value, _mm256_permutevar8x32_ps(_mm256_loadu_ps(LASTS.as_ptr()), index)))
         })
     }
 
@@ -559,6 +558,9 @@ mod x86 {
     }
 }
 
+// Bodies for `by_lanes` call no closure that uses lanes: a closure is a function of its own, compiled
+// without the instructions that its caller has, and the compiler need not inline it.
+
 /// Compiles one body that is generic over [`Lanes`] for every instruction level; the level is the
 /// function's first argument, and the CPU must have it.
 macro_rules! by_lanes {
@@ -588,7 +590,10 @@ pub(super) use by_lanes;
 pub(super) fn in_lanes<L: Lanes, const N: usize>(values: &[f32]) -> [L; N] {
     let mut out = [L::splat(0.0); N];
     for (first, vectors) in out.chunks_exact_mut(8).enumerate() {
-        let rows = std::array::from_fn(|run| eight(&values[run * N + first * 8..]));
+        let mut rows = [L::splat(0.0); 8];
+        for (run, row) in rows.iter_mut().enumerate() {
+            *row = eight(&values[run * N + first * 8..]);
+        }
         vectors.copy_from_slice(&L::transposed(rows));
     }
     out
@@ -603,7 +608,7 @@ pub(super) fn eight<L: Lanes>(values: &[f32]) -> L {
 /// The four vectors of 32 values.
 #[inline(always)]
 pub(super) fn four_of<L: Lanes>(values: &[f32]) -> [L; 4] {
-    std::array::from_fn(|vector| eight(&values[vector * 8..]))
+    [eight(values), eight(&values[8..]), eight(&values[16..]), eight(&values[24..])]
 }
 
 #[cfg(test)]
@@ -613,7 +618,21 @@ mod tests {
     /// Runs `check` with every kind of lanes that this CPU has.
     fn operations<L: Lanes>() -> Vec<u32> {
         let values = [
-            0.0, -0.0, 1.5, -2.5, 1e-40, f32::MAX, f32::INFINITY, f32::NAN, 0.5, 255.7, -1.2, 6e6, -9e9, 127.5, 31.0,
+            0.0,
+            -0.0,
+            1.5,
+            -2.5,
+            1e-40,
+            f32::MAX,
+            f32::INFINITY,
+            f32::NAN,
+            0.5,
+            255.7,
+            -1.2,
+            6e6,
+            -9e9,
+            127.5,
+            31.0,
             1e-7,
         ];
         let mut out = Vec::new();
