@@ -7,6 +7,7 @@
 
 use super::kquants::{LEN, q3_scale, q4_scale};
 use super::lanes::{Lanes, by_lanes, four_of};
+use super::legacy_encode::raised;
 use super::search::{self, Affine, GROUP_MAX_EPS, Steps, Symmetric, nearest_int};
 use super::{Columns, lane_search};
 
@@ -59,6 +60,14 @@ pub(super) fn weighted<L: Lanes>(values: &[f32], importance: &[f32], mean: f32, 
     for ((x, importance), weights) in runs.zip(weights.as_chunks_mut::<8>().0) {
         let x = L::load(x);
         *weights = (L::load(importance) * (L::splat(mean) + x * x).sqrt()).store();
+    }
+}
+
+/// The weights of errors where nothing is known of the columns.
+#[inline(always)]
+pub(super) fn squares(values: &[f32], weights: &mut [f32]) {
+    for (weight, value) in weights.iter_mut().zip(values) {
+        *weight = value * value;
     }
 }
 
@@ -116,7 +125,7 @@ fn symmetric_codes<L: Lanes>(
         for (vector, lanes) in vectors.iter_mut().enumerate() {
             *lanes = *lanes / L::splat(scales[(chunk * 32 + vector * 8) / 16]);
         }
-        *codes = L::nearest(vectors, -max_code, max_code - 1).map(|code| code.wrapping_add(max_code as u8));
+        *codes = raised(L::nearest(vectors, -max_code, max_code - 1), max_code);
     }
     for run in (0..16).filter(|&run| scales[run] == 0.0) {
         let range = run * 16..(run + 1) * 16;
@@ -156,7 +165,9 @@ fn encode_q2_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
                 Steps::WEIGHTED
             }
             None => {
-                weights = x.map(f32::abs);
+                for (weight, value) in weights.iter_mut().zip(x) {
+                    *weight = value.abs();
+                }
                 Steps::Q2_K
             }
         };
@@ -248,7 +259,7 @@ fn encode_q3_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
             }
         };
         let scales: [f32; 16] = std::array::from_fn(|j| d * q3_scale(&bytes[96..108], j) as f32);
-        let codes = symmetric_codes::<L>(x, &scales, 4, |run, values, codes| {
+        let mut codes = symmetric_codes::<L>(x, &scales, 4, |run, values, codes| {
             if block.importance.is_none() {
                 search::symmetric_greedy(values, codes, 4);
             } else {
@@ -264,7 +275,10 @@ fn encode_q3_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
                 *mask |= (code >> 2) << run;
             }
         }
-        pack_two_bits(&codes.map(|code| code & 3), low);
+        for code in &mut codes {
+            *code &= 3;
+        }
+        pack_two_bits(&codes, low);
     }
 }
 
@@ -366,13 +380,13 @@ fn encode_q5_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
 fn encode_q6_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
     let blocks = source.as_chunks::<LEN>().0.iter().zip(out.chunks_exact_mut(210));
     for (index, (x, bytes)) in blocks.enumerate() {
-        let squares;
+        let mut own = [0.0f32; LEN];
         let weights = match columns.of(index, LEN) {
             // Taken as it is here, unlike in the other formats.
             Some(importance) => importance,
             None => {
-                squares = x.map(|value| value * value);
-                &squares[..]
+                squares(x, &mut own);
+                &own[..]
             }
         };
         let found = joined(

@@ -63,6 +63,8 @@ pub(super) trait Lanes:
     fn largest(self) -> f32;
     /// The nearest f16, halves to even.
     fn half(value: f32) -> u16;
+    /// Bit 4 of every code, the first in the lowest bit.
+    fn fifth_bits(codes: &[u8; 32]) -> u32;
     /// A value that [`Lanes::truncated`] makes the nearest integer, halves away from zero.
     fn half_away(self) -> Self;
     /// The nearest value of [`IQ4_VALUES`]; between two the upper one, and the last for what is no number.
@@ -232,6 +234,11 @@ impl Lanes for Plain {
     #[inline(always)]
     fn half(value: f32) -> u16 {
         f16::from_f32(value).to_bits()
+    }
+
+    #[inline(always)]
+    fn fifth_bits(codes: &[u8; 32]) -> u32 {
+        codes.iter().enumerate().fold(0, |bits, (j, &code)| bits | u32::from(code >> 4 & 1) << j)
     }
 
     #[inline(always)]
@@ -530,6 +537,15 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn fifth_bits(codes: &[u8; 32]) -> u32 {
+            avx!({
+                let codes = _mm256_loadu_si256(codes.as_ptr().cast());
+                // The sign bits are gathered; what the shift carries over from a neighbour stays below.
+                _mm256_movemask_epi8(_mm256_slli_epi16::<3>(codes)) as u32
+            })
+        }
+
+        #[inline(always)]
         fn half_away(self) -> Self {
             avx!({
                 // The float below one half, so that adding it never rounds up to an integer that is too far.
@@ -649,6 +665,7 @@ mod tests {
             out.push(a.greater(b).bits());
             out.extend(L::truncated([a, b, a, b]).map(u32::from));
             out.extend(L::nearest([a, b, b, a], -32, 31).map(u32::from));
+            out.push(L::fifth_bits(&L::truncated([a, b, a + b, b])));
             out.extend(L::truncated([a.half_away(); 4]).map(u32::from));
             let scaled = [a * L::splat(20.0), b, a, b * L::splat(-3.7)];
             out.extend(L::iq4_codes(scaled).map(u32::from));

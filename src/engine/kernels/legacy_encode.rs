@@ -4,7 +4,7 @@
 //! for byte as built with `-ffp-contract=off`. Without importance a block is a few vectors; with it,
 //! eight blocks are searched at a time, one a lane.
 
-use super::kquants_encode::weighted;
+use super::kquants_encode::{squares, weighted};
 use super::lanes::{Lanes, by_lanes, four_of};
 use super::legacy::LEN;
 use super::search::{self, Affine, Steps, Symmetric};
@@ -49,14 +49,11 @@ fn signed_range<L: Lanes>(x: &[f32; LEN]) -> (f32, f32) {
 #[inline(always)]
 fn signed_max<L: Lanes>(x: &[f32; LEN]) -> f32 {
     let (low, high) = range::<L>(x, 0.0, 0.0);
-    if -low > high {
-        low
-    } else if high > -low {
-        high
-    } else {
+    if -low == high {
         // Both signs reach it: the order decides.
-        search::signed_max(x).0
+        return search::signed_max(x).0;
     }
+    if -low > high { low } else { high }
 }
 
 #[inline(always)]
@@ -69,12 +66,8 @@ pub(super) fn put_nibbles(codes: &[u8; LEN], out: &mut [u8]) {
 
 /// Writes the fifth bits, then the nibbles.
 #[inline(always)]
-fn put_five_bits(codes: &[u8; LEN], out: &mut [u8]) {
-    let mut high = 0u32;
-    for (j, &code) in codes.iter().enumerate() {
-        high |= u32::from(code >> 4 & 1) << j;
-    }
-    out[..4].copy_from_slice(&high.to_le_bytes());
+fn put_five_bits<L: Lanes>(codes: &[u8; LEN], out: &mut [u8]) {
+    out[..4].copy_from_slice(&L::fifth_bits(codes).to_le_bytes());
     put_nibbles(codes, &mut out[4..20]);
 }
 
@@ -94,7 +87,11 @@ fn codes<L: Lanes>(x: &[f32; LEN], shift: f32, factor: f32, half: f32) -> [u8; L
 /// Clamps from above as ggml does, in signed bytes.
 #[inline(always)]
 fn at_most(codes: [u8; LEN], most: i8) -> [u8; LEN] {
-    codes.map(|code| (code as i8).min(most) as u8)
+    let mut codes = codes;
+    for code in &mut codes {
+        *code = (*code as i8).min(most) as u8;
+    }
+    codes
 }
 
 /// Every block of values with its bytes.
@@ -123,7 +120,7 @@ pub(super) fn weighted_group<L: Lanes>(
     for (index, (values, weights)) in (group * 8..).zip(blocks) {
         match columns.of(index, LEN) {
             Some(importance) => weighted::<L>(values, importance, means[index * LEN / stretch], weights),
-            None => *weights = values.map(|value| value * value),
+            None => squares(values, weights),
         }
     }
     (x, weights)
@@ -180,6 +177,16 @@ fn encode_affine<L: Lanes, const BYTES: usize>(
     }
 }
 
+/// Signed codes brought to `0..2 × max_code`.
+#[inline(always)]
+pub(super) fn raised(codes: [u8; LEN], max_code: i32) -> [u8; LEN] {
+    let mut codes = codes;
+    for code in &mut codes {
+        *code = code.wrapping_add(max_code as u8);
+    }
+    codes
+}
+
 /// Codes of a symmetric search.
 #[inline(always)]
 fn symmetric_codes<L: Lanes>(x: &[f32; LEN], found: Symmetric, max_code: i32) -> [u8; LEN] {
@@ -188,8 +195,8 @@ fn symmetric_codes<L: Lanes>(x: &[f32; LEN], found: Symmetric, max_code: i32) ->
     }
     let inverse = L::splat(found.inverse);
     let [a, b, c, d] = four_of::<L>(x);
-    L::nearest([inverse * a, inverse * b, inverse * c, inverse * d], -max_code, max_code - 1)
-        .map(|code| code.wrapping_add(max_code as u8))
+    let codes = L::nearest([inverse * a, inverse * b, inverse * c, inverse * d], -max_code, max_code - 1);
+    raised(codes, max_code)
 }
 
 /// Codes of a search with a minimum.
@@ -233,26 +240,26 @@ fn encode_q4_1_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
 #[inline(always)]
 fn encode_q5_0_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
     if columns.importance.is_some() {
-        return encode_symmetric::<L, 22>(source, columns, out, 16, put_five_bits);
+        return encode_symmetric::<L, 22>(source, columns, out, 16, put_five_bits::<L>);
     }
     for (x, block) in blocks::<22>(source, out) {
         let d = signed_max::<L>(x) / -16.0;
         put_half::<L>(block, 0, d);
-        put_five_bits(&at_most(codes::<L>(x, 0.0, inverse(d), 16.5), 31), &mut block[2..]);
+        put_five_bits::<L>(&at_most(codes::<L>(x, 0.0, inverse(d), 16.5), 31), &mut block[2..]);
     }
 }
 
 #[inline(always)]
 fn encode_q5_1_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
     if columns.importance.is_some() {
-        return encode_affine::<L, 24>(source, columns, out, 31, put_five_bits);
+        return encode_affine::<L, 24>(source, columns, out, 31, put_five_bits::<L>);
     }
     for (x, block) in blocks::<24>(source, out) {
         let (min, max) = signed_range::<L>(x);
         let d = (max - min) / 31.0;
         put_half::<L>(block, 0, d);
         put_half::<L>(block, 2, min);
-        put_five_bits(&codes::<L>(x, min, inverse(d), 0.5), &mut block[4..]);
+        put_five_bits::<L>(&codes::<L>(x, min, inverse(d), 0.5), &mut block[4..]);
     }
 }
 

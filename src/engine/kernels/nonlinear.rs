@@ -88,7 +88,7 @@ fn encode_iq4_xs_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut 
                 let mean = sums[index] * (2.0 / 256.0);
                 super::kquants_encode::weighted::<L>(x, importance, mean, &mut weights);
             }
-            None => weights = x.map(|value| value * value),
+            None => super::kquants_encode::squares(x, &mut weights),
         }
         let scales = scales::<L>(x, &weights);
         let (max_scale, _) = super::search::signed_max(&scales);
@@ -152,7 +152,10 @@ fn encode_mxfp4_body<L: Lanes>(source: &[f32], out: &mut [u8]) {
         let most = d.abs().most(c.abs().most(b.abs().most(a.abs().most(L::splat(0.0))))).largest();
         block[0] = shared_exponent(most);
         let scale = e8m0_half(block[0]);
-        let levels = FP4_DOUBLED.map(|level| f32::from(level) * scale);
+        let mut levels = [0.0f32; 16];
+        for (slot, level) in levels.iter_mut().zip(FP4_DOUBLED) {
+            *slot = f32::from(level) * scale;
+        }
         let codes = [
             nearest_level(a, &levels),
             nearest_level(b, &levels),
