@@ -113,7 +113,8 @@ pub(super) fn budget_ui(
         }
         if let (Some(first), Some(last)) = (frontier.curve.first(), frontier.curve.last()) {
             slider_ui(ui, cx, [first.cost, last.cost], resolved, frontier, memory);
-            caption_ui(ui, format!("at least {}", units::bytes(first.cost)))
+            let text = format!("{}, at least {}", units::bytes(resolved.padded_bytes), units::bytes(first.cost));
+            caption_ui(ui, text)
                 .on_hover_text("All tensors in the smallest formats measured, but for what rules made by hand decide");
         }
     });
@@ -131,7 +132,7 @@ fn slider_ui(
     let [low, high] = ends.map(|bytes| bytes as f64 / MIB);
     let was_held = memory.held_mib.is_some();
     let mut mib = memory.held_mib.unwrap_or(resolved.padded_bytes as f64 / MIB);
-    let slider = Slider::new(&mut mib, low..=high.max(low)).max_decimals(3).suffix(" MiB").logarithmic(true);
+    let slider = Slider::new(&mut mib, low..=high.max(low)).show_value(false).logarithmic(true);
     let response = ui.add(slider).accessible_name("Size of all tensors to plan for");
     let is_held = response.dragged();
     if response.changed() {

@@ -318,3 +318,26 @@ fn a_recipe_takes_the_place_of_what_was_planned() {
     assert_eq!(parse(&planned.to_toml()), planned);
     assert!(planned.to_toml().contains("# Mine.") && !planned.to_toml().contains("planned"));
 }
+
+#[test]
+#[ignore = "a benchmark: prints times"]
+fn times_of_a_move_of_the_slider_at_eighty_layers() {
+    let tensors = llama(80);
+    let table = table(&tensors, |tensor| usual(tensor) * (1.0 + (tensor.name.len() * 7 % 13) as f64));
+    let mut plan = Plan::of_recipe(Target::Gguf, Some("f1"), Recipe::Q4KM);
+    for percent in [60, 50, 45, 40, 35, 30] {
+        let started = std::time::Instant::now();
+        let planner = Planner::new_for(subject(&tensors), &plan, &table, &BudgetOptions::default()).expect("plans");
+        let prepared = started.elapsed();
+        let bits = 16.0 * f64::from(percent) / 100.0;
+        let proposal = propose(&planner, &tensors, Limit::BitsPerWeight(bits));
+        println!(
+            "{} tensors, {bits:.1} bpw: prepare {prepared:?}, in all {:?}, {} rules, optimal {}",
+            tensors.len(),
+            started.elapsed(),
+            proposal.plan.rules().len(),
+            proposal.report.is_optimal
+        );
+        plan = proposal.plan;
+    }
+}
