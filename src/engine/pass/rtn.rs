@@ -18,7 +18,9 @@ pub(super) fn convert(
     out: &mut Vec<u8>,
 ) -> Result<()> {
     let fault = |cause: String| Fault::new(Stage::Pass, cause).at(name.to_owned());
-    let format = format::of_dtype(to).ok_or_else(|| fault(format!("{to} cannot be written by this version")))?;
+    let format = format::of_dtype(to)
+        .filter(|format| format.is_encodable())
+        .ok_or_else(|| fault(format!("{to} cannot be written by this version")))?;
     let in_bytes =
         from.row_bytes(row_len).ok_or_else(|| fault(format!("rows of {row_len} do not fill {from} blocks")))?;
     let out_bytes = to.row_bytes(row_len).ok_or_else(|| fault(format!("rows of {row_len} do not fill {to} blocks")))?;
