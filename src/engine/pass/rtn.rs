@@ -69,8 +69,11 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_decoded_is_named() {
-        let err = convert("t", Dtype::Iq2S, Dtype::F16, 256, &[0; 82], &mut Vec::new()).expect_err("refused");
-        assert!(err.to_string().contains("iq2_s"), "{err}");
+    fn what_can_only_be_read_is_not_written() {
+        let mut out = Vec::new();
+        convert("t", Dtype::Iq2S, Dtype::F16, 256, &[0; 82], &mut out).expect("decodes");
+        assert!(out == [0; 512]);
+        let err = convert("t", Dtype::F16, Dtype::Iq2S, 256, &[0; 512], &mut out).expect_err("refused");
+        assert!(err.to_string().contains("iq2_s cannot be written"), "{err}");
     }
 }
