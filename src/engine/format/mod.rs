@@ -2,9 +2,11 @@
 //!
 //! A format knows its shape rules, its exact bits, its fall-back where a row does not fill whole
 //! blocks, and how rows are encoded and decoded. Adding one is a file, a line in [`all`] and its
-//! reference vectors.
+//! reference vectors. Formats that are only read are in `decode_only.rs`: [`of_dtype`] knows them,
+//! [`all`] and [`find`] do not offer them.
 
 mod bf16;
+mod decode_only;
 mod dtype;
 mod f16;
 mod f32;
@@ -59,7 +61,7 @@ pub struct ScanBuffers {
     coded: Vec<f32>,
 }
 
-/// A storage format that rows of weights can be encoded to.
+/// A storage format of rows of weights.
 pub trait Format: Sync + std::fmt::Debug {
     /// The field's name in lower case: `q4_k`.
     fn id(&self) -> &'static str;
@@ -77,10 +79,16 @@ pub trait Format: Sync + std::fmt::Debug {
         None
     }
 
+    /// True if rows can be encoded to it; every format of [`all`] can. The others are read only.
+    fn is_encodable(&self) -> bool {
+        true
+    }
+
     /// Encodes one or more whole rows of `how.row_len` weights; `out` has [`Dtype::row_bytes`]
     /// bytes for each.
     ///
-    /// Several rows at once let an encoder put one block into each SIMD lane.
+    /// Several rows at once let an encoder put one block into each SIMD lane. Only for formats that
+    /// [`Format::is_encodable`].
     fn encode_rows(&self, source: &[f32], how: &Encoding<'_>, out: &mut [u8]);
 
     /// Decodes one or more whole rows.
@@ -122,7 +130,7 @@ fn scan_by_coding<F: Format + ?Sized>(
     errors.add(source, &buffers.coded);
 }
 
-/// Every format, from most bits to fewest.
+/// Every format that can be encoded, from most bits to fewest.
 pub fn all() -> &'static [&'static dyn Format] {
     const ALL: [&dyn Format; 16] = [
         &f32::F32,
@@ -145,14 +153,20 @@ pub fn all() -> &'static [&'static dyn Format] {
     &ALL
 }
 
-/// The format called `id`, in any case (`Q4_K` is `q4_k`).
+/// Every format that can be decoded: [`all`], then those that are only read.
+pub fn decodable() -> impl Iterator<Item = &'static dyn Format> {
+    all().iter().copied().chain(decode_only::ALL)
+}
+
+/// The format that can be encoded called `id`, in any case (`Q4_K` is `q4_k`).
 pub fn find(id: &str) -> Option<&'static dyn Format> {
     all().iter().copied().find(|format| format.id().eq_ignore_ascii_case(id))
 }
 
-/// The format whose bytes are laid out as `dtype`.
+/// The format whose bytes are laid out as `dtype`; it may be one that is only read
+/// ([`Format::is_encodable`]).
 pub fn of_dtype(dtype: Dtype) -> Option<&'static dyn Format> {
-    all().iter().copied().find(|format| format.dtype() == dtype)
+    decodable().find(|format| format.dtype() == dtype)
 }
 
 /// True if rows of `dtype` can be decoded to f32.

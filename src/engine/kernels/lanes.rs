@@ -99,12 +99,20 @@ pub(super) struct Plain([f32; 8]);
 impl Plain {
     #[inline(always)]
     fn map(self, op: impl Fn(f32) -> f32) -> Self {
-        Self(self.0.map(op))
+        let mut out = self.0;
+        for lane in &mut out {
+            *lane = op(*lane);
+        }
+        Self(out)
     }
 
     #[inline(always)]
     fn zip(self, other: Self, op: impl Fn(f32, f32) -> f32) -> Self {
-        Self(std::array::from_fn(|lane| op(self.0[lane], other.0[lane])))
+        let mut out = self.0;
+        for (lane, other) in out.iter_mut().zip(other.0) {
+            *lane = op(*lane, other);
+        }
+        Self(out)
     }
 
     #[inline(always)]

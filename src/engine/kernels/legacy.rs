@@ -17,7 +17,7 @@ pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
 }
 
 #[inline(always)]
-fn word_at(block: &[u8], at: usize) -> u32 {
+pub(super) fn word_at(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 

@@ -6,9 +6,11 @@
 
 pub mod activations;
 pub mod attention;
+mod codebooks;
 pub mod counts;
 pub mod dense;
 pub mod float;
+pub mod iquants;
 pub mod kquants;
 pub mod kquants_encode;
 mod lane_search;
@@ -21,6 +23,7 @@ pub mod packed;
 pub mod scan;
 mod search;
 mod shared_out;
+pub mod small_codes;
 
 /// What encoders know of the columns of the rows that they are given.
 #[derive(Clone, Copy, Debug)]

@@ -195,13 +195,13 @@ fn protected_and_untouched_tensors_keep_their_stored_type_and_vectors_are_f32() 
     let mut tensors = llama(1);
     tensors.push(tensor("model.layers.0.self_attn.q_proj.bias", &[256], Dtype::F16));
     tensors.push(tensor("extra.weight", &[4, 256], Dtype::Q4K));
-    tensors.push(tensor("codes.weight", &[4, 256], Dtype::Iq3S));
+    tensors.push(tensor("codes.weight", &[4, 256], Dtype::Unknown(77)));
     tensors.push(tensor("fp8.weight", &[4, 256], Dtype::F8E4M3));
     tensors.push(tensor("positions", &[16], Dtype::I64));
     let plan = parse("version = 1\n[default]\nformat = \"q8_0\"\n[[rule]]\nmatch = \"*\"\nprotect = true\n");
     let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
     let dtypes: Vec<Dtype> = resolved.decisions.iter().rev().take(5).map(|decision| decision.dtype).collect();
-    assert_eq!(dtypes, [Dtype::I64, Dtype::F16, Dtype::Iq3S, Dtype::Q4K, Dtype::F32]);
+    assert_eq!(dtypes, [Dtype::I64, Dtype::F16, Dtype::Unknown(77), Dtype::Q4K, Dtype::F32]);
     let q = decided(&resolved, &tensors, "0.self_attn.q_proj");
     assert_eq!((q.dtype, q.why), (Dtype::Bf16, Why::Protected(0)));
     assert!(q.is_copy());
@@ -211,7 +211,7 @@ fn protected_and_untouched_tensors_keep_their_stored_type_and_vectors_are_f32() 
     let plan = parse("version = 1\n[default]\nformat = \"q8_0\"\n");
     let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
     let codes = resolved.decisions[tensors.len() - 3];
-    assert_eq!((codes.dtype, codes.why), (Dtype::Iq3S, Why::Undecodable));
+    assert_eq!((codes.dtype, codes.why), (Dtype::Unknown(77), Why::Undecodable));
     assert!(resolved.warnings.iter().any(|text| text.contains("codes.weight")), "{:?}", resolved.warnings);
     assert!(resolved.warnings.iter().any(|text| text.contains("already quantized")), "{:?}", resolved.warnings);
 
