@@ -8,6 +8,9 @@ mod bf16;
 mod dtype;
 mod f16;
 mod f32;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -21,7 +24,7 @@ mod q8_0;
 
 pub use dtype::Dtype;
 
-use super::kernels::float;
+use super::kernels::{Columns, float};
 use super::kernels::packed::Layout;
 
 /// What an encoder is told beside the values.
@@ -40,6 +43,11 @@ impl Encoding<'_> {
     /// Rows of `row_len` weights, all columns alike.
     pub fn plain(row_len: usize) -> Self {
         Self { row_len, first_row: 0, importance: None }
+    }
+
+    /// What the kernels need of it.
+    fn columns(&self) -> Columns<'_> {
+        Columns { row_len: self.row_len, importance: self.importance }
     }
 }
 
@@ -83,7 +91,7 @@ pub trait Format: Sync + std::fmt::Debug {
 
 /// Every format, from most bits to fewest.
 pub fn all() -> &'static [&'static dyn Format] {
-    const ALL: [&dyn Format; 13] = [
+    const ALL: [&dyn Format; 16] = [
         &f32::F32,
         &f16::F16,
         &bf16::Bf16,
@@ -95,6 +103,9 @@ pub fn all() -> &'static [&'static dyn Format] {
         &q4_k::Q4K,
         &q4_1::Q41,
         &q4_0::Q40,
+        &iq4_nl::Iq4Nl,
+        &iq4_xs::Iq4Xs,
+        &mxfp4::Mxfp4,
         &q3_k::Q3K,
         &q2_k::Q2K,
     ];
