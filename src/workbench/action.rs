@@ -191,9 +191,12 @@ impl Action {
             Self::SavePlan => {
                 (G::Plan, "Save plan…", "Write the plan as a plan.toml that the command line takes too", None)
             }
-            Self::LoadImportance => {
-                (G::Plan, "Load importance…", "Use an importance matrix of llama.cpp's, GGUF or .dat, in the plan", None)
-            }
+            Self::LoadImportance => (
+                G::Plan,
+                "Load importance…",
+                "Use an importance matrix of llama.cpp's, GGUF or .dat, in the plan",
+                None,
+            ),
             Self::UseImportance => {
                 (G::Plan, "Use the importance", "Weight errors by how large each column's input is", None)
             }

@@ -317,7 +317,11 @@ impl Workbench {
     }
 
     /// One step of the plan's history: edits a copy, and keeps it if it is another plan.
-    pub(super) fn change_plan(&mut self, name: String, edit: impl FnOnce(&Document, &mut Plan) -> Result<()>) -> Result<()> {
+    pub(super) fn change_plan(
+        &mut self,
+        name: String,
+        edit: impl FnOnce(&Document, &mut Plan) -> Result<()>,
+    ) -> Result<()> {
         let Some(document) = &mut self.state.document else { return Ok(()) };
         let mut next = document.plan().clone();
         edit(document, &mut next)?;

@@ -282,21 +282,13 @@ pub(super) fn calibrate(
         calibration::importance(checkpoint, &ready.model, &ready.tokenizer, &text, &options, &context.progress)?;
     importance.write(&candidate_path(folder, &format!("{}.imatrix", checkpoint.name), Some("gguf"))?)?;
     let known = KnownImportance::new(importance, Some((text.path, text.hash)), checkpoint)?;
-    Ok(Outcome::Calibrated {
-        fingerprint: checkpoint.fingerprint.clone(),
-        known: Box::new(known),
-        is_computed: true,
-    })
+    Ok(Outcome::Calibrated { fingerprint: checkpoint.fingerprint.clone(), known: Box::new(known), is_computed: true })
 }
 
 /// Reads an importance matrix and makes sure that it is this checkpoint's.
 pub(super) fn load_importance(checkpoint: &Checkpoint, path: &Path) -> Result<Outcome> {
     let known = KnownImportance::new(Importance::read(path)?, None, checkpoint)?;
-    Ok(Outcome::Calibrated {
-        fingerprint: checkpoint.fingerprint.clone(),
-        known: Box::new(known),
-        is_computed: false,
-    })
+    Ok(Outcome::Calibrated { fingerprint: checkpoint.fingerprint.clone(), known: Box::new(known), is_computed: false })
 }
 
 /// Runs a plan and opens what it wrote. `importance` is what the plan uses, where that is loaded.

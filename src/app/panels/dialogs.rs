@@ -135,7 +135,9 @@ fn system_dialog(wanted: &Wanted, file_name: String) -> Option<PathBuf> {
             dialog.add_filter("Importance matrix", &["gguf", "dat", "imatrix"]).pick_file()
         }
         Wanted::Action(Action::ImportTensorTypes) => dialog.add_filter("Tensor types", &["txt"]).pick_file(),
-        Wanted::Action(Action::LoadText | Action::CalibrateOn) => dialog.add_filter("Text", &["txt", "md", "raw"]).pick_file(),
+        Wanted::Action(Action::LoadText | Action::CalibrateOn) => {
+            dialog.add_filter("Text", &["txt", "md", "raw"]).pick_file()
+        }
         Wanted::Action(Action::LoadPlan) => dialog.add_filter("Plan", &["toml"]).pick_file(),
         Wanted::Action(_) => {
             dialog.add_filter("Models and projects", &["safetensors", "gguf", "json", "lapidary"]).pick_file()

@@ -8,8 +8,8 @@ use eframe::egui::{
     Button, Checkbox, ComboBox, DragValue, Grid as Rows, Label, PopupCloseBehavior, ScrollArea, Ui, vec2,
 };
 
-use super::importance::importance_ui;
 use super::common::{self, Grid, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
+use super::importance::importance_ui;
 use crate::app::context::Cx;
 use crate::app::plots::axis::minus;
 use crate::app::plots::curve::{Curve, CurvePoint, curve_ui};

@@ -24,8 +24,8 @@ mod q8_0;
 
 pub use dtype::Dtype;
 
-use super::kernels::{Columns, float};
 use super::kernels::packed::Layout;
+use super::kernels::{Columns, float};
 
 /// What an encoder is told beside the values.
 #[derive(Clone, Copy, Debug)]

@@ -200,9 +200,7 @@ fn symmetric_in_lanes<L: Lanes, const N: usize>(
 #[inline(always)]
 pub(super) fn symmetric_greedy<L: Lanes>(values: &[f32], max_code: i32) -> [f32; 8] {
     symmetric_greedy_in_lanes::<L>(&in_lanes(values), max_code).unwrap_or_else(|| {
-        std::array::from_fn(|run| {
-            search::symmetric_greedy(&values[run * 16..(run + 1) * 16], &mut [0; 16], max_code)
-        })
+        std::array::from_fn(|run| search::symmetric_greedy(&values[run * 16..(run + 1) * 16], &mut [0; 16], max_code))
     })
 }
 

@@ -613,7 +613,21 @@ mod tests {
     /// Runs `check` with every kind of lanes that this CPU has.
     fn operations<L: Lanes>() -> Vec<u32> {
         let values = [
-            0.0, -0.0, 1.5, -2.5, 1e-40, f32::MAX, f32::INFINITY, f32::NAN, 0.5, 255.7, -1.2, 6e6, -9e9, 127.5, 31.0,
+            0.0,
+            -0.0,
+            1.5,
+            -2.5,
+            1e-40,
+            f32::MAX,
+            f32::INFINITY,
+            f32::NAN,
+            0.5,
+            255.7,
+            -1.2,
+            6e6,
+            -9e9,
+            127.5,
+            31.0,
             1e-7,
         ];
         let mut out = Vec::new();

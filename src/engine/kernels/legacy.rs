@@ -5,8 +5,8 @@
 
 use half::f16;
 
-use super::packed::Unpacked;
 use super::multiversion;
+use super::packed::Unpacked;
 
 /// Weights a block.
 pub(super) const LEN: usize = 32;

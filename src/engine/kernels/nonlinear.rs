@@ -194,9 +194,7 @@ fn unpack_iq4_nl_body(row: &[u8], out: &mut Unpacked) {
 fn iq4_xs_runs(row: &[u8]) -> impl Iterator<Item = (&[u8], f32)> {
     row.chunks_exact(136).flat_map(|block| {
         let d = half_at(block, 0);
-        (0..8).map(move |run| {
-            (&block[8 + run * 16..8 + (run + 1) * 16], d * (iq4_xs_scale(block, run) - 32) as f32)
-        })
+        (0..8).map(move |run| (&block[8 + run * 16..8 + (run + 1) * 16], d * (iq4_xs_scale(block, run) - 32) as f32))
     })
 }
 
