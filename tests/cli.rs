@@ -126,9 +126,7 @@ fn help_lists_exactly_the_commands_that_work_and_no_budgets() {
         let help = text(&output.stdout);
         assert_eq!(output.status.code(), Some(0));
         assert!(help.contains("--json") && help.contains("--threads"), "{help}");
-        for later in ["--size", "--bits", "--max-kld", "--sensitivity", "--kernels"] {
-            assert!(!help.contains(later), "{command}: {later}");
-        }
+        assert!(!help.contains("--kernels"), "{command}: what a later issue brings stays out of help");
     }
 }
 

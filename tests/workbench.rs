@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use lapidary::engine::plan::budget::Limit;
 use lapidary::workbench::{Action, Command, Executor, Level, Options, SelectMode, State, Subject, View, Workbench};
 
 fn inline(folder: &Path) -> Workbench {
@@ -289,4 +290,50 @@ fn a_foreign_importance_matrix_and_lists_of_types_say_what_is_wrong() {
     std::fs::write(&types, "nonsense").expect("writes");
     bench.apply(Command::ImportTensorTypes(types));
     assert!(errors(bench.state()).last().expect("told").contains("PATTERN=TYPE"));
+}
+
+#[test]
+fn a_budget_is_one_step_of_history_and_a_drag_too() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    bench.apply(Action::OpenDemo);
+    let start = bench.state().document.as_ref().expect("open").plan().clone();
+    let bytes = |bench: &Workbench| {
+        let document = bench.state().document.as_ref().expect("open");
+        document.resolved.as_ref().expect("resolves").padded_bytes
+    };
+    let damage = |bench: &Workbench| {
+        bench.state().document.as_ref().expect("open").predicted_damage("weight").expect("measured")
+    };
+    let (own_bytes, own_damage) = (bytes(&bench), damage(&bench));
+    assert!(bench.unavailable(Action::ImprovePlan).is_none());
+    bench.apply(Action::ImprovePlan);
+    assert!(bytes(&bench) <= own_bytes && damage(&bench) < own_damage);
+    assert_ne!(bench.state().document.as_ref().expect("open").plan(), &start);
+
+    // Three moves of a slider, then undo: back before the drag; again: back before the proposal.
+    let improved = bench.state().document.as_ref().expect("open").plan().clone();
+    for (step, percent) in [95, 90, 85].into_iter().enumerate() {
+        let limit = Limit::TensorBytes(own_bytes * percent / 100);
+        bench.apply(Command::PlanWithin { limit, metric: Some("weight"), continues: step > 0 });
+        assert!(bytes(&bench) <= own_bytes * percent / 100);
+    }
+    bench.apply(Action::Undo);
+    assert_eq!(bench.state().document.as_ref().expect("open").plan(), &improved);
+    bench.apply(Action::Undo);
+    assert_eq!(bench.state().document.as_ref().expect("open").plan(), &start);
+
+    // A file limit knows the metadata; what is protected stays; the impossible changes nothing.
+    let down = index_of(&bench, DOWN);
+    bench.apply(Command::SetProtected { tensors: vec![down], protect: true });
+    let limit = Limit::FileBytes(own_bytes);
+    bench.apply(Command::PlanWithin { limit, metric: None, continues: false });
+    let document = bench.state().document.as_ref().expect("open");
+    let resolved = document.resolved.as_ref().expect("resolves");
+    assert!(lapidary::engine::pass::file_bytes(&document.checkpoint, resolved).expect("laid out") <= own_bytes);
+    assert_eq!(resolved.decisions[down].dtype.name(), "bf16");
+    let before = document.plan().clone();
+    bench.apply(Command::PlanWithin { limit: Limit::FileBytes(1000), metric: None, continues: false });
+    assert_eq!(bench.state().document.as_ref().expect("open").plan(), &before);
+    assert!(errors(bench.state()).iter().any(|text| text.contains("the least is")), "{:?}", errors(bench.state()));
 }

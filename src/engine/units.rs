@@ -25,6 +25,31 @@ pub fn bytes(count: u64) -> String {
     format!("{value:.decimals$} {}", UNITS[unit])
 }
 
+/// Reads a size: `3.2GiB`, `800 MB`, `12k`… with units of 1024 (KiB) or of 1000 (kB), or plain bytes.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let end = text.find(|letter: char| letter.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let scale: f64 = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    let number = number.trim();
+    if scale == 1.0 && !number.contains('.') {
+        return number.parse().ok();
+    }
+    let bytes = number.parse::<f64>().ok()? * scale;
+    (bytes.is_finite() && bytes >= 0.0 && bytes < u64::MAX as f64).then_some(bytes as u64)
+}
+
 /// Bits per weight of `byte_count` bytes that hold `weight_count` weights; 0 for no weights.
 pub fn bits_per_weight(byte_count: u64, weight_count: u64) -> f64 {
     if weight_count == 0 { 0.0 } else { byte_count as f64 * 8.0 / weight_count as f64 }
@@ -59,17 +84,25 @@ pub fn significant(value: f64) -> String {
     } else if !value.is_finite() {
         value.to_string()
     } else if !(1e-4..1e6).contains(&magnitude) {
-        format!("{value:.2e}")
+        minus(&format!("{value:.2e}"))
     } else {
         let digits = magnitude.log10().floor() as i32;
         let decimals = (2 - digits).max(0) as usize;
-        format!("{value:.decimals$}")
+        minus(&format!("{value:.decimals$}"))
+    }
+}
+
+/// A figure for people with the typographic minus, which is as wide as a plus.
+pub fn minus(text: &str) -> String {
+    match text.strip_prefix('-') {
+        Some(rest) => format!("−{rest}"),
+        None => text.to_owned(),
     }
 }
 
 /// A fraction as a percentage with one decimal: `0.4213` is `42.1 %`.
 pub fn percent(fraction: f64) -> String {
-    format!("{:.1} %", fraction * 100.0)
+    minus(&format!("{:.1} %", fraction * 100.0))
 }
 
 /// A duration in seconds in words that fit a progress strip: `0.8 s`, `41 s`, `3 min 20 s`, `2 h 5 min`.
@@ -103,11 +136,27 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_read_in_both_kinds_of_units() {
+        assert_eq!(parse_bytes("1234567"), Some(1_234_567));
+        assert_eq!(parse_bytes(" 2 KiB "), Some(2048));
+        assert_eq!(parse_bytes("1.5mib"), Some(3 << 19));
+        assert_eq!(parse_bytes("3GiB"), Some(3 << 30));
+        assert_eq!(parse_bytes("1.5 MB"), Some(1_500_000));
+        assert_eq!(parse_bytes("2k"), Some(2000));
+        assert_eq!(parse_bytes("12 B"), Some(12));
+        for bad in ["", "GiB", "-1", "1.2.3MB", "5 xb", "1 kg", "nanGiB", "9e30", "1e30TiB", "3 ib", "2mg"] {
+            assert_eq!(parse_bytes(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
     fn significant_digits_stay_three() {
         assert_eq!(significant(0.01813), "0.0181");
         assert_eq!(significant(1.2345), "1.23");
         assert_eq!(significant(123.45), "123");
         assert_eq!(significant(0.0000123), "1.23e-5");
+        assert_eq!(significant(-0.0181), "−0.0181");
+        assert_eq!(significant(-2.5e-9), "−2.50e-9");
     }
 
     #[test]

@@ -74,6 +74,7 @@ pub enum Action {
     ProtectSelection,
     UnprotectSelection,
     ClearChoices,
+    ImprovePlan,
     LoadPlan,
     SavePlan,
     LoadImportance,
@@ -105,7 +106,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, in menu order.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 44] = [
         Self::OpenFile,
         Self::OpenFolder,
         Self::OpenPath,
@@ -122,6 +123,7 @@ impl Action {
         Self::ProtectSelection,
         Self::UnprotectSelection,
         Self::ClearChoices,
+        Self::ImprovePlan,
         Self::LoadPlan,
         Self::SavePlan,
         Self::LoadImportance,
@@ -185,6 +187,12 @@ impl Action {
                 G::Plan,
                 "Clear choices of the selection",
                 "Let recipe or default decide for the selected tensors",
+                None,
+            ),
+            Self::ImprovePlan => (
+                G::Plan,
+                "Improve the plan at its size",
+                "Let the planner choose for least predicted damage in the bytes the plan takes now; rules made by hand stay",
                 None,
             ),
             Self::LoadPlan => (G::Plan, "Load plan…", "Replace the plan by a plan.toml", None),
@@ -320,6 +328,11 @@ impl Action {
             Self::ClearSelection | Self::ProtectSelection | Self::UnprotectSelection | Self::ClearChoices => {
                 no_document().or_else(|| unless(!state.selection.tensors.is_empty(), "Select a tensor first"))
             }
+            Self::ImprovePlan => no_document()
+                .or_else(|| unless(document.is_some_and(|d| d.resolved.is_ok()), "The plan has an error"))
+                .or_else(|| {
+                    unless(document.is_some_and(|d| d.budget_table().is_some()), "Measure the sensitivity first")
+                }),
             Self::RunPlan => no_document()
                 .or_else(|| unless(document.is_some_and(|d| d.resolved.is_ok()), "The plan has an error"))
                 .or_else(|| unless(!jobs.is_running(JobKind::Pass), "A pass is running")),

@@ -15,7 +15,9 @@ use super::project::{self, Project};
 use super::settings::ThemeChoice;
 use super::state::{CandidateState, Document, Level, Playground, PlaygroundSide, Run, RunId, Selection, View};
 use super::tasks::{self, EvaluationInput, Source};
-use crate::engine::error::{Error, Result};
+use crate::engine::error::{Error, Fault, Result, Stage};
+use crate::engine::pass;
+use crate::engine::plan::budget::{BudgetOptions, Effort, Limit, Planner, Ties};
 use crate::engine::plan::{Plan, Recipe, Target};
 use crate::engine::scoring::{GenerateOptions, TaskSet, TextSource};
 
@@ -109,6 +111,7 @@ impl Workbench {
             Command::LoadImportance(path) => self.load_importance(path),
             Command::ImportTensorTypes(path) => return self.import_tensor_types(&path),
             Command::ExportTensorTypes(path) => return self.export_tensor_types(&path),
+            Command::PlanWithin { limit, metric, continues } => return self.plan_within(limit, metric, continues),
             Command::MeasureKld { formats, tokens } => self.measure_kld(formats, tokens),
             Command::RunPlan { name, output } => return self.run_plan(name, output),
             Command::Evaluate(subject) => self.evaluate(subject),
@@ -216,6 +219,12 @@ impl Workbench {
                 return self.carry_out(Command::SetProtected { tensors: selected, protect: false });
             }
             Action::ClearChoices => return self.carry_out(Command::ClearChoices { tensors: selected }),
+            Action::ImprovePlan => {
+                let resolved = self.state.document.as_ref().and_then(|document| document.resolved.as_ref().ok());
+                if let Some(limit) = resolved.map(|resolved| Limit::TensorBytes(resolved.padded_bytes)) {
+                    return self.plan_within(limit, None, false);
+                }
+            }
             Action::RunPlan => return self.run_plan(None, None),
             Action::Calibrate => self.calibrate_again(),
             Action::UseImportance => return self.use_importance(true),
@@ -327,6 +336,52 @@ impl Workbench {
         edit(document, &mut next)?;
         if document.history.push(name, next) {
             resolve(document);
+        }
+        Ok(())
+    }
+
+    /// Makes the planner's answer the plan; dragging along a limit is one step of history.
+    fn plan_within(&mut self, limit: Limit, metric: Option<&str>, continues: bool) -> Result<()> {
+        /// What a slider may take for each of its moves, and for an answer that is asked for once.
+        const EFFORTS: [u64; 2] = [300_000, 4_000_000];
+        const STEP: &str = "plan within a budget";
+        let Some(document) = &mut self.state.document else { return Ok(()) };
+        let table = match metric {
+            Some(id) => document.sensitivity.get(id),
+            None => document.budget_table(),
+        };
+        let Some(table) = table.cloned() else {
+            return Err(Fault::new(Stage::Plan, "a budget needs to know what each tensor minds")
+                .fix("measure the sensitivity first")
+                .into());
+        };
+        let target = document.plan().target();
+        let overhead_bytes = match (limit, document.overhead_bytes) {
+            (Limit::FileBytes(_), Some((known, bytes))) if known == target => bytes,
+            (Limit::FileBytes(_), _) => {
+                let bytes = pass::overhead_bytes(&document.checkpoint, document.plan())?;
+                document.overhead_bytes = Some((target, bytes));
+                bytes
+            }
+            _ => 0,
+        };
+        let options = BudgetOptions { ties: Ties::of(target), overhead_bytes };
+        let planner = Planner::new(&document.checkpoint, document.plan(), &table, &options)?;
+        let effort = Effort { most_states: EFFORTS[usize::from(!continues)] };
+        let proposal = planner.propose(&document.checkpoint, limit, &effort)?;
+        let changed = if continues {
+            document.history.amend(STEP, proposal.plan)
+        } else {
+            document.history.push(STEP, proposal.plan)
+        };
+        if changed {
+            document.resolved = Ok(Arc::new(proposal.resolved));
+            document.is_dirty = true;
+        }
+        if !continues {
+            for warning in proposal.report.warnings {
+                self.state.notify(Level::Warning, warning);
+            }
         }
         Ok(())
     }
@@ -554,6 +609,7 @@ impl Workbench {
             playground: Playground::default(),
             next_run: 1,
             is_dirty: false,
+            overhead_bytes: None,
             checkpoint,
         };
         if document.importance.is_some() {
@@ -699,7 +755,15 @@ fn name_of_plan(plan: &Plan, document: &Document) -> String {
         .map(|recipe| recipe.name().to_owned())
         .or_else(|| plan.default_format().map(str::to_owned))
         .unwrap_or_else(|| "as stored".to_owned());
-    let base = if plan.rules().is_empty() { base } else { format!("{base}+{}", plan.rules().len()) };
+    let planned = plan.rules().iter().any(|rule| rule.is_planned);
+    let bits = document.resolved.as_ref().ok().map(|resolved| resolved.new_bits_per_weight()).filter(|_| planned);
+    let base = if let Some(bits) = bits {
+        format!("planned {bits:.2} bpw")
+    } else if plan.rules().is_empty() {
+        base
+    } else {
+        format!("{base}+{}", plan.rules().len())
+    };
     let taken = |name: &str| document.runs.iter().any(|run| run.name == name);
     if !taken(&base) {
         return base;

@@ -7,6 +7,7 @@ use super::action::Action;
 use super::jobs::JobId;
 use super::settings::ThemeChoice;
 use super::state::{RunId, View};
+use crate::engine::plan::budget::Limit;
 use crate::engine::plan::{Plan, Recipe, Target};
 
 /// How a click changes the selection.
@@ -64,6 +65,9 @@ pub enum Command {
     SetTarget(Target),
     /// Replaces the whole plan, as one step of history.
     SetPlan { plan: Box<Plan>, what: String },
+    /// Lets the planner choose within a limit, by the table of `metric` or of the metric that says
+    /// most; rules made by hand stay. What `continues` an earlier one belongs to the same step.
+    PlanWithin { limit: Limit, metric: Option<&'static str>, continues: bool },
     /// Measures KLD per tensor for these formats over so many tokens.
     MeasureKld { formats: Vec<&'static str>, tokens: usize },
     /// Computes how much each input column matters on a text, and lets the plan use it.

@@ -1,15 +1,15 @@
 //! The selection at the right: what it is, how its weights look, what each format would do to it,
 //! and the controls that decide.
 
-use eframe::egui::{ComboBox, Ui};
+use eframe::egui::Ui;
 
 use crate::app::context::Cx;
 use crate::app::plots::curve::{Curve, CurvePoint, curve_ui};
 use crate::app::plots::histogram::{Bins, Histogram, histogram_ui};
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
-    KeyValue, Level, Notice, empty_ui, key_values_ui, lock_toggle_ui, notice_ui, quiet_button_ui, section_ui,
-    segments_ui,
+    FormatChoice, FormatMenu, KeyValue, Level, Notice, empty_ui, format_menu_ui, key_values_ui, lock_toggle_ui,
+    notice_ui, quiet_button_ui, section_ui, segments_ui,
 };
 use crate::engine::profile::TensorProfile;
 use crate::engine::sensitivity::metric;
@@ -116,21 +116,16 @@ fn choice_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, focus: usize, ch
             return;
         }
         let label = ui.label(Type::Body.text("Store as").color(ui.tokens().weak));
-        let mut picked = None;
-        ComboBox::from_id_salt("inspector format")
-            .selected_text(decision.dtype.name())
-            .width(96.0)
-            .show_ui(ui, |ui| {
-                for format in document.plan().target().formats() {
-                    if ui.selectable_label(decision.dtype.name() == format, format).clicked() {
-                        picked = Some(format);
-                    }
-                }
-            })
-            .response
-            .labelled_by(label.id)
-            .on_hover_text("Format of the selected tensors in the candidate");
-        if let Some(format) = picked {
+        let menu = FormatMenu {
+            name: "Store as",
+            selected: decision.dtype.name(),
+            width: 96.0,
+            none: None,
+            row_len: Some(document.checkpoint.tensors[focus].row_len()),
+        };
+        let (response, picked) = format_menu_ui(ui, menu, document.plan().target().formats());
+        response.labelled_by(label.id).on_hover_text("Format of the selected tensors in the candidate");
+        if let Some(FormatChoice::Format(format)) = picked {
             cx.send(Command::SetFormat { tensors: chosen.to_vec(), format });
         }
         let mut protect = is_protected;

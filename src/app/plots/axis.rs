@@ -1,5 +1,7 @@
 //! Scales and their ticks: linear and logarithmic, with labels as short as they can be.
 
+use crate::engine::units::minus;
+
 /// From data to `0..=1` and back.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scale {
@@ -205,11 +207,6 @@ pub fn short(value: f64) -> String {
     let scaled = value / divisor;
     let decimals = usize::from(scaled.abs() < 10.0 && (scaled - scaled.round()).abs() > 0.04);
     minus(&format!("{scaled:.decimals$}{suffix}"))
-}
-
-/// The typographic minus, as wide as a plus.
-pub fn minus(text: &str) -> String {
-    text.replacen('-', "−", 1)
 }
 
 #[cfg(test)]

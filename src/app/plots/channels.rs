@@ -2,7 +2,7 @@
 
 use eframe::egui::{Align2, Rect, Response, Stroke, Ui, pos2, vec2};
 
-use super::axis::{Scale, minus};
+use super::axis::Scale;
 use super::canvas::Canvas;
 use super::export::{Table, cell};
 use super::frame::readout;
@@ -67,7 +67,7 @@ impl Plot for Channels<'_> {
         for (value, color) in [(scale.max, tokens.grid), (0.0, tokens.hairline), (scale.min, tokens.grid)] {
             let at = y(value);
             canvas.line(pos2(inner.left(), at), pos2(inner.right(), at), Stroke::new(1.0, color));
-            let text = minus(&units::significant(value));
+            let text = units::significant(value);
             let place = pos2(inner.left() - space::S, at);
             canvas.text(place, Align2::RIGHT_CENTER, &text, Type::MonoSmall, tokens.weak);
         }
@@ -109,7 +109,7 @@ pub fn channels_ui(ui: &mut Ui, channels: &Channels<'_>, height: f32) -> Respons
             let count = channels.ranges.len();
             let index = ((unit * count as f32) as usize).min(count - 1);
             let (low, high) = channels.ranges[index];
-            let figure = |value: f32| minus(&units::significant(f64::from(value)));
+            let figure = |value: f32| units::significant(f64::from(value));
             let lines = [("max", figure(high)), ("min", figure(low))];
             readout(ui, response.rect, pointer, &format!("channel {index}"), &lines);
         }

@@ -175,11 +175,10 @@ impl Histogram<'_> {
         let Some((_, index)) = self.candidate else {
             return;
         };
-        let mut at = frame.inner.right_top() + vec2(-4.0, 2.0);
-        for (word, color) in [("original", tokens.baseline), ("candidate", tokens.candidate(index))] {
-            canvas.text(at, Align2::RIGHT_TOP, word, Type::SmallStrong, color);
-            at.y += 15.0;
-        }
+        // One at each side: the peak between them is the tallest there is.
+        let (left, right) = (frame.inner.left_top() + vec2(4.0, 2.0), frame.inner.right_top() + vec2(-4.0, 2.0));
+        canvas.text(left, Align2::LEFT_TOP, "original", Type::SmallStrong, tokens.baseline);
+        canvas.text(right, Align2::RIGHT_TOP, "candidate", Type::SmallStrong, tokens.candidate(index));
     }
 
     fn hover(&self, ui: &Ui, response: &Response, pointer: Pos2) {
@@ -194,10 +193,10 @@ impl Histogram<'_> {
         let tokens = Tokens::of(ui.visuals().dark_mode);
         let value = frame.x_value(pointer.x);
         let count = |bins: &Bins<'_>| bins.bin_of(value).map_or(0, |bin| bins.counts[bin]);
-        let mut lines = vec![("weight", super::axis::minus(&units::significant(value)))];
+        let mut lines = vec![("weight", units::significant(value))];
         if self.sigma > 0.0 {
             let times = (value - self.mean) / self.sigma;
-            lines.push(("from mean", format!("{} σ", super::axis::minus(&format!("{times:.1}")))));
+            lines.push(("from mean", format!("{} σ", units::minus(&format!("{times:.1}")))));
         }
         lines.push(("original", units::count(count(&self.original))));
         if let Some((bins, _)) = &self.candidate {

@@ -4,12 +4,13 @@
 use eframe::egui::{Align2, Color32, Rect, Role, Sense, Stroke, Ui, WidgetInfo, pos2, vec2};
 
 use super::Plot;
-use super::axis::{Scale, minus};
+use super::axis::Scale;
 use super::canvas::{Canvas, PainterCanvas};
 use super::export::{self, Table, cell};
 use super::frame::readout;
 use crate::app::theme::{Tokens, Type, UiTokens as _, space};
 use crate::app::widgets::State;
+use crate::engine::units::minus;
 
 /// One slice, in percent and percentage points.
 #[derive(Clone, Debug)]

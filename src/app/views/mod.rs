@@ -6,6 +6,8 @@ mod compare_data;
 mod importance;
 pub mod overview;
 pub mod plan;
+mod plan_budget;
+mod plan_formats;
 mod plan_frontier;
 pub mod playground;
 pub mod runs;

@@ -8,15 +8,16 @@ use eframe::egui::{Align, Button, DragValue, Grid, Layout, Sense, Ui, vec2};
 use egui_extras::{Column, TableBuilder};
 
 use super::common::{self, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
+use super::plan_budget;
 use super::plan_frontier::{self, damage_text, recipe_of};
 use crate::app::context::Cx;
 use crate::app::plots::frontier::{Frontier, Kind, Spot, frontier_ui};
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
-    KeyValue, Level, Notice, card_ui, icons, key_values_ui, lock_toggle_ui, notice_ui, number_with_interval,
-    secondary_button_ui, section_ui, section_with_ui,
+    FormatChoice, FormatMenu, KeyValue, Level, Notice, card_ui, format_menu_ui, icons, key_values_ui, lock_toggle_ui,
+    notice_ui, number_with_interval, secondary_button_ui, section_ui, section_with_ui,
 };
-use crate::engine::checkpoint::{Checkpoint, Role};
+use crate::engine::checkpoint::{Checkpoint, Role, TensorInfo};
 use crate::engine::plan::{Decision, Recipe, ResolvedPlan, Target, Why};
 use crate::engine::sensitivity::SensitivityTable;
 use crate::engine::{format, units};
@@ -41,6 +42,7 @@ pub struct Memory {
     /// Per tensor: weight error and KLD of its choice.
     costs: Vec<[Option<f64>; 2]>,
     bulk: Bulk,
+    budget: plan_budget::Memory,
 }
 
 /// The tensors of one layer, or those outside all layers.
@@ -92,7 +94,7 @@ pub fn plan_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
     }
     match &document.resolved {
         Ok(resolved) => {
-            let is_wide = ui.available_width() > 720.0;
+            let is_wide = ui.available_width() > 600.0;
             if is_wide {
                 ui.columns(2, |columns| {
                     totals_ui(&mut columns[0], cx, &memory, resolved);
@@ -102,6 +104,7 @@ pub fn plan_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
                 totals_ui(ui, cx, &memory, resolved);
             }
             if !cx.is_presenting() {
+                plan_budget::budget_ui(ui, cx, resolved, &memory.frontier, &mut memory.budget);
                 bulk_ui(ui, cx, document, &mut memory.bulk);
             }
             table_ui(ui, cx, document, resolved, &mut memory);
@@ -159,21 +162,11 @@ fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
             (None, Some(id)) => id,
             (None, None) => "as stored",
         };
-        let chosen = combo_ui(ui, "Default format", selected, 132.0, |ui| {
-            let mut chosen = None;
-            if ui.selectable_label(plan.recipe().is_none() && plan.default_format().is_none(), "as stored").clicked() {
-                chosen = Some(None);
-            }
-            for id in plan.target().formats() {
-                if ui.selectable_label(plan.default_format() == Some(id), id).clicked() {
-                    chosen = Some(Some(id));
-                }
-            }
-            chosen
-        });
-        match chosen {
-            Some(None) => cx.send(Command::SetRecipe(None)),
-            Some(Some(id)) => {
+        let menu =
+            FormatMenu { name: "Default format", selected, width: 132.0, none: Some("as stored"), row_len: None };
+        match format_menu_ui(ui, menu, plan.target().formats()).1 {
+            Some(FormatChoice::None) => cx.send(Command::SetRecipe(None)),
+            Some(FormatChoice::Format(id)) => {
                 let mut next = plan.clone();
                 match next.set_default_format(Some(id)) {
                     Ok(()) => cx.send(Command::SetPlan { plan: Box::new(next), what: format!("default {id}") }),
@@ -182,6 +175,10 @@ fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
             }
             None => {}
         }
+        ui.menu_button("Formats", |ui| super::plan_formats::formats_ui(ui, document))
+            .response
+            .on_hover_text("Bits per weight and shape rules of every format, and the model's size in each")
+            .accessible_name("Formats side by side");
         caption_ui(ui, "Written for");
         let chosen = combo_ui(ui, "Target", target_text(plan.target()), 148.0, |ui| {
             let mut chosen = None;
@@ -335,16 +332,9 @@ fn bulk_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, bulk: &mut Bulk) {
         caption_ui(ui, "to");
         ui.add(DragValue::new(&mut bulk.to).range(0..=last)).accessible_name("Last layer to change");
         let tensors = bulk_tensors(&document.checkpoint, bulk);
-        let chosen = combo_ui(ui, "Format for many", bulk.format, 76.0, |ui| {
-            let mut chosen = None;
-            for id in document.plan().target().formats() {
-                if ui.selectable_label(bulk.format == id, id).clicked() {
-                    chosen = Some(id);
-                }
-            }
-            chosen
-        });
-        if let Some(id) = chosen {
+        let menu =
+            FormatMenu { name: "Format for many", selected: bulk.format, width: 76.0, none: None, row_len: None };
+        if let (_, Some(FormatChoice::Format(id))) = format_menu_ui(ui, menu, document.plan().target().formats()) {
             bulk.format = id;
         }
         let text = format!("Set {} tensors", tensors.len());
@@ -535,21 +525,12 @@ fn tensor_row_ui(
 }
 
 fn choice_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, index: usize, name: &str, to: &str) {
-    let chosen = combo_ui(ui, &format!("Format of {name}"), to, 72.0, |ui| {
-        let mut chosen = None;
-        if ui.selectable_label(false, "as the plan says").clicked() {
-            chosen = Some(None);
-        }
-        for id in document.plan().target().formats() {
-            if ui.selectable_label(id == to, id).clicked() {
-                chosen = Some(Some(id));
-            }
-        }
-        chosen
-    });
-    match chosen {
-        Some(None) => cx.send(Command::ClearChoices { tensors: subjects(cx, index) }),
-        Some(Some(format)) => cx.send(Command::SetFormat { tensors: subjects(cx, index), format }),
+    let row_len = document.checkpoint.tensors.get(index).map(TensorInfo::row_len);
+    let name = format!("Format of {name}");
+    let menu = FormatMenu { name: &name, selected: to, width: 72.0, none: Some("as the plan says"), row_len };
+    match format_menu_ui(ui, menu, document.plan().target().formats()).1 {
+        Some(FormatChoice::None) => cx.send(Command::ClearChoices { tensors: subjects(cx, index) }),
+        Some(FormatChoice::Format(format)) => cx.send(Command::SetFormat { tensors: subjects(cx, index), format }),
         None => {}
     }
 }

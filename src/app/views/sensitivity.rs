@@ -11,7 +11,6 @@ use eframe::egui::{
 use super::common::{self, Grid, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
 use super::importance::importance_ui;
 use crate::app::context::Cx;
-use crate::app::plots::axis::minus;
 use crate::app::plots::curve::{Curve, CurvePoint, curve_ui};
 use crate::app::plots::heat_map::{Cell, Edge, HeatMap, Slot, heat_map_ui, height_for};
 use crate::app::theme::{Type, UiTokens as _, space};
@@ -241,7 +240,7 @@ fn map_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &Memory, me
             let text = format!(
                 "Rank agreement of weight error and KLD in {}: Spearman's ρ {} over {count} tensors",
                 memory.format,
-                minus(&format!("{rho:.2}"))
+                units::minus(&format!("{rho:.2}"))
             );
             caption_ui(ui, text).on_hover_text("1 is the same order, 0 no relation, −1 the opposite order");
         }

@@ -6,7 +6,6 @@ use eframe::egui::{ScrollArea, Ui};
 
 use super::common::{self, Grid, candidate_index, caption_ui, no_document_ui};
 use crate::app::context::Cx;
-use crate::app::plots::axis::minus;
 use crate::app::plots::channels::{Channels, channels_ui};
 use crate::app::plots::histogram::{Bins, Histogram, histogram_ui, small_outline};
 use crate::app::plots::ridges::{Ridge, Ridges, ridges_ui};
@@ -155,10 +154,10 @@ fn plots_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &Memory, 
 }
 
 fn figures_ui(ui: &mut Ui, profile: &TensorProfile) {
-    let figure = |value: f64| minus(&units::significant(value));
+    let figure = units::significant;
     // Rare weights beyond σ lines need more digits than a percentage with one decimal has.
     let share = |value: f64| units::significant(value * 100.0);
-    let kurtosis = profile.excess_kurtosis.map_or_else(|| "–".to_owned(), |value| minus(&format!("{value:.2}")));
+    let kurtosis = profile.excess_kurtosis.map_or_else(|| "–".to_owned(), |value| units::minus(&format!("{value:.2}")));
     let mut lines = vec![
         KeyValue::new("weights", units::count(profile.count), ""),
         KeyValue::new("minimum", figure(profile.min), ""),

@@ -5,6 +5,7 @@ mod button;
 mod card;
 mod empty;
 mod field;
+mod format_menu;
 pub mod icons;
 mod key_values;
 mod lock;
@@ -19,6 +20,7 @@ pub use button::{icon_button_ui, primary_button_ui, quiet_button_ui, secondary_b
 pub use card::{card_ui, section_ui, section_with_ui, split_line_ui};
 pub use empty::empty_ui;
 pub use field::search_field_ui;
+pub use format_menu::{FormatChoice, FormatMenu, format_menu_ui};
 pub use key_values::{KeyValue, key_values_ui};
 pub use lock::lock_toggle_ui;
 pub use notice::{Level, Notice, notice_ui};

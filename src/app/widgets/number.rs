@@ -43,7 +43,11 @@ pub fn number_with_interval(value: f64, half_width: f64, unit: &'static str) -> 
         return Number::exact(crate::engine::units::significant(value), unit);
     }
     let decimals = (1 - half_width.log10().floor() as i32).clamp(0, 8) as usize;
-    Number { value: format!("{value:.decimals$}"), interval: format!("{half_width:.decimals$}"), unit }
+    Number {
+        value: crate::engine::units::minus(&format!("{value:.decimals$}")),
+        interval: format!("{half_width:.decimals$}"),
+        unit,
+    }
 }
 
 /// A table cell as wide as there is room: the figure ends where the interval begins, so that figures

@@ -25,6 +25,7 @@ use toml_edit::{Document, Item, Table};
 use super::stats::items_needed;
 use super::{Comparison, Paired};
 use crate::engine::error::{Error, Fault, Result, Stage};
+use crate::engine::units;
 
 /// Largest gates file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -343,7 +344,7 @@ impl Gate {
             let gain = 1.0 - distance.perplexity_ratio;
             (gain, gain - half, gain + half, text.tokens)
         };
-        let points = |value: f64| format!("{}{:.2} points", if value < 0.0 { "−" } else { "" }, value.abs() * 100.0);
+        let points = |value: f64| units::minus(&format!("{:.2} points", value * 100.0));
         let (verdict, reason) = if low >= -margin {
             (Verdict::Pass, format!("the loss is at most {} with 95 % confidence", points((-low).max(0.0))))
         } else if high < -margin {

@@ -1,7 +1,8 @@
 //! bf16: the upper half of an f32: its range with 8 significant bits.
 
-use super::{Dtype, Encoding, Format};
+use super::{Dtype, Encoding, Format, ScanBuffers};
 use crate::engine::kernels::float;
+use crate::engine::kernels::scan::{self, Errors};
 
 /// The bf16 format.
 #[derive(Debug)]
@@ -22,5 +23,8 @@ impl Format for Bf16 {
 
     fn decode_row(&self, source: &[u8], out: &mut [f32]) {
         float::decode_bf16(source, out);
+    }
+    fn scan(&self, source: &[f32], _: &Encoding<'_>, _: &mut ScanBuffers, errors: &mut Errors) {
+        scan::bf16(source, errors);
     }
 }

@@ -1,7 +1,8 @@
 //! f16: half precision, 11 significant bits; overflows beyond 65,504.
 
-use super::{Dtype, Encoding, Format};
+use super::{Dtype, Encoding, Format, ScanBuffers};
 use crate::engine::kernels::float;
+use crate::engine::kernels::scan::{self, Errors};
 
 /// The f16 format.
 #[derive(Debug)]
@@ -22,5 +23,8 @@ impl Format for F16 {
 
     fn decode_row(&self, source: &[u8], out: &mut [f32]) {
         float::decode_f16(source, out);
+    }
+    fn scan(&self, source: &[f32], _: &Encoding<'_>, _: &mut ScanBuffers, errors: &mut Errors) {
+        scan::f16(source, errors);
     }
 }

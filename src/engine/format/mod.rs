@@ -25,6 +25,7 @@ mod q8_0;
 pub use dtype::Dtype;
 
 use super::kernels::packed::Layout;
+use super::kernels::scan::Errors;
 use super::kernels::{Columns, float};
 
 /// What an encoder is told beside the values.
@@ -49,6 +50,13 @@ impl Encoding<'_> {
     fn columns(&self) -> Columns<'_> {
         Columns { row_len: self.row_len, importance: self.importance }
     }
+}
+
+/// What a scan that has to encode and decode writes to; reused from scan to scan.
+#[derive(Debug, Default)]
+pub struct ScanBuffers {
+    encoded: Vec<u8>,
+    coded: Vec<f32>,
 }
 
 /// A storage format that rows of weights can be encoded to.
@@ -78,6 +86,15 @@ pub trait Format: Sync + std::fmt::Debug {
     /// Decodes one or more whole rows.
     fn decode_row(&self, source: &[u8], out: &mut [f32]);
 
+    /// Adds up how far the format moves whole rows, as [`Format::encode_rows`] and
+    /// [`Format::decode_row`] would; the rows must fill blocks.
+    ///
+    /// Encodes and decodes, unless the format has a kernel that need not
+    /// ([`kernels::scan`](crate::engine::kernels::scan)).
+    fn scan(&self, source: &[f32], how: &Encoding<'_>, buffers: &mut ScanBuffers, errors: &mut Errors) {
+        scan_by_coding(self, source, how, buffers, errors);
+    }
+
     /// Exact bits per weight, scales included.
     fn bits_per_weight(&self) -> f64 {
         self.dtype().bits_per_weight()
@@ -87,6 +104,22 @@ pub trait Format: Sync + std::fmt::Debug {
     fn fits(&self, len: usize) -> bool {
         self.dtype().row_bytes(len).is_some()
     }
+}
+
+/// [`Format::scan`] by way of the encoded bytes, for formats and searches without a kernel of their own.
+fn scan_by_coding<F: Format + ?Sized>(
+    format: &F,
+    source: &[f32],
+    how: &Encoding<'_>,
+    buffers: &mut ScanBuffers,
+    errors: &mut Errors,
+) {
+    let row_bytes = format.dtype().row_bytes(how.row_len).unwrap_or(0);
+    buffers.encoded.resize(source.len() / how.row_len.max(1) * row_bytes, 0);
+    buffers.coded.resize(source.len(), 0.0);
+    format.encode_rows(source, how, &mut buffers.encoded);
+    format.decode_row(&buffers.encoded, &mut buffers.coded);
+    errors.add(source, &buffers.coded);
 }
 
 /// Every format, from most bits to fewest.
@@ -152,6 +185,16 @@ pub fn fitting(format: &'static dyn Format, row_len: usize) -> &'static dyn Form
         }
     }
     chosen
+}
+
+/// What rows `format` can hold and what becomes of others, as one sentence.
+pub fn rule(format: &dyn Format) -> String {
+    let block_len = format.dtype().block_len();
+    match (block_len, format.fallback()) {
+        (1, _) => "Rows of any length".to_owned(),
+        (_, Some(next)) => format!("Rows of whole blocks of {block_len} weights; others become {next}"),
+        (_, None) => format!("Rows of whole blocks of {block_len} weights only"),
+    }
 }
 
 /// Decodes a row of any decodable type; false if the type has no decoder here.

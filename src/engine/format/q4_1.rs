@@ -1,7 +1,8 @@
 //! q4_1: 32 weights share an f16 scale and an f16 minimum; 4-bit codes.
 
-use super::{Dtype, Encoding, Format};
+use super::{Dtype, Encoding, Format, ScanBuffers};
 use crate::engine::kernels::packed::Layout;
+use crate::engine::kernels::scan::{self, Errors};
 use crate::engine::kernels::{Level, legacy, legacy_encode};
 
 /// The q4_1 format of ggml.
@@ -31,5 +32,13 @@ impl Format for Q41 {
 
     fn decode_row(&self, source: &[u8], out: &mut [f32]) {
         legacy::decode_q4_1(source, out);
+    }
+
+    fn scan(&self, source: &[f32], how: &Encoding<'_>, buffers: &mut ScanBuffers, errors: &mut Errors) {
+        match how.importance {
+            None => scan::q4_1(source, errors),
+            // The weighted search has no kernel that leaves the bytes out.
+            Some(_) => super::scan_by_coding(self, source, how, buffers, errors),
+        }
     }
 }

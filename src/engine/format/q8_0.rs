@@ -1,7 +1,8 @@
 //! q8_0: 32 weights share an f16 scale; codes are signed bytes. Close to lossless.
 
-use super::{Dtype, Encoding, Format};
+use super::{Dtype, Encoding, Format, ScanBuffers};
 use crate::engine::kernels::packed::Layout;
+use crate::engine::kernels::scan::{self, Errors};
 use crate::engine::kernels::{Level, legacy, legacy_encode};
 
 /// The q8_0 format of ggml.
@@ -31,5 +32,8 @@ impl Format for Q80 {
 
     fn decode_row(&self, source: &[u8], out: &mut [f32]) {
         legacy::decode_q8_0(source, out);
+    }
+    fn scan(&self, source: &[f32], _: &Encoding<'_>, _: &mut ScanBuffers, errors: &mut Errors) {
+        scan::q8_0(source, errors);
     }
 }

@@ -55,6 +55,40 @@ fn hostile_values_encode_and_decode_without_panic() {
 }
 
 #[test]
+fn scans_see_the_errors_of_the_encoded_rows() {
+    let mut state = 9u32;
+    let mut weights: Vec<f32> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / 8_388_608.0 - 1.0
+    })
+    .take(6 * 768)
+    .collect();
+    weights[768] = 30.0;
+    weights[2000] = f32::NAN;
+    weights[3000..3100].fill(0.0);
+    let how = Encoding::plain(768);
+    for format in all() {
+        let mut bytes = vec![0; 6 * format.dtype().row_bytes(768).expect("fits")];
+        let mut coded = vec![0.0; weights.len()];
+        format.encode_rows(&weights, &how, &mut bytes);
+        format.decode_row(&bytes, &mut coded);
+        let (mut exact, mut scanned) = (Errors::default(), Errors::default());
+        exact.add_exactly(&weights, &coded);
+        format.scan(&weights, &how, &mut ScanBuffers::default(), &mut scanned);
+        let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * b.abs() || a == b || (a.is_nan() && b.is_nan());
+        assert!(
+            near(scanned.signal, exact.signal)
+                && near(scanned.noise, exact.noise)
+                && near(scanned.coded, exact.coded)
+                && near(scanned.product, exact.product)
+                && near(scanned.max_abs_error, exact.max_abs_error),
+            "{}: {scanned:?} {exact:?}",
+            format.id()
+        );
+    }
+}
+
+#[test]
 fn plain_types_decode_to_their_values() {
     let mut out = [0.0];
     assert!(decode_row(Dtype::I16, &(-5i16).to_le_bytes(), &mut out) && out[0] == -5.0);

@@ -6,7 +6,8 @@
 //! codes follow from the rounded ones.
 
 use super::kquants::{LEN, q3_scale, q4_scale};
-use super::lanes::{Lanes, by_lanes, eight};
+use super::lanes::{Lanes, by_lanes, four_of};
+use super::legacy_encode::raised;
 use super::search::{self, Affine, GROUP_MAX_EPS, Steps, Symmetric, nearest_int};
 use super::{Columns, lane_search};
 
@@ -31,21 +32,25 @@ struct Block<'a> {
     square_sum: f32,
 }
 
-/// Gives every block with its bytes.
+/// Sums of the squares of each block where importance needs them.
 #[inline(always)]
-fn each_block<L: Lanes>(
-    source: &[f32],
-    columns: Columns<'_>,
-    out: &mut [u8],
-    block_bytes: usize,
-    encode: impl Fn(Block<'_>, &mut [u8]),
-) {
-    let sums = if columns.importance.is_some() { lane_search::sums_of_squares::<L>(source, LEN) } else { Vec::new() };
-    let blocks = source.as_chunks::<LEN>().0.iter().zip(out.chunks_exact_mut(block_bytes));
-    for (index, (values, block)) in blocks.enumerate() {
+fn square_sums<L: Lanes>(source: &[f32], columns: Columns<'_>) -> Vec<f32> {
+    if columns.importance.is_some() { lane_search::sums_of_squares::<L>(source, LEN) } else { Vec::new() }
+}
+
+/// Every block with its bytes.
+#[inline(always)]
+fn blocks<'a, const BYTES: usize>(
+    source: &'a [f32],
+    columns: Columns<'a>,
+    sums: &'a [f32],
+    out: &'a mut [u8],
+) -> impl Iterator<Item = (Block<'a>, &'a mut [u8; BYTES])> {
+    let pairs = source.as_chunks::<LEN>().0.iter().zip(out.as_chunks_mut().0);
+    pairs.enumerate().map(move |(index, (values, bytes))| {
         let square_sum = sums.get(index).copied().unwrap_or(0.0);
-        encode(Block { values, importance: columns.of(index, LEN), square_sum }, block);
-    }
+        (Block { values, importance: columns.of(index, LEN), square_sum }, bytes)
+    })
 }
 
 /// ggml's weights of errors where columns have an importance: `importance × √(mean + x²)`.
@@ -55,6 +60,14 @@ pub(super) fn weighted<L: Lanes>(values: &[f32], importance: &[f32], mean: f32, 
     for ((x, importance), weights) in runs.zip(weights.as_chunks_mut::<8>().0) {
         let x = L::load(x);
         *weights = (L::load(importance) * (L::splat(mean) + x * x).sqrt()).store();
+    }
+}
+
+/// The weights of errors where nothing is known of the columns.
+#[inline(always)]
+pub(super) fn squares(values: &[f32], weights: &mut [f32]) {
+    for (weight, value) in weights.iter_mut().zip(values) {
+        *weight = value * value;
     }
 }
 
@@ -82,12 +95,12 @@ fn affine_codes<L: Lanes, const RUNS: usize>(
     let mut codes = [0u8; LEN];
     let len = LEN / RUNS;
     for (chunk, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let code = |vector: usize| {
-            let at = chunk * 32 + vector * 8;
-            let run = at / len;
-            (eight::<L>(&values[at..]) + L::splat(minimums[run])) / L::splat(scales[run])
-        };
-        *codes = L::nearest([code(0), code(1), code(2), code(3)], 0, max_code);
+        let mut vectors = four_of::<L>(&values[chunk * 32..]);
+        for (vector, lanes) in vectors.iter_mut().enumerate() {
+            let run = (chunk * 32 + vector * 8) / len;
+            *lanes = (*lanes + L::splat(minimums[run])) / L::splat(scales[run]);
+        }
+        *codes = L::nearest(vectors, 0, max_code);
     }
     for run in (0..RUNS).filter(|&run| scales[run] == 0.0) {
         for at in run * len..(run + 1) * len {
@@ -108,12 +121,11 @@ fn symmetric_codes<L: Lanes>(
 ) -> [u8; LEN] {
     let mut codes = [0u8; LEN];
     for (chunk, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let code = |vector: usize| {
-            let at = chunk * 32 + vector * 8;
-            eight::<L>(&values[at..]) / L::splat(scales[at / 16])
-        };
-        *codes = L::nearest([code(0), code(1), code(2), code(3)], -max_code, max_code - 1)
-            .map(|code| code.wrapping_add(max_code as u8));
+        let mut vectors = four_of::<L>(&values[chunk * 32..]);
+        for (vector, lanes) in vectors.iter_mut().enumerate() {
+            *lanes = *lanes / L::splat(scales[(chunk * 32 + vector * 8) / 16]);
+        }
+        *codes = raised(L::nearest(vectors, -max_code, max_code - 1), max_code);
     }
     for run in (0..16).filter(|&run| scales[run] == 0.0) {
         let range = run * 16..(run + 1) * 16;
@@ -143,7 +155,8 @@ fn pack_two_bits(codes: &[u8; LEN], out: &mut [u8]) {
 
 #[inline(always)]
 fn encode_q2_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
-    each_block::<L>(source, columns, out, 84, |block, bytes| {
+    let sums = square_sums::<L>(source, columns);
+    for (block, bytes) in blocks::<84>(source, columns, &sums, out) {
         let x = block.values;
         let mut weights = [0.0f32; LEN];
         let steps = match block.importance {
@@ -152,7 +165,9 @@ fn encode_q2_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
                 Steps::WEIGHTED
             }
             None => {
-                weights = x.map(f32::abs);
+                for (weight, value) in weights.iter_mut().zip(x) {
+                    *weight = value.abs();
+                }
                 Steps::Q2_K
             }
         };
@@ -191,7 +206,7 @@ fn encode_q2_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
         let minimums: [f32; 16] = std::array::from_fn(|j| dmin * f32::from(bytes[j] >> 4));
         let codes = affine_codes::<L, 16>(x, &found, &scales, &minimums, 3);
         pack_two_bits(&codes, &mut bytes[16..80]);
-    });
+    }
 }
 
 /// Puts scale `j` of q3_k's sixteen, six bits, into twelve zeroed bytes.
@@ -207,7 +222,8 @@ fn put_q3_scale(scales: &mut [u8], j: usize, code: u8) {
 
 #[inline(always)]
 fn encode_q3_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
-    each_block::<L>(source, columns, out, 110, |block, bytes| {
+    let sums = square_sums::<L>(source, columns);
+    for (block, bytes) in blocks::<110>(source, columns, &sums, out) {
         let x = block.values;
         bytes[96..108].fill(0);
         let mut found = [Symmetric::default(); 16];
@@ -243,7 +259,7 @@ fn encode_q3_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
             }
         };
         let scales: [f32; 16] = std::array::from_fn(|j| d * q3_scale(&bytes[96..108], j) as f32);
-        let codes = symmetric_codes::<L>(x, &scales, 4, |run, values, codes| {
+        let mut codes = symmetric_codes::<L>(x, &scales, 4, |run, values, codes| {
             if block.importance.is_none() {
                 search::symmetric_greedy(values, codes, 4);
             } else {
@@ -259,8 +275,11 @@ fn encode_q3_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
                 *mask |= (code >> 2) << run;
             }
         }
-        pack_two_bits(&codes.map(|code| code & 3), low);
-    });
+        for code in &mut codes {
+            *code &= 3;
+        }
+        pack_two_bits(&codes, low);
+    }
 }
 
 /// What q4_k and q5_k share: eight runs of 32 with scale and minimum; fills bytes 0..16 and answers the codes.
@@ -330,19 +349,21 @@ fn encode_eight_runs<L: Lanes>(block: Block<'_>, bytes: &mut [u8], max_code: i32
 
 #[inline(always)]
 fn encode_q4_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
-    each_block::<L>(source, columns, out, 144, |block, bytes| {
+    let sums = square_sums::<L>(source, columns);
+    for (block, bytes) in blocks::<144>(source, columns, &sums, out) {
         let codes = encode_eight_runs::<L>(block, bytes, 15, &Steps::Q4_K);
         for (codes, bytes) in codes.as_chunks::<64>().0.iter().zip(bytes[16..].as_chunks_mut::<32>().0) {
             for (l, byte) in bytes.iter_mut().enumerate() {
                 *byte = codes[l] | (codes[l + 32] << 4);
             }
         }
-    });
+    }
 }
 
 #[inline(always)]
 fn encode_q5_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
-    each_block::<L>(source, columns, out, 176, |block, bytes| {
+    let sums = square_sums::<L>(source, columns);
+    for (block, bytes) in blocks::<176>(source, columns, &sums, out) {
         let codes = encode_eight_runs::<L>(block, bytes, 31, &Steps::Q5_K);
         let (high, low) = bytes[16..].split_at_mut(32);
         high.fill(0);
@@ -352,20 +373,20 @@ fn encode_q5_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
                 high[l] |= (codes[l] >> 4) << (2 * chunk) | (codes[l + 32] >> 4) << (2 * chunk + 1);
             }
         }
-    });
+    }
 }
 
 #[inline(always)]
 fn encode_q6_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
     let blocks = source.as_chunks::<LEN>().0.iter().zip(out.chunks_exact_mut(210));
     for (index, (x, bytes)) in blocks.enumerate() {
-        let squares;
+        let mut own = [0.0f32; LEN];
         let weights = match columns.of(index, LEN) {
             // Taken as it is here, unlike in the other formats.
             Some(importance) => importance,
             None => {
-                squares = x.map(|value| value * value);
-                &squares[..]
+                squares(x, &mut own);
+                &own[..]
             }
         };
         let found = joined(

@@ -32,6 +32,18 @@ pub(super) fn with_minimum<L: Lanes, const N: usize>(
     })
 }
 
+/// True if products of values of this magnitude can be rounded in every lane.
+#[inline(always)]
+fn is_safe<L: Lanes>(inverse: L, magnitude: L) -> bool {
+    L::splat(SAFE).greater(inverse.abs() * magnitude).all()
+}
+
+/// A weighted error.
+#[inline(always)]
+fn error<L: Lanes, const ABSOLUTE: bool>(difference: L, weight: L) -> L {
+    weight * if ABSOLUTE { difference.abs() } else { difference * difference }
+}
+
 #[inline(always)]
 fn with_minimum_in_lanes<L: Lanes, const N: usize, const ABSOLUTE: bool>(
     values: &[L; N],
@@ -56,28 +68,22 @@ fn with_minimum_in_lanes<L: Lanes, const N: usize, const ABSOLUTE: bool>(
     let is_flat = max.equal(min);
     let flat_minimum = min;
     // Flat runs go along with a range of one; what they find is dropped.
-    let range = |min: L| is_flat.choose(L::splat(1.0), max - min);
-    let is_safe = |inverse: L, min: L| L::splat(SAFE).greater(inverse.abs() * (magnitudes + min.abs())).all();
-    let error = |scale: L, min: L, l: L, value: L, weight: L| {
-        let difference = (scale * l + min) - value;
-        weight * if ABSOLUTE { difference.abs() } else { difference * difference }
-    };
-
-    let mut best_inverse = top / range(min);
+    let one = L::splat(1.0);
+    let mut best_inverse = top / is_flat.choose(one, max - min);
     let mut best_shift = min;
-    if !is_safe(best_inverse, min) {
+    if !is_safe(best_inverse, magnitudes + min.abs()) {
         return None;
     }
-    let mut best_scale = L::splat(1.0) / best_inverse;
+    let mut best_scale = one / best_inverse;
     let mut best = zero;
     for (&value, &weight) in values.iter().zip(weights) {
         let l = (best_inverse * (value - min)).rounded().clamped(zero, top);
-        best = best + error(best_scale, min, l, value, weight);
+        best = best + error::<L, ABSOLUTE>((best_scale * l + min) - value, weight);
     }
     let mut trial = [zero; N];
     for step in 0..=steps.count {
-        let inverse = L::splat(steps.top(step, max_code)) / range(min);
-        if !is_safe(inverse, min) {
+        let inverse = L::splat(steps.top(step, max_code)) / is_flat.choose(one, max - min);
+        if !is_safe(inverse, magnitudes + min.abs()) {
             return None;
         }
         let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
@@ -97,7 +103,7 @@ fn with_minimum_in_lanes<L: Lanes, const N: usize, const ABSOLUTE: bool>(
         let this_min = is_above.choose(zero, this_min);
         let mut current = zero;
         for ((&l, &value), &weight) in trial.iter().zip(values).zip(weights) {
-            current = current + error(scale, this_min, l, value, weight);
+            current = current + error::<L, ABSOLUTE>((scale * l + this_min) - value, weight);
         }
         let is_better = determinant.greater(zero).and(best.greater(current));
         best = is_better.choose(current, best);
@@ -145,6 +151,25 @@ pub(super) fn symmetric<L: Lanes, const N: usize>(values: &[f32], weights: &[f32
     })
 }
 
+/// The two sums of a trial; `products` are the weighted values.
+#[inline(always)]
+fn symmetric_sums<L: Lanes, const N: usize>(
+    values: &[L; N],
+    weights: &[L; N],
+    products: &[L; N],
+    inverse: L,
+    max_code: i32,
+) -> (L, L) {
+    let (low, high) = (L::splat(-max_code as f32), L::splat((max_code - 1) as f32));
+    let (mut sum_lx, mut sum_l2) = (L::splat(0.0), L::splat(0.0));
+    for ((&value, &weight), &product) in values.iter().zip(weights).zip(products) {
+        let l = (inverse * value).rounded().clamped(low, high);
+        sum_lx = sum_lx + product * l;
+        sum_l2 = sum_l2 + weight * l * l;
+    }
+    (sum_lx, sum_l2)
+}
+
 #[inline(always)]
 fn symmetric_in_lanes<L: Lanes, const N: usize>(
     values: &[L; N],
@@ -152,34 +177,24 @@ fn symmetric_in_lanes<L: Lanes, const N: usize>(
     max_code: i32,
 ) -> Option<[Symmetric; 8]> {
     let zero = L::splat(0.0);
-    let (low, high) = (L::splat(-max_code as f32), L::splat((max_code - 1) as f32));
     let (max, magnitude, magnitudes) = signed_max(values);
     let is_zero = L::splat(GROUP_MAX_EPS).greater(magnitude);
     let max = is_zero.choose(L::splat(1.0), max);
-    let mut best_inverse = low / max;
-    // Half as much again for the trials' larger steps.
-    if !L::splat(SAFE / 1.5).greater(best_inverse.abs() * magnitudes).all() {
+    let mut best_inverse = L::splat(-max_code as f32) / max;
+    // Twice as much, for the trials' larger steps.
+    if !is_safe(best_inverse, magnitudes + magnitudes) {
         return None;
     }
     let mut products = [zero; N];
     for ((product, &value), &weight) in products.iter_mut().zip(values).zip(weights) {
         *product = weight * value;
     }
-    let sums = |inverse: L| {
-        let (mut sum_lx, mut sum_l2) = (zero, zero);
-        for ((&value, &weight), &product) in values.iter().zip(weights).zip(&products) {
-            let l = (inverse * value).rounded().clamped(low, high);
-            sum_lx = sum_lx + product * l;
-            sum_l2 = sum_l2 + weight * l * l;
-        }
-        (sum_lx, sum_l2)
-    };
-    let (sum_lx, sum_l2) = sums(best_inverse);
+    let (sum_lx, sum_l2) = symmetric_sums(values, weights, &products, best_inverse, max_code);
     let mut best_scale = sum_l2.equal(zero).choose(zero, sum_lx / sum_l2);
     let mut best = best_scale * sum_lx;
     for step in search::symmetric_steps(max_code) {
         let inverse = L::splat(-step) / max;
-        let (sum_lx, sum_l2) = sums(inverse);
+        let (sum_lx, sum_l2) = symmetric_sums(values, weights, &products, inverse, max_code);
         let is_better = sum_l2.greater(zero).and((sum_lx * sum_lx).greater(best * sum_l2));
         let scale = sum_lx / sum_l2;
         best_scale = is_better.choose(scale, best_scale);
@@ -211,7 +226,7 @@ fn symmetric_greedy_in_lanes<L: Lanes>(values: &[L; 16], max_code: i32) -> Optio
     let (max, magnitude, magnitudes) = signed_max(values);
     let is_zero = L::splat(GROUP_MAX_EPS).greater(magnitude);
     let inverse = low / is_zero.choose(L::splat(1.0), max);
-    if !L::splat(SAFE).greater(inverse.abs() * magnitudes).all() {
+    if !is_safe(inverse, magnitudes) {
         return None;
     }
     let mut codes = [zero; 16];
@@ -257,8 +272,11 @@ fn symmetric_greedy_in_lanes<L: Lanes>(values: &[L; 16], max_code: i32) -> Optio
 pub(super) fn sums_of_eight<L: Lanes>(values: &[f32], len: usize) -> [f32; 8] {
     let mut sum = L::splat(0.0);
     for first in (0..len).step_by(8) {
-        let row = |row: usize| eight::<L>(&values[row * len + first..]);
-        for value in L::transposed([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]) {
+        let mut rows = [sum; 8];
+        for (row, lanes) in rows.iter_mut().enumerate() {
+            *lanes = eight(&values[row * len + first..]);
+        }
+        for value in L::transposed(rows) {
             sum = sum + value * value;
         }
     }

@@ -63,6 +63,8 @@ pub(super) trait Lanes:
     fn largest(self) -> f32;
     /// The nearest f16, halves to even.
     fn half(value: f32) -> u16;
+    /// Bit 4 of every code, the first in the lowest bit.
+    fn fifth_bits(codes: &[u8; 32]) -> u32;
     /// A value that [`Lanes::truncated`] makes the nearest integer, halves away from zero.
     fn half_away(self) -> Self;
     /// The nearest value of [`IQ4_VALUES`]; between two the upper one, and the last for what is no number.
@@ -74,12 +76,6 @@ pub(super) trait Lanes:
     #[inline(always)]
     fn all(self) -> bool {
         self.bits() == 0xff
-    }
-
-    /// True if the mask is true in any lane.
-    #[inline(always)]
-    fn any(self) -> bool {
-        self.bits() != 0
     }
 
     /// ggml's `nearest_int` as a float, for magnitudes below 2^22.
@@ -241,6 +237,11 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    fn fifth_bits(codes: &[u8; 32]) -> u32 {
+        codes.iter().enumerate().fold(0, |bits, (j, &code)| bits | u32::from(code >> 4 & 1) << j)
+    }
+
+    #[inline(always)]
     fn half_away(self) -> Self {
         self.map(f32::round)
     }
@@ -380,21 +381,26 @@ mod x86 {
         out
     };
 
+    /// True unless less, also for what is no number.
+    #[inline(always)]
+    fn is_above(value: __m256, bound: __m256) -> __m256 {
+        avx!(_mm256_cmp_ps::<_CMP_NLT_UQ>(value, bound))
+    }
+
     /// A binary search of [`IQ4_BOUNDS`]: minus half the index, and a mask of the odd ones.
     #[inline(always)]
     fn iq4_search(value: __m256) -> (__m256i, __m256) {
         const THIRDS: [f32; 8] = by_negated(IQ4_BOUNDS, 1, 4);
         const LASTS: [f32; 8] = by_negated(IQ4_BOUNDS, 0, 2);
         avx!({
-            let is_above = |bound: __m256| _mm256_cmp_ps::<_CMP_NLT_UQ>(value, bound);
-            let first = is_above(_mm256_set1_ps(IQ4_BOUNDS[7]));
+            let first = is_above(value, _mm256_set1_ps(IQ4_BOUNDS[7]));
             let bound = _mm256_blendv_ps(_mm256_set1_ps(IQ4_BOUNDS[3]), _mm256_set1_ps(IQ4_BOUNDS[11]), first);
-            let second = _mm256_castps_si256(is_above(bound));
+            let second = _mm256_castps_si256(is_above(value, bound));
             let first = _mm256_castps_si256(first);
             let index = _mm256_add_epi32(_mm256_add_epi32(first, first), second);
-            let third = is_above(_mm256_permutevar8x32_ps(_mm256_loadu_ps(THIRDS.as_ptr()), index));
+            let third = is_above(value, _mm256_permutevar8x32_ps(_mm256_loadu_ps(THIRDS.as_ptr()), index));
             let index = _mm256_add_epi32(_mm256_add_epi32(index, index), _mm256_castps_si256(third));
-            (index, is_above(_mm256_permutevar8x32_ps(_mm256_loadu_ps(LASTS.as_ptr()), index)))
+            (index, is_above(value, _mm256_permutevar8x32_ps(_mm256_loadu_ps(LASTS.as_ptr()), index)))
         })
     }
 
@@ -531,6 +537,15 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn fifth_bits(codes: &[u8; 32]) -> u32 {
+            avx!({
+                let codes = _mm256_loadu_si256(codes.as_ptr().cast());
+                // The sign bits are gathered; what the shift carries over from a neighbour stays below.
+                _mm256_movemask_epi8(_mm256_slli_epi16::<3>(codes)) as u32
+            })
+        }
+
+        #[inline(always)]
         fn half_away(self) -> Self {
             avx!({
                 // The float below one half, so that adding it never rounds up to an integer that is too far.
@@ -558,6 +573,9 @@ mod x86 {
         }
     }
 }
+
+// Bodies for `by_lanes` call no closure that uses lanes: a closure is a function of its own, compiled
+// without the instructions that its caller has, and the compiler need not inline it.
 
 /// Compiles one body that is generic over [`Lanes`] for every instruction level; the level is the
 /// function's first argument, and the CPU must have it.
@@ -588,7 +606,10 @@ pub(super) use by_lanes;
 pub(super) fn in_lanes<L: Lanes, const N: usize>(values: &[f32]) -> [L; N] {
     let mut out = [L::splat(0.0); N];
     for (first, vectors) in out.chunks_exact_mut(8).enumerate() {
-        let rows = std::array::from_fn(|run| eight(&values[run * N + first * 8..]));
+        let mut rows = [L::splat(0.0); 8];
+        for (run, row) in rows.iter_mut().enumerate() {
+            *row = eight(&values[run * N + first * 8..]);
+        }
         vectors.copy_from_slice(&L::transposed(rows));
     }
     out
@@ -603,7 +624,7 @@ pub(super) fn eight<L: Lanes>(values: &[f32]) -> L {
 /// The four vectors of 32 values.
 #[inline(always)]
 pub(super) fn four_of<L: Lanes>(values: &[f32]) -> [L; 4] {
-    std::array::from_fn(|vector| eight(&values[vector * 8..]))
+    [eight(values), eight(&values[8..]), eight(&values[16..]), eight(&values[24..])]
 }
 
 #[cfg(test)]
@@ -644,6 +665,7 @@ mod tests {
             out.push(a.greater(b).bits());
             out.extend(L::truncated([a, b, a, b]).map(u32::from));
             out.extend(L::nearest([a, b, b, a], -32, 31).map(u32::from));
+            out.push(L::fifth_bits(&L::truncated([a, b, a + b, b])));
             out.extend(L::truncated([a.half_away(); 4]).map(u32::from));
             let scaled = [a * L::splat(20.0), b, a, b * L::splat(-3.7)];
             out.extend(L::iq4_codes(scaled).map(u32::from));

@@ -4,7 +4,7 @@
 //! for byte as built with `-ffp-contract=off`. Without importance a block is a few vectors; with it,
 //! eight blocks are searched at a time, one a lane.
 
-use super::kquants_encode::weighted;
+use super::kquants_encode::{squares, weighted};
 use super::lanes::{Lanes, by_lanes, four_of};
 use super::legacy::LEN;
 use super::search::{self, Affine, Steps, Symmetric};
@@ -49,14 +49,11 @@ fn signed_range<L: Lanes>(x: &[f32; LEN]) -> (f32, f32) {
 #[inline(always)]
 fn signed_max<L: Lanes>(x: &[f32; LEN]) -> f32 {
     let (low, high) = range::<L>(x, 0.0, 0.0);
-    if -low > high {
-        low
-    } else if high > -low {
-        high
-    } else {
+    if -low == high {
         // Both signs reach it: the order decides.
-        search::signed_max(x).0
+        return search::signed_max(x).0;
     }
+    if -low > high { low } else { high }
 }
 
 #[inline(always)]
@@ -69,12 +66,8 @@ pub(super) fn put_nibbles(codes: &[u8; LEN], out: &mut [u8]) {
 
 /// Writes the fifth bits, then the nibbles.
 #[inline(always)]
-fn put_five_bits(codes: &[u8; LEN], out: &mut [u8]) {
-    let mut high = 0u32;
-    for (j, &code) in codes.iter().enumerate() {
-        high |= u32::from(code >> 4 & 1) << j;
-    }
-    out[..4].copy_from_slice(&high.to_le_bytes());
+fn put_five_bits<L: Lanes>(codes: &[u8; LEN], out: &mut [u8]) {
+    out[..4].copy_from_slice(&L::fifth_bits(codes).to_le_bytes());
     put_nibbles(codes, &mut out[4..20]);
 }
 
@@ -94,68 +87,104 @@ fn codes<L: Lanes>(x: &[f32; LEN], shift: f32, factor: f32, half: f32) -> [u8; L
 /// Clamps from above as ggml does, in signed bytes.
 #[inline(always)]
 fn at_most(codes: [u8; LEN], most: i8) -> [u8; LEN] {
-    codes.map(|code| (code as i8).min(most) as u8)
-}
-
-/// Gives every block of values with its bytes.
-#[inline(always)]
-fn each_block(source: &[f32], out: &mut [u8], block_bytes: usize, encode: impl Fn(&[f32; LEN], &mut [u8])) {
-    for (x, block) in source.as_chunks::<LEN>().0.iter().zip(out.chunks_exact_mut(block_bytes)) {
-        encode(x, block);
+    let mut codes = codes;
+    for code in &mut codes {
+        *code = (*code as i8).min(most) as u8;
     }
+    codes
 }
 
-/// Searches eight blocks at a time with `search` and gives each block with what was found.
+/// Every block of values with its bytes.
 #[inline(always)]
-pub(super) fn each_weighted<L: Lanes, F: Copy>(
-    source: &[f32],
+fn blocks<'a, const BYTES: usize>(
+    source: &'a [f32],
+    out: &'a mut [u8],
+) -> impl Iterator<Item = (&'a [f32; LEN], &'a mut [u8; BYTES])> {
+    source.as_chunks().0.iter().zip(out.as_chunks_mut().0)
+}
+
+/// Up to eight blocks, filled up with zeros, and the weights of their errors: by importance where there is some, else
+/// the squares. `means` has a mean square for each `stretch` of the source.
+#[inline(always)]
+pub(super) fn weighted_group<L: Lanes>(
+    values: &[f32],
+    group: usize,
     columns: Columns<'_>,
-    out: &mut [u8],
-    block_bytes: usize,
-    search: impl Fn(&[f32; 8 * LEN], &[f32; 8 * LEN]) -> [F; 8],
-    mean: impl Fn(usize) -> f32,
-    encode: impl Fn(&[f32; LEN], F, &mut [u8]),
-) {
+    means: &[f32],
+    stretch: usize,
+) -> ([f32; 8 * LEN], [f32; 8 * LEN]) {
     let mut x = [0.0f32; 8 * LEN];
     let mut weights = [0.0f32; 8 * LEN];
-    for (group, (values, out)) in source.chunks(8 * LEN).zip(out.chunks_mut(8 * block_bytes)).enumerate() {
-        // The last group may have fewer blocks: the others stay what they are and are dropped.
-        x[..values.len()].copy_from_slice(values);
-        for (block, values) in values.as_chunks::<LEN>().0.iter().enumerate() {
-            let index = group * 8 + block;
-            let weights = &mut weights[block * LEN..(block + 1) * LEN];
-            match columns.of(index, LEN) {
-                Some(importance) => weighted::<L>(values, importance, mean(index), weights),
-                None => {
-                    for (weight, value) in weights.iter_mut().zip(values) {
-                        *weight = value * value;
-                    }
-                }
-            }
+    x[..values.len()].copy_from_slice(values);
+    let blocks = values.as_chunks::<LEN>().0.iter().zip(weights.as_chunks_mut::<LEN>().0);
+    for (index, (values, weights)) in (group * 8..).zip(blocks) {
+        match columns.of(index, LEN) {
+            Some(importance) => weighted::<L>(values, importance, means[index * LEN / stretch], weights),
+            None => squares(values, weights),
         }
-        let found = search(&x, &weights);
-        for ((x, found), block) in x.as_chunks::<LEN>().0.iter().zip(found).zip(out.chunks_exact_mut(block_bytes)) {
-            encode(x, found, block);
+    }
+    (x, weights)
+}
+
+/// The mean square of each row.
+#[inline(always)]
+fn row_means<L: Lanes>(source: &[f32], row_len: usize) -> Vec<f32> {
+    let mut means = lane_search::sums_of_squares::<L>(source, row_len);
+    for mean in &mut means {
+        *mean /= row_len as f32;
+    }
+    means
+}
+
+/// The scales of every block with the block's values and bytes, weighted by importance.
+#[inline(always)]
+fn encode_symmetric<L: Lanes, const BYTES: usize>(
+    source: &[f32],
+    columns: Columns<'_>,
+    out: &mut [u8],
+    max_code: i32,
+    put_codes: impl Fn(&[u8; LEN], &mut [u8]),
+) {
+    let means = row_means::<L>(source, columns.row_len);
+    for (group, (values, out)) in source.chunks(8 * LEN).zip(out.chunks_mut(8 * BYTES)).enumerate() {
+        let (x, weights) = weighted_group::<L>(values, group, columns, &means, columns.row_len);
+        let found = lane_search::symmetric::<L, LEN>(&x, &weights, max_code);
+        for ((x, block), found) in blocks::<BYTES>(&x, out).zip(found) {
+            put_half::<L>(block, 0, found.scale);
+            put_codes(&symmetric_codes::<L>(x, found, max_code), &mut block[2..]);
         }
     }
 }
 
-/// [`each_weighted`] with the mean square of each block's row.
+/// As [`encode_symmetric`], with minimums.
 #[inline(always)]
-fn each_in_row<L: Lanes, F: Copy>(
+fn encode_affine<L: Lanes, const BYTES: usize>(
     source: &[f32],
     columns: Columns<'_>,
     out: &mut [u8],
-    block_bytes: usize,
-    search: impl Fn(&[f32; 8 * LEN], &[f32; 8 * LEN]) -> [F; 8],
-    encode: impl Fn(&[f32; LEN], F, &mut [u8]),
+    max_code: i32,
+    put_codes: impl Fn(&[u8; LEN], &mut [u8]),
 ) {
-    let mut means = lane_search::sums_of_squares::<L>(source, columns.row_len);
-    for mean in &mut means {
-        *mean /= columns.row_len as f32;
+    let means = row_means::<L>(source, columns.row_len);
+    for (group, (values, out)) in source.chunks(8 * LEN).zip(out.chunks_mut(8 * BYTES)).enumerate() {
+        let (x, weights) = weighted_group::<L>(values, group, columns, &means, columns.row_len);
+        let found = lane_search::with_minimum::<L, LEN>(&x, &weights, max_code, &Steps::WEIGHTED);
+        for ((x, block), found) in blocks::<BYTES>(&x, out).zip(found) {
+            put_half::<L>(block, 0, found.scale);
+            put_half::<L>(block, 2, -found.minimum);
+            put_codes(&affine_codes::<L>(x, found, max_code), &mut block[4..]);
+        }
     }
-    let mean = |index: usize| means[index * LEN / columns.row_len];
-    each_weighted::<L, F>(source, columns, out, block_bytes, search, mean, encode);
+}
+
+/// Signed codes brought to `0..2 × max_code`.
+#[inline(always)]
+pub(super) fn raised(codes: [u8; LEN], max_code: i32) -> [u8; LEN] {
+    let mut codes = codes;
+    for code in &mut codes {
+        *code = code.wrapping_add(max_code as u8);
+    }
+    codes
 }
 
 /// Codes of a symmetric search.
@@ -166,8 +195,8 @@ fn symmetric_codes<L: Lanes>(x: &[f32; LEN], found: Symmetric, max_code: i32) ->
     }
     let inverse = L::splat(found.inverse);
     let [a, b, c, d] = four_of::<L>(x);
-    L::nearest([inverse * a, inverse * b, inverse * c, inverse * d], -max_code, max_code - 1)
-        .map(|code| code.wrapping_add(max_code as u8))
+    let codes = L::nearest([inverse * a, inverse * b, inverse * c, inverse * d], -max_code, max_code - 1);
+    raised(codes, max_code)
 }
 
 /// Codes of a search with a minimum.
@@ -185,82 +214,59 @@ fn affine_codes<L: Lanes>(x: &[f32; LEN], found: Affine, max_code: i32) -> [u8; 
 #[inline(always)]
 fn encode_q4_0_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
     if columns.importance.is_some() {
-        let search = |x: &[f32; 256], weights: &[f32; 256]| lane_search::symmetric::<L, LEN>(x, weights, 8);
-        return each_in_row::<L, _>(source, columns, out, 18, search, |x, found, block| {
-            put_half::<L>(block, 0, found.scale);
-            put_nibbles(&symmetric_codes::<L>(x, found, 8), &mut block[2..]);
-        });
+        return encode_symmetric::<L, 18>(source, columns, out, 8, put_nibbles);
     }
-    each_block(source, out, 18, |x, block| {
+    for (x, block) in blocks::<18>(source, out) {
         let d = signed_max::<L>(x) / -8.0;
         put_half::<L>(block, 0, d);
         put_nibbles(&at_most(codes::<L>(x, 0.0, inverse(d), 8.5), 15), &mut block[2..]);
-    });
+    }
 }
 
 #[inline(always)]
 fn encode_q4_1_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
     if columns.importance.is_some() {
-        let search = |x: &[f32; 256], weights: &[f32; 256]| {
-            lane_search::with_minimum::<L, LEN>(x, weights, 15, &Steps::WEIGHTED)
-        };
-        return each_in_row::<L, _>(source, columns, out, 20, search, |x, found, block| {
-            put_half::<L>(block, 0, found.scale);
-            put_half::<L>(block, 2, -found.minimum);
-            put_nibbles(&affine_codes::<L>(x, found, 15), &mut block[4..]);
-        });
+        return encode_affine::<L, 20>(source, columns, out, 15, put_nibbles);
     }
-    each_block(source, out, 20, |x, block| {
+    for (x, block) in blocks::<20>(source, out) {
         let (min, max) = signed_range::<L>(x);
         let d = (max - min) / 15.0;
         put_half::<L>(block, 0, d);
         put_half::<L>(block, 2, min);
         put_nibbles(&at_most(codes::<L>(x, min, inverse(d), 0.5), 15), &mut block[4..]);
-    });
+    }
 }
 
 #[inline(always)]
 fn encode_q5_0_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
     if columns.importance.is_some() {
-        let search = |x: &[f32; 256], weights: &[f32; 256]| lane_search::symmetric::<L, LEN>(x, weights, 16);
-        return each_in_row::<L, _>(source, columns, out, 22, search, |x, found, block| {
-            put_half::<L>(block, 0, found.scale);
-            put_five_bits(&symmetric_codes::<L>(x, found, 16), &mut block[2..]);
-        });
+        return encode_symmetric::<L, 22>(source, columns, out, 16, put_five_bits::<L>);
     }
-    each_block(source, out, 22, |x, block| {
+    for (x, block) in blocks::<22>(source, out) {
         let d = signed_max::<L>(x) / -16.0;
         put_half::<L>(block, 0, d);
-        put_five_bits(&at_most(codes::<L>(x, 0.0, inverse(d), 16.5), 31), &mut block[2..]);
-    });
+        put_five_bits::<L>(&at_most(codes::<L>(x, 0.0, inverse(d), 16.5), 31), &mut block[2..]);
+    }
 }
 
 #[inline(always)]
 fn encode_q5_1_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
     if columns.importance.is_some() {
-        let search = |x: &[f32; 256], weights: &[f32; 256]| {
-            lane_search::with_minimum::<L, LEN>(x, weights, 31, &Steps::WEIGHTED)
-        };
-        return each_in_row::<L, _>(source, columns, out, 24, search, |x, found, block| {
-            put_half::<L>(block, 0, found.scale);
-            put_half::<L>(block, 2, -found.minimum);
-            put_five_bits(&affine_codes::<L>(x, found, 31), &mut block[4..]);
-        });
+        return encode_affine::<L, 24>(source, columns, out, 31, put_five_bits::<L>);
     }
-    each_block(source, out, 24, |x, block| {
+    for (x, block) in blocks::<24>(source, out) {
         let (min, max) = signed_range::<L>(x);
         let d = (max - min) / 31.0;
         put_half::<L>(block, 0, d);
         put_half::<L>(block, 2, min);
-        put_five_bits(&codes::<L>(x, min, inverse(d), 0.5), &mut block[4..]);
-    });
+        put_five_bits::<L>(&codes::<L>(x, min, inverse(d), 0.5), &mut block[4..]);
+    }
 }
 
 #[inline(always)]
 fn encode_q8_0_body<L: Lanes>(source: &[f32], out: &mut [u8]) {
-    each_block(source, out, 34, |x, block| {
-        let vectors = four_of::<L>(x);
-        let [a, b, c, d] = vectors;
+    for (x, block) in blocks::<34>(source, out) {
+        let [a, b, c, d] = four_of::<L>(x);
         let zero = L::splat(0.0);
         let magnitude = d.abs().most(c.abs().most(b.abs().most(a.abs().most(zero)))).largest();
         let scale = magnitude / 127.0;
@@ -272,7 +278,7 @@ fn encode_q8_0_body<L: Lanes>(source: &[f32], out: &mut [u8]) {
             (c * factor).half_away(),
             (d * factor).half_away(),
         ]));
-    });
+    }
 }
 
 by_lanes! {

@@ -18,6 +18,7 @@ pub mod legacy_encode;
 pub mod nonlinear;
 pub mod ops;
 pub mod packed;
+pub mod scan;
 mod search;
 mod shared_out;
 

@@ -6,7 +6,7 @@
 
 use super::lanes::{IQ4_VALUES, Lanes, by_lanes, four_of, in_lanes};
 use super::legacy::{LEN, half_at, nibbles};
-use super::legacy_encode::{each_weighted, put_half, put_nibbles};
+use super::legacy_encode::{put_half, put_nibbles, weighted_group};
 use super::packed::Unpacked;
 use super::search::{GROUP_MAX_EPS, c_int, nearest_int};
 use super::{Columns, lane_search, multiversion};
@@ -17,6 +17,19 @@ const SUPER: usize = 256;
 /// Twice the values of e2m1, the 4-bit float of mxfp4 and nvfp4; code 8 is minus zero.
 pub(super) const FP4_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
+/// The two sums of a trial.
+#[inline(always)]
+fn iq4_sums<L: Lanes>(values: &[L; LEN], weights: &[L; LEN], inverse: L) -> (L, L) {
+    let (mut sum_qx, mut sum_q2) = (L::splat(0.0), L::splat(0.0));
+    for (&value, &weight) in values.iter().zip(weights) {
+        let q = (inverse * value).iq4_value();
+        let product = weight * q;
+        sum_qx = sum_qx + product * value;
+        sum_q2 = sum_q2 + product * q;
+    }
+    (sum_qx, sum_q2)
+}
+
 /// The best scale for codes of [`IQ4_VALUES`], for eight neighbouring runs of 32.
 #[inline(always)]
 fn scales<L: Lanes>(values: &[f32; SUPER], weights: &[f32; SUPER]) -> [f32; 8] {
@@ -26,21 +39,11 @@ fn scales<L: Lanes>(values: &[f32; SUPER], weights: &[f32; SUPER]) -> [f32; 8] {
     let (max, magnitude, _) = lane_search::signed_max(&values);
     let is_zero = L::splat(GROUP_MAX_EPS).greater(magnitude);
     let max = is_zero.choose(L::splat(1.0), max);
-    let sums = |inverse: L| {
-        let (mut sum_qx, mut sum_q2) = (zero, zero);
-        for (&value, &weight) in values.iter().zip(&weights) {
-            let q = (inverse * value).iq4_value();
-            let product = weight * q;
-            sum_qx = sum_qx + product * value;
-            sum_q2 = sum_q2 + product * q;
-        }
-        (sum_qx, sum_q2)
-    };
-    let (sum_qx, sum_q2) = sums(L::splat(1.0) / ((L::splat(-0.0) - max) / L::splat(least)));
+    let (sum_qx, sum_q2) = iq4_sums(&values, &weights, L::splat(1.0) / ((L::splat(-0.0) - max) / L::splat(least)));
     let mut scale = sum_q2.greater(zero).choose(sum_qx / sum_q2, zero);
     let mut best = scale * sum_qx;
     for step in -7i8..=7 {
-        let (sum_qx, sum_q2) = sums(L::splat(f32::from(step) + least) / max);
+        let (sum_qx, sum_q2) = iq4_sums(&values, &weights, L::splat(f32::from(step) + least) / max);
         let is_better = sum_q2.greater(zero).and((sum_qx * sum_qx).greater(best * sum_q2));
         let this = sum_qx / sum_q2;
         scale = is_better.choose(this, scale);
@@ -59,13 +62,20 @@ fn iq4_codes<L: Lanes>(values: &[f32; LEN], inverse: f32) -> [u8; LEN] {
 
 #[inline(always)]
 fn encode_iq4_nl_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
-    let sums = if columns.importance.is_some() { lane_search::sums_of_squares::<L>(source, LEN) } else { Vec::new() };
-    let mean = |index: usize| sums[index] * (2.0 / 32.0);
-    each_weighted::<L, _>(source, columns, out, 18, scales::<L>, mean, |x, scale, block| {
-        put_half::<L>(block, 0, scale);
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        put_nibbles(&iq4_codes::<L>(x, inverse), &mut block[2..]);
-    });
+    let mut sums =
+        if columns.importance.is_some() { lane_search::sums_of_squares::<L>(source, LEN) } else { Vec::new() };
+    for sum in &mut sums {
+        *sum *= 2.0 / 32.0;
+    }
+    for (group, (values, out)) in source.chunks(SUPER).zip(out.chunks_mut(8 * 18)).enumerate() {
+        let (x, weights) = weighted_group::<L>(values, group, columns, &sums, LEN);
+        let found = scales::<L>(&x, &weights);
+        for ((x, scale), block) in x.as_chunks::<LEN>().0.iter().zip(found).zip(out.as_chunks_mut::<18>().0) {
+            put_half::<L>(block, 0, scale);
+            let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+            put_nibbles(&iq4_codes::<L>(x, inverse), &mut block[2..]);
+        }
+    }
 }
 
 #[inline(always)]
@@ -78,7 +88,7 @@ fn encode_iq4_xs_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut 
                 let mean = sums[index] * (2.0 / 256.0);
                 super::kquants_encode::weighted::<L>(x, importance, mean, &mut weights);
             }
-            None => weights = x.map(|value| value * value),
+            None => super::kquants_encode::squares(x, &mut weights),
         }
         let scales = scales::<L>(x, &weights);
         let (max_scale, _) = super::search::signed_max(&scales);
@@ -122,26 +132,37 @@ fn shared_exponent(most: f32) -> u8 {
     c_int(floor - 2.0 + 127.0) as u8
 }
 
+/// The code of the nearest level in each lane, the first of equally near ones.
+#[inline(always)]
+fn nearest_level<L: Lanes>(value: L, levels: &[f32; 16]) -> L {
+    let mut code = L::splat(0.0);
+    let mut best = (L::splat(levels[0]) - value).abs();
+    for (index, &level) in levels.iter().enumerate().skip(1) {
+        let error = (L::splat(level) - value).abs();
+        code = best.greater(error).choose(L::splat(index as f32), code);
+        best = error.least(best);
+    }
+    code
+}
+
 #[inline(always)]
 fn encode_mxfp4_body<L: Lanes>(source: &[f32], out: &mut [u8]) {
     for (x, block) in source.as_chunks::<LEN>().0.iter().zip(out.as_chunks_mut::<17>().0) {
-        let vectors = four_of::<L>(x);
-        let [a, b, c, d] = vectors;
+        let [a, b, c, d] = four_of::<L>(x);
         let most = d.abs().most(c.abs().most(b.abs().most(a.abs().most(L::splat(0.0))))).largest();
         block[0] = shared_exponent(most);
         let scale = e8m0_half(block[0]);
-        let nearest = |value: L| {
-            let mut code = L::splat(0.0);
-            let mut best = (L::splat(0.0 * scale) - value).abs();
-            for (index, &level) in FP4_DOUBLED.iter().enumerate().skip(1) {
-                let error = (L::splat(f32::from(level) * scale) - value).abs();
-                let is_better = best.greater(error);
-                code = is_better.choose(L::splat(index as f32), code);
-                best = error.least(best);
-            }
-            code
-        };
-        put_nibbles(&L::truncated([nearest(a), nearest(b), nearest(c), nearest(d)]), &mut block[1..]);
+        let mut levels = [0.0f32; 16];
+        for (slot, level) in levels.iter_mut().zip(FP4_DOUBLED) {
+            *slot = f32::from(level) * scale;
+        }
+        let codes = [
+            nearest_level(a, &levels),
+            nearest_level(b, &levels),
+            nearest_level(c, &levels),
+            nearest_level(d, &levels),
+        ];
+        put_nibbles(&L::truncated(codes), &mut block[1..]);
     }
 }
 

@@ -5,12 +5,12 @@ use std::path::Path;
 use super::{PassOptions, rtn};
 use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::{
-    self, Checkpoint, Container, FolderWriter, GgufTensor, GgufValue, GgufWriter, Metadata, Role, SafeTensor,
-    TensorInfo,
+    self, Checkpoint, Container, FolderWriter, GgufLayout, GgufTensor, GgufValue, GgufWriter, Metadata, Role,
+    SafeTensor, TensorInfo,
 };
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::Dtype;
-use crate::engine::plan::{Decision, Method, ResolvedPlan};
+use crate::engine::plan::{Decision, Method, ResolvedPlan, Target};
 use crate::engine::progress::Progress;
 use crate::engine::target::{gguf_names, llama_layout};
 
@@ -131,33 +131,64 @@ impl Job<'_> {
     }
 }
 
+/// What a GGUF consists of beside the weights.
+struct GgufParts {
+    metadata: Metadata,
+    /// In the order of the file: the rotary divisors, where there are any, then the plan's.
+    tensors: Vec<GgufTensor>,
+    divisors: Option<Vec<f32>>,
+    warnings: Vec<String>,
+}
+
+impl GgufParts {
+    fn new(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<Self> {
+        let config = checkpoint.require_config()?;
+        let (metadata, warnings) = checkpoint::gguf_metadata_of(checkpoint, config, plan.file_type)?;
+        let mut tensors = Vec::with_capacity(plan.decisions.len() + 1);
+        for decision in &plan.decisions {
+            let tensor = &checkpoint.tensors[decision.tensor_index];
+            let name = match (checkpoint.container, tensor.role) {
+                // What a GGUF calls by a name that Hugging Face does not have keeps it.
+                (Container::Gguf, Role::Other) => tensor.stored_name.clone(),
+                _ => gguf_names::to_gguf(&tensor.name).ok_or_else(|| {
+                    Fault::new(Stage::Pass, "GGUF has no name for this tensor of the Llama architecture")
+                        .at(&tensor.name)
+                        .fix("write a Hugging Face folder instead (target = \"hugging_face\")")
+                })?,
+            };
+            tensors.push(GgufTensor { name, shape: tensor.shape.clone(), dtype: decision.dtype });
+        }
+        let divisors = checkpoint::rope_freqs(config)
+            .filter(|_| !tensors.iter().any(|tensor| tensor.name == checkpoint::ROPE_FREQS));
+        if let Some(divisors) = &divisors {
+            let shape = vec![divisors.len()];
+            tensors.insert(0, GgufTensor { name: checkpoint::ROPE_FREQS.to_owned(), shape, dtype: Dtype::F32 });
+        }
+        Ok(Self { metadata, tensors, divisors, warnings })
+    }
+}
+
+/// Bytes of the file or folder that a pass would write; no weight is read.
+pub(super) fn file_bytes(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<u64> {
+    match plan.target {
+        Target::Gguf => {
+            let parts = GgufParts::new(checkpoint, plan)?;
+            Ok(GgufLayout::new(&parts.metadata, &parts.tensors)?.file_bytes())
+        }
+        Target::HuggingFace => {
+            let files = folder_files(checkpoint, plan)?;
+            let small: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+            Ok(small + checkpoint::safetensors_bytes(&safe_tensors(checkpoint, plan))?)
+        }
+    }
+}
+
 /// Writes GGUF v3 and answers the file's size.
 pub(super) fn gguf(job: &Job<'_>, output: &Path, warnings: &mut Vec<String>) -> Result<u64> {
-    let config = job.checkpoint.require_config()?;
-    let (mut metadata, more) = checkpoint::gguf_metadata_of(job.checkpoint, config, job.plan.file_type)?;
+    let GgufParts { mut metadata, tensors, divisors, warnings: more } = GgufParts::new(job.checkpoint, job.plan)?;
     warnings.extend(more);
     if let Some(importance) = job.options.importance.as_deref().filter(|_| job.plan.has_importance) {
         metadata.extend(imatrix_metadata(importance));
-    }
-    let mut tensors = Vec::with_capacity(job.plan.decisions.len() + 1);
-    for decision in &job.plan.decisions {
-        let tensor = job.tensor(decision);
-        let name = match (job.checkpoint.container, tensor.role) {
-            // What a GGUF calls by a name that Hugging Face does not have keeps it.
-            (Container::Gguf, Role::Other) => tensor.stored_name.clone(),
-            _ => gguf_names::to_gguf(&tensor.name).ok_or_else(|| {
-                Fault::new(Stage::Pass, "GGUF has no name for this tensor of the Llama architecture")
-                    .at(&tensor.name)
-                    .fix("write a Hugging Face folder instead (target = \"hugging_face\")")
-            })?,
-        };
-        tensors.push(GgufTensor { name, shape: tensor.shape.clone(), dtype: decision.dtype });
-    }
-    let divisors =
-        checkpoint::rope_freqs(config).filter(|_| !tensors.iter().any(|tensor| tensor.name == checkpoint::ROPE_FREQS));
-    if let Some(divisors) = &divisors {
-        let shape = vec![divisors.len()];
-        tensors.insert(0, GgufTensor { name: checkpoint::ROPE_FREQS.to_owned(), shape, dtype: Dtype::F32 });
     }
     let mut writer = GgufWriter::create(output, &metadata, &tensors)?;
     if let Some(divisors) = divisors {
@@ -195,40 +226,46 @@ fn imatrix_metadata(importance: &Importance) -> Metadata {
     metadata
 }
 
-/// Writes a Hugging Face folder and answers the size of its files.
-pub(super) fn hugging_face(job: &Job<'_>, output: &Path) -> Result<u64> {
-    let config = job.checkpoint.require_config()?;
-    let folder = FolderWriter::create(output)?;
-    let main = main_dtype(job);
-    let json = checkpoint::hugging_face_config(config, job.checkpoint.config_json(), main);
-    let pretty = |value: &serde_json::Map<String, serde_json::Value>| {
-        serde_json::to_vec_pretty(value).map_err(|err| Fault::new(Stage::Pass, format!("cannot write JSON: {err}")))
-    };
-    let mut total = 0;
-    let mut put = |name: &str, bytes: &[u8]| {
-        total += bytes.len() as u64;
-        folder.write_file(name, bytes)
-    };
-    put("config.json", &pretty(&json)?)?;
+/// Every file of a Hugging Face folder but the weights, by name.
+fn folder_files(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let config = checkpoint.require_config()?;
+    let json = checkpoint::hugging_face_config(config, checkpoint.config_json(), main_dtype(plan));
+    let json =
+        serde_json::to_vec_pretty(&json).map_err(|err| Fault::new(Stage::Pass, format!("cannot write JSON: {err}")))?;
+    let mut files = vec![("config.json", json)];
     for name in SIDECARS {
-        if let Some(bytes) = job.checkpoint.read_sidecar(name)? {
-            put(name, &bytes)?;
+        if let Some(bytes) = checkpoint.read_sidecar(name)? {
+            files.push((name, bytes));
         }
     }
-    if job.checkpoint.container == Container::Gguf
-        && let Some(bytes) = job.checkpoint.tokenizer_json()?
+    if checkpoint.container == Container::Gguf
+        && let Some(bytes) = checkpoint.tokenizer_json()?
     {
-        put("tokenizer.json", &bytes)?;
+        files.push(("tokenizer.json", bytes));
     }
-    let tensors: Vec<SafeTensor> = job
-        .plan
-        .decisions
+    Ok(files)
+}
+
+fn safe_tensors(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Vec<SafeTensor> {
+    plan.decisions
         .iter()
         .map(|decision| {
-            let tensor = job.tensor(decision);
+            let tensor = &checkpoint.tensors[decision.tensor_index];
             SafeTensor { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype: decision.dtype }
         })
-        .collect();
+        .collect()
+}
+
+/// Writes a Hugging Face folder and answers the size of its files.
+pub(super) fn hugging_face(job: &Job<'_>, output: &Path) -> Result<u64> {
+    let files = folder_files(job.checkpoint, job.plan)?;
+    let folder = FolderWriter::create(output)?;
+    let mut total = 0;
+    for (name, bytes) in &files {
+        total += bytes.len() as u64;
+        folder.write_file(name, bytes)?;
+    }
+    let tensors = safe_tensors(job.checkpoint, job.plan);
     let mut writer = folder.safetensors(&tensors)?;
     for decision in &job.plan.decisions {
         job.stream(decision, None, |bytes| writer.write_tensor_rows(bytes))?;
@@ -240,11 +277,11 @@ pub(super) fn hugging_face(job: &Job<'_>, output: &Path) -> Result<u64> {
 }
 
 /// The type that most weights have, for `torch_dtype`.
-fn main_dtype(job: &Job<'_>) -> Dtype {
+fn main_dtype(plan: &ResolvedPlan) -> Dtype {
     [Dtype::F32, Dtype::F16, Dtype::Bf16]
         .into_iter()
         .max_by_key(|&dtype| {
-            let same = job.plan.decisions.iter().filter(|decision| decision.dtype == dtype);
+            let same = plan.decisions.iter().filter(|decision| decision.dtype == dtype);
             same.map(|decision| decision.weight_count).sum::<u64>()
         })
         .unwrap_or(Dtype::F32)

@@ -10,7 +10,7 @@ use crate::engine::checkpoint::Role;
 use crate::engine::error::Error;
 use crate::engine::format::Dtype;
 
-fn tensor(name: &str, shape: &[usize], dtype: Dtype) -> TensorInfo {
+pub(super) fn tensor(name: &str, shape: &[usize], dtype: Dtype) -> TensorInfo {
     let (role, layer) = Role::of_name(name);
     let row_len = shape.last().copied().unwrap_or(1);
     let rows: usize = shape.iter().rev().skip(1).product();
@@ -30,7 +30,7 @@ fn tensor(name: &str, shape: &[usize], dtype: Dtype) -> TensorInfo {
 }
 
 /// A tied Llama of `layers` layers, width 256, MLP 512, in bf16.
-fn llama(layers: usize) -> Vec<TensorInfo> {
+pub(super) fn llama(layers: usize) -> Vec<TensorInfo> {
     let mut tensors = vec![tensor("model.embed_tokens.weight", &[1024, 256], Dtype::Bf16)];
     for layer in 0..layers {
         for (part, shape) in [
@@ -50,15 +50,15 @@ fn llama(layers: usize) -> Vec<TensorInfo> {
     tensors
 }
 
-fn subject(tensors: &[TensorInfo]) -> Subject<'_> {
+pub(super) fn subject(tensors: &[TensorInfo]) -> Subject<'_> {
     Subject { tensors, config: None, fingerprint: "f1" }
 }
 
-fn parse(text: &str) -> Plan {
+pub(super) fn parse(text: &str) -> Plan {
     Plan::parse(text, None).expect("a legal plan")
 }
 
-fn fault(result: Result<impl std::fmt::Debug>) -> Fault {
+pub(super) fn fault(result: Result<impl std::fmt::Debug>) -> Fault {
     match result.expect_err("must be refused") {
         Error::Fault(fault) => *fault,
         other => panic!("not a fault: {other}"),

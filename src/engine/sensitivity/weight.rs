@@ -14,7 +14,8 @@ use super::{Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue};
 use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::{Checkpoint, TensorInfo};
 use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Encoding, Format};
+use crate::engine::format::{self, Encoding, Format, ScanBuffers};
+use crate::engine::kernels::scan::Errors;
 use crate::engine::progress::{Phase, Progress, Unit};
 
 /// The metric of this file.
@@ -48,54 +49,18 @@ pub struct WeightError {
     pub cosine: Option<f64>,
 }
 
-/// Sums over some rows under one format.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    signal: f64,
-    coded: f64,
-    product: f64,
-    noise: f64,
-    max_abs_error: f64,
-}
-
-impl Sums {
-    /// Adds one row; weights that are not finite have no error to speak of and are left out.
-    fn add(&mut self, weights: &[f32], coded: &[f32]) {
-        for (&weight, &coded) in weights.iter().zip(coded) {
-            if !weight.is_finite() {
-                continue;
-            }
-            let (weight, coded) = (f64::from(weight), f64::from(coded));
-            let error = weight - coded;
-            self.signal += weight * weight;
-            self.coded += coded * coded;
-            self.product += weight * coded;
-            self.noise += error * error;
-            self.max_abs_error = self.max_abs_error.max(error.abs());
-        }
-    }
-
-    fn merge(&mut self, other: &Self) {
-        self.signal += other.signal;
-        self.coded += other.coded;
-        self.product += other.product;
-        self.noise += other.noise;
-        self.max_abs_error = self.max_abs_error.max(other.max_abs_error);
-    }
-
-    /// The metric's value and its companions; none where a block was destroyed by NaN or infinity.
-    fn figures(&self) -> Option<(f64, WeightError)> {
-        let value = if self.noise == 0.0 { 0.0 } else { (self.noise / self.signal).sqrt() };
-        let cosine = self.product / (self.signal * self.coded).sqrt();
-        (value.is_finite() && self.max_abs_error.is_finite()).then(|| {
-            let error = WeightError {
-                sqnr_db: (value > 0.0).then(|| -20.0 * value.log10()),
-                max_abs_error: self.max_abs_error,
-                cosine: cosine.is_finite().then(|| cosine.clamp(-1.0, 1.0)),
-            };
-            (value, error)
-        })
-    }
+/// The metric's value and its companions; none where a block was destroyed by NaN or infinity.
+fn figures(sums: &Errors) -> Option<(f64, WeightError)> {
+    let value = if sums.noise == 0.0 { 0.0 } else { (sums.noise / sums.signal).sqrt() };
+    let cosine = sums.product / (sums.signal * sums.coded).sqrt();
+    (value.is_finite() && sums.max_abs_error.is_finite()).then(|| {
+        let error = WeightError {
+            sqnr_db: (value > 0.0).then(|| -20.0 * value.log10()),
+            max_abs_error: sums.max_abs_error,
+            cosine: cosine.is_finite().then(|| cosine.clamp(-1.0, 1.0)),
+        };
+        (value, error)
+    })
 }
 
 /// Fills the table, tensor after tensor with every core, and hands each finished row to `on_row`
@@ -165,7 +130,7 @@ fn tensor_errors(
     let sums = all_sums(checkpoint, tensor, &tried, importance, progress)?;
     for ((cell, &asked), column) in row.cells.iter_mut().zip(formats).zip(columns) {
         if let Some(column) = column
-            && let Some((value, error)) = sums[column].figures()
+            && let Some((value, error)) = figures(&sums[column])
         {
             *cell = SensitivityValue::new(value, tensor, asked, tried[column])
                 .map(|cell| SensitivityValue { weight_error: Some(error), ..cell });
@@ -182,19 +147,19 @@ fn all_sums(
     formats: &[&'static dyn Format],
     importance: Option<&[f32]>,
     progress: &Progress,
-) -> Result<Vec<Sums>> {
+) -> Result<Vec<Errors>> {
     let row_len = tensor.row_len().max(1);
     let row_count = tensor.row_count();
     let span_weights = (tensor.weight_count() / 256).clamp(16 << 10, 256 << 10) as usize;
     let step = (span_weights / row_len).max(1);
-    let spans: Vec<Vec<Sums>> = (0..row_count.div_ceil(step))
+    let spans: Vec<Vec<Errors>> = (0..row_count.div_ceil(step))
         .into_par_iter()
         .map_init(Buffers::default, |buffers, span| {
             let rows = span * step..((span + 1) * step).min(row_count);
             span_sums(checkpoint, tensor, rows, formats, importance, buffers, progress)
         })
         .collect::<Result<_>>()?;
-    let mut total = vec![Sums::default(); formats.len()];
+    let mut total = vec![Errors::default(); formats.len()];
     for span in &spans {
         for (total, sums) in total.iter_mut().zip(span) {
             total.merge(sums);
@@ -203,13 +168,16 @@ fn all_sums(
     Ok(total)
 }
 
+/// Weights that are decoded and scanned at a time: they stay in the second-level cache while every
+/// format has its turn.
+const PIECE_WEIGHTS: usize = 32 * 1024;
+
 /// Buffers that one thread reuses from span to span.
 #[derive(Default)]
 struct Buffers {
     raw: Vec<u8>,
     weights: Vec<f32>,
-    encoded: Vec<u8>,
-    coded: Vec<f32>,
+    scan: ScanBuffers,
 }
 
 fn span_sums(
@@ -220,32 +188,31 @@ fn span_sums(
     importance: Option<&[f32]>,
     buffers: &mut Buffers,
     progress: &Progress,
-) -> Result<Vec<Sums>> {
-    progress.check()?;
-    let Buffers { raw, weights, encoded, coded } = buffers;
+) -> Result<Vec<Errors>> {
+    let Buffers { raw, weights, scan } = buffers;
     let row_len = tensor.row_len().max(1);
-    checkpoint.decode_rows(tensor, rows, raw, weights)?;
-    coded.resize(row_len, 0.0);
-    let how = Encoding { importance, ..Encoding::plain(row_len) };
-    let mut all = Vec::with_capacity(formats.len());
-    for format in formats {
-        let mut sums = Sums::default();
-        let keeps_bytes = format.dtype() == tensor.dtype;
-        encoded.resize(format.dtype().row_bytes(row_len).unwrap_or(0), 0);
-        for row in weights.chunks_exact(row_len) {
-            if keeps_bytes {
-                sums.add(row, row);
+    // Rows of one head that have to be put back in order are read together.
+    let together = tensor.permuted_heads.map_or(1, |heads| (tensor.row_count() / heads.max(1)).max(1));
+    let step = (PIECE_WEIGHTS / row_len).max(1).next_multiple_of(together);
+    let mut all = vec![Errors::default(); formats.len()];
+    for first in rows.clone().step_by(step) {
+        progress.check()?;
+        let piece = first..(first + step).min(rows.end);
+        checkpoint.decode_rows(tensor, piece.clone(), raw, weights)?;
+        for (sums, format) in all.iter_mut().zip(formats) {
+            if format.dtype() == tensor.dtype {
+                sums.add(weights, weights);
                 continue;
             }
             // The slowest formats take a while for one row: look at the flag before each.
-            progress.check()?;
-            format.encode_rows(row, &how, encoded);
-            format.decode_row(encoded, coded);
-            sums.add(row, coded);
+            for (row, weights) in piece.clone().zip(weights.chunks_exact(row_len)) {
+                progress.check()?;
+                let how = Encoding { first_row: row, importance, ..Encoding::plain(row_len) };
+                format.scan(weights, &how, scan, sums);
+            }
         }
-        all.push(sums);
+        progress.advance(raw.len() as u64);
     }
-    progress.advance(raw.len() as u64);
     Ok(all)
 }
 
@@ -359,9 +326,9 @@ mod tests {
     #[test]
     fn the_error_of_halved_weights_is_one_half() {
         let weights = [3.0, -4.0, 0.0];
-        let mut sums = Sums::default();
-        sums.add(&weights, &[1.5, -2.0, 0.0]);
-        let (value, error) = sums.figures().expect("finite");
+        let mut sums = Errors::default();
+        sums.add_exactly(&weights, &[1.5, -2.0, 0.0]);
+        let (value, error) = figures(&sums).expect("finite");
         assert!((value - 0.5).abs() < 1e-12);
         assert!((error.sqnr_db.expect("noise") - 6.0206).abs() < 1e-4);
         assert_eq!(error.max_abs_error, 2.0);
@@ -370,18 +337,18 @@ mod tests {
 
     #[test]
     fn zeros_kept_as_zeros_have_no_error_and_no_angle() {
-        let mut sums = Sums::default();
-        sums.add(&[0.0; 4], &[0.0; 4]);
-        let (value, error) = sums.figures().expect("finite");
+        let mut sums = Errors::default();
+        sums.add_exactly(&[0.0; 4], &[0.0; 4]);
+        let (value, error) = figures(&sums).expect("finite");
         assert_eq!((value, error.sqnr_db, error.cosine), (0.0, None, None));
-        sums.add(&[0.0], &[1.0]);
-        assert!(sums.figures().is_none(), "noise without signal has no ratio");
+        sums.add_exactly(&[0.0], &[1.0]);
+        assert!(figures(&sums).is_none(), "noise without signal has no ratio");
     }
 
     #[test]
     fn a_block_destroyed_by_infinity_has_no_figure() {
-        let mut sums = Sums::default();
-        sums.add(&[f32::INFINITY, 1.0], &[f32::NAN, f32::NAN]);
-        assert!(sums.figures().is_none());
+        let mut sums = Errors::default();
+        sums.add_exactly(&[f32::INFINITY, 1.0], &[f32::NAN, f32::NAN]);
+        assert!(figures(&sums).is_none());
     }
 }
