@@ -9,6 +9,7 @@ use super::action::Action;
 use super::command::{Command, SelectMode, Subject};
 use super::events::Outcome;
 use super::history::History;
+use super::importance;
 use super::jobs::JobKind;
 use super::project::{self, Project};
 use super::settings::ThemeChoice;
@@ -17,7 +18,7 @@ use super::tasks::{self, EvaluationInput, Source};
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::pass;
 use crate::engine::plan::budget::{BudgetOptions, Effort, Limit, Planner, Ties};
-use crate::engine::plan::{self, Plan, Recipe, Target};
+use crate::engine::plan::{Plan, Recipe, Target};
 use crate::engine::scoring::{GenerateOptions, TaskSet, TextSource};
 
 impl Workbench {
@@ -106,6 +107,10 @@ impl Workbench {
                 *current = *plan;
                 Ok(())
             })?,
+            Command::Calibrate(text) => self.calibrate(text),
+            Command::LoadImportance(path) => self.load_importance(path),
+            Command::ImportTensorTypes(path) => return self.import_tensor_types(&path),
+            Command::ExportTensorTypes(path) => return self.export_tensor_types(&path),
             Command::PlanWithin { limit, metric, continues } => return self.plan_within(limit, metric, continues),
             Command::MeasureKld { formats, tokens } => self.measure_kld(formats, tokens),
             Command::RunPlan { name, output } => return self.run_plan(name, output),
@@ -178,6 +183,10 @@ impl Workbench {
             | Action::LoadText
             | Action::LoadPlan
             | Action::SavePlan
+            | Action::LoadImportance
+            | Action::CalibrateOn
+            | Action::ImportTensorTypes
+            | Action::ExportTensorTypes
             | Action::Palette
             | Action::About => {}
             Action::OpenDemo => self.open(Source::Demo),
@@ -217,6 +226,9 @@ impl Workbench {
                 }
             }
             Action::RunPlan => return self.run_plan(None, None),
+            Action::Calibrate => self.calibrate_again(),
+            Action::UseImportance => return self.use_importance(true),
+            Action::DropImportance => return self.use_importance(false),
             Action::MeasureWeightError => self.measure_weight_error(),
             Action::MeasureKld => {
                 self.measure_kld(vec!["q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"], DEFAULT_KLD_TOKENS);
@@ -314,7 +326,11 @@ impl Workbench {
     }
 
     /// One step of the plan's history: edits a copy, and keeps it if it is another plan.
-    fn change_plan(&mut self, name: String, edit: impl FnOnce(&Document, &mut Plan) -> Result<()>) -> Result<()> {
+    pub(super) fn change_plan(
+        &mut self,
+        name: String,
+        edit: impl FnOnce(&Document, &mut Plan) -> Result<()>,
+    ) -> Result<()> {
         let Some(document) = &mut self.state.document else { return Ok(()) };
         let mut next = document.plan().clone();
         edit(document, &mut next)?;
@@ -421,8 +437,9 @@ impl Workbench {
     pub(super) fn measure_weight_error(&mut self) {
         if let Some(document) = &self.state.document {
             let checkpoint = document.checkpoint.clone();
+            let importance = document.importance_in_use().cloned();
             self.jobs.spawn(JobKind::WeightError, "weight error of every format", move |context| {
-                tasks::weight_error(&checkpoint, context)
+                tasks::weight_error(&checkpoint, importance, context)
             });
         }
     }
@@ -434,8 +451,9 @@ impl Workbench {
             return;
         };
         let (checkpoint, models) = (document.checkpoint.clone(), self.models.clone());
+        let importance = document.importance_in_use().cloned();
         self.jobs.spawn(JobKind::Kld, "KLD of one changed tensor at a time", move |context| {
-            tasks::measured_kld(&checkpoint, &models, &text, &formats, tokens, context)
+            tasks::measured_kld(&checkpoint, &models, &text, &formats, tokens, importance, context)
         });
     }
 
@@ -456,8 +474,9 @@ impl Workbench {
             None => tasks::candidate_path(&project::output_folder(&document.project_path), &name, extension)?,
         };
         let checkpoint = document.checkpoint.clone();
+        let importance = document.importance_in_use().cloned();
         self.jobs.spawn(JobKind::Pass, format!("compress to {name}"), move |context| {
-            tasks::run_plan(&checkpoint, plan, &resolved, name, &output, context)
+            tasks::run_plan(&checkpoint, plan, &resolved, importance, name, &output, context)
         });
         Ok(())
     }
@@ -577,7 +596,9 @@ impl Workbench {
             project_path: opened.project_path,
             has_own_file: opened.has_own_file,
             profile_faults: Default::default(),
-            resolved: plan::resolve(&plan, &checkpoint).map(Arc::new),
+            resolved: importance::resolved(&plan, &checkpoint, None),
+            importance: opened.importance,
+            calibration_text: opened.calibration_text,
             history: History::new(plan),
             sensitivity: Default::default(),
             tasks: opened.tasks,
@@ -591,6 +612,9 @@ impl Workbench {
             overhead_bytes: None,
             checkpoint,
         };
+        if document.importance.is_some() {
+            resolve(&mut document);
+        }
         if opened.is_demo {
             document.playground.prompt = DEMO_PROMPT.to_owned();
         }
@@ -707,7 +731,8 @@ const AUTOSAVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5)
 const DEMO_PROMPT: &str = "17 + 25 =";
 
 fn resolve(document: &mut Document) {
-    document.resolved = plan::resolve(document.plan(), &document.checkpoint).map(Arc::new);
+    let importance = document.importance_in_use().map(Arc::as_ref);
+    document.resolved = importance::resolved(document.plan(), &document.checkpoint, importance);
     document.is_dirty = true;
 }
 

@@ -70,6 +70,14 @@ pub enum Command {
     PlanWithin { limit: Limit, metric: Option<&'static str>, continues: bool },
     /// Measures KLD per tensor for these formats over so many tokens.
     MeasureKld { formats: Vec<&'static str>, tokens: usize },
+    /// Computes how much each input column matters on a text, and lets the plan use it.
+    Calibrate(PathBuf),
+    /// Reads an importance matrix of llama.cpp's, and lets the plan use it.
+    LoadImportance(PathBuf),
+    /// Adds the types of a llama.cpp --tensor-type-file to the plan.
+    ImportTensorTypes(PathBuf),
+    /// Writes the plan's types as such a file.
+    ExportTensorTypes(PathBuf),
     /// Runs the plan; to a place of its own unless told where.
     RunPlan { name: Option<String>, output: Option<PathBuf> },
     /// Evaluates a model of the project on its tasks and text.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::command::Subject;
 use super::history::History;
+use super::importance::KnownImportance;
 use super::settings::Settings;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::Comparison;
@@ -209,6 +210,10 @@ pub struct Document {
     pub resolved: Result<Arc<ResolvedPlan>, Error>,
     /// What was measured per tensor and format, by metric; partial while it is being measured.
     pub sensitivity: BTreeMap<String, Arc<SensitivityTable>>,
+    /// How much each column of each matrix matters, once it is computed or loaded.
+    pub importance: Option<KnownImportance>,
+    /// The text that importance is computed on, unless told otherwise.
+    pub calibration_text: Option<PathBuf>,
     /// Items to score.
     pub tasks: Option<Arc<TaskSet>>,
     /// Text to score.

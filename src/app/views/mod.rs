@@ -3,6 +3,7 @@
 mod common;
 pub mod compare;
 mod compare_data;
+mod importance;
 pub mod overview;
 pub mod plan;
 mod plan_budget;

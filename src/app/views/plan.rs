@@ -144,7 +144,9 @@ fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
             if ui.selectable_label(plan.recipe().is_none(), "none").clicked() {
                 chosen = Some(None);
             }
-            for recipe in Recipe::all().filter(|recipe| plan.target().allows(recipe.base_format())) {
+            let is_possible = |recipe: &Recipe| !recipe.needs_importance() || plan.calibration().is_some();
+            let offered = Recipe::all().filter(|recipe| plan.target().allows(recipe.base_format()));
+            for recipe in offered.filter(is_possible) {
                 if ui.selectable_label(plan.recipe() == Some(recipe), recipe.name()).clicked() {
                     chosen = Some(Some(recipe));
                 }

@@ -7,7 +7,7 @@ use crate::app::plots::frontier::{self, Kind, Spot};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::plan::budget::{BudgetOptions, Planner, Ties, predicted_damage};
 use crate::engine::plan::knapsack::Point;
-use crate::engine::plan::{Plan, Recipe, ResolvedPlan, Target, resolve};
+use crate::engine::plan::{Calibration, Plan, Recipe, ResolvedPlan, Target, resolve};
 use crate::engine::sensitivity::{self, Metric, SensitivityTable};
 use crate::engine::units;
 use crate::workbench::{Document, Run};
@@ -27,6 +27,7 @@ struct Offer {
 pub(super) struct Frontier {
     checkpoint: Option<Arc<Checkpoint>>,
     target: Option<Target>,
+    calibration: Option<Calibration>,
     options: Vec<Offer>,
     tables: [Option<Arc<SensitivityTable>>; 2],
     resolved: Option<Arc<ResolvedPlan>>,
@@ -46,11 +47,13 @@ impl Frontier {
     pub fn update(&mut self, document: &Document) {
         let target = document.plan().target();
         let is_other = !self.checkpoint.as_ref().is_some_and(|own| Arc::ptr_eq(own, &document.checkpoint))
-            || self.target != Some(target);
+            || self.target != Some(target)
+            || self.calibration.as_ref() != document.plan().calibration();
         if is_other {
             self.checkpoint = Some(document.checkpoint.clone());
             self.target = Some(target);
-            self.options = options(&document.checkpoint, target);
+            self.calibration = document.plan().calibration().cloned();
+            self.options = options(&document.checkpoint, target, self.calibration.as_ref());
         }
         let resolved = document.resolved.as_ref().ok();
         let tables = ["kld", "weight"].map(|id| document.sensitivity.get(id));
@@ -98,12 +101,13 @@ pub(super) fn recipe_of(spot: &Spot) -> Option<Recipe> {
 }
 
 /// Recipes that the target can hold and that make the checkpoint smaller.
-fn options(checkpoint: &Checkpoint, target: Target) -> Vec<Offer> {
+fn options(checkpoint: &Checkpoint, target: Target, calibration: Option<&Calibration>) -> Vec<Offer> {
     Recipe::all()
         .filter(|recipe| target.allows(recipe.base_format()))
         .filter(|recipe| recipe.is_quantized() || target != Target::Gguf)
         .filter_map(|recipe| {
-            let plan = Plan::of_recipe(target, Some(&checkpoint.fingerprint), recipe);
+            let mut plan = Plan::of_recipe(target, Some(&checkpoint.fingerprint), recipe);
+            plan.set_calibration(calibration.cloned());
             Some(Offer { recipe, resolved: resolve(&plan, checkpoint).ok()? })
         })
         .collect()
@@ -195,7 +199,7 @@ mod tests {
     #[test]
     fn smaller_recipes_cost_more_and_the_plan_that_is_a_recipe_stands_on_it() {
         let checkpoint = demo();
-        let options = options(&checkpoint, Target::Gguf);
+        let options = options(&checkpoint, Target::Gguf, None);
         let weight = sensitivity::weight::weight_error(
             &checkpoint,
             &sensitivity::weight::WeightOptions::default(),

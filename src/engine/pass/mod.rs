@@ -124,7 +124,9 @@ pub fn run(
         let importance = options.importance.as_deref().ok_or_else(|| {
             Fault::new(Stage::Pass, "the plan has an importance matrix, which is not loaded").fix("load it first")
         })?;
-        warnings.extend(plan::check_importance(plan, checkpoint, importance)?);
+        let more = plan::check_importance(plan, checkpoint, importance)?;
+        // Whoever resolved the plan may have looked already.
+        warnings.extend(more.into_iter().filter(|warning| !plan.warnings.contains(warning)));
     }
     checkpoint::ensure_not_source(checkpoint, output)?;
     if let Some(folder) = output.parent().filter(|folder| !folder.as_os_str().is_empty()) {
