@@ -364,9 +364,24 @@ fn bench_measures_speed_and_memory() {
     assert_keys(&document, &expected);
     assert!(number(&document["decode_tokens_per_second"]) > 0.0);
     assert_eq!((&document["threads"], &document["decode_tokens"]), (&1.into(), &4.into()));
+    assert_eq!(document["decode_depth"], document["prefill_tokens"]);
     if cfg!(target_os = "linux") {
         assert!(number(&document["peak_rss_bytes"]) >= number(&document["resident_bytes"]));
     }
+}
+
+#[test]
+fn bench_measures_kernels_without_a_model() {
+    let document = json(["bench", "--kernels", "--quick", "--filter", "bf16", "--threads", "1"]);
+    let rows = document["kernels"].as_array().expect("rows");
+    for kernel in ["encode", "scan", "profile", "matmul"] {
+        let row = rows.iter().find(|row| row["kernel"] == kernel).expect("every kernel has bf16");
+        assert_eq!((&row["format"], &row["threads"]), (&"bf16".into(), &1.into()));
+        assert!(number(&row["weights_per_second"]) > 0.0, "{row}");
+    }
+    let table = text(&lapidary(["bench", "--kernels", "--quick", "--filter", "encode", "--threads", "1"]).stdout);
+    assert!(table.contains("M weights/s") && table.contains("q4_0"), "{table}");
+    assert_eq!(lapidary(["bench"]).status.code(), Some(2), "neither a path nor --kernels");
 }
 
 #[test]
