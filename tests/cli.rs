@@ -11,6 +11,8 @@ mod synthetic;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_lapidary");
 
+const Q: &str = "model.layers.0.self_attn.q_proj.weight";
+
 /// Evaluates little, so that the tests are quick in an unoptimized build.
 const LITTLE: [&str; 4] = ["--max-items", "1", "--tokens", "250"];
 
@@ -124,9 +126,7 @@ fn help_lists_exactly_the_commands_that_work_and_no_budgets() {
         let help = text(&output.stdout);
         assert_eq!(output.status.code(), Some(0));
         assert!(help.contains("--json") && help.contains("--threads"), "{help}");
-        for later in ["--size", "--bits", "--max-kld", "--sensitivity", "--kernels"] {
-            assert!(!help.contains(later), "{command}: {later}");
-        }
+        assert!(!help.contains("--kernels"), "{command}: what a later issue brings stays out of help");
     }
 }
 
@@ -364,9 +364,24 @@ fn bench_measures_speed_and_memory() {
     assert_keys(&document, &expected);
     assert!(number(&document["decode_tokens_per_second"]) > 0.0);
     assert_eq!((&document["threads"], &document["decode_tokens"]), (&1.into(), &4.into()));
+    assert_eq!(document["decode_depth"], document["prefill_tokens"]);
     if cfg!(target_os = "linux") {
         assert!(number(&document["peak_rss_bytes"]) >= number(&document["resident_bytes"]));
     }
+}
+
+#[test]
+fn bench_measures_kernels_without_a_model() {
+    let document = json(["bench", "--kernels", "--quick", "--filter", "bf16", "--threads", "1"]);
+    let rows = document["kernels"].as_array().expect("rows");
+    for kernel in ["encode", "scan", "profile", "matmul"] {
+        let row = rows.iter().find(|row| row["kernel"] == kernel).expect("every kernel has bf16");
+        assert_eq!((&row["format"], &row["threads"]), (&"bf16".into(), &1.into()));
+        assert!(number(&row["weights_per_second"]) > 0.0, "{row}");
+    }
+    let table = text(&lapidary(["bench", "--kernels", "--quick", "--filter", "encode", "--threads", "1"]).stdout);
+    assert!(table.contains("M weights/s") && table.contains("q4_0"), "{table}");
+    assert_eq!(lapidary(["bench"]).status.code(), Some(2), "neither a path nor --kernels");
 }
 
 #[test]
@@ -528,4 +543,93 @@ fn an_interrupt_ends_a_run_with_130_and_leaves_nothing() {
     assert_eq!(text(&output.stdout), "");
     assert_eq!(names(target.path()), ["out.gguf"]);
     assert_eq!(std::fs::read_to_string(&out).expect("reads"), "old");
+}
+
+#[test]
+fn importance_is_computed_shown_and_used_from_plan_to_file() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let (imatrix, plan, out) = (at("demo.imatrix.gguf"), at("plan.toml"), at("out.gguf"));
+    let made = json(["calibrate", "demo", "--chunks", "3", "--context", "200", "-o", path_text(&imatrix)]);
+    assert_eq!((made["chunk_count"].as_u64(), made["chunk_tokens"].as_u64()), (Some(3), Some(200)));
+    let tensors = made["tensors"].as_array().expect("tensors");
+    assert_eq!(tensors.len(), 42);
+    let first = &tensors[0];
+    assert_eq!((first["name"].as_str(), first["tokens"].as_u64()), (Some(Q), Some(600)));
+    assert!(first["sum"].as_f64().expect("a number") > 0.0 && first["coverage_is_low"] == false);
+    assert_eq!(made["warnings"].as_array().map(Vec::len), Some(0));
+
+    let shown = json(["calibrate", "demo", "--imatrix", path_text(&imatrix)]);
+    assert_eq!((&shown["tensors"], &shown["imatrix_hash"]), (&made["tensors"], &made["imatrix_hash"]));
+    let output = lapidary(["calibrate", "demo", "--imatrix", path_text(&imatrix)]);
+    assert!(text(&output.stdout).contains("3 chunks of 200 tokens of calibration.txt"), "{output:?}");
+
+    let planned =
+        json(["plan", "demo", "--recipe", "Q2_K_S", "--imatrix", path_text(&imatrix), "-o", path_text(&plan)]);
+    assert!(planned["toml"].as_str().expect("text").contains("[calibration]"), "{planned}");
+    let method = |document: &Value, name: &str| {
+        let tensors = document["tensors"].as_array().expect("tensors");
+        let found = tensors.iter().find(|tensor| tensor["name"] == name).expect("it");
+        found["method"].as_str().expect("a word").to_owned()
+    };
+    assert_eq!(method(&planned, Q), "imatrix");
+    let run = json(["run", "demo", "--plan", path_text(&plan), "-o", path_text(&out)]);
+    assert_eq!((method(&run, Q), run["recipe"].as_str()), ("imatrix".to_owned(), Some("Q2_K_S")));
+    let weighted = std::fs::read(&out).expect("written");
+    // The same recipe as a flag gives the same file, and other weights give another.
+    json(["run", "demo", "--recipe", "Q2_K_S", "--imatrix", path_text(&imatrix), "-o", path_text(&out)]);
+    assert!(std::fs::read(&out).expect("written") == weighted, "plan and flag agree");
+    let theirs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama_cpp_imatrix.dat");
+    json(["run", "demo", "--recipe", "Q2_K_S", "--imatrix", path_text(&theirs), "-o", path_text(&out)]);
+    assert!(std::fs::read(&out).expect("written") != weighted, "another matrix, other bytes");
+
+    let names = ["sensitivity", "demo", "--formats", "q2_k", "--imatrix", path_text(&imatrix)];
+    assert_eq!(json(names)["imatrix"], made["imatrix_hash"]);
+}
+
+#[test]
+fn importance_that_is_missing_or_foreign_is_refused_and_little_text_is_warned_about() {
+    let folder = folder();
+    let short = folder.path().join("short.txt");
+    let calibration = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/calibration.txt");
+    let whole = std::fs::read_to_string(calibration).expect("reads");
+    std::fs::write(&short, &whole[..whole.floor_char_boundary(500)]).expect("writes");
+    let output = lapidary(["calibrate", "demo", "--text", path_text(&short), "--context", "64"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("42 of 42 matrices saw too few tokens"), "{}", text(&output.stderr));
+    let message = fails(1, ["calibrate", "demo", "--text", path_text(&short)]);
+    assert!(message.contains("too few for one chunk"), "{message}");
+    let message = fails(1, ["calibrate", "demo", "--context", "64", "-o", path_text(folder.path())]);
+    assert!(message.contains("folder"), "{message}");
+    let message = fails(1, ["plan", "demo", "--recipe", "Q2_K_S"]);
+    assert!(message.contains("needs an importance matrix"), "{message}");
+    let message = fails(1, ["run", "demo", "--recipe", "Q4_0", "--imatrix", path_text(&short), "-o", "x.gguf"]);
+    assert!(message.contains("short.txt"), "{message}");
+    let copy = folder.path().join("copy");
+    json(["demo", "-o", path_text(&copy)]);
+    let message = fails(2, ["calibrate", path_text(&copy)]);
+    assert!(message.contains("--text"), "{message}");
+    let text_file = copy.join("calibration.txt");
+    let message =
+        fails(1, ["calibrate", path_text(&copy), "--text", path_text(&text_file), "-o", path_text(&text_file)]);
+    assert!(message.contains("replace the text"), "{message}");
+}
+
+#[test]
+fn types_go_to_llama_cpps_form_and_come_back() {
+    let folder = folder();
+    let file = folder.path().join("types.txt");
+    let name = path_text(&file);
+    let first = json(["plan", "demo", "--recipe", "Q4_K_M", "--set", "*.k_proj.*=q5_0", "--write-tensor-types", name]);
+    let written = std::fs::read_to_string(&file).expect("written");
+    assert!(written.contains("^blk\\.5\\.attn_k\\.weight$=q5_0"), "{written}");
+    let second = json(["plan", "demo", "--recipe", "Q8_0", "--tensor-type-file", name]);
+    let types = |document: &Value| -> Vec<(String, String)> {
+        let tensors = document["tensors"].as_array().expect("tensors").iter();
+        tensors.map(|tensor| (tensor["name"].to_string(), tensor["to"].to_string())).collect()
+    };
+    assert_eq!(types(&first), types(&second));
+    std::fs::write(&file, "attn_k=q5_0 attn_v").expect("writes");
+    let message = fails(1, ["plan", "demo", "--recipe", "Q8_0", "--tensor-type-file", name]);
+    assert!(message.contains("line 1") && message.contains("types.txt"), "{message}");
 }

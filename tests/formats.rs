@@ -1,59 +1,172 @@
 //! Our block formats against ggml's own bytes and values (`tests/oracles/ggml_blocks.py`).
 
-use lapidary::engine::format::{self, Encoding};
+use lapidary::engine::format::{self, Dtype, Encoding, Format};
 use safetensors::SafeTensors;
+use sha2::{Digest as _, Sha256};
+
+/// Weights a row.
+const WIDTH: usize = 512;
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
-fn fixture() -> Vec<u8> {
-    std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/ggml_blocks.safetensors"))
-        .expect("the fixture is in the repository")
+/// One of the two files of the script.
+struct Fixture {
+    bytes: Vec<u8>,
+}
+
+impl Fixture {
+    fn read(name: &str) -> Self {
+        let path = format!("{}/tests/fixtures/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        Self { bytes: std::fs::read(path).expect("the fixture is in the repository") }
+    }
+
+    fn metadata(&self, key: &str) -> String {
+        let (_, metadata) = SafeTensors::read_metadata(&self.bytes).expect("header");
+        metadata.metadata().as_ref().expect("metadata")[key].clone()
+    }
+
+    /// The bytes of a tensor and the bytes of one of its rows, if the file has it.
+    fn tensor(&self, name: &str) -> Option<(Vec<u8>, usize)> {
+        let tensors = SafeTensors::deserialize(&self.bytes).expect("fixture");
+        let tensor = tensors.tensor(name).ok()?;
+        let rows = tensor.shape().first().copied().unwrap_or(1);
+        Some((tensor.data().to_vec(), tensor.data().len() / rows.max(1)))
+    }
+}
+
+/// Encodes every row alone and all at once, and collects what differs from ggml's bytes.
+fn compare(
+    format: &dyn Format,
+    input: &[f32],
+    importance: Option<&[f32]>,
+    expected: &[u8],
+    names: &[String],
+) -> Vec<String> {
+    let how = Encoding { row_len: WIDTH, first_row: 0, importance };
+    let row_bytes = format.dtype().row_bytes(WIDTH).expect("whole blocks");
+    let mut whole = vec![0; expected.len()];
+    format.encode_rows(input, &how, &mut whole);
+    let mut wrong = Vec::new();
+    for (row, name) in names.iter().enumerate() {
+        let range = row * row_bytes..(row + 1) * row_bytes;
+        let mut bytes = vec![0; row_bytes];
+        format.encode_rows(&input[row * WIDTH..(row + 1) * WIDTH], &how, &mut bytes);
+        assert!(bytes == whole[range.clone()], "{} {name}: a row differs among others", format.id());
+        let count = bytes.iter().zip(&expected[range]).filter(|(a, b)| a != b).count();
+        if count > 0 {
+            wrong.push(format!("{} {name}: {count} of {row_bytes} bytes", format.id()));
+        }
+    }
+    wrong
 }
 
 #[test]
-fn encoders_give_ggmls_bytes() {
-    let file = fixture();
-    let (_, metadata) = SafeTensors::read_metadata(&file).expect("header");
-    let rows = metadata.metadata().as_ref().expect("metadata")["rows"].clone();
-    let rows: Vec<(String, String)> = serde_json::from_str(&rows).expect("rows");
-    let tensors = SafeTensors::deserialize(&file).expect("fixture");
-    let input = floats(tensors.tensor("input").expect("input").data());
-    let mut wrong = Vec::new();
-    let mut compared = 0;
-    for format in format::all().iter().filter(|format| format.id() != "f32" && format.dtype().ggml_id().is_some()) {
-        let expected = tensors.tensor(&format!("{}.bytes", format.id())).expect("bytes");
-        let row_bytes = expected.shape()[1];
-        for (row, (name, kind)) in rows.iter().enumerate() {
-            let mut bytes = vec![0; row_bytes];
-            format.encode_rows(&input[row * 512..(row + 1) * 512], &Encoding::plain(512), &mut bytes);
-            let theirs = &expected.data()[row * row_bytes..(row + 1) * row_bytes];
-            compared += 1;
-            if bytes != theirs && kind == "ordinary" {
-                let count = bytes.iter().zip(theirs).filter(|(a, b)| a != b).count();
-                wrong.push(format!("{} {name}: {count} of {row_bytes} bytes", format.id()));
-            }
+fn encoders_give_ggmls_bytes_with_and_without_importance() {
+    let (plain, more) = (Fixture::read("ggml_blocks"), Fixture::read("ggml_blocks_more"));
+    let rows: Vec<(String, String)> = serde_json::from_str(&plain.metadata("rows")).expect("rows");
+    let names: Vec<String> = rows.into_iter().map(|(name, _)| name).collect();
+    let input = floats(&plain.tensor("input").expect("input").0);
+    let importance = floats(&more.tensor("importance").expect("importance").0);
+    let (mut wrong, mut weighted) = (Vec::new(), 0);
+    for format in format::all().iter().copied().filter(|format| format.id() != "f32") {
+        let name = format!("{}.bytes", format.id());
+        let Some((expected, _)) = plain.tensor(&name).or_else(|| more.tensor(&name)) else {
+            assert!(format.dtype().ggml_id().is_none(), "{} has no reference", format.id());
+            continue;
+        };
+        wrong.extend(compare(format, &input, None, &expected, &names));
+        // What ggml does not weigh stays as it is.
+        let expected =
+            more.tensor(&format!("{}.weighted", format.id())).inspect(|_| weighted += 1).map_or(expected, |it| it.0);
+        wrong.extend(compare(format, &input, Some(&importance), &expected, &names));
+    }
+    assert_eq!(weighted, 11);
+    assert!(wrong.is_empty(), "{} rows differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+fn assert_decodes(dtype: Dtype, bytes: &[u8], values: &[f32]) {
+    let row_bytes = dtype.row_bytes(WIDTH).expect("whole blocks");
+    for (row, encoded) in bytes.chunks_exact(row_bytes).enumerate() {
+        let mut decoded = vec![0.0; WIDTH];
+        assert!(format::decode_row(dtype, encoded, &mut decoded), "{dtype}");
+        for (at, (ours, theirs)) in decoded.iter().zip(&values[row * WIDTH..]).enumerate() {
+            let same = ours.to_bits() == theirs.to_bits() || ours == theirs || (ours.is_nan() && theirs.is_nan());
+            assert!(same, "{dtype} row {row} weight {at}: {ours} {theirs}");
         }
     }
-    assert!(wrong.is_empty(), "{} of {compared} rows differ:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]
 fn decoders_give_ggmls_values_also_of_extreme_rows() {
-    let file = fixture();
-    let tensors = SafeTensors::deserialize(&file).expect("fixture");
-    for format in format::all().iter().filter(|format| format.id() != "f32" && format.dtype().ggml_id().is_some()) {
-        let bytes = tensors.tensor(&format!("{}.bytes", format.id())).expect("bytes");
-        let values = floats(tensors.tensor(&format!("{}.values", format.id())).expect("values").data());
-        let row_bytes = bytes.shape()[1];
-        for (row, encoded) in bytes.data().chunks_exact(row_bytes).enumerate() {
-            let mut decoded = vec![0.0; 512];
-            format.decode_row(encoded, &mut decoded);
-            for (at, (ours, theirs)) in decoded.iter().zip(&values[row * 512..]).enumerate() {
-                let same = ours.to_bits() == theirs.to_bits() || ours == theirs || (ours.is_nan() && theirs.is_nan());
-                assert!(same, "{} row {row} weight {at}: {ours} {theirs}", format.id());
-            }
+    let (plain, more) = (Fixture::read("ggml_blocks"), Fixture::read("ggml_blocks_more"));
+    let find = |name: String| plain.tensor(&name).or_else(|| more.tensor(&name)).map(|(bytes, _)| bytes);
+    let mut compared = 0;
+    for format in format::decodable() {
+        for (bytes, values) in [("bytes", "values"), ("read", "read_values")] {
+            let Some(bytes) = find(format!("{}.{bytes}", format.id())) else { continue };
+            let values = find(format!("{}.{values}", format.id())).expect("values");
+            assert_decodes(format.dtype(), &bytes, &floats(&values));
+            compared += 1;
         }
     }
+    assert_eq!(compared, 15 + 13);
+}
+
+/// The generator of the script, splitmix64.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+#[test]
+fn every_index_into_a_codebook_decodes_as_in_ggml() {
+    let more = Fixture::read("ggml_blocks_more");
+    let hashes: std::collections::BTreeMap<String, String> =
+        serde_json::from_str(&more.metadata("noise_sha256")).expect("hashes");
+    assert_eq!(hashes.len(), 13);
+    for (id, expected) in hashes {
+        let format = format::decodable().find(|format| format.id() == id).expect("known");
+        let dtype = format.dtype();
+        let mut noise = Noise(1000 + u64::from(dtype.ggml_id().expect("ggml's")));
+        let count = 512 * dtype.row_bytes(WIDTH).expect("whole blocks");
+        let mut bytes: Vec<u8> = (0..count.div_ceil(8)).flat_map(|_| noise.next().to_le_bytes()).collect();
+        bytes.truncate(count);
+        let high_byte = match dtype {
+            Dtype::Nvfp4 => None,
+            Dtype::Tq1_0 | Dtype::Tq2_0 | Dtype::Iq1M => Some(dtype.block_bytes() - 1),
+            Dtype::Q8K => Some(3),
+            _ => Some(1),
+        };
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            // Every scale is finite.
+            if let Some(at) = high_byte {
+                block[at] &= 0xbf;
+            }
+        }
+        let mut values = vec![0.0f32; 512 * WIDTH];
+        format.decode_row(&bytes, &mut values);
+        let mut hash = Sha256::new();
+        for value in values {
+            hash.update(value.to_le_bytes());
+        }
+        let ours: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(ours, expected, "{id}");
+    }
+}
+
+#[test]
+fn q8_1_is_q8_0_with_a_sum_beside_its_scale() {
+    let mut block = vec![0x00, 0x3c, 0x12, 0x34];
+    block.extend((0..32u8).map(|code| code.wrapping_sub(16)));
+    let mut values = [0.0; 32];
+    assert!(format::decode_row(Dtype::Q8_1, &block, &mut values));
+    assert_eq!((values[0], values[16], values[31]), (-16.0, 0.0, 15.0));
 }

@@ -2,11 +2,13 @@
 //! threads, and nothing where it could not finish.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use lapidary::engine::checkpoint::{Checkpoint, Container};
+use lapidary::engine::calibration::Importance;
+use lapidary::engine::checkpoint::{Checkpoint, Container, lookup};
 use lapidary::engine::model::{Model, Tokenizer};
 use lapidary::engine::pass::{self, PassOptions};
-use lapidary::engine::plan::{self, Plan, Recipe, Target};
+use lapidary::engine::plan::{self, Calibration, Plan, Recipe, Target};
 use lapidary::engine::scoring::{Convention, ScoredText, TextOptions, TextSource};
 use lapidary::engine::target::{gguf_names, llama_layout};
 use lapidary::engine::{Error, Progress};
@@ -28,7 +30,16 @@ fn demo() -> Checkpoint {
 
 fn compress(checkpoint: &Checkpoint, plan: &Plan, output: &Path) -> Result<pass::PassReport, Error> {
     let resolved = plan::resolve(plan, checkpoint)?;
-    pass::run(checkpoint, &resolved, output, &PassOptions::default(), &Progress::default())
+    let load = |calibration: &Calibration| calibration.load(checkpoint, &Progress::default(), &mut Vec::new());
+    let importance = plan.calibration().map(load).transpose()?;
+    let options = PassOptions { importance, ..PassOptions::default() };
+    pass::run(checkpoint, &resolved, output, &options, &Progress::default())
+}
+
+/// What llama-imatrix saw the demo see.
+fn imatrix() -> Calibration {
+    let path = repository("tests/fixtures/llama_cpp_imatrix.gguf");
+    Calibration { imatrix: Some(path), ..Calibration::default() }
 }
 
 fn recipe_plan(recipe: &str) -> Plan {
@@ -58,18 +69,20 @@ fn stored_bytes(checkpoint: &Checkpoint, name: &str) -> Vec<u8> {
         .collect()
 }
 
-#[test]
-fn every_recipe_writes_llama_quantizes_bytes() {
+/// Writes every recipe and compares each tensor's bytes with llama-quantize's.
+fn compare_recipes(key: &str, calibration: Option<&Calibration>, least: usize) {
     let folder = tempfile::tempdir().expect("folder");
     let checkpoint = demo();
     let expected = fixture("llama_cpp_recipes.json");
     let mut wrong = Vec::new();
     let mut compared = 0;
-    for recipe in Recipe::all() {
+    for recipe in Recipe::all().filter(|recipe| calibration.is_some() || !recipe.needs_importance()) {
         let path = folder.path().join(format!("{}.gguf", recipe.name()));
-        let report = compress(&checkpoint, &recipe_plan(recipe.name()), &path).expect("runs");
+        let mut plan = recipe_plan(recipe.name());
+        plan.set_calibration(calibration.cloned());
+        let report = compress(&checkpoint, &plan, &path).expect("runs");
         let candidate = Checkpoint::open(&path).expect("opens");
-        let theirs = &expected["demo"][recipe.name()];
+        let theirs = &expected[key][recipe.name()];
         assert_eq!(report.new_bytes, theirs["data_bytes"].as_u64().expect("bytes"), "{}", recipe.name());
         for (gguf_name, value) in theirs["tensors"].as_object().expect("tensors") {
             let name = gguf_names::to_hugging_face(gguf_name).expect("known name");
@@ -80,8 +93,93 @@ fn every_recipe_writes_llama_quantizes_bytes() {
             }
         }
     }
-    assert!(compared > 17 * 40, "{compared}");
+    assert!(compared >= least, "{compared}");
     assert!(wrong.is_empty(), "{} of {compared} tensors differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn every_recipe_writes_llama_quantizes_bytes() {
+    compare_recipes("demo", None, 20 * 43);
+}
+
+#[test]
+fn every_recipe_with_an_importance_matrix_writes_llama_quantizes_bytes() {
+    compare_recipes("demo_imatrix", Some(&imatrix()), 21 * 43);
+}
+
+#[test]
+fn what_is_written_names_the_importance_matrix_as_llama_quantize_does() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("weighted.gguf");
+    let mut plan = recipe_plan("Q4_K_M");
+    plan.set_calibration(Some(imatrix()));
+    let report = compress(&demo(), &plan, &path).expect("runs");
+    assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+    let method = |name: &str| report.tensors.iter().find(|tensor| tensor.name == name).expect("it").method.as_str();
+    assert_eq!(method("model.layers.1.mlp.down_proj.weight"), "imatrix");
+    assert_eq!(method("model.embed_tokens.weight"), "rtn", "a lookup multiplies nothing");
+    assert_eq!(method("model.norm.weight"), "rtn");
+    let candidate = Checkpoint::open(&path).expect("opens");
+    let metadata = candidate.gguf_metadata().expect("a GGUF");
+    let expected = fixture("llama_cpp_recipes.json");
+    let theirs = expected["imatrix_metadata"].as_object().expect("metadata");
+    assert_eq!(theirs.len(), 4);
+    for (key, value) in theirs {
+        let ours = lookup(metadata, key).unwrap_or_else(|| panic!("{key} is missing"));
+        match &value["value"] {
+            Value::String(text) => assert_eq!(ours.as_str(), Some(text.as_str()), "{key}"),
+            number => assert_eq!(ours.as_u64(), number.as_u64(), "{key}"),
+        }
+    }
+}
+
+#[test]
+fn a_plan_whose_importance_matrix_does_not_fit_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("folder");
+    let output = folder.path().join("out.gguf");
+    let mut importance = Importance::read(&repository("tests/fixtures/llama_cpp_imatrix.gguf")).expect("reads");
+    let mut plan = recipe_plan("Q2_K_S");
+    let message = compress(&demo(), &plan, &output).expect_err("refused").to_string();
+    assert!(message.contains("needs an importance matrix") && message.contains("Q2_K"), "{message}");
+    let resolved = |plan: &Plan| plan::resolve(plan, &demo()).expect("resolves");
+    plan.set_calibration(Some(imatrix()));
+    let run = |importance: Option<Importance>, plan: &Plan| {
+        let options = PassOptions { importance: importance.map(Arc::new), ..PassOptions::default() };
+        pass::run(&demo(), &resolved(plan), &output, &options, &Progress::default())
+    };
+    let message = run(None, &plan).expect_err("refused").to_string();
+    assert!(message.contains("not loaded"), "{message}");
+    // Q2_K_S is garbage without, Q4_K_M only a little worse.
+    let lost = importance.tensors.remove("model.layers.4.mlp.up_proj.weight").expect("it has it");
+    let message = run(Some(importance.clone()), &plan).expect_err("refused").to_string();
+    assert!(message.contains("layers.4.mlp.up_proj") && message.contains("garbage"), "{message}");
+    assert!(!output.exists());
+    plan.set_recipe(Recipe::find("Q4_K_M"));
+    let report = run(Some(importance.clone()), &plan).expect("runs");
+    assert!(report.warnings[0].contains("no entry for model.layers.4.mlp.up_proj.weight"), "{:?}", report.warnings);
+    std::fs::remove_file(&output).expect("it is there");
+    importance.tensors.insert("model.layers.4.mlp.down_proj.weight".to_owned(), lost);
+    let message = run(Some(importance), &plan).expect_err("refused").to_string();
+    assert!(message.contains("256 values for its 512 columns"), "{message}");
+    assert!(!output.exists());
+}
+
+#[test]
+fn a_plan_with_a_text_computes_its_own_importance() {
+    let folder = tempfile::tempdir().expect("folder");
+    let text = std::fs::read_to_string(repository("assets/demo/calibration.txt")).expect("text");
+    std::fs::write(folder.path().join("short.txt"), &text[..text.floor_char_boundary(4_000)]).expect("writes");
+    let toml =
+        "version = 1\nrecipe = \"Q4_0\"\n[calibration]\ntext = \"short.txt\"\ntext_hash = \"other\"\ncontext = 64\n";
+    let plan = Plan::parse(toml, Some(&folder.path().join("plan.toml"))).expect("legal");
+    let mut warnings = Vec::new();
+    let calibration = plan.calibration().expect("it has one");
+    let importance = calibration.load(&demo(), &Progress::default(), &mut warnings).expect("computes");
+    assert_eq!((importance.chunk_tokens, importance.tensors.len()), (64, 42));
+    assert!(warnings[0].contains("not the one that the plan was made with"), "{warnings:?}");
+    let output = folder.path().join("out.gguf");
+    let report = compress(&demo(), &plan, &output).expect("runs");
+    assert!(report.tensors.iter().filter(|tensor| tensor.method == "imatrix").count() >= 41);
 }
 
 #[test]

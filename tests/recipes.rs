@@ -1,16 +1,31 @@
-//! Recipes against llama-quantize: the type of every tensor, for the bundled demo and for shapes
-//! from a toy to 70B. `tests/oracles/llama_cpp_reference.py` made the fixture.
+//! Recipes and tensor-type files against llama-quantize: the type of every tensor, for the bundled
+//! demo and for shapes from a toy to 70B, with an importance matrix and without.
+//! `tests/oracles/llama_cpp_reference.py` made the fixtures.
 
+use std::path::Path;
+
+use lapidary::engine::checkpoint::Checkpoint;
 use lapidary::engine::format;
 use lapidary::engine::plan::recipe::{ModelShape, TensorShape, choose};
-use lapidary::engine::plan::{Recipe, fit};
+use lapidary::engine::plan::{Plan, Recipe, Target, Treatment, fit, resolve, tensor_types};
+use lapidary::engine::target::gguf_names;
 use serde_json::Value;
 
-fn fixture() -> Value {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llama_cpp_recipes.json");
-    let text = std::fs::read_to_string(path).expect("the fixture lies in the repository");
+fn fixtures() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"))
+}
+
+fn read(name: &str) -> Value {
+    let text = std::fs::read_to_string(fixtures().join(name)).expect("the fixture lies in the repository");
     serde_json::from_str(&text).expect("the fixture is JSON")
 }
+
+fn fixture() -> Value {
+    read("llama_cpp_recipes.json")
+}
+
+/// The file that llama-quantize was given, and the plan whose types it holds.
+const WRITTEN: &str = "tensor_types/written.txt";
 
 /// A tensor's name in a GGUF, its name in Hugging Face's checkpoints, and its shape.
 type Tensor = (String, String, Vec<usize>);
@@ -76,11 +91,11 @@ impl Shape {
     }
 
     /// The format of every tensor under a recipe, and whether it fell back; none for vectors.
-    fn chosen(&self, recipe: Recipe, tensors: &[Tensor]) -> Vec<Option<(&'static str, bool)>> {
+    fn chosen(&self, recipe: Recipe, has_importance: bool, tensors: &[Tensor]) -> Vec<Option<(&'static str, bool)>> {
         let shapes: Vec<TensorShape<'_>> =
             tensors.iter().map(|(_, name, shape)| TensorShape::of_name(name, shape)).collect();
         let model = ModelShape { layers: self.layers, heads: self.heads, kv_heads: self.kv_heads };
-        let wanted = choose(recipe, model, &shapes);
+        let wanted = choose(recipe, model, has_importance, &shapes);
         let fitted = wanted.into_iter().zip(tensors).map(|(wanted, (_, _, shape))| {
             let wanted = wanted?;
             let fitting = fit(wanted, *shape.last()?);
@@ -104,32 +119,44 @@ fn expected<'a>(types: &'a Value, ggml: &str) -> Option<&'a str> {
     })
 }
 
+/// What llama-quantize did with one recipe, with an importance matrix and without.
+fn outcomes<'a>(entry: &'a Value, recipe: &str) -> [(bool, &'a Value); 2] {
+    let plain = &entry["recipes"][recipe];
+    let same = entry["imatrix_same"].as_array().expect("names").iter().any(|name| name == recipe);
+    let weighted = if same { plain } else { &entry["imatrix"][recipe] };
+    [(false, plain), (true, weighted)]
+}
+
 #[test]
 fn every_tensor_of_every_shape_gets_llama_quantizes_type() {
     let fixture = fixture();
-    let mut compared = 0;
+    let (mut compared, mut differing) = (0, 0);
     for (name, entry) in fixture["shapes"].as_object().expect("shapes") {
         let shape = Shape::read(entry);
         let tensors = shape.tensors();
-        for (recipe_name, outcome) in entry["recipes"].as_object().expect("recipes") {
-            let Some(recipe) = Recipe::find(recipe_name) else {
-                assert_eq!(recipe_name, "Q2_K_S", "it needs an importance matrix");
-                continue;
-            };
-            let chosen = shape.chosen(recipe, &tensors);
-            for ((ggml, _, _), chosen) in tensors.iter().zip(&chosen) {
-                let Some((format, _)) = chosen else {
-                    assert_eq!(expected(&outcome["types"], ggml), None, "{ggml} is no vector");
-                    continue;
-                };
-                assert_eq!(expected(&outcome["types"], ggml), Some(*format), "{name}, {recipe_name}: {ggml}");
-                compared += 1;
+        for recipe in Recipe::all() {
+            for (has_importance, outcome) in outcomes(entry, recipe.name()) {
+                let chosen = shape.chosen(recipe, has_importance, &tensors);
+                for ((ggml, _, _), chosen) in tensors.iter().zip(&chosen) {
+                    let Some((format, _)) = chosen else {
+                        assert_eq!(expected(&outcome["types"], ggml), None, "{ggml} is no vector");
+                        continue;
+                    };
+                    let theirs = expected(&outcome["types"], ggml);
+                    assert_eq!(theirs, Some(*format), "{name}, {recipe}, importance {has_importance}: {ggml}");
+                    compared += 1;
+                }
+                let fallbacks = chosen.iter().flatten().filter(|(_, fell_back)| *fell_back).count();
+                assert_eq!(outcome["fallbacks"], fallbacks, "{name}, {recipe}");
             }
-            let fallbacks = chosen.iter().flatten().filter(|(_, fell_back)| *fell_back).count();
-            assert_eq!(outcome["fallbacks"], fallbacks, "{name}, {recipe_name}");
+            differing += usize::from(!entry["imatrix"][recipe.name()].is_null());
+            let needs = entry["recipes"][recipe.name()]["requires_imatrix"] == true;
+            // Where no row fills its blocks, Q2_K_S has no tensor of q2_k left.
+            assert!(!needs || recipe.needs_importance(), "{name}, {recipe}");
         }
     }
-    assert!(compared > 30_000, "only {compared} tensors were compared");
+    assert!(compared > 150_000, "only {compared} tensors were compared");
+    assert!(differing > 50, "an importance matrix changed only {differing} choices");
 }
 
 #[test]
@@ -146,24 +173,84 @@ fn the_demo_gets_llama_quantizes_types_bytes_and_file_types() {
         is_tied: true,
     };
     let tensors = demo.tensors();
-    let recipes = fixture["demo"].as_object().expect("demo");
     let mut compared = 0;
-    for recipe in Recipe::all() {
-        let outcome = &recipes[recipe.name()];
-        let mut byte_count = 0;
-        for ((ggml, _, shape), chosen) in tensors.iter().zip(demo.chosen(recipe, &tensors)) {
-            let id = chosen.map_or("f32", |(id, _)| id);
-            if chosen.is_some() {
-                assert_eq!(outcome["tensors"][ggml][0], id, "{recipe}: {ggml}");
+    for (has_importance, key) in [(false, "demo"), (true, "demo_imatrix")] {
+        for recipe in Recipe::all() {
+            let outcome = &fixture[key][recipe.name()];
+            if recipe.needs_importance() && !has_importance {
+                assert!(outcome["error"].as_str().expect("refused").contains("requires an imatrix"));
+                continue;
             }
-            let row_len = *shape.last().expect("not a scalar");
-            let dtype = format::find(id).expect("a format").dtype();
-            let rows: usize = shape.iter().rev().skip(1).product();
-            byte_count += rows * dtype.row_bytes(row_len).expect("whole blocks");
+            let mut byte_count = 0;
+            for ((ggml, _, shape), chosen) in tensors.iter().zip(demo.chosen(recipe, has_importance, &tensors)) {
+                let id = chosen.map_or("f32", |(id, _)| id);
+                if chosen.is_some() {
+                    assert_eq!(outcome["tensors"][ggml][0], id, "{recipe}: {ggml}");
+                }
+                let row_len = *shape.last().expect("not a scalar");
+                let dtype = format::find(id).expect("a format").dtype();
+                let rows: usize = shape.iter().rev().skip(1).product();
+                byte_count += rows * dtype.row_bytes(row_len).expect("whole blocks");
+            }
+            assert_eq!(outcome["data_bytes"], byte_count, "{recipe}");
+            assert_eq!(outcome["file_type"], recipe.file_type(), "{recipe}");
+            compared += 1;
         }
-        assert_eq!(outcome["data_bytes"], byte_count, "{recipe}");
-        assert_eq!(outcome["file_type"], recipe.file_type(), "{recipe}");
-        compared += 1;
     }
-    assert_eq!(compared, 17);
+    assert_eq!(compared, 20 + 21);
+}
+
+fn demo() -> Checkpoint {
+    Checkpoint::open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo"))).expect("opens")
+}
+
+/// The format of every matrix of the demo that a plan may quantize, by GGUF's name.
+fn planned(plan: &Plan, checkpoint: &Checkpoint) -> Vec<(String, String)> {
+    let decisions = resolve(plan, checkpoint).expect("resolves").decisions;
+    decisions
+        .iter()
+        .map(|decision| (&checkpoint.tensors[decision.tensor_index], decision.dtype.to_string()))
+        .filter(|(tensor, _)| tensor.shape.len() == 2)
+        .map(|(tensor, dtype)| (gguf_names::to_gguf(&tensor.name).expect("a name"), dtype))
+        .collect()
+}
+
+#[test]
+fn a_list_of_tensor_types_means_to_us_what_it_means_to_llama_quantize() {
+    let checkpoint = demo();
+    let fixture = read("llama_cpp_tensor_types.json");
+    let mut compared = 0;
+    for (name, recipes) in fixture["files"].as_object().expect("files") {
+        for (recipe, theirs) in recipes.as_object().expect("recipes") {
+            let mut plan = Plan::of_recipe(Target::Gguf, None, Recipe::find(recipe).expect("known"));
+            let path = fixtures().join("tensor_types").join(name);
+            assert!(tensor_types::read(&mut plan, &checkpoint, &path).expect("reads") > 20);
+            for (tensor, dtype) in planned(&plan, &checkpoint) {
+                assert_eq!(theirs[&tensor], dtype.as_str(), "{name}, {recipe}: {tensor}");
+                compared += 1;
+            }
+        }
+    }
+    assert_eq!(compared, 2 * 3 * 43);
+}
+
+#[test]
+fn llama_quantize_gives_a_plan_that_we_wrote_for_it_the_plans_types() {
+    let checkpoint = demo();
+    let mut plan = Plan::of_recipe(Target::Gguf, None, Recipe::Q4KM);
+    let choice = |id: &str| Treatment::format(id).expect("known");
+    plan.set_glob(&checkpoint, "model.layers.[01].mlp.down_proj.*", choice("q6_k")).expect("legal");
+    plan.set_glob(&checkpoint, "*.k_proj.*", choice("iq4_xs")).expect("legal");
+    plan.set_glob(&checkpoint, "model.layers.3.*", Treatment::Protect).expect("legal");
+    plan.set_format(&checkpoint, &["model.embed_tokens.weight"], "q8_0").expect("legal");
+    let text = tensor_types::write(&resolve(&plan, &checkpoint).expect("resolves"), &checkpoint);
+    let path = fixtures().join(WRITTEN);
+    assert_eq!(text, std::fs::read_to_string(path).expect("the file that llama-quantize was given"));
+    let fixture = read("llama_cpp_tensor_types.json");
+    let theirs = &fixture["files"]["written.txt"];
+    for recipe in ["Q4_K_M", "Q3_K_M", "Q8_0"] {
+        for (tensor, dtype) in planned(&plan, &checkpoint) {
+            assert_eq!(theirs[recipe][&tensor], dtype.as_str(), "{recipe}: {tensor}");
+        }
+    }
 }

@@ -426,3 +426,26 @@ fn closing_the_window_during_a_pass_leaves_nothing_half_written_and_the_project_
     assert!(saved.contains("Q3_K_M"), "the plan is in the project");
     assert_eq!(window.errors(), Vec::<&str>::new());
 }
+
+#[test]
+fn importance_is_computed_and_dropped_from_its_card() {
+    let mut window = Window::new(Start::Opened);
+    window.show(View::Sensitivity);
+    assert!(window.says("Not computed yet"));
+    let text = window.folder.path().join("calibration.txt");
+    let whole = std::fs::read_to_string(window.document().checkpoint.path.join("calibration.txt")).expect("text");
+    std::fs::write(&text, &whole[..whole.floor_char_boundary(3_000)]).expect("writes");
+    window.send(Command::Calibrate(text.clone()));
+    assert_eq!(window.errors(), Vec::<&str>::new());
+    assert_eq!(window.document().calibration_text.as_ref(), Some(&text));
+    assert!(window.says("used by the plan") && window.says("3 chunks of 256 tokens"));
+    let before = window.planned_bytes();
+    window.click(Role::Button, "Stop using importance");
+    assert!(window.document().plan().calibration().is_none() && window.says("not used by the plan"));
+    window.click(Role::Button, "Use the importance");
+    assert!(window.document().importance_in_use().is_some());
+    assert_eq!(window.planned_bytes(), before, "Q4_K_M has the same types with an importance matrix");
+    window.click(Role::Button, "Compute importance");
+    assert!(window.document().importance_in_use().is_some());
+    assert_eq!(window.errors(), Vec::<&str>::new());
+}

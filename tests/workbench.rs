@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use lapidary::engine::plan::budget::Limit;
 use lapidary::workbench::{Action, Command, Executor, Level, Options, SelectMode, State, Subject, View, Workbench};
 
 fn inline(folder: &Path) -> Workbench {
@@ -213,4 +214,126 @@ fn a_candidate_can_be_exported_rolled_back_to_and_forgotten() {
     bench.apply(Command::ForgetRun(id));
     assert!(bench.state().document.as_ref().expect("open").focused().is_none());
     assert!(copy.exists());
+}
+
+#[test]
+fn importance_is_computed_used_undone_saved_and_found_again() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    open_small(&mut bench, folder.path());
+    let document = |bench: &Workbench| bench.state().document.as_ref().expect("open").plan().calibration().is_some();
+    assert_eq!(bench.unavailable(Action::DropImportance), Some("The plan uses none"));
+    let text = std::fs::read_to_string(folder.path().join("text.txt")).expect("text");
+    let short = folder.path().join("short.txt");
+    std::fs::write(&short, &text[..text.floor_char_boundary(6_000)]).expect("writes");
+    bench.apply(Command::Calibrate(short.clone()));
+    assert_eq!(errors(bench.state()), Vec::<&str>::new());
+    let known = bench.state().document.as_ref().expect("open").importance.clone().expect("computed");
+    assert_eq!(known.statistics.len(), 42);
+    let path = known.importance.path.clone().expect("a file");
+    assert!(path.is_file() && path.parent().is_some_and(|folder| folder.to_string_lossy().ends_with(".lapidary.d")));
+    assert!(document(&bench) && bench.unavailable(Action::UseImportance) == Some("The plan uses it"));
+    bench.apply(Action::Undo);
+    assert!(!document(&bench));
+    bench.apply(Action::UseImportance);
+    assert!(document(&bench));
+
+    bench.apply(Command::SetRecipe(lapidary::engine::plan::Recipe::find("Q2_K_S")));
+    bench.apply(Action::RunPlan);
+    let run = bench.state().document.as_ref().expect("open").focused().expect("a run");
+    let weighted = run.report.tensors.iter().filter(|tensor| tensor.method == "imatrix").count();
+    assert!(weighted >= 42, "{weighted}");
+    bench.apply(Action::MeasureWeightError);
+    let table = &bench.state().document.as_ref().expect("open").sensitivity["weight"];
+    assert_eq!(table.imatrix.as_ref(), Some(&known.importance.hash));
+    let mine = folder.path().join("mine.lapidary");
+    bench.apply(Command::SaveProjectAs(mine.clone()));
+    bench.close();
+
+    let mut again = inline(folder.path());
+    again.apply(Command::Open(mine.clone()));
+    assert_eq!(errors(again.state()), Vec::<&str>::new());
+    let opened = again.state().document.as_ref().expect("open");
+    assert_eq!(opened.importance_in_use().map(|found| &found.hash), Some(&known.importance.hash));
+    assert_eq!(opened.calibration_text.as_ref(), Some(&short));
+    again.close();
+
+    std::fs::remove_file(path).expect("it is there");
+    let mut lost = inline(folder.path());
+    lost.apply(Command::Open(mine));
+    assert!(errors(lost.state()).iter().any(|text| text.contains("imatrix.gguf")), "{:?}", errors(lost.state()));
+    assert!(lost.state().document.is_some());
+}
+
+#[test]
+fn a_foreign_importance_matrix_and_lists_of_types_say_what_is_wrong() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    open_small(&mut bench, folder.path());
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    bench.apply(Command::LoadImportance(folder.path().join("text.txt")));
+    assert!(errors(bench.state()).last().expect("told").contains("text.txt"));
+    assert!(bench.state().document.as_ref().expect("open").importance.is_none());
+    bench.apply(Command::LoadImportance(fixtures.join("llama_cpp_imatrix.dat")));
+    assert_eq!(errors(bench.state()).len(), 1);
+    assert!(bench.state().document.as_ref().expect("open").importance_in_use().is_some());
+
+    let types = folder.path().join("types.txt");
+    bench.apply(Command::ExportTensorTypes(types.clone()));
+    let written = std::fs::read_to_string(&types).expect("written");
+    assert_eq!(written.lines().count(), 43);
+    bench.apply(Command::SetRecipe(lapidary::engine::plan::Recipe::find("Q8_0")));
+    bench.apply(Command::ImportTensorTypes(types.clone()));
+    let again = folder.path().join("again.txt");
+    bench.apply(Command::ExportTensorTypes(again.clone()));
+    assert_eq!(std::fs::read_to_string(again).expect("written"), written);
+    std::fs::write(&types, "nonsense").expect("writes");
+    bench.apply(Command::ImportTensorTypes(types));
+    assert!(errors(bench.state()).last().expect("told").contains("PATTERN=TYPE"));
+}
+
+#[test]
+fn a_budget_is_one_step_of_history_and_a_drag_too() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    bench.apply(Action::OpenDemo);
+    let start = bench.state().document.as_ref().expect("open").plan().clone();
+    let bytes = |bench: &Workbench| {
+        let document = bench.state().document.as_ref().expect("open");
+        document.resolved.as_ref().expect("resolves").padded_bytes
+    };
+    let damage = |bench: &Workbench| {
+        bench.state().document.as_ref().expect("open").predicted_damage("weight").expect("measured")
+    };
+    let (own_bytes, own_damage) = (bytes(&bench), damage(&bench));
+    assert!(bench.unavailable(Action::ImprovePlan).is_none());
+    bench.apply(Action::ImprovePlan);
+    assert!(bytes(&bench) <= own_bytes && damage(&bench) < own_damage);
+    assert_ne!(bench.state().document.as_ref().expect("open").plan(), &start);
+
+    // Three moves of a slider, then undo: back before the drag; again: back before the proposal.
+    let improved = bench.state().document.as_ref().expect("open").plan().clone();
+    for (step, percent) in [95, 90, 85].into_iter().enumerate() {
+        let limit = Limit::TensorBytes(own_bytes * percent / 100);
+        bench.apply(Command::PlanWithin { limit, metric: Some("weight"), continues: step > 0 });
+        assert!(bytes(&bench) <= own_bytes * percent / 100);
+    }
+    bench.apply(Action::Undo);
+    assert_eq!(bench.state().document.as_ref().expect("open").plan(), &improved);
+    bench.apply(Action::Undo);
+    assert_eq!(bench.state().document.as_ref().expect("open").plan(), &start);
+
+    // A file limit knows the metadata; what is protected stays; the impossible changes nothing.
+    let down = index_of(&bench, DOWN);
+    bench.apply(Command::SetProtected { tensors: vec![down], protect: true });
+    let limit = Limit::FileBytes(own_bytes);
+    bench.apply(Command::PlanWithin { limit, metric: None, continues: false });
+    let document = bench.state().document.as_ref().expect("open");
+    let resolved = document.resolved.as_ref().expect("resolves");
+    assert!(lapidary::engine::pass::file_bytes(&document.checkpoint, resolved).expect("laid out") <= own_bytes);
+    assert_eq!(resolved.decisions[down].dtype.name(), "bf16");
+    let before = document.plan().clone();
+    bench.apply(Command::PlanWithin { limit: Limit::FileBytes(1000), metric: None, continues: false });
+    assert_eq!(bench.state().document.as_ref().expect("open").plan(), &before);
+    assert!(errors(bench.state()).iter().any(|text| text.contains("the least is")), "{:?}", errors(bench.state()));
 }

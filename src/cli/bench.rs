@@ -1,4 +1,4 @@
-//! `lapidary bench`: how fast a model reads and writes here, and what memory it takes.
+//! `lapidary bench`: how fast a model reads and writes here and what memory it takes, or how fast the kernels are.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -9,21 +9,38 @@ use serde::Serialize;
 use super::PATH_HELP;
 use super::output::{Table, or_dash};
 use super::session::{Answer, Result, Session};
+use crate::engine::kernels::Level;
 use crate::engine::model::Model;
+use crate::engine::scoring::kernel_speed::{self, KernelOptions, KernelSpeed};
 use crate::engine::scoring::{SpeedOptions, SpeedResult, speed};
 use crate::engine::units;
 
-/// Measure prefill and decode speed and memory
+/// Measure prefill and decode speed and memory, or the kernels
+///
+/// Prefill and decode compare with llama-bench's pp512 and tg128 at `--prefill-tokens 512 --decode-tokens 128
+/// --decode-depth 0`: one warm-up first, random tokens, logits of the last one only, no sampling.
 #[derive(Debug, Args)]
 pub(super) struct Bench {
-    #[arg(value_name = "PATH", help = PATH_HELP)]
-    path: PathBuf,
+    #[arg(value_name = "PATH", help = PATH_HELP, required_unless_present = "kernels")]
+    path: Option<PathBuf>,
+    /// Measure encoders, error scans, profiles and matrix products by themselves, with one thread and with all
+    #[arg(long, conflicts_with_all = ["path", "prefill_tokens", "decode_tokens", "decode_depth", "repetitions"])]
+    kernels: bool,
+    /// With --kernels: only those whose kernel or format has this in its name, such as matmul or q4_k
+    #[arg(long, value_name = "TEXT", requires = "kernels")]
+    filter: Option<String>,
+    /// With --kernels: one shape, two batch sizes and a fifth of the time
+    #[arg(long, requires = "kernels")]
+    quick: bool,
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = SpeedOptions::default().prefill_tokens)]
     prefill_tokens: usize,
     /// Tokens written after it
     #[arg(long, value_name = "N", default_value_t = SpeedOptions::default().decode_tokens)]
     decode_tokens: usize,
+    /// Tokens that are there when writing begins [default: the prompt]
+    #[arg(long, value_name = "N")]
+    decode_depth: Option<usize>,
     /// Least number of repetitions; medians are reported
     #[arg(long, value_name = "N", default_value_t = SpeedOptions::default().repetitions)]
     repetitions: usize,
@@ -35,6 +52,10 @@ struct Document<'a> {
     path: &'a Path,
     name: &'a str,
     device: &'static str,
+    /// Best instruction level of the kernels.
+    level: &'static str,
+    /// Processes that wanted a core in the last minute, before the measurement; null where the system does not say.
+    load_average: Option<f64>,
     file_bytes: u64,
     bits_per_weight: f64,
     /// Weights in memory when ready to run.
@@ -48,15 +69,30 @@ struct Document<'a> {
     speed: SpeedResult,
 }
 
+/// What `--kernels` answers.
+#[derive(Debug, Serialize)]
+struct Kernels<'a> {
+    version: u32,
+    device: &'static str,
+    level: &'static str,
+    load_average: Option<f64>,
+    kernels: &'a [KernelSpeed],
+}
+
 impl Bench {
     pub fn run(&self, session: &Session) -> Result<Answer> {
-        let checkpoint = session.open(&self.path)?;
+        let load_average = load_average();
+        let Some(path) = &self.path else {
+            return self.run_kernels(session, load_average);
+        };
+        let checkpoint = session.open(path)?;
         let started = Instant::now();
         let model = Model::load(&checkpoint, &session.progress)?;
         let load_secs = started.elapsed().as_secs_f64();
         let options = SpeedOptions {
             prefill_tokens: self.prefill_tokens,
             decode_tokens: self.decode_tokens,
+            decode_depth: self.decode_depth,
             repetitions: self.repetitions,
             ..SpeedOptions::default()
         };
@@ -70,6 +106,8 @@ impl Bench {
             path: &checkpoint.path,
             name: &checkpoint.name,
             device: "cpu",
+            level: Level::detect().name(),
+            load_average,
             file_bytes: checkpoint.file_bytes(),
             bits_per_weight: units::bits_per_weight(checkpoint.tensor_bytes(), checkpoint.weight_count()),
             resident_bytes: model.resident_bytes(),
@@ -80,6 +118,62 @@ impl Bench {
         };
         session.answer(&document, || text(&document))
     }
+
+    fn run_kernels(&self, session: &Session, load_average: Option<f64>) -> Result<Answer> {
+        let options = KernelOptions { filter: self.filter.clone(), quick: self.quick };
+        let rows = kernel_speed::measure(&options, &session.progress)?;
+        let level = Level::detect().name();
+        let document = Kernels { version: 1, device: "cpu", level, load_average, kernels: &rows };
+        session.answer(&document, || kernels_text(&document))
+    }
+}
+
+/// Linux's load average of the last minute.
+fn load_average() -> Option<f64> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
+}
+
+/// One table a kind of kernel.
+fn kernels_text(document: &Kernels<'_>) -> String {
+    let mut text = String::new();
+    for kernel in ["encode", "encode_imatrix", "scan", "profile", "matmul"] {
+        let rows: Vec<&KernelSpeed> = document.kernels.iter().filter(|row| row.kernel == kernel).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let is_product = kernel == "matmul";
+        let mut titles = vec![kernel, ">threads"];
+        if is_product {
+            titles.extend([">outputs × inputs", ">batch"]);
+        }
+        titles.extend([">median (ms)", ">quartiles (ms)", ">least (ms)"]);
+        titles.extend(if is_product { [">GFLOP/s", ">GB/s"].as_slice() } else { &[">M weights/s"] });
+        let mut table = Table::new(&titles);
+        for row in rows {
+            let mut cells = vec![row.format.clone(), row.threads.to_string()];
+            if is_product {
+                cells.extend([format!("{} × {}", row.rows, row.cols), row.batch.unwrap_or(0).to_string()]);
+            }
+            let [low, high] = row.quartiles_secs.map(|secs| secs * 1e3);
+            cells.extend([
+                format!("{:.3}", row.median_secs * 1e3),
+                format!("{low:.3} to {high:.3}"),
+                format!("{:.3}", row.min_secs * 1e3),
+            ]);
+            match (row.gflop_per_second, row.gbyte_per_second) {
+                (Some(gflop), Some(gbyte)) => cells.extend([format!("{gflop:.1}"), format!("{gbyte:.1}")]),
+                _ => cells.push(format!("{:.1}", row.weights_per_second / 1e6)),
+            }
+            table.row(cells);
+        }
+        text.push_str(&table.render());
+        text.push('\n');
+    }
+    format!(
+        "{text}{} kernels; load average {} before the measurement\n",
+        document.level,
+        or_dash(document.load_average.map(|load| format!("{load:.2}"))),
+    )
 }
 
 /// A line such as `VmHWM:     1234 kB` of Linux's `/proc/self/status`, in bytes.
@@ -107,7 +201,7 @@ fn text(document: &Document<'_>) -> String {
     table.row(["time per output token (ms)".to_owned(), format!("{:.2}", speed.tpot_secs * 1e3), String::new()]);
     format!(
         "{}: {} on disk, {:.2} bpw, loaded in {}\n\n{}\n{} weights in memory, {} resident, {} at most\n{} repetitions of \
-         {} prompt and {} written tokens on {} threads\n",
+         {} prompt tokens, and of {} tokens written after {}; {} threads, {} kernels, load average {}\n",
         super::output::printable(document.name),
         units::bytes(document.file_bytes),
         document.bits_per_weight,
@@ -119,7 +213,10 @@ fn text(document: &Document<'_>) -> String {
         speed.repetitions,
         speed.prefill_tokens,
         speed.decode_tokens,
+        speed.decode_depth,
         speed.threads,
+        document.level,
+        or_dash(document.load_average.map(|load| format!("{load:.2}"))),
     )
 }
 

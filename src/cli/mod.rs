@@ -6,6 +6,7 @@
 //! undecided, 130 interrupted. A reader that goes away early is no failure.
 
 mod bench;
+mod budget;
 mod calibrate;
 mod compare;
 mod demo;

@@ -6,6 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::PATH_HELP;
+use super::budget::{Budget, BudgetSection};
 use super::output::{self, Table};
 use super::session::{Answer, Result, Session};
 use crate::engine::calibration::Importance;
@@ -18,7 +19,8 @@ use crate::engine::units;
 
 /// Choose a format for every tensor
 ///
-/// Without a recipe or format, stored types stay. Later --set wins over earlier, and --protect over all.
+/// Without a recipe, format or budget, stored types stay. Later --set wins over earlier, and --protect over all;
+/// a budget decides the rest.
 #[derive(Debug, Args)]
 pub(super) struct MakePlan {
     #[arg(value_name = "PATH", help = PATH_HELP)]
@@ -50,6 +52,8 @@ pub(super) struct MakePlan {
     /// What the result is written for: gguf; hugging_face (float types only); compressed-tensors, bitsandbytes, gptq or awq
     #[arg(long, value_name = "TARGET", value_parser = target, default_value = "gguf")]
     target: Target,
+    #[command(flatten)]
+    budget: Budget,
 }
 
 /// What happens to one tensor, of a plan or of a pass.
@@ -90,6 +94,8 @@ struct Document<'a> {
     old_bits_per_weight: f64,
     new_bits_per_weight: f64,
     warnings: &'a [String],
+    /// How good the plan is, where it was made for a limit.
+    budget: Option<BudgetSection>,
     tensors: Vec<TensorRow>,
 }
 
@@ -99,8 +105,17 @@ impl MakePlan {
         output::check_target(self.output.as_deref(), &[&checkpoint])?;
         output::check_target(self.write_tensor_types.as_deref(), &[&checkpoint])?;
         let importance = self.imatrix.as_deref().map(Importance::read).transpose()?;
-        let plan = self.plan(&checkpoint, importance.as_ref())?;
-        let mut resolved = resolve(&plan, &checkpoint)?;
+        let by_hand = self.plan(&checkpoint, importance.as_ref())?;
+        let (plan, mut resolved, budget) = match self.budget.propose(session, &checkpoint, &by_hand)? {
+            None => {
+                let resolved = resolve(&by_hand, &checkpoint)?;
+                (by_hand, resolved, None)
+            }
+            Some(proposal) => {
+                proposal.report.warnings.iter().for_each(|warning| session.warn(warning));
+                (proposal.plan, proposal.resolved, Some(BudgetSection::new(proposal.report)))
+            }
+        };
         if let Some(importance) = &importance {
             let more = check_importance(&resolved, &checkpoint, importance)?;
             resolved.warnings.extend(more);
@@ -128,11 +143,15 @@ impl MakePlan {
             old_bits_per_weight: resolved.old_bits_per_weight(),
             new_bits_per_weight: resolved.new_bits_per_weight(),
             warnings: &resolved.warnings,
+            budget,
             tensors: rows(&resolved, &checkpoint),
         };
         session.answer(&document, || {
             let mut text = table(&document.tensors);
-            text.push_str("\nTensors only: a file's metadata and tokenizer come on top.\n");
+            match &document.budget {
+                Some(budget) => text.push_str(&format!("\n{}", budget.text(resolved.target))),
+                None => text.push_str("\nTensors only: a file's metadata and tokenizer come on top.\n"),
+            }
             if let Some(output) = &self.output {
                 text.push_str(&format!("written to {}\n", output.display()));
             }

@@ -22,6 +22,7 @@ pub enum Phase {
     Loading,
     Calibrating,
     MeasuringWeights,
+    MeasuringGradients,
     MeasuringKld,
     Compressing,
     ScoringText,
@@ -31,7 +32,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Waiting,
         Self::Opening,
         Self::Hashing,
@@ -39,6 +40,7 @@ impl Phase {
         Self::Loading,
         Self::Calibrating,
         Self::MeasuringWeights,
+        Self::MeasuringGradients,
         Self::MeasuringKld,
         Self::Compressing,
         Self::ScoringText,
@@ -57,6 +59,7 @@ impl Phase {
             Self::Loading => "loading weights",
             Self::Calibrating => "calibrating",
             Self::MeasuringWeights => "measuring weight error",
+            Self::MeasuringGradients => "measuring gradients",
             Self::MeasuringKld => "measuring KLD",
             Self::Compressing => "compressing",
             Self::ScoringText => "scoring text",

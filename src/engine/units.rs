@@ -25,6 +25,31 @@ pub fn bytes(count: u64) -> String {
     format!("{value:.decimals$} {}", UNITS[unit])
 }
 
+/// Reads a size: `3.2GiB`, `800 MB`, `12k`… with units of 1024 (KiB) or of 1000 (kB), or plain bytes.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let end = text.find(|letter: char| letter.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let scale: f64 = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    let number = number.trim();
+    if scale == 1.0 && !number.contains('.') {
+        return number.parse().ok();
+    }
+    let bytes = number.parse::<f64>().ok()? * scale;
+    (bytes.is_finite() && bytes >= 0.0 && bytes < u64::MAX as f64).then_some(bytes as u64)
+}
+
 /// Bits per weight of `byte_count` bytes that hold `weight_count` weights; 0 for no weights.
 pub fn bits_per_weight(byte_count: u64, weight_count: u64) -> f64 {
     if weight_count == 0 { 0.0 } else { byte_count as f64 * 8.0 / weight_count as f64 }
@@ -108,6 +133,20 @@ mod tests {
         assert_eq!(bytes(8_139_152), "7.76 MiB");
         assert_eq!(bytes(1024 * 1024 - 1), "1.00 MiB");
         assert_eq!(bytes(150 * 1024 * 1024), "150 MiB");
+    }
+
+    #[test]
+    fn sizes_are_read_in_both_kinds_of_units() {
+        assert_eq!(parse_bytes("1234567"), Some(1_234_567));
+        assert_eq!(parse_bytes(" 2 KiB "), Some(2048));
+        assert_eq!(parse_bytes("1.5mib"), Some(3 << 19));
+        assert_eq!(parse_bytes("3GiB"), Some(3 << 30));
+        assert_eq!(parse_bytes("1.5 MB"), Some(1_500_000));
+        assert_eq!(parse_bytes("2k"), Some(2000));
+        assert_eq!(parse_bytes("12 B"), Some(12));
+        for bad in ["", "GiB", "-1", "1.2.3MB", "5 xb", "1 kg", "nanGiB", "9e30", "1e30TiB", "3 ib", "2mg"] {
+            assert_eq!(parse_bytes(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -74,9 +74,17 @@ pub enum Action {
     ProtectSelection,
     UnprotectSelection,
     ClearChoices,
+    ImprovePlan,
     LoadPlan,
     SavePlan,
+    LoadImportance,
+    UseImportance,
+    DropImportance,
+    ImportTensorTypes,
+    ExportTensorTypes,
     RunPlan,
+    Calibrate,
+    CalibrateOn,
     MeasureWeightError,
     MeasureKld,
     EvaluateBaseline,
@@ -98,7 +106,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, in menu order.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 44] = [
         Self::OpenFile,
         Self::OpenFolder,
         Self::OpenPath,
@@ -115,9 +123,17 @@ impl Action {
         Self::ProtectSelection,
         Self::UnprotectSelection,
         Self::ClearChoices,
+        Self::ImprovePlan,
         Self::LoadPlan,
         Self::SavePlan,
+        Self::LoadImportance,
+        Self::UseImportance,
+        Self::DropImportance,
+        Self::ImportTensorTypes,
+        Self::ExportTensorTypes,
         Self::RunPlan,
+        Self::Calibrate,
+        Self::CalibrateOn,
         Self::MeasureWeightError,
         Self::MeasureKld,
         Self::EvaluateBaseline,
@@ -173,12 +189,45 @@ impl Action {
                 "Let recipe or default decide for the selected tensors",
                 None,
             ),
+            Self::ImprovePlan => (
+                G::Plan,
+                "Improve the plan at its size",
+                "Let the planner choose for least predicted damage in the bytes the plan takes now; rules made by hand stay",
+                None,
+            ),
             Self::LoadPlan => (G::Plan, "Load plan…", "Replace the plan by a plan.toml", None),
             Self::SavePlan => {
                 (G::Plan, "Save plan…", "Write the plan as a plan.toml that the command line takes too", None)
             }
+            Self::LoadImportance => (
+                G::Plan,
+                "Load importance…",
+                "Use an importance matrix of llama.cpp's, GGUF or .dat, in the plan",
+                None,
+            ),
+            Self::UseImportance => {
+                (G::Plan, "Use the importance", "Weight errors by how large each column's input is", None)
+            }
+            Self::DropImportance => {
+                (G::Plan, "Stop using importance", "Let all columns of a matrix count alike again", None)
+            }
+            Self::ImportTensorTypes => {
+                (G::Plan, "Import tensor types…", "Add the types of a llama.cpp --tensor-type-file to the plan", None)
+            }
+            Self::ExportTensorTypes => {
+                (G::Plan, "Export tensor types…", "Write the plan's types for llama-quantize --tensor-type-file", None)
+            }
             Self::RunPlan => {
                 (G::Run, "Run the plan", "Write a candidate file with these choices, then evaluate it", ctrl("R"))
+            }
+            Self::Calibrate => (
+                G::Run,
+                "Compute importance",
+                "Run the model over its calibration text and see how large the input of each column is",
+                None,
+            ),
+            Self::CalibrateOn => {
+                (G::Run, "Compute importance on…", "Choose the text that the model reads for its importance", None)
             }
             Self::MeasureWeightError => (
                 G::Run,
@@ -279,6 +328,11 @@ impl Action {
             Self::ClearSelection | Self::ProtectSelection | Self::UnprotectSelection | Self::ClearChoices => {
                 no_document().or_else(|| unless(!state.selection.tensors.is_empty(), "Select a tensor first"))
             }
+            Self::ImprovePlan => no_document()
+                .or_else(|| unless(document.is_some_and(|d| d.resolved.is_ok()), "The plan has an error"))
+                .or_else(|| {
+                    unless(document.is_some_and(|d| d.budget_table().is_some()), "Measure the sensitivity first")
+                }),
             Self::RunPlan => no_document()
                 .or_else(|| unless(document.is_some_and(|d| d.resolved.is_ok()), "The plan has an error"))
                 .or_else(|| unless(!jobs.is_running(JobKind::Pass), "A pass is running")),
@@ -289,6 +343,23 @@ impl Action {
                 .or_else(|| document.and_then(|d| d.cannot_run()))
                 .or_else(|| unless(document.is_some_and(|d| d.text.is_some()), "Choose a text first"))
                 .or_else(|| unless(!jobs.is_running(JobKind::Kld), "Already measuring")),
+            Self::Calibrate => no_document()
+                .or_else(|| document.and_then(|d| d.cannot_run()))
+                .or_else(|| {
+                    unless(document.is_some_and(|d| d.calibration_text.is_some()), "Choose a calibration text first")
+                })
+                .or_else(|| unless(!jobs.is_running(JobKind::Calibrate), "Already computing")),
+            Self::CalibrateOn => no_document()
+                .or_else(|| document.and_then(|d| d.cannot_run()))
+                .or_else(|| unless(!jobs.is_running(JobKind::Calibrate), "Already computing")),
+            Self::UseImportance => no_document()
+                .or_else(|| unless(document.is_some_and(|d| d.importance.is_some()), "Compute or load it first"))
+                .or_else(|| unless(document.is_some_and(|d| d.importance_in_use().is_none()), "The plan uses it")),
+            Self::DropImportance => no_document()
+                .or_else(|| unless(document.is_some_and(|d| d.plan().calibration().is_some()), "The plan uses none")),
+            Self::ExportTensorTypes => {
+                no_document().or_else(|| unless(document.is_some_and(|d| d.resolved.is_ok()), "The plan has an error"))
+            }
             Self::EvaluateBaseline => no_document()
                 .or_else(|| document.and_then(|d| d.cannot_run()))
                 .or_else(|| unless(document.is_some_and(super::Document::has_data), "Choose tasks or a text first")),

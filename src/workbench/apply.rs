@@ -9,13 +9,16 @@ use super::action::Action;
 use super::command::{Command, SelectMode, Subject};
 use super::events::Outcome;
 use super::history::History;
+use super::importance;
 use super::jobs::JobKind;
 use super::project::{self, Project};
 use super::settings::ThemeChoice;
 use super::state::{CandidateState, Document, Level, Playground, PlaygroundSide, Run, RunId, Selection, View};
 use super::tasks::{self, EvaluationInput, Source};
-use crate::engine::error::{Error, Result};
-use crate::engine::plan::{self, Plan, Recipe, Target};
+use crate::engine::error::{Error, Fault, Result, Stage};
+use crate::engine::pass;
+use crate::engine::plan::budget::{BudgetOptions, Effort, Limit, Planner, Ties};
+use crate::engine::plan::{Plan, Recipe, Target};
 use crate::engine::scoring::{GenerateOptions, TaskSet, TextSource};
 
 impl Workbench {
@@ -104,6 +107,11 @@ impl Workbench {
                 *current = *plan;
                 Ok(())
             })?,
+            Command::Calibrate(text) => self.calibrate(text),
+            Command::LoadImportance(path) => self.load_importance(path),
+            Command::ImportTensorTypes(path) => return self.import_tensor_types(&path),
+            Command::ExportTensorTypes(path) => return self.export_tensor_types(&path),
+            Command::PlanWithin { limit, metric, continues } => return self.plan_within(limit, metric, continues),
             Command::MeasureKld { formats, tokens } => self.measure_kld(formats, tokens),
             Command::RunPlan { name, output } => return self.run_plan(name, output),
             Command::Evaluate(subject) => self.evaluate(subject),
@@ -175,6 +183,10 @@ impl Workbench {
             | Action::LoadText
             | Action::LoadPlan
             | Action::SavePlan
+            | Action::LoadImportance
+            | Action::CalibrateOn
+            | Action::ImportTensorTypes
+            | Action::ExportTensorTypes
             | Action::Palette
             | Action::About => {}
             Action::OpenDemo => self.open(Source::Demo),
@@ -207,7 +219,16 @@ impl Workbench {
                 return self.carry_out(Command::SetProtected { tensors: selected, protect: false });
             }
             Action::ClearChoices => return self.carry_out(Command::ClearChoices { tensors: selected }),
+            Action::ImprovePlan => {
+                let resolved = self.state.document.as_ref().and_then(|document| document.resolved.as_ref().ok());
+                if let Some(limit) = resolved.map(|resolved| Limit::TensorBytes(resolved.padded_bytes)) {
+                    return self.plan_within(limit, None, false);
+                }
+            }
             Action::RunPlan => return self.run_plan(None, None),
+            Action::Calibrate => self.calibrate_again(),
+            Action::UseImportance => return self.use_importance(true),
+            Action::DropImportance => return self.use_importance(false),
             Action::MeasureWeightError => self.measure_weight_error(),
             Action::MeasureKld => {
                 self.measure_kld(vec!["q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"], DEFAULT_KLD_TOKENS);
@@ -305,12 +326,62 @@ impl Workbench {
     }
 
     /// One step of the plan's history: edits a copy, and keeps it if it is another plan.
-    fn change_plan(&mut self, name: String, edit: impl FnOnce(&Document, &mut Plan) -> Result<()>) -> Result<()> {
+    pub(super) fn change_plan(
+        &mut self,
+        name: String,
+        edit: impl FnOnce(&Document, &mut Plan) -> Result<()>,
+    ) -> Result<()> {
         let Some(document) = &mut self.state.document else { return Ok(()) };
         let mut next = document.plan().clone();
         edit(document, &mut next)?;
         if document.history.push(name, next) {
             resolve(document);
+        }
+        Ok(())
+    }
+
+    /// Makes the planner's answer the plan; dragging along a limit is one step of history.
+    fn plan_within(&mut self, limit: Limit, metric: Option<&str>, continues: bool) -> Result<()> {
+        /// What a slider may take for each of its moves, and for an answer that is asked for once.
+        const EFFORTS: [u64; 2] = [300_000, 4_000_000];
+        const STEP: &str = "plan within a budget";
+        let Some(document) = &mut self.state.document else { return Ok(()) };
+        let table = match metric {
+            Some(id) => document.sensitivity.get(id),
+            None => document.budget_table(),
+        };
+        let Some(table) = table.cloned() else {
+            return Err(Fault::new(Stage::Plan, "a budget needs to know what each tensor minds")
+                .fix("measure the sensitivity first")
+                .into());
+        };
+        let target = document.plan().target();
+        let overhead_bytes = match (limit, document.overhead_bytes) {
+            (Limit::FileBytes(_), Some((known, bytes))) if known == target => bytes,
+            (Limit::FileBytes(_), _) => {
+                let bytes = pass::overhead_bytes(&document.checkpoint, document.plan())?;
+                document.overhead_bytes = Some((target, bytes));
+                bytes
+            }
+            _ => 0,
+        };
+        let options = BudgetOptions { ties: Ties::of(target), overhead_bytes };
+        let planner = Planner::new(&document.checkpoint, document.plan(), &table, &options)?;
+        let effort = Effort { most_states: EFFORTS[usize::from(!continues)] };
+        let proposal = planner.propose(&document.checkpoint, limit, &effort)?;
+        let changed = if continues {
+            document.history.amend(STEP, proposal.plan)
+        } else {
+            document.history.push(STEP, proposal.plan)
+        };
+        if changed {
+            document.resolved = Ok(Arc::new(proposal.resolved));
+            document.is_dirty = true;
+        }
+        if !continues {
+            for warning in proposal.report.warnings {
+                self.state.notify(Level::Warning, warning);
+            }
         }
         Ok(())
     }
@@ -366,8 +437,9 @@ impl Workbench {
     pub(super) fn measure_weight_error(&mut self) {
         if let Some(document) = &self.state.document {
             let checkpoint = document.checkpoint.clone();
+            let importance = document.importance_in_use().cloned();
             self.jobs.spawn(JobKind::WeightError, "weight error of every format", move |context| {
-                tasks::weight_error(&checkpoint, context)
+                tasks::weight_error(&checkpoint, importance, context)
             });
         }
     }
@@ -379,8 +451,9 @@ impl Workbench {
             return;
         };
         let (checkpoint, models) = (document.checkpoint.clone(), self.models.clone());
+        let importance = document.importance_in_use().cloned();
         self.jobs.spawn(JobKind::Kld, "KLD of one changed tensor at a time", move |context| {
-            tasks::measured_kld(&checkpoint, &models, &text, &formats, tokens, context)
+            tasks::measured_kld(&checkpoint, &models, &text, &formats, tokens, importance, context)
         });
     }
 
@@ -401,8 +474,9 @@ impl Workbench {
             None => tasks::candidate_path(&project::output_folder(&document.project_path), &name, extension)?,
         };
         let checkpoint = document.checkpoint.clone();
+        let importance = document.importance_in_use().cloned();
         self.jobs.spawn(JobKind::Pass, format!("compress to {name}"), move |context| {
-            tasks::run_plan(&checkpoint, plan, &resolved, name, &output, context)
+            tasks::run_plan(&checkpoint, plan, &resolved, importance, name, &output, context)
         });
         Ok(())
     }
@@ -522,7 +596,9 @@ impl Workbench {
             project_path: opened.project_path,
             has_own_file: opened.has_own_file,
             profile_faults: Default::default(),
-            resolved: plan::resolve(&plan, &checkpoint).map(Arc::new),
+            resolved: importance::resolved(&plan, &checkpoint, None),
+            importance: opened.importance,
+            calibration_text: opened.calibration_text,
             history: History::new(plan),
             sensitivity: Default::default(),
             tasks: opened.tasks,
@@ -533,8 +609,12 @@ impl Workbench {
             playground: Playground::default(),
             next_run: 1,
             is_dirty: false,
+            overhead_bytes: None,
             checkpoint,
         };
+        if document.importance.is_some() {
+            resolve(&mut document);
+        }
         if opened.is_demo {
             document.playground.prompt = DEMO_PROMPT.to_owned();
         }
@@ -651,7 +731,8 @@ const AUTOSAVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5)
 const DEMO_PROMPT: &str = "17 + 25 =";
 
 fn resolve(document: &mut Document) {
-    document.resolved = plan::resolve(document.plan(), &document.checkpoint).map(Arc::new);
+    let importance = document.importance_in_use().map(Arc::as_ref);
+    document.resolved = importance::resolved(document.plan(), &document.checkpoint, importance);
     document.is_dirty = true;
 }
 
@@ -674,7 +755,15 @@ fn name_of_plan(plan: &Plan, document: &Document) -> String {
         .map(|recipe| recipe.name().to_owned())
         .or_else(|| plan.default_format().map(str::to_owned))
         .unwrap_or_else(|| "as stored".to_owned());
-    let base = if plan.rules().is_empty() { base } else { format!("{base}+{}", plan.rules().len()) };
+    let planned = plan.rules().iter().any(|rule| rule.is_planned);
+    let bits = document.resolved.as_ref().ok().map(|resolved| resolved.new_bits_per_weight()).filter(|_| planned);
+    let base = if let Some(bits) = bits {
+        format!("planned {bits:.2} bpw")
+    } else if plan.rules().is_empty() {
+        base
+    } else {
+        format!("{base}+{}", plan.rules().len())
+    };
     let taken = |name: &str| document.runs.iter().any(|run| run.name == name);
     if !taken(&base) {
         return base;

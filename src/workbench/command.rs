@@ -7,6 +7,7 @@ use super::action::Action;
 use super::jobs::JobId;
 use super::settings::ThemeChoice;
 use super::state::{RunId, View};
+use crate::engine::plan::budget::Limit;
 use crate::engine::plan::{Plan, Recipe, Target};
 
 /// How a click changes the selection.
@@ -64,8 +65,19 @@ pub enum Command {
     SetTarget(Target),
     /// Replaces the whole plan, as one step of history.
     SetPlan { plan: Box<Plan>, what: String },
+    /// Lets the planner choose within a limit, by the table of `metric` or of the metric that says
+    /// most; rules made by hand stay. What `continues` an earlier one belongs to the same step.
+    PlanWithin { limit: Limit, metric: Option<&'static str>, continues: bool },
     /// Measures KLD per tensor for these formats over so many tokens.
     MeasureKld { formats: Vec<&'static str>, tokens: usize },
+    /// Computes how much each input column matters on a text, and lets the plan use it.
+    Calibrate(PathBuf),
+    /// Reads an importance matrix of llama.cpp's, and lets the plan use it.
+    LoadImportance(PathBuf),
+    /// Adds the types of a llama.cpp --tensor-type-file to the plan.
+    ImportTensorTypes(PathBuf),
+    /// Writes the plan's types as such a file.
+    ExportTensorTypes(PathBuf),
     /// Runs the plan; to a place of its own unless told where.
     RunPlan { name: Option<String>, output: Option<PathBuf> },
     /// Evaluates a model of the project on its tasks and text.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::command::Subject;
+use super::importance::KnownImportance;
 use super::jobs::JobId;
 use super::project::Project;
 use super::state::RunId;
@@ -55,6 +56,8 @@ pub(super) enum Outcome {
     RunProfiled { run: RunId, profiles: BTreeMap<String, Arc<TensorProfile>> },
     /// A metric is measured.
     Sensitivity { fingerprint: String, table: SensitivityTable },
+    /// Importance was computed, or read from a file.
+    Calibrated { fingerprint: String, known: Box<KnownImportance>, is_computed: bool },
     /// A candidate was written.
     Passed(Box<Passed>),
     /// A model was evaluated.
@@ -83,6 +86,8 @@ pub(super) struct Opened {
     pub(super) warnings: Vec<String>,
     pub(super) tasks: Option<Arc<TaskSet>>,
     pub(super) text: Option<Arc<TextSource>>,
+    pub(super) importance: Option<KnownImportance>,
+    pub(super) calibration_text: Option<PathBuf>,
 }
 
 /// A candidate as the pass left it.

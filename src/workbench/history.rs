@@ -35,6 +35,20 @@ impl<T: Clone + PartialEq> History<T> {
         true
     }
 
+    /// Makes `next` the value within the last step if that is called `name`; else as a step of its own.
+    /// For what is dragged: all of it is one step.
+    pub fn amend(&mut self, name: &str, next: T) -> bool {
+        if self.undo_name() != Some(name) {
+            return self.push(name, next);
+        }
+        if next == self.present {
+            return false;
+        }
+        self.present = next;
+        self.future.clear();
+        true
+    }
+
     /// What undo would take back.
     pub fn undo_name(&self) -> Option<&str> {
         self.past.last().map(|(name, _)| name.as_str())
@@ -68,6 +82,15 @@ impl<T: Clone + PartialEq> History<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_dragged_is_one_step() {
+        let mut history = History::new(1);
+        assert!(history.push("drag", 2));
+        assert!(history.amend("drag", 3) && history.amend("drag", 4) && !history.amend("drag", 4));
+        assert!(history.undo() && *history.present() == 1 && !history.undo());
+        assert!(history.amend("drag", 5) && history.undo() && *history.present() == 1);
+    }
 
     #[test]
     fn undo_and_redo_walk_the_same_steps() {

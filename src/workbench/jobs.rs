@@ -29,6 +29,8 @@ pub enum JobKind {
     Profile,
     WeightError,
     Kld,
+    Calibrate,
+    LoadImportance,
     Pass,
     Evaluate,
     Compare,
@@ -39,7 +41,7 @@ pub enum JobKind {
 impl JobKind {
     /// True for work that wants every core.
     fn is_heavy(self) -> bool {
-        matches!(self, Self::Profile | Self::WeightError | Self::Kld | Self::Pass | Self::Evaluate)
+        matches!(self, Self::Profile | Self::WeightError | Self::Kld | Self::Calibrate | Self::Pass | Self::Evaluate)
     }
 }
 

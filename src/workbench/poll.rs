@@ -139,6 +139,9 @@ impl Workbench {
                     document.is_dirty = true;
                 }
             }
+            Outcome::Calibrated { fingerprint, known, is_computed } => {
+                self.take_importance(&fingerprint, *known, is_computed);
+            }
             Outcome::Passed(passed) => {
                 let text = format!(
                     "{} written: {} in {}",

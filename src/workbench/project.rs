@@ -52,6 +52,9 @@ pub struct Project {
     pub(super) tasks: Option<PathBuf>,
     #[serde(default)]
     pub(super) text: Option<PathBuf>,
+    /// The text that importance was computed on last.
+    #[serde(default)]
+    pub(super) calibration_text: Option<PathBuf>,
     #[serde(default)]
     pub(super) baseline: Option<Arc<Evaluation>>,
     #[serde(default)]
@@ -76,6 +79,7 @@ impl Project {
             plan: document.plan().to_toml(),
             tasks: document.tasks.as_ref().and_then(|tasks| outside(&tasks.path)),
             text: document.text.as_ref().and_then(|text| outside(&text.path)),
+            calibration_text: document.calibration_text.as_deref().and_then(outside),
             baseline: document.baseline.clone(),
             sensitivity: document.sensitivity.clone(),
             runs: document

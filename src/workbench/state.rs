@@ -6,16 +6,17 @@ use std::sync::Arc;
 
 use super::command::Subject;
 use super::history::History;
+use super::importance::KnownImportance;
 use super::settings::Settings;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::Comparison;
 use crate::engine::error::{Error, Fault};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
-use crate::engine::plan::{Plan, ResolvedPlan};
+use crate::engine::plan::{Plan, ResolvedPlan, Target, budget};
 use crate::engine::profile::TensorProfile;
 use crate::engine::scoring::{GeneratedToken, TaskSet, TextSource};
-use crate::engine::sensitivity::SensitivityTable;
+use crate::engine::sensitivity::{self, SensitivityRow, SensitivityTable};
 
 /// What the centre of the window shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -209,6 +210,10 @@ pub struct Document {
     pub resolved: Result<Arc<ResolvedPlan>, Error>,
     /// What was measured per tensor and format, by metric; partial while it is being measured.
     pub sensitivity: BTreeMap<String, Arc<SensitivityTable>>,
+    /// How much each column of each matrix matters, once it is computed or loaded.
+    pub importance: Option<KnownImportance>,
+    /// The text that importance is computed on, unless told otherwise.
+    pub calibration_text: Option<PathBuf>,
     /// Items to score.
     pub tasks: Option<Arc<TaskSet>>,
     /// Text to score.
@@ -223,6 +228,8 @@ pub struct Document {
     pub playground: Playground,
     pub(super) next_run: u64,
     pub(super) is_dirty: bool,
+    /// Bytes of a target's file beside its tensors, once they were needed.
+    pub(super) overhead_bytes: Option<(Target, u64)>,
 }
 
 impl Document {
@@ -265,20 +272,25 @@ impl Document {
 
     /// Sum of the measured or predicted damage of the plan's choices under `metric`; `None` where a choice is not in the table.
     pub fn predicted_damage(&self, metric: &str) -> Option<f64> {
-        let table = self.sensitivity.get(metric)?;
-        let resolved = self.resolved.as_ref().ok()?;
-        let mut total = 0.0;
-        for decision in &resolved.decisions {
-            let tensor = &self.checkpoint.tensors[decision.tensor_index];
-            if decision.is_copy() || !crate::engine::sensitivity::is_default_subject(tensor) {
-                continue;
-            }
-            let format = crate::engine::format::of_dtype(decision.dtype)?;
-            if !format.dtype().is_plain() || table.column(format.id()).is_some() {
-                total += table.cell(&tensor.name, format.id())?.value;
-            }
-        }
-        Some(total)
+        let (table, resolved) = (self.sensitivity.get(metric)?, self.resolved.as_ref().ok()?);
+        budget::predicted_damage(table, &self.checkpoint, resolved)
+    }
+
+    /// The sensitivity that a planner goes by: of the tables with a value for at least two formats of
+    /// every tensor, the one whose metric says most.
+    pub fn budget_table(&self) -> Option<&Arc<SensitivityTable>> {
+        let tensors: Vec<&str> = (self.checkpoint.tensors.iter())
+            .filter(|tensor| sensitivity::is_default_subject(tensor))
+            .map(|tensor| tensor.name.as_str())
+            .collect();
+        let is_whole = |table: &&Arc<SensitivityTable>| {
+            let has_choice = |row: &SensitivityRow| row.cells.iter().flatten().count() > 1;
+            let measured = table.rows.iter().filter(|row| has_choice(row)).map(|row| row.name.as_str());
+            let measured: BTreeSet<&str> = measured.collect();
+            !tensors.is_empty() && tensors.iter().all(|name| measured.contains(name))
+        };
+        let best_first = sensitivity::metrics().iter().rev();
+        best_first.filter_map(|metric| self.sensitivity.get(metric.id)).find(is_whole)
     }
 }
 

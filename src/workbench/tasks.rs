@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::command::Subject;
 use super::demo::unpack_demo;
 use super::events::{Event, Opened, Outcome, Passed};
+use super::importance::KnownImportance;
 use super::jobs::Context;
 use super::project::{self, Project};
 use super::state::RunId;
+use crate::engine::calibration::{self, Importance, ImportanceOptions};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::{self, ComparisonOptions};
 use crate::engine::error::{Error, Fault, Result, Stage};
@@ -157,7 +159,22 @@ pub(super) fn open(source: Source, cache_dir: &Path, data_dir: &Path) -> Result<
     let tasks = tasks_path.and_then(|path| keep(TaskSet::read(&path).map(Arc::new)));
     let text = text_path
         .and_then(|path| TextSource::read(&path).map(Arc::new).map_err(|err| warnings.push(err.to_string())).ok());
+    let saved = project.as_ref().and_then(|project| project.calibration_text.clone());
+    let beside = path.join("calibration.txt");
+    let calibration_text = saved.or(Some(beside)).filter(|path| path.is_file());
+    let calibration = project.as_ref().and_then(|project| {
+        let plan = Plan::parse(&project.plan, Some(&project_path)).ok()?;
+        plan.calibration().cloned()
+    });
+    let importance = calibration.and_then(|calibration| {
+        let read = Importance::read(calibration.imatrix.as_deref()?);
+        let text = calibration.text.zip(calibration.text_hash);
+        let known = read.and_then(|importance| KnownImportance::new(importance, text, &checkpoint));
+        known.map_err(|err| warnings.push(err.to_string())).ok()
+    });
     Ok(Outcome::Opened(Box::new(Opened {
+        importance,
+        calibration_text,
         checkpoint,
         is_demo,
         project_path,
@@ -193,9 +210,15 @@ pub(super) fn profile_run(run: RunId, candidate: &Checkpoint, context: &Context)
 }
 
 /// Measures the relative weight error of every tensor in every format.
-pub(super) fn weight_error(checkpoint: &Checkpoint, context: &Context) -> Result<Outcome> {
-    let options = WeightOptions::default();
-    let empty = Arc::new(SensitivityTable::new(checkpoint, &weight::METRIC, &select_formats(&options.formats)?));
+pub(super) fn weight_error(
+    checkpoint: &Checkpoint,
+    importance: Option<Arc<Importance>>,
+    context: &Context,
+) -> Result<Outcome> {
+    let options = WeightOptions { importance, ..WeightOptions::default() };
+    let mut empty = SensitivityTable::new(checkpoint, &weight::METRIC, &select_formats(&options.formats)?);
+    empty.imatrix = options.importance.as_ref().map(|importance| importance.hash.clone());
+    let empty = Arc::new(empty);
     let table = weight::weight_error(checkpoint, &options, &context.progress, &mut |_, row| {
         context.offer(Event::Row {
             fingerprint: checkpoint.fingerprint.clone(),
@@ -214,15 +237,18 @@ pub(super) fn measured_kld(
     text: &TextSource,
     formats: &[&'static str],
     tokens: usize,
+    importance: Option<Arc<Importance>>,
     context: &Context,
 ) -> Result<Outcome> {
     let ready = models.get(checkpoint, None, &context.progress)?;
-    let options = KldOptions { formats: formats.iter().map(|&id| id.to_owned()).collect(), ..KldOptions::default() };
+    let formats = formats.iter().map(|&id| id.to_owned()).collect();
+    let options = KldOptions { formats, importance, ..KldOptions::default() };
     let text_options = TextOptions { max_tokens: Some(tokens), ..TextOptions::default() };
     let config = &ready.model.config;
     let text = ScoredText::new(&ready.tokenizer, text, config.context, config.vocab, &text_options)?;
     let chosen: Vec<&'static dyn Format> = select_formats(&options.formats)?;
     let mut empty = SensitivityTable::new(checkpoint, &kld::METRIC, &chosen);
+    empty.imatrix = options.importance.as_ref().map(|importance| importance.hash.clone());
     empty.rows = select_tensors(checkpoint, None)?
         .into_iter()
         .map(|index| crate::engine::sensitivity::SensitivityRow::new(&checkpoint.tensors[index], chosen.len()))
@@ -241,16 +267,48 @@ pub(super) fn measured_kld(
     Ok(Outcome::Sensitivity { fingerprint: checkpoint.fingerprint.clone(), table })
 }
 
-/// Runs a plan and opens what it wrote.
+/// Computes importance on a text and writes it into the project's folder.
+pub(super) fn calibrate(
+    checkpoint: &Checkpoint,
+    models: &ModelCache,
+    text: &Path,
+    folder: &Path,
+    context: &Context,
+) -> Result<Outcome> {
+    let text = TextSource::read(text)?;
+    let ready = models.get(checkpoint, None, &context.progress)?;
+    let options = ImportanceOptions::default();
+    let mut importance =
+        calibration::importance(checkpoint, &ready.model, &ready.tokenizer, &text, &options, &context.progress)?;
+    importance.write(&candidate_path(folder, &format!("{}.imatrix", checkpoint.name), Some("gguf"))?)?;
+    let known = KnownImportance::new(importance, Some((text.path, text.hash)), checkpoint)?;
+    Ok(Outcome::Calibrated { fingerprint: checkpoint.fingerprint.clone(), known: Box::new(known), is_computed: true })
+}
+
+/// Reads an importance matrix and makes sure that it is this checkpoint's.
+pub(super) fn load_importance(checkpoint: &Checkpoint, path: &Path) -> Result<Outcome> {
+    let known = KnownImportance::new(Importance::read(path)?, None, checkpoint)?;
+    Ok(Outcome::Calibrated { fingerprint: checkpoint.fingerprint.clone(), known: Box::new(known), is_computed: false })
+}
+
+/// Runs a plan and opens what it wrote. `importance` is what the plan uses, where that is loaded.
 pub(super) fn run_plan(
     checkpoint: &Checkpoint,
     plan: Plan,
     resolved: &ResolvedPlan,
+    importance: Option<Arc<Importance>>,
     name: String,
     output: &Path,
     context: &Context,
 ) -> Result<Outcome> {
-    let report = pass::run(checkpoint, resolved, output, &PassOptions::default(), &context.progress)?;
+    let mut warnings = Vec::new();
+    let importance = match (plan.calibration(), importance) {
+        (Some(calibration), None) => Some(calibration.load(checkpoint, &context.progress, &mut warnings)?),
+        (_, loaded) => loaded,
+    };
+    let options = PassOptions { importance, ..PassOptions::default() };
+    let mut report = pass::run(checkpoint, resolved, output, &options, &context.progress)?;
+    report.warnings.extend(warnings);
     let candidate = Arc::new(Checkpoint::open(output)?);
     let content_hash = candidate.content_hash(&context.progress)?;
     Ok(Outcome::Passed(Box::new(Passed {

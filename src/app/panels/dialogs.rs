@@ -55,6 +55,10 @@ pub fn is_dialog(action: Action) -> bool {
             | Action::LoadText
             | Action::LoadPlan
             | Action::SavePlan
+            | Action::LoadImportance
+            | Action::CalibrateOn
+            | Action::ImportTensorTypes
+            | Action::ExportTensorTypes
             | Action::About
     )
 }
@@ -65,6 +69,7 @@ pub fn command_for_dropped(path: PathBuf) -> Command {
         Some("toml") => Command::LoadPlan(path),
         Some("jsonl") => Command::LoadTasks(path),
         Some("txt") => Command::LoadText(path),
+        Some("dat") => Command::LoadImportance(path),
         _ => Command::Open(path),
     }
 }
@@ -81,6 +86,10 @@ fn command_for(wanted: Wanted, path: PathBuf) -> Command {
         Wanted::Action(Action::LoadText) => Command::LoadText(path),
         Wanted::Action(Action::LoadPlan) => Command::LoadPlan(path),
         Wanted::Action(Action::SavePlan) => Command::SavePlan(path),
+        Wanted::Action(Action::LoadImportance) => Command::LoadImportance(path),
+        Wanted::Action(Action::CalibrateOn) => Command::Calibrate(path),
+        Wanted::Action(Action::ImportTensorTypes) => Command::ImportTensorTypes(path),
+        Wanted::Action(Action::ExportTensorTypes) => Command::ExportTensorTypes(path),
         Wanted::Action(_) => Command::Open(path),
     }
 }
@@ -97,6 +106,10 @@ fn title(wanted: &Wanted) -> &'static str {
         Wanted::Action(Action::LoadText) => "Choose a text (.txt)",
         Wanted::Action(Action::LoadPlan) => "Load a plan (.toml)",
         Wanted::Action(Action::SavePlan) => "Save the plan as (.toml)",
+        Wanted::Action(Action::LoadImportance) => "Load an importance matrix (.gguf or .dat)",
+        Wanted::Action(Action::CalibrateOn) => "Choose a calibration text (.txt)",
+        Wanted::Action(Action::ImportTensorTypes) => "Import tensor types (.txt)",
+        Wanted::Action(Action::ExportTensorTypes) => "Export tensor types as (.txt)",
         Wanted::Action(_) => "Open a checkpoint or project",
     }
 }
@@ -110,12 +123,21 @@ fn system_dialog(wanted: &Wanted, file_name: String) -> Option<PathBuf> {
             dialog.add_filter("Lapidary project", &["lapidary"]).set_file_name(file_name).save_file()
         }
         Wanted::Action(Action::SavePlan) => dialog.add_filter("Plan", &["toml"]).set_file_name(file_name).save_file(),
+        Wanted::Action(Action::ExportTensorTypes) => {
+            dialog.add_filter("Tensor types", &["txt"]).set_file_name(file_name).save_file()
+        }
         Wanted::Export(_) => dialog.set_file_name(file_name).save_file(),
         Wanted::Plot(format, _) => {
             dialog.add_filter("Plot", &[format.extension()]).set_file_name(file_name).save_file()
         }
         Wanted::Action(Action::LoadTasks) => dialog.add_filter("Tasks", &["jsonl"]).pick_file(),
-        Wanted::Action(Action::LoadText) => dialog.add_filter("Text", &["txt", "md", "raw"]).pick_file(),
+        Wanted::Action(Action::LoadImportance) => {
+            dialog.add_filter("Importance matrix", &["gguf", "dat", "imatrix"]).pick_file()
+        }
+        Wanted::Action(Action::ImportTensorTypes) => dialog.add_filter("Tensor types", &["txt"]).pick_file(),
+        Wanted::Action(Action::LoadText | Action::CalibrateOn) => {
+            dialog.add_filter("Text", &["txt", "md", "raw"]).pick_file()
+        }
         Wanted::Action(Action::LoadPlan) => dialog.add_filter("Plan", &["toml"]).pick_file(),
         Wanted::Action(_) => {
             dialog.add_filter("Models and projects", &["safetensors", "gguf", "json", "lapidary"]).pick_file()
@@ -132,7 +154,11 @@ impl Memory {
             _ => {
                 let stem =
                     bench.state().document.as_ref().map_or("project", |document| document.checkpoint.name.as_str());
-                let name = if action == Action::SavePlan { "plan.toml".to_owned() } else { format!("{stem}.lapidary") };
+                let name = match action {
+                    Action::SavePlan => "plan.toml".to_owned(),
+                    Action::ExportTensorTypes => "tensor-types.txt".to_owned(),
+                    _ => format!("{stem}.lapidary"),
+                };
                 self.show(Wanted::Action(action), name);
             }
         }

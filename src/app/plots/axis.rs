@@ -212,7 +212,6 @@ pub fn short(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::units::minus;
 
     fn labels(scale: Scale, most: usize) -> Vec<String> {
         scale.ticks(most).into_iter().map(|tick| tick.label).collect()

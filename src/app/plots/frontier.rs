@@ -59,6 +59,8 @@ pub struct Frontier {
     pub unit: &'static str,
     /// In any order.
     pub spots: Vec<Spot>,
+    /// The best that a planner finds, as bytes and damage by rising bytes; may be empty.
+    pub curve: Vec<(u64, f64)>,
 }
 
 impl Frontier {
@@ -91,6 +93,11 @@ impl Frontier {
         if least < f64::MAX { least * 0.5 } else { 1e-6 }
     }
 
+    /// The planner's curve as mebibytes and drawn damage.
+    fn drawn_curve(&self) -> impl Iterator<Item = (f64, f64)> {
+        self.curve.iter().map(|&(bytes, damage)| (bytes as f64 / f64::from(1 << 20), self.drawn(damage)))
+    }
+
     /// Both ends of a measured point's bar.
     fn interval(&self, spot: &Spot) -> Option<(f64, f64)> {
         let stderr = spot.stderr.filter(|stderr| *stderr > 0.0)?;
@@ -103,6 +110,7 @@ impl Frontier {
             let (low, high) = self.interval(spot).unwrap_or((self.drawn(spot.damage), self.drawn(spot.damage)));
             [low, high]
         });
+        let damage = damage.chain(self.drawn_curve().map(|point| point.1));
         let damage = Scale::log_around(damage, 1.6);
         (Axis { scale: size, name: SIZE.to_owned() }, Axis { scale: damage, name: self.axis.clone() })
     }
@@ -184,6 +192,8 @@ impl Plot for Frontier {
         let at = |spot: &Spot| frame.at(spot.size_mib(), self.drawn(spot.damage));
         let line = self.front().into_iter().map(|index| &self.spots[index]).filter(|spot| spot.damage > 0.0).map(at);
         canvas.path(line.collect(), Stroke::new(1.25, tokens.tint(tokens.baseline, 0.7)));
+        let best = self.drawn_curve().map(|(size, damage)| frame.at(size, damage));
+        canvas.path(best.collect(), Stroke::new(1.5, tokens.tint(tokens.accent, 0.8)));
         for spot in in_order(&self.spots) {
             let (center, radius, color) = (at(spot), radius(spot.kind), color(spot.kind, tokens));
             if let Some((low, high)) = self.interval(spot) {
@@ -220,6 +230,10 @@ impl Plot for Frontier {
                 spot.stderr.map(cell).unwrap_or_default(),
                 label.to_owned(),
             ]);
+        }
+        for &(bytes, damage) in &self.curve {
+            let [name, kind] = ["", "planner"].map(str::to_owned);
+            table.row([name, kind, bytes.to_string(), String::new(), cell(damage), String::new(), self.axis.clone()]);
         }
         table
     }
@@ -294,6 +308,9 @@ pub fn frontier_ui(ui: &mut Ui, frontier: &Frontier, height: f32) -> (Response, 
             .collect();
         let stroke = Stroke::new(1.25, tokens.tint(tokens.baseline, 0.7));
         plot.line(Line::new("Pareto front of the recipes", line).stroke(stroke).allow_hover(false));
+        let best: Vec<[f64; 2]> = frontier.drawn_curve().map(|(size, damage)| [size, damage.log10()]).collect();
+        let stroke = Stroke::new(1.5, tokens.tint(tokens.accent, 0.8));
+        plot.line(Line::new("Best that the planner finds", best).stroke(stroke).allow_hover(false));
         for spot in in_order(&frontier.spots) {
             let color = color(spot.kind, tokens);
             if let Some((low, high)) = frontier.interval(spot) {
@@ -356,6 +373,7 @@ mod tests {
                 spot("plan", Kind::Plan, 4 << 20, 0.1),
                 measured,
             ],
+            curve: vec![(2 << 20, 0.25), (4 << 20, 0.05), (8 << 20, 0.0)],
         }
     }
 
@@ -393,5 +411,6 @@ mod tests {
         let csv = frontier.table().csv();
         assert!(csv.contains("c1,candidate,3145728,4.5,0.02,0.05,\"KLD, nats, measured\""), "{csv}");
         assert!(csv.contains("\"KLD sum, nats, predicted\""));
+        assert!(csv.contains(",planner,4194304,,0.05,,"), "{csv}");
     }
 }

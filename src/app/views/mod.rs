@@ -3,8 +3,10 @@
 mod common;
 pub mod compare;
 mod compare_data;
+mod importance;
 pub mod overview;
 pub mod plan;
+mod plan_budget;
 mod plan_formats;
 mod plan_frontier;
 pub mod playground;

@@ -8,6 +8,7 @@ use eframe::egui::{Align, Button, DragValue, Grid, Layout, Sense, Ui, vec2};
 use egui_extras::{Column, TableBuilder};
 
 use super::common::{self, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
+use super::plan_budget;
 use super::plan_frontier::{self, damage_text, recipe_of};
 use crate::app::context::Cx;
 use crate::app::plots::frontier::{Frontier, Kind, Spot, frontier_ui};
@@ -41,6 +42,7 @@ pub struct Memory {
     /// Per tensor: weight error and KLD of its choice.
     costs: Vec<[Option<f64>; 2]>,
     bulk: Bulk,
+    budget: plan_budget::Memory,
 }
 
 /// The tensors of one layer, or those outside all layers.
@@ -102,6 +104,7 @@ pub fn plan_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
                 totals_ui(ui, cx, &memory, resolved);
             }
             if !cx.is_presenting() {
+                plan_budget::budget_ui(ui, cx, resolved, &memory.frontier, &mut memory.budget);
                 bulk_ui(ui, cx, document, &mut memory.bulk);
             }
             table_ui(ui, cx, document, resolved, &mut memory);
@@ -145,7 +148,9 @@ fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
             if ui.selectable_label(plan.recipe().is_none(), "none").clicked() {
                 chosen = Some(None);
             }
-            for recipe in Recipe::all().filter(|recipe| plan.target().allows(recipe.base_format())) {
+            let is_possible = |recipe: &Recipe| !recipe.needs_importance() || plan.calibration().is_some();
+            let offered = Recipe::all().filter(|recipe| plan.target().allows(recipe.base_format()));
+            for recipe in offered.filter(is_possible) {
                 if ui.selectable_label(plan.recipe() == Some(recipe), recipe.name()).clicked() {
                     chosen = Some(Some(recipe));
                 }

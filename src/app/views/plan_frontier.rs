@@ -1,14 +1,15 @@
 //! What the frontier shows: size and predicted damage of every recipe and of the plan, and what was
 //! measured of candidates.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::app::plots::frontier::{self, Kind, Spot};
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::plan::{Plan, Recipe, ResolvedPlan, Target, resolve};
+use crate::engine::plan::budget::{BudgetOptions, Planner, Ties, predicted_damage};
+use crate::engine::plan::knapsack::Point;
+use crate::engine::plan::{Calibration, Plan, Recipe, ResolvedPlan, Target, resolve};
 use crate::engine::sensitivity::{self, Metric, SensitivityTable};
-use crate::engine::{format, units};
+use crate::engine::units;
 use crate::workbench::{Document, Run};
 
 /// Recipes that must have a value before a metric is shown.
@@ -26,6 +27,7 @@ struct Offer {
 pub(super) struct Frontier {
     checkpoint: Option<Arc<Checkpoint>>,
     target: Option<Target>,
+    calibration: Option<Calibration>,
     options: Vec<Offer>,
     tables: [Option<Arc<SensitivityTable>>; 2],
     resolved: Option<Arc<ResolvedPlan>>,
@@ -36,6 +38,8 @@ pub(super) struct Frontier {
     pub metric: Option<&'static Metric>,
     /// The plan's own damage by metric, in the order of the registry.
     pub damages: Vec<(&'static Metric, f64)>,
+    /// The best over all budgets under that metric, by rising bytes of all tensors.
+    pub curve: Vec<Point>,
 }
 
 impl Frontier {
@@ -43,11 +47,13 @@ impl Frontier {
     pub fn update(&mut self, document: &Document) {
         let target = document.plan().target();
         let is_other = !self.checkpoint.as_ref().is_some_and(|own| Arc::ptr_eq(own, &document.checkpoint))
-            || self.target != Some(target);
+            || self.target != Some(target)
+            || self.calibration.as_ref() != document.plan().calibration();
         if is_other {
             self.checkpoint = Some(document.checkpoint.clone());
             self.target = Some(target);
-            self.options = options(&document.checkpoint, target);
+            self.calibration = document.plan().calibration().cloned();
+            self.options = options(&document.checkpoint, target, self.calibration.as_ref());
         }
         let resolved = document.resolved.as_ref().ok();
         let tables = ["kld", "weight"].map(|id| document.sensitivity.get(id));
@@ -66,16 +72,22 @@ impl Frontier {
             .iter()
             .filter_map(|metric| {
                 let table = document.sensitivity.get(metric.id)?;
-                Some((*metric, damage(table, &document.checkpoint, resolved?)?))
+                Some((*metric, predicted_damage(table, &document.checkpoint, resolved?)?))
             })
             .collect();
         (self.plot, self.metric) = (None, None);
+        self.curve.clear();
         // Divergence of the output says more than distance of the weights, where there is enough of it.
         for id in ["kld", "weight"] {
             let (Some(metric), Some(table)) = (sensitivity::metric(id), document.sensitivity.get(id)) else { continue };
             let measured = if id == "kld" { self.measured.as_slice() } else { &[] };
             let plan = resolved.map(Arc::as_ref);
-            if let Some(plot) = shape(&self.options, &document.checkpoint, table, metric, plan, measured) {
+            if let Some(mut plot) = shape(&self.options, &document.checkpoint, table, metric, plan, measured) {
+                self.curve = curve(document, table);
+                let sizes = || plot.spots.iter().map(|spot| spot.size_bytes);
+                let shown = sizes().min().unwrap_or(0)..=sizes().max().unwrap_or(0);
+                let corners = self.curve.iter().filter(|point| shown.contains(&point.cost));
+                plot.curve = corners.map(|point| (point.cost, point.damage)).collect();
                 (self.plot, self.metric) = (Some(plot), Some(metric));
                 break;
             }
@@ -89,12 +101,13 @@ pub(super) fn recipe_of(spot: &Spot) -> Option<Recipe> {
 }
 
 /// Recipes that the target can hold and that make the checkpoint smaller.
-fn options(checkpoint: &Checkpoint, target: Target) -> Vec<Offer> {
+fn options(checkpoint: &Checkpoint, target: Target, calibration: Option<&Calibration>) -> Vec<Offer> {
     Recipe::all()
         .filter(|recipe| target.allows(recipe.base_format()))
         .filter(|recipe| recipe.is_quantized() || target != Target::Gguf)
         .filter_map(|recipe| {
-            let plan = Plan::of_recipe(target, Some(&checkpoint.fingerprint), recipe);
+            let mut plan = Plan::of_recipe(target, Some(&checkpoint.fingerprint), recipe);
+            plan.set_calibration(calibration.cloned());
             Some(Offer { recipe, resolved: resolve(&plan, checkpoint).ok()? })
         })
         .collect()
@@ -116,25 +129,12 @@ fn measured(document: &Document) -> Vec<Spot> {
     document.runs.iter().enumerate().filter_map(spot).collect()
 }
 
-/// Sum of the damage of a plan's choices; none where one of them is not in the table.
-fn damage(table: &SensitivityTable, checkpoint: &Checkpoint, resolved: &ResolvedPlan) -> Option<f64> {
-    let rows: HashMap<&str, usize> =
-        table.rows.iter().enumerate().map(|(index, row)| (row.name.as_str(), index)).collect();
-    let mut total = 0.0;
-    for decision in &resolved.decisions {
-        let tensor = checkpoint.tensors.get(decision.tensor_index)?;
-        if decision.is_copy() || !sensitivity::is_default_subject(tensor) {
-            continue;
-        }
-        let format = format::of_dtype(decision.dtype)?;
-        let column = table.column(format.id());
-        if format.dtype().is_plain() && column.is_none() {
-            continue;
-        }
-        let row = table.rows.get(*rows.get(tensor.name.as_str())?)?;
-        total += row.cells.get(column?)?.as_ref()?.value;
-    }
-    Some(total)
+/// The best over all budgets, with what is decided by hand as it is; nothing where nothing is left.
+fn curve(document: &Document, table: &SensitivityTable) -> Vec<Point> {
+    let plan = document.plan();
+    let options = BudgetOptions { ties: Ties::of(plan.target()), ..BudgetOptions::default() };
+    let planner = Planner::new(&document.checkpoint, plan, table, &options);
+    planner.map(|planner| planner.frontier()).unwrap_or_default()
 }
 
 fn shape(
@@ -151,7 +151,7 @@ fn shape(
             kind,
             size_bytes: resolved.new_bytes,
             bits_per_weight: resolved.new_bits_per_weight(),
-            damage: damage(table, checkpoint, resolved)?,
+            damage: predicted_damage(table, checkpoint, resolved)?,
             stderr: None,
         })
     };
@@ -176,6 +176,7 @@ fn shape(
         axis: format!("{name}, predicted"),
         unit: metric.unit,
         spots,
+        curve: Vec::new(),
     })
 }
 
@@ -198,7 +199,7 @@ mod tests {
     #[test]
     fn smaller_recipes_cost_more_and_the_plan_that_is_a_recipe_stands_on_it() {
         let checkpoint = demo();
-        let options = options(&checkpoint, Target::Gguf);
+        let options = options(&checkpoint, Target::Gguf, None);
         let weight = sensitivity::weight::weight_error(
             &checkpoint,
             &sensitivity::weight::WeightOptions::default(),

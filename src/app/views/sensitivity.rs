@@ -9,6 +9,7 @@ use eframe::egui::{
 };
 
 use super::common::{self, Grid, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
+use super::importance::importance_ui;
 use crate::app::context::Cx;
 use crate::app::plots::curve::{Curve, CurvePoint, curve_ui};
 use crate::app::plots::heat_map::{Cell, Edge, HeatMap, Slot, heat_map_ui, height_for};
@@ -105,6 +106,7 @@ pub fn sensitivity_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         toolbar_ui(ui, cx, &mut memory, metric, table.map(Arc::as_ref));
         let Some(table) = table else {
             missing_ui(ui, cx, metric);
+            importance_ui(ui, cx, document);
             return;
         };
         map_ui(ui, cx, document, &memory, metric);
@@ -118,6 +120,7 @@ pub fn sensitivity_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             curve_card_ui(ui, cx, document, &mut memory, metric, table);
             ranked_ui(ui, cx, &memory, metric);
         }
+        importance_ui(ui, cx, document);
     });
     cx.memory.sensitivity = memory;
 }
@@ -240,6 +243,14 @@ fn map_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &Memory, me
                 units::minus(&format!("{rho:.2}"))
             );
             caption_ui(ui, text).on_hover_text("1 is the same order, 0 no relation, −1 the opposite order");
+        }
+        let in_use = document.importance_in_use().map(|importance| &importance.hash);
+        match (&memory.table.as_ref().and_then(|table| table.imatrix.clone()), in_use) {
+            (None, Some(_)) => drop(caption_ui(ui, "Measured without the importance that the plan uses now")),
+            (Some(measured), used) if used != Some(measured) => {
+                caption_ui(ui, "Measured with an importance matrix that the plan does not use now");
+            }
+            _ => {}
         }
         if metric.id == "kld"
             && let Some(total) = document.predicted_damage("kld")

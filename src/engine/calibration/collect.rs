@@ -27,10 +27,16 @@ pub struct ImportanceOptions {
     pub process_output: bool,
 }
 
-/// Sums of squares by layer and the first of the linears that share the input.
+/// Sums of squares of one input, and the linears that share it.
+struct Shared {
+    roles: Vec<Role>,
+    sums: Vec<f64>,
+}
+
+/// Every input by layer and the first of the linears that share it.
 #[derive(Default)]
 struct Sums {
-    columns: HashMap<(Option<usize>, Role), (Vec<Role>, Vec<f64>)>,
+    inputs: HashMap<(Option<usize>, Role), Shared>,
 }
 
 /// Columns that one task sums: enough for whole cache lines, few enough for every core.
@@ -40,8 +46,8 @@ impl Sums {
     /// Adds the squares of every row. Rows are added in their order whatever the number of threads.
     fn add(&mut self, input: &LinearInput<'_>) {
         let Some(&first) = input.roles.first() else { return };
-        let (_, sums) =
-            self.columns.entry((input.layer, first)).or_insert_with(|| (input.roles.to_vec(), vec![0.0; input.width]));
+        let fresh = || Shared { roles: input.roles.to_vec(), sums: vec![0.0; input.width] };
+        let Shared { sums, .. } = self.inputs.entry((input.layer, first)).or_insert_with(fresh);
         sums.par_chunks_mut(TASK_COLUMNS).enumerate().for_each(|(task, sums)| {
             let from = task * TASK_COLUMNS;
             for row in input.values.chunks_exact(input.width) {
@@ -128,7 +134,7 @@ fn entries(
         .map(|tensor| ((tensor.layer, tensor.role), tensor))
         .collect();
     let mut entries = std::collections::BTreeMap::new();
-    for ((layer, _), (roles, sums)) in sums.columns {
+    for ((layer, _), Shared { roles, sums }) in sums.inputs {
         let sums: Vec<f32> = sums.into_iter().map(|sum| sum as f32).collect();
         for role in roles {
             let Some(tensor) = weights.get(&(layer, role)) else { continue };

@@ -194,19 +194,27 @@ impl Importance {
         Some(self.path.as_ref()?.file_name()?.to_string_lossy())
     }
 
+    /// Tokens that a matrix saw (of experts, the fewest), and whether these are too few to tell its
+    /// columns apart; nothing where the file does not say it.
+    pub fn coverage(&self, moments: &InputMoments) -> (Option<u64>, bool) {
+        let tokens = self.counts_are_tokens.then(|| moments.least_tokens());
+        (tokens, tokens.is_some_and(|tokens| tokens < LEAST_TOKENS.max(moments.columns() as u64)))
+    }
+
     /// What the user should know of it, one sentence each.
     pub fn warnings(&self) -> Vec<String> {
-        let low: Vec<TensorStatistics> = self.statistics().into_iter().filter(TensorStatistics::is_low).collect();
-        let Some(least) = low.iter().min_by_key(|tensor| tensor.tokens) else {
+        let low: Vec<(&String, &InputMoments)> =
+            self.tensors.iter().filter(|(_, moments)| self.coverage(moments).1).collect();
+        let Some((name, least)) = low.iter().min_by_key(|(_, moments)| moments.least_tokens()) else {
             return Vec::new();
         };
         vec![format!(
-            "{} of {} matrices saw too few tokens to tell their {} columns apart; the least is {} with {}. Calibrate on more text.",
+            "{} of {} matrices saw too few tokens to tell their columns apart; the least is {name} with {} for {} \
+             columns. Calibrate on more text.",
             low.len(),
             self.tensors.len(),
-            least.columns,
-            least.name,
-            least.tokens.unwrap_or(0),
+            least.least_tokens(),
+            least.columns(),
         )]
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::{Importance, InputMoments, LEAST_TOKENS};
+use super::{Importance, InputMoments};
 use crate::engine::checkpoint::Role;
 
 /// A column whose mean square is no larger is called inactive.
@@ -44,7 +44,7 @@ pub struct TensorStatistics {
     pub entropy_bits: f64,
     /// That entropy as a share of the largest there can be: 1 where all columns are alike.
     pub entropy_share: f64,
-    /// Share of columns more than one deviation above the mean (the ZD score of "Layer-Wise Quantization", Dumitru et al. 2024).
+    /// Share of columns more than one deviation above the mean (the ZD score of arXiv:2406.17415, section 3.1).
     pub zd_share: f64,
     /// Cosine of the angle to the same matrix's input one layer earlier, where there is one.
     pub cosine_with_previous: Option<f64>,
@@ -74,11 +74,11 @@ pub(super) fn of(importance: &Importance) -> Vec<TensorStatistics> {
         .map(|(name, moments)| {
             let (role, layer) = Role::of_name(name);
             let previous = layer.and_then(|layer| places.get(&(Some(layer.checked_sub(1)?), without_layer(name))));
-            let tokens = importance.counts_are_tokens.then(|| moments.least_tokens());
+            let (tokens, coverage_is_low) = importance.coverage(moments);
             TensorStatistics {
                 cosine_with_previous: previous.and_then(|previous| cosine(&moments.sums, &previous.sums)),
                 tokens,
-                coverage_is_low: tokens.is_some_and(|tokens| tokens < LEAST_TOKENS.max(moments.columns() as u64)),
+                coverage_is_low,
                 ..figures(name.clone(), role, layer, moments)
             }
         })

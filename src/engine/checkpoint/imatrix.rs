@@ -298,6 +298,23 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_byte_is_an_error_or_another_number_but_never_a_panic() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("damaged");
+        for name in ["llama_cpp_imatrix.gguf", "llama_cpp_imatrix.dat"] {
+            let whole = std::fs::read(fixture(name)).expect("reads");
+            let mut refused = 0;
+            for at in (0..6_000).step_by(7) {
+                let mut damaged = whole.clone();
+                damaged[at] ^= 0xff;
+                std::fs::write(&path, damaged).expect("writes");
+                refused += usize::from(ImatrixFile::read(&path).is_err());
+            }
+            assert!(refused > 10, "{name}: {refused}");
+        }
+    }
+
+    #[test]
     fn numbers_that_lie_are_refused_before_anything_is_allocated() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("lies.dat");

@@ -39,7 +39,7 @@ pub use hf_export::hugging_face_config;
 pub use imatrix::{ImatrixEntry, ImatrixFile};
 pub use output::ensure_not_source;
 pub use role::Role;
-pub use safetensors_write::{FolderWriter, SafeTensor, SafetensorsWriter};
+pub use safetensors_write::{FolderWriter, SafeTensor, SafetensorsWriter, safetensors_bytes};
 
 use super::error::{Fault, Result};
 use super::format::Dtype;

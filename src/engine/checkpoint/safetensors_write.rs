@@ -57,6 +57,15 @@ impl SafetensorsWriter {
     }
 }
 
+/// Bytes of the file that will hold `tensors`.
+///
+/// # Errors
+/// A type that safetensors does not have, a name listed twice, a shape that is too large.
+pub fn safetensors_bytes(tensors: &[SafeTensor]) -> Result<u64> {
+    let (header, data_bytes) = header_of(tensors)?;
+    Ok(header.len() as u64 + data_bytes)
+}
+
 /// The header with its length field, padded to 8 bytes as the format asks, and the data's size.
 fn header_of(tensors: &[SafeTensor]) -> Result<(Vec<u8>, u64)> {
     let mut json = String::from(r#"{"__metadata__":{"format":"pt"}"#);

@@ -33,6 +33,7 @@ fn speed(tokens_per_second: f64) -> SpeedResult {
         tpot_secs: 1.0,
         prefill_tokens: 128,
         decode_tokens: 32,
+        decode_depth: 0,
         repetitions: 5,
         threads: 2,
         in_turns: true,

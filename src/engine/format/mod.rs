@@ -2,15 +2,20 @@
 //!
 //! A format knows its shape rules, its exact bits, its fall-back where a row does not fill whole
 //! blocks, and how rows are encoded and decoded. Adding one is a file, a line in [`all`] and its
-//! reference vectors.
+//! reference vectors. Formats that are only read are in `decode_only.rs`: [`of_dtype`] knows them,
+//! [`all`] and [`find`] do not offer them.
 
 mod bf16;
 mod bnb;
+mod decode_only;
 mod dtype;
 mod f16;
 mod f32;
 mod fp8;
 mod ints;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -31,10 +36,10 @@ pub use dtype::Dtype;
 pub use scheme::{BnbScheme, FP8_BLOCK, Fp8Scales, Fp8Scheme, Granularity, IntScheme};
 pub use survey::{Shared, Survey, survey_matrix};
 
-use super::kernels::float;
 use super::kernels::ints::ScaleChoice;
 use super::kernels::packed::Layout;
 use super::kernels::scan::Errors;
+use super::kernels::{Columns, float};
 
 /// What an encoder is told beside the values.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +62,11 @@ impl Encoding<'_> {
     pub fn plain(row_len: usize) -> Self {
         Self { row_len, first_row: 0, importance: None, scale_choice: ScaleChoice::AbsMax, shared: None }
     }
+
+    /// What the kernels need of it.
+    fn columns(&self) -> Columns<'_> {
+        Columns { row_len: self.row_len, importance: self.importance }
+    }
 }
 
 /// What a scan that has to encode and decode writes to; reused from scan to scan.
@@ -66,7 +76,7 @@ pub struct ScanBuffers {
     coded: Vec<f32>,
 }
 
-/// A storage format that rows of weights can be encoded to.
+/// A storage format of rows of weights.
 pub trait Format: Sync + std::fmt::Debug {
     /// The field's name in lower case: `q4_k`.
     fn id(&self) -> &'static str;
@@ -84,10 +94,16 @@ pub trait Format: Sync + std::fmt::Debug {
         None
     }
 
+    /// True if rows can be encoded to it; every format of [`all`] can. The others are read only.
+    fn is_encodable(&self) -> bool {
+        true
+    }
+
     /// Encodes one or more whole rows of `how.row_len` weights; `out` has [`Dtype::row_bytes`]
     /// bytes for each.
     ///
-    /// Several rows at once let an encoder put one block into each SIMD lane.
+    /// Several rows at once let an encoder put one block into each SIMD lane. Only for formats that
+    /// [`Format::is_encodable`].
     fn encode_rows(&self, source: &[f32], how: &Encoding<'_>, out: &mut [u8]);
 
     /// Decodes a whole row; of formats without parameters, one or more.
@@ -111,14 +127,7 @@ pub trait Format: Sync + std::fmt::Debug {
     /// Encodes and decodes, unless the format has a kernel that need not
     /// ([`kernels::scan`](crate::engine::kernels::scan)).
     fn scan(&self, source: &[f32], how: &Encoding<'_>, buffers: &mut ScanBuffers, errors: &mut Errors) {
-        let row_bytes = self.dtype().row_bytes(how.row_len).unwrap_or(0);
-        buffers.encoded.resize(source.len() / how.row_len.max(1) * row_bytes, 0);
-        buffers.coded.resize(source.len(), 0.0);
-        self.encode_rows(source, how, &mut buffers.encoded);
-        let rows =
-            buffers.encoded.chunks_exact(row_bytes.max(1)).zip(buffers.coded.chunks_exact_mut(how.row_len.max(1)));
-        rows.for_each(|(row, coded)| self.decode_row(row, coded));
-        errors.add(source, &buffers.coded);
+        scan_by_coding(self, source, how, buffers, errors);
     }
 
     /// Exact bits per weight, scales included; without those that a whole row or tensor shares.
@@ -132,8 +141,25 @@ pub trait Format: Sync + std::fmt::Debug {
     }
 }
 
+/// [`Format::scan`] by way of the encoded bytes, for formats and searches without a kernel of their own.
+fn scan_by_coding<F: Format + ?Sized>(
+    format: &F,
+    source: &[f32],
+    how: &Encoding<'_>,
+    buffers: &mut ScanBuffers,
+    errors: &mut Errors,
+) {
+    let row_bytes = format.dtype().row_bytes(how.row_len).unwrap_or(0);
+    buffers.encoded.resize(source.len() / how.row_len.max(1) * row_bytes, 0);
+    buffers.coded.resize(source.len(), 0.0);
+    format.encode_rows(source, how, &mut buffers.encoded);
+    let rows = buffers.encoded.chunks_exact(row_bytes.max(1)).zip(buffers.coded.chunks_exact_mut(how.row_len.max(1)));
+    rows.for_each(|(row, coded)| format.decode_row(row, coded));
+    errors.add(source, &buffers.coded);
+}
+
 /// Formats without parameters, from most bits to fewest.
-const BLOCKS: [&dyn Format; 13] = [
+const BLOCKS: [&dyn Format; 16] = [
     &f32::F32,
     &f16::F16,
     &bf16::Bf16,
@@ -145,6 +171,9 @@ const BLOCKS: [&dyn Format; 13] = [
     &q4_k::Q4K,
     &q4_1::Q41,
     &q4_0::Q40,
+    &iq4_nl::Iq4Nl,
+    &iq4_xs::Iq4Xs,
+    &mxfp4::Mxfp4,
     &q3_k::Q3K,
     &q2_k::Q2K,
 ];
@@ -166,7 +195,7 @@ const USUAL: [&str; 13] = [
     "int2_g64_asym",
 ];
 
-/// Every format that is offered: those without parameters, then the usual ones with them, each from
+/// Every format that can be encoded and is offered: those without parameters, then the usual ones with them, each from
 /// most bits to fewest.
 pub fn all() -> &'static [&'static dyn Format] {
     static ALL: OnceLock<Vec<&'static dyn Format>> = OnceLock::new();
@@ -201,6 +230,12 @@ pub fn parameterized() -> impl Iterator<Item = &'static dyn Format> {
     schemes().formats.iter().map(|format| &**format as &'static dyn Format)
 }
 
+/// Every format without parameters or among the usual ones that can be decoded: [`all`], then those
+/// that are only read.
+pub fn decodable() -> impl Iterator<Item = &'static dyn Format> {
+    all().iter().copied().chain(decode_only::ALL)
+}
+
 /// The format called `id`, in any case (`Q4_K` is `q4_k`), one of [`all`] or of [`parameterized`].
 pub fn find(id: &str) -> Option<&'static dyn Format> {
     let plain = BLOCKS.iter().copied().find(|format| format.id().eq_ignore_ascii_case(id));
@@ -210,13 +245,14 @@ pub fn find(id: &str) -> Option<&'static dyn Format> {
     })
 }
 
-/// The format whose bytes are laid out as `dtype`.
+/// The format whose bytes are laid out as `dtype`; it may be one that is only read
+/// ([`Format::is_encodable`]).
 pub fn of_dtype(dtype: Dtype) -> Option<&'static dyn Format> {
     if dtype.is_scheme() {
         let schemes = schemes();
         return schemes.by_dtype.get(&dtype).map(|&at| &*schemes.formats[at] as &'static dyn Format);
     }
-    BLOCKS.iter().copied().find(|format| format.dtype() == dtype)
+    BLOCKS.into_iter().chain(decode_only::ALL).find(|format| format.dtype() == dtype)
 }
 
 /// True if rows of `dtype` can be decoded to f32.

@@ -1,9 +1,9 @@
 //! q4_1: 32 weights share an f16 scale and an f16 minimum; 4-bit codes.
 
 use super::{Dtype, Encoding, Format, ScanBuffers};
-use crate::engine::kernels::legacy;
 use crate::engine::kernels::packed::Layout;
 use crate::engine::kernels::scan::{self, Errors};
+use crate::engine::kernels::{Level, legacy, legacy_encode};
 
 /// The q4_1 format of ggml.
 #[derive(Debug)]
@@ -26,14 +26,19 @@ impl Format for Q41 {
         Some(Layout::Q4_1)
     }
 
-    fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {
-        legacy::encode_q4_1(source, out);
+    fn encode_rows(&self, source: &[f32], how: &Encoding<'_>, out: &mut [u8]) {
+        legacy_encode::encode_q4_1(Level::detect(), source, how.columns(), out);
     }
 
     fn decode_row(&self, source: &[u8], out: &mut [f32]) {
         legacy::decode_q4_1(source, out);
     }
-    fn scan(&self, source: &[f32], _: &Encoding<'_>, _: &mut ScanBuffers, errors: &mut Errors) {
-        scan::q4_1(source, errors);
+
+    fn scan(&self, source: &[f32], how: &Encoding<'_>, buffers: &mut ScanBuffers, errors: &mut Errors) {
+        match how.importance {
+            None => scan::q4_1(source, errors),
+            // The weighted search has no kernel that leaves the bytes out.
+            Some(_) => super::scan_by_coding(self, source, how, buffers, errors),
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! q4_k: 256 weights in 8 runs with 6-bit scales and minimums; 4-bit codes.
 
 use super::{Dtype, Encoding, Format};
-use crate::engine::kernels::kquants;
 use crate::engine::kernels::packed::Layout;
+use crate::engine::kernels::{Level, kquants, kquants_encode};
 
 /// The q4_k format of ggml.
 #[derive(Debug)]
@@ -25,8 +25,8 @@ impl Format for Q4K {
         Some(Layout::Q4K)
     }
 
-    fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {
-        kquants::encode_q4_k(source, out);
+    fn encode_rows(&self, source: &[f32], how: &Encoding<'_>, out: &mut [u8]) {
+        kquants_encode::encode_q4_k(Level::detect(), source, how.columns(), out);
     }
 
     fn decode_row(&self, source: &[u8], out: &mut [f32]) {

@@ -1,8 +1,8 @@
 //! q5_k: 256 weights in 8 runs with 6-bit scales and minimums; 5-bit codes.
 
 use super::{Dtype, Encoding, Format};
-use crate::engine::kernels::kquants;
 use crate::engine::kernels::packed::Layout;
+use crate::engine::kernels::{Level, kquants, kquants_encode};
 
 /// The q5_k format of ggml.
 #[derive(Debug)]
@@ -25,8 +25,8 @@ impl Format for Q5K {
         Some(Layout::Q5K)
     }
 
-    fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {
-        kquants::encode_q5_k(source, out);
+    fn encode_rows(&self, source: &[f32], how: &Encoding<'_>, out: &mut [u8]) {
+        kquants_encode::encode_q5_k(Level::detect(), source, how.columns(), out);
     }
 
     fn decode_row(&self, source: &[u8], out: &mut [f32]) {

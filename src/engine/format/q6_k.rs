@@ -1,8 +1,8 @@
 //! q6_k: 256 weights in 16 runs with 8-bit scales under one f16; 6-bit codes.
 
 use super::{Dtype, Encoding, Format};
-use crate::engine::kernels::kquants;
 use crate::engine::kernels::packed::Layout;
+use crate::engine::kernels::{Level, kquants, kquants_encode};
 
 /// The q6_k format of ggml.
 #[derive(Debug)]
@@ -25,8 +25,8 @@ impl Format for Q6K {
         Some(Layout::Q6K)
     }
 
-    fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {
-        kquants::encode_q6_k(source, out);
+    fn encode_rows(&self, source: &[f32], how: &Encoding<'_>, out: &mut [u8]) {
+        kquants_encode::encode_q6_k(Level::detect(), source, how.columns(), out);
     }
 
     fn decode_row(&self, source: &[u8], out: &mut [f32]) {

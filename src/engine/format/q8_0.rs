@@ -1,9 +1,9 @@
 //! q8_0: 32 weights share an f16 scale; codes are signed bytes. Close to lossless.
 
 use super::{Dtype, Encoding, Format, ScanBuffers};
-use crate::engine::kernels::legacy;
 use crate::engine::kernels::packed::Layout;
 use crate::engine::kernels::scan::{self, Errors};
+use crate::engine::kernels::{Level, legacy, legacy_encode};
 
 /// The q8_0 format of ggml.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Format for Q80 {
     }
 
     fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {
-        legacy::encode_q8_0(source, out);
+        legacy_encode::encode_q8_0(Level::detect(), source, out);
     }
 
     fn decode_row(&self, source: &[u8], out: &mut [f32]) {

@@ -8,18 +8,43 @@ pub mod activations;
 pub mod attention;
 pub mod bits;
 pub mod bnb;
+mod codebooks;
 pub mod counts;
 pub mod dense;
 pub mod float;
 pub mod fp8;
 pub mod ints;
+pub mod iquants;
 pub mod kquants;
+pub mod kquants_encode;
+mod lane_search;
+mod lanes;
 pub mod legacy;
+pub mod legacy_encode;
+pub mod nonlinear;
 pub mod ops;
 pub mod packed;
 pub mod scan;
 mod search;
 mod shared_out;
+pub mod small_codes;
+
+/// What encoders know of the columns of the rows that they are given.
+#[derive(Clone, Copy, Debug)]
+pub struct Columns<'a> {
+    /// Weights a row.
+    pub row_len: usize,
+    /// How much each of the `row_len` columns matters, for formats with a weighted search.
+    pub importance: Option<&'a [f32]>,
+}
+
+impl<'a> Columns<'a> {
+    /// The importance of the columns of block `index` of whole rows in blocks of `len`.
+    fn of(self, index: usize, len: usize) -> Option<&'a [f32]> {
+        let first = index * len % self.row_len;
+        self.importance.map(|importance| &importance[first..first + len])
+    }
+}
 
 /// The instruction level that kernels run at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,9 +1,41 @@
 //! The small operations of a decoder on rows of f32: norm, rotary embedding, gate, softmax.
 
+use rayon::prelude::*;
+
 use super::multiversion;
+
+/// Values that are worth a task of their own.
+const TASK: usize = 1 << 14;
 
 /// Lanes that sums are split into, so that the compiler vectorizes them in a fixed order.
 const LANES: usize = 16;
+
+/// Combines all lanes, halves first.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], of: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = of(lanes[lane], lanes[lane + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// The largest of the values that are not NaN; −∞ of none.
+#[inline(always)]
+fn greatest(values: &[f32]) -> f32 {
+    let greater = |value: f32, most: f32| if value > most { value } else { most };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (runs, rest) = values.as_chunks::<LANES>();
+    for values in runs {
+        for lane in 0..LANES {
+            lanes[lane] = greater(values[lane], lanes[lane]);
+        }
+    }
+    rest.iter().fold(fold(lanes, greater), |most, &value| greater(value, most))
+}
 
 #[inline(always)]
 pub(super) fn sum_of_products(a: &[f32], b: &[f32]) -> f32 {
@@ -15,10 +47,7 @@ pub(super) fn sum_of_products(a: &[f32], b: &[f32]) -> f32 {
             lanes[lane] += a[lane] * b[lane];
         }
     }
-    let mut total = 0.0;
-    for lane in lanes {
-        total += lane;
-    }
+    let mut total = fold(lanes, |a, b| a + b);
     for (a, b) in a_rest.iter().zip(b_rest) {
         total += a * b;
     }
@@ -38,8 +67,17 @@ fn rms_norm_body(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 }
 
 multiversion! {
-    /// RMSNorm of each row: `weight · x / √(mean(x²) + eps)`. Source: Zhang and Sennrich, 2019.
-    pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) => rms_norm_body
+    fn rms_norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) => rms_norm_body
+}
+
+/// RMSNorm of each row: `weight · x / √(mean(x²) + eps)`. Source: Zhang and Sennrich, 2019.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let task = (TASK / weight.len().max(1)).max(1) * weight.len().max(1);
+    if x.len() <= task {
+        return rms_norm_rows(x, weight, eps, out);
+    }
+    let tasks = x.par_chunks(task).zip(out.par_chunks_mut(task));
+    tasks.for_each(|(x, out)| rms_norm_rows(x, weight, eps, out));
 }
 
 /// e^x to about 2 units in the last place, without a call, so that loops over it vectorize.
@@ -69,8 +107,15 @@ fn silu_mul_body(gate: &mut [f32], up: &[f32]) {
 }
 
 multiversion! {
-    /// SwiGLU: `gate ← silu(gate) · up`. Source: Shazeer, "GLU variants improve transformer", 2020.
-    pub fn silu_mul(gate: &mut [f32], up: &[f32]) => silu_mul_body
+    fn silu_mul_run(gate: &mut [f32], up: &[f32]) => silu_mul_body
+}
+
+/// SwiGLU: `gate ← silu(gate) · up`. Source: Shazeer, "GLU variants improve transformer", 2020.
+pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
+    if gate.len() <= TASK {
+        return silu_mul_run(gate, up);
+    }
+    gate.par_chunks_mut(TASK).zip(up.par_chunks(TASK)).for_each(|(gate, up)| silu_mul_run(gate, up));
 }
 
 #[inline(always)]
@@ -81,8 +126,15 @@ fn add_body(x: &mut [f32], y: &[f32]) {
 }
 
 multiversion! {
-    /// `x ← x + y`.
-    pub fn add(x: &mut [f32], y: &[f32]) => add_body
+    fn add_run(x: &mut [f32], y: &[f32]) => add_body
+}
+
+/// `x ← x + y`.
+pub fn add(x: &mut [f32], y: &[f32]) {
+    if x.len() <= TASK {
+        return add_run(x, y);
+    }
+    x.par_chunks_mut(TASK).zip(y.par_chunks(TASK)).for_each(|(x, y)| add_run(x, y));
 }
 
 #[inline(always)]
@@ -99,21 +151,40 @@ fn rope_body(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
 }
 
 multiversion! {
-    /// Rotates every head of one token; pairs are (i, i + head_dim/2) as in Hugging Face's layout.
-    pub fn rope(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) => rope_body
+    fn rope_token(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) => rope_body
+}
+
+/// Rotates every head of every token, `width` values each; `cos` and `sin` have `head_dim / 2` values a
+/// token. Pairs are (i, i + head_dim/2) as in Hugging Face's layout.
+pub fn rope(x: &mut [f32], width: usize, head_dim: usize, cos: &[f32], sin: &[f32]) {
+    let half = head_dim / 2;
+    let tokens = (TASK / width.max(1)).max(1);
+    let rotate = |(task, x): (usize, &mut [f32])| {
+        for (token, x) in x.chunks_exact_mut(width.max(1)).enumerate() {
+            let range = (task * tokens + token) * half..(task * tokens + token + 1) * half;
+            rope_token(x, head_dim, &cos[range.clone()], &sin[range]);
+        }
+    };
+    if x.len() <= tokens * width {
+        return rotate((0, x));
+    }
+    x.par_chunks_mut(tokens * width).enumerate().for_each(rotate);
 }
 
 /// Turns scores into probabilities in place.
 #[inline(always)]
 pub(super) fn softmax(scores: &mut [f32]) {
-    let mut most = f32::NEG_INFINITY;
-    for &score in scores.iter() {
-        if score > most {
-            most = score;
+    let most = greatest(scores);
+    let mut lanes = [0.0f32; LANES];
+    let (runs, rest) = scores.as_chunks_mut::<LANES>();
+    for scores in runs {
+        for lane in 0..LANES {
+            scores[lane] = exp(scores[lane] - most);
+            lanes[lane] += scores[lane];
         }
     }
-    let mut total = 0.0f32;
-    for score in scores.iter_mut() {
+    let mut total = fold(lanes, |a, b| a + b);
+    for score in rest {
         *score = exp(*score - most);
         total += *score;
     }
@@ -125,12 +196,7 @@ pub(super) fn softmax(scores: &mut [f32]) {
 
 #[inline(always)]
 fn log_sum_exp_body(logits: &[f32]) -> f32 {
-    let mut most = f32::NEG_INFINITY;
-    for &logit in logits {
-        if logit > most {
-            most = logit;
-        }
-    }
+    let most = greatest(logits);
     if !most.is_finite() {
         return most;
     }
@@ -223,10 +289,41 @@ mod tests {
         let angles = [0.3f32, 1.0, 2.0, 0.01];
         let cos = angles.map(f32::cos);
         let sin = angles.map(f32::sin);
-        rope(&mut x, 8, &cos, &sin);
-        rope(&mut x, 8, &cos, &sin.map(|s| -s));
+        rope(&mut x, 16, 8, &cos, &sin);
+        rope(&mut x, 16, 8, &cos, &sin.map(|s| -s));
         for (at, value) in x.iter().enumerate() {
             assert!((value - at as f32).abs() < 1e-4);
+        }
+    }
+
+    #[test]
+    fn long_inputs_are_those_of_their_rows() {
+        let (width, tokens) = (96, 700);
+        let x: Vec<f32> = (0..width * tokens).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect();
+        let y: Vec<f32> = x.iter().rev().copied().collect();
+        let weight: Vec<f32> = (0..width).map(|i| 1.0 + i as f32 / 50.0).collect();
+        let angles: Vec<f32> = (0..tokens * 16).map(|i| i as f32 * 0.01).collect();
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|angle| (angle.cos(), angle.sin())).unzip();
+        let mut normed = vec![0.0; x.len()];
+        rms_norm(&x, &weight, 1e-5, &mut normed);
+        let (mut gated, mut sum, mut rotated) = (x.clone(), x.clone(), x.clone());
+        silu_mul(&mut gated, &y);
+        add(&mut sum, &y);
+        rope(&mut rotated, width, 32, &cos, &sin);
+        for token in 0..tokens {
+            let range = token * width..(token + 1) * width;
+            let mut row = vec![0.0; width];
+            rms_norm(&x[range.clone()], &weight, 1e-5, &mut row);
+            assert_eq!(row, normed[range.clone()]);
+            row.copy_from_slice(&x[range.clone()]);
+            silu_mul(&mut row, &y[range.clone()]);
+            assert_eq!(row, gated[range.clone()]);
+            row.copy_from_slice(&x[range.clone()]);
+            add(&mut row, &y[range.clone()]);
+            assert_eq!(row, sum[range.clone()]);
+            row.copy_from_slice(&x[range.clone()]);
+            rope(&mut row, width, 32, &cos[token * 16..][..16], &sin[token * 16..][..16]);
+            assert_eq!(row, rotated[range]);
         }
     }
 

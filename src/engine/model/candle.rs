@@ -28,7 +28,7 @@ impl Candle {
 }
 
 /// candle's error as one of ours.
-fn failed(err: candle_core::Error) -> Error {
+pub(super) fn failed(err: candle_core::Error) -> Error {
     Fault::new(Stage::Model, format!("candle: {err}")).fix("run on the CPU's own kernels instead").into()
 }
 

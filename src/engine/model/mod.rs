@@ -7,12 +7,14 @@
 pub mod backend;
 pub mod candle;
 mod gguf_tokenizer;
+mod gradients;
 mod llama;
 mod load;
 mod native;
 mod tokenizer;
 
 pub use backend::{Site, StoredMatrix};
+pub use gradients::{Differentiable, Labels};
 pub use tokenizer::{TextStream, Tokenizer};
 
 use self::backend::Backend as _;

@@ -164,11 +164,7 @@ impl Backend for Native {
     }
 
     fn rope(&self, x: &mut Rows, angles: &Angles) -> Result<()> {
-        let half = angles.head_dim / 2;
-        for (token, row) in x.values.chunks_exact_mut(x.width).enumerate() {
-            let range = token * half..(token + 1) * half;
-            ops::rope(row, angles.head_dim, &angles.cos[range.clone()], &angles.sin[range]);
-        }
+        ops::rope(&mut x.values, x.width, angles.head_dim, &angles.cos, &angles.sin);
         Ok(())
     }
 

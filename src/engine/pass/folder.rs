@@ -5,10 +5,10 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::write::Job;
-use crate::engine::checkpoint::{self, Container, FolderWriter, SafeTensor, SafetensorsWriter};
+use crate::engine::checkpoint::{self, Checkpoint, Container, FolderWriter, SafeTensor, SafetensorsWriter, TensorInfo};
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::format::Dtype;
-use crate::engine::plan::Decision;
+use crate::engine::plan::{Decision, ResolvedPlan};
 use crate::engine::target::parts::{Matrix, Packer, Scheme, parts};
 use crate::engine::target::{bitsandbytes, compressed_tensors, gptq};
 
@@ -21,63 +21,74 @@ const SIDECARS: [&str; 5] = [
     "chat_template.jinja",
 ];
 
-/// Writes a folder and answers the size of its files.
-pub(super) fn folder(job: &Job<'_>, output: &Path) -> Result<u64> {
-    let config = job.checkpoint.require_config()?;
-    let folder = FolderWriter::create(output)?;
-    let mut json = checkpoint::hugging_face_config(config, job.checkpoint.config_json(), job.plan.main_dtype());
-    let quantization = quantization_config(job);
+/// Every file of a folder but the weights, by name.
+fn folder_files(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let config = checkpoint.require_config()?;
+    let mut json = checkpoint::hugging_face_config(config, checkpoint.config_json(), plan.main_dtype());
+    let quantization = quantization_config(checkpoint, plan);
     if let Some(quantization) = &quantization {
         json.insert("quantization_config".to_owned(), quantization.clone());
     }
     let pretty = |value: &Map<String, Value>| {
         serde_json::to_vec_pretty(value).map_err(|err| Fault::new(Stage::Pass, format!("cannot write JSON: {err}")))
     };
-    let mut total = 0;
-    let mut put = |name: &str, bytes: &[u8]| {
-        total += bytes.len() as u64;
-        folder.write_file(name, bytes)
-    };
-    put("config.json", &pretty(&json)?)?;
-    if let (Some(Value::Object(map)), Some(Scheme::Gptq)) = (&quantization, job.plan.target.scheme()) {
+    let mut files = vec![("config.json", pretty(&json)?)];
+    if let (Some(Value::Object(map)), Some(Scheme::Gptq)) = (&quantization, plan.target.scheme()) {
         // Where GPTQ's own programs look first.
-        put("quantize_config.json", &pretty(map)?)?;
+        files.push(("quantize_config.json", pretty(map)?));
     }
     for name in SIDECARS {
-        if let Some(bytes) = job.checkpoint.read_sidecar(name)? {
-            put(name, &bytes)?;
+        if let Some(bytes) = checkpoint.read_sidecar(name)? {
+            files.push((name, bytes));
         }
     }
-    if job.checkpoint.container == Container::Gguf
-        && let Some(bytes) = job.checkpoint.tokenizer_json()?
+    if checkpoint.container == Container::Gguf
+        && let Some(bytes) = checkpoint.tokenizer_json()?
     {
-        put("tokenizer.json", &bytes)?;
+        files.push(("tokenizer.json", bytes));
     }
-    let mut tensors: Vec<SafeTensor> = Vec::new();
-    for decision in &job.plan.decisions {
-        let tensor = job.tensor(decision);
-        match packing(job, decision) {
-            None => {
-                tensors.push(SafeTensor {
-                    name: tensor.name.clone(),
-                    shape: tensor.shape.clone(),
-                    dtype: decision.dtype,
-                });
-            }
-            Some((scheme, matrix)) => {
-                let stem = module(&tensor.name);
-                let parts = parts(scheme, &matrix).ok_or_else(|| cannot_pack(job, decision))?;
-                tensors.extend(parts.into_iter().map(|part| SafeTensor {
-                    name: format!("{stem}.{}", part.suffix),
-                    shape: part.shape,
-                    dtype: part.dtype,
-                }));
-            }
-        }
+    Ok(files)
+}
+
+/// The stored tensors in the order of the file: one each, or the parts of a packed weight.
+fn safe_tensors(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<Vec<SafeTensor>> {
+    let mut tensors = Vec::new();
+    for decision in &plan.decisions {
+        let tensor = &checkpoint.tensors[decision.tensor_index];
+        let Some((scheme, matrix)) = packing(checkpoint, plan, decision) else {
+            tensors.push(SafeTensor { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype: decision.dtype });
+            continue;
+        };
+        let stem = module(&tensor.name);
+        let parts = parts(scheme, &matrix).ok_or_else(|| cannot_pack(plan, tensor, decision))?;
+        tensors.extend(parts.into_iter().map(|part| SafeTensor {
+            name: format!("{stem}.{}", part.suffix),
+            shape: part.shape,
+            dtype: part.dtype,
+        }));
     }
-    let mut writer = folder.safetensors(&tensors)?;
+    Ok(tensors)
+}
+
+/// Bytes of the folder that a pass would write; no weight is read.
+pub(super) fn file_bytes(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<u64> {
+    let files = folder_files(checkpoint, plan)?;
+    let small: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    Ok(small + checkpoint::safetensors_bytes(&safe_tensors(checkpoint, plan)?)?)
+}
+
+/// Writes a folder and answers the size of its files.
+pub(super) fn folder(job: &Job<'_>, output: &Path) -> Result<u64> {
+    let files = folder_files(job.checkpoint, job.plan)?;
+    let folder = FolderWriter::create(output)?;
+    let mut total = 0;
+    for (name, bytes) in &files {
+        total += bytes.len() as u64;
+        folder.write_file(name, bytes)?;
+    }
+    let mut writer = folder.safetensors(&safe_tensors(job.checkpoint, job.plan)?)?;
     for decision in &job.plan.decisions {
-        match packing(job, decision) {
+        match packing(job.checkpoint, job.plan, decision) {
             None => job.stream(decision, None, None, |bytes| writer.write_tensor_rows(bytes))?,
             Some((scheme, matrix)) => pack(job, decision, scheme, &matrix, &mut writer)?,
         }
@@ -93,18 +104,17 @@ fn module(name: &str) -> &str {
     name.strip_suffix(".weight").unwrap_or(name)
 }
 
-fn cannot_pack(job: &Job<'_>, decision: &Decision) -> Error {
-    let cause = format!("the target {} cannot hold {} of this shape", job.plan.target, decision.dtype);
-    Fault::new(Stage::Pass, cause).at(&job.tensor(decision).name).fix("resolve the plan again").into()
+fn cannot_pack(plan: &ResolvedPlan, tensor: &TensorInfo, decision: &Decision) -> Error {
+    let cause = format!("the target {} cannot hold {} of this shape", plan.target, decision.dtype);
+    Fault::new(Stage::Pass, cause).at(&tensor.name).fix("resolve the plan again").into()
 }
 
 /// How a tensor is packed, if it is.
-fn packing(job: &Job<'_>, decision: &Decision) -> Option<(Scheme, Matrix)> {
-    let tensor = job.tensor(decision);
-    let scheme = job.plan.target.scheme().filter(|_| decision.dtype.is_scheme())?;
-    let matrix =
-        Matrix { dtype: decision.dtype, rows: tensor.row_count(), cols: tensor.row_len(), main: job.plan.main_dtype() };
-    Some((scheme, matrix))
+fn packing(checkpoint: &Checkpoint, plan: &ResolvedPlan, decision: &Decision) -> Option<(Scheme, Matrix)> {
+    let tensor = &checkpoint.tensors[decision.tensor_index];
+    let scheme = plan.target.scheme().filter(|_| decision.dtype.is_scheme())?;
+    let main = plan.main_dtype();
+    Some((scheme, Matrix { dtype: decision.dtype, rows: tensor.row_count(), cols: tensor.row_len(), main }))
 }
 
 /// Streams one matrix through its packer.
@@ -116,7 +126,8 @@ fn pack(
     writer: &mut SafetensorsWriter,
 ) -> Result<()> {
     let shared = job.shared(decision)?;
-    let mut packer = Packer::new(scheme, matrix, shared.as_ref()).ok_or_else(|| cannot_pack(job, decision))?;
+    let mut packer = Packer::new(scheme, matrix, shared.as_ref())
+        .ok_or_else(|| cannot_pack(job.plan, job.tensor(decision), decision))?;
     let mut bytes = Vec::new();
     job.stream(decision, None, shared.as_ref(), |rows| {
         bytes.clear();
@@ -129,12 +140,12 @@ fn pack(
 }
 
 /// `quantization_config` of the folder; none where nothing is packed.
-fn quantization_config(job: &Job<'_>) -> Option<Value> {
-    let scheme = job.plan.target.scheme()?;
+fn quantization_config(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Option<Value> {
+    let scheme = plan.target.scheme()?;
     let mut modules: Vec<(String, Dtype)> = Vec::new();
     let mut kept: Vec<String> = Vec::new();
-    for decision in &job.plan.decisions {
-        let tensor = job.tensor(decision);
+    for decision in &plan.decisions {
+        let tensor = &checkpoint.tensors[decision.tensor_index];
         let name = module(&tensor.name).to_owned();
         if decision.dtype.is_scheme() {
             modules.push((name, decision.dtype));
@@ -147,7 +158,7 @@ fn quantization_config(job: &Job<'_>) -> Option<Value> {
     }
     match (scheme, modules.first()?.1) {
         (Scheme::CompressedTensors, _) => Some(compressed_tensors::config(&modules, &kept)),
-        (Scheme::Bitsandbytes, Dtype::Bnb(dtype)) => Some(bitsandbytes::config(dtype, &kept, job.plan.main_dtype())),
+        (Scheme::Bitsandbytes, Dtype::Bnb(dtype)) => Some(bitsandbytes::config(dtype, &kept, plan.main_dtype())),
         (Scheme::Gptq, Dtype::Int(dtype)) => Some(gptq::gptq_config(dtype, &kept)),
         (Scheme::Awq, Dtype::Int(dtype)) => Some(gptq::awq_config(dtype, &kept)),
         _ => None,

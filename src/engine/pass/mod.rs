@@ -21,7 +21,7 @@ pub use copy::copy_candidate;
 use super::calibration::Importance;
 use super::checkpoint::{self, Checkpoint};
 use super::error::{Error, Fault, Result, Stage};
-use super::plan::{self, ResolvedPlan, Target};
+use super::plan::{self, Plan, ResolvedPlan, Target};
 use super::progress::{Phase, Progress, Unit};
 use super::units;
 
@@ -125,7 +125,9 @@ pub fn run(
         let importance = options.importance.as_deref().ok_or_else(|| {
             Fault::new(Stage::Pass, "the plan has an importance matrix, which is not loaded").fix("load it first")
         })?;
-        warnings.extend(plan::check_importance(plan, checkpoint, importance)?);
+        let more = plan::check_importance(plan, checkpoint, importance)?;
+        // Whoever resolved the plan may have looked already.
+        warnings.extend(more.into_iter().filter(|warning| !plan.warnings.contains(warning)));
     }
     checkpoint::ensure_not_source(checkpoint, output)?;
     if let Some(folder) = output.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -160,6 +162,34 @@ pub fn run(
         file_bytes,
         elapsed_secs: started.elapsed().as_secs_f64(),
         warnings,
+    })
+}
+
+/// Bytes of everything that [`run`] would write for this plan; reads headers and the tokenizer only.
+///
+/// # Errors
+/// A plan made for other tensors, a network that the target cannot name, a tokenizer that cannot be read.
+pub fn file_bytes(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<u64> {
+    check_fit(checkpoint, plan)?;
+    write::file_bytes(checkpoint, plan)
+}
+
+/// Bytes that the target's file has beside tensors and their padding, whatever formats are chosen: for
+/// a GGUF exactly, for a folder at most.
+///
+/// # Errors
+/// As [`file_bytes`], and a plan that cannot be resolved.
+pub fn overhead_bytes(checkpoint: &Checkpoint, plan: &Plan) -> Result<u64> {
+    /// By how much the entry of a tensor in a safetensors header may grow with its type and offsets.
+    const MOST_GROWTH: u64 = 48;
+    /// The same for a weight that becomes up to six parts, named in the configuration too.
+    const MOST_PARTS_GROWTH: u64 = 2048;
+    let resolved = plan::resolve(plan, checkpoint)?;
+    let overhead = file_bytes(checkpoint, &resolved)?.saturating_sub(resolved.padded_bytes);
+    Ok(match resolved.target {
+        Target::Gguf => overhead,
+        Target::HuggingFace => overhead + MOST_GROWTH * checkpoint.tensors.len() as u64,
+        _ => overhead + MOST_PARTS_GROWTH * checkpoint.tensors.len() as u64,
     })
 }
 

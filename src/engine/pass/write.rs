@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use super::{PassOptions, rtn};
+use super::{PassOptions, folder, rtn};
 use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::{
-    self, Checkpoint, Container, GgufTensor, GgufValue, GgufWriter, Metadata, Role, TensorInfo,
+    self, Checkpoint, Container, GgufLayout, GgufTensor, GgufValue, GgufWriter, Metadata, Role, TensorInfo,
 };
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::{self, Dtype, Encoding, Shared};
-use crate::engine::plan::{Decision, Method, ResolvedPlan};
+use crate::engine::plan::{Decision, Method, ResolvedPlan, Target};
 use crate::engine::progress::Progress;
 use crate::engine::target::{gguf_names, llama_layout};
 
@@ -147,33 +147,60 @@ impl Job<'_> {
     }
 }
 
+/// What a GGUF consists of beside the weights.
+struct GgufParts {
+    metadata: Metadata,
+    /// In the order of the file: the rotary divisors, where there are any, then the plan's.
+    tensors: Vec<GgufTensor>,
+    divisors: Option<Vec<f32>>,
+    warnings: Vec<String>,
+}
+
+impl GgufParts {
+    fn new(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<Self> {
+        let config = checkpoint.require_config()?;
+        let (metadata, warnings) = checkpoint::gguf_metadata_of(checkpoint, config, plan.file_type)?;
+        let mut tensors = Vec::with_capacity(plan.decisions.len() + 1);
+        for decision in &plan.decisions {
+            let tensor = &checkpoint.tensors[decision.tensor_index];
+            let name = match (checkpoint.container, tensor.role) {
+                // What a GGUF calls by a name that Hugging Face does not have keeps it.
+                (Container::Gguf, Role::Other) => tensor.stored_name.clone(),
+                _ => gguf_names::to_gguf(&tensor.name).ok_or_else(|| {
+                    Fault::new(Stage::Pass, "GGUF has no name for this tensor of the Llama architecture")
+                        .at(&tensor.name)
+                        .fix("write a Hugging Face folder instead (target = \"hugging_face\")")
+                })?,
+            };
+            tensors.push(GgufTensor { name, shape: tensor.shape.clone(), dtype: decision.dtype });
+        }
+        let divisors = checkpoint::rope_freqs(config)
+            .filter(|_| !tensors.iter().any(|tensor| tensor.name == checkpoint::ROPE_FREQS));
+        if let Some(divisors) = &divisors {
+            let shape = vec![divisors.len()];
+            tensors.insert(0, GgufTensor { name: checkpoint::ROPE_FREQS.to_owned(), shape, dtype: Dtype::F32 });
+        }
+        Ok(Self { metadata, tensors, divisors, warnings })
+    }
+}
+
+/// Bytes of the file or folder that a pass would write; no weight is read.
+pub(super) fn file_bytes(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<u64> {
+    match plan.target {
+        Target::Gguf => {
+            let parts = GgufParts::new(checkpoint, plan)?;
+            Ok(GgufLayout::new(&parts.metadata, &parts.tensors)?.file_bytes())
+        }
+        _ => folder::file_bytes(checkpoint, plan),
+    }
+}
+
 /// Writes GGUF v3 and answers the file's size.
 pub(super) fn gguf(job: &Job<'_>, output: &Path, warnings: &mut Vec<String>) -> Result<u64> {
-    let config = job.checkpoint.require_config()?;
-    let (mut metadata, more) = checkpoint::gguf_metadata_of(job.checkpoint, config, job.plan.file_type)?;
+    let GgufParts { mut metadata, tensors, divisors, warnings: more } = GgufParts::new(job.checkpoint, job.plan)?;
     warnings.extend(more);
     if let Some(importance) = job.options.importance.as_deref().filter(|_| job.plan.has_importance) {
         metadata.extend(imatrix_metadata(importance));
-    }
-    let mut tensors = Vec::with_capacity(job.plan.decisions.len() + 1);
-    for decision in &job.plan.decisions {
-        let tensor = job.tensor(decision);
-        let name = match (job.checkpoint.container, tensor.role) {
-            // What a GGUF calls by a name that Hugging Face does not have keeps it.
-            (Container::Gguf, Role::Other) => tensor.stored_name.clone(),
-            _ => gguf_names::to_gguf(&tensor.name).ok_or_else(|| {
-                Fault::new(Stage::Pass, "GGUF has no name for this tensor of the Llama architecture")
-                    .at(&tensor.name)
-                    .fix("write a Hugging Face folder instead (target = \"hugging_face\")")
-            })?,
-        };
-        tensors.push(GgufTensor { name, shape: tensor.shape.clone(), dtype: decision.dtype });
-    }
-    let divisors =
-        checkpoint::rope_freqs(config).filter(|_| !tensors.iter().any(|tensor| tensor.name == checkpoint::ROPE_FREQS));
-    if let Some(divisors) = &divisors {
-        let shape = vec![divisors.len()];
-        tensors.insert(0, GgufTensor { name: checkpoint::ROPE_FREQS.to_owned(), shape, dtype: Dtype::F32 });
     }
     let mut writer = GgufWriter::create(output, &metadata, &tensors)?;
     if let Some(divisors) = divisors {

@@ -31,8 +31,10 @@ impl Plan {
         }
     }
 
-    /// Sets or removes the recipe that rules build on; a recipe replaces the default format.
+    /// Sets or removes the recipe that rules build on; a recipe replaces the default format, and either
+    /// replaces what the planner chose.
     pub fn set_recipe(&mut self, recipe: Option<Recipe>) {
+        self.drop_planned();
         self.recipe = recipe;
         match recipe {
             Some(recipe) => {
@@ -43,7 +45,8 @@ impl Plan {
         }
     }
 
-    /// Sets or removes the format of tensors that no rule matches; it replaces the recipe.
+    /// Sets or removes the format of tensors that no rule matches; it replaces the recipe and what the
+    /// planner chose.
     ///
     /// # Errors
     /// The format does not exist.
@@ -53,6 +56,7 @@ impl Plan {
             return Ok(());
         };
         let treatment = Treatment::format(id)?;
+        self.drop_planned();
         self.default = Some(treatment);
         self.recipe = None;
         self.document.remove("recipe");
@@ -138,6 +142,50 @@ impl Plan {
         if index < self.rules.len() {
             self.rules.remove(index);
             drop(self.take_table(index));
+        }
+    }
+
+    /// Replaces recipe, default format and planned rules by the planner's answer. Rules made by hand
+    /// stay behind the planned ones, so that they win; comments above planned rules stay too.
+    pub(super) fn set_planned(&mut self, default_format: &'static str, planned: Vec<Rule>) -> Result<()> {
+        let comments = self.remove_planned();
+        self.set_default_format(Some(default_format))?;
+        let mut by_hand: Vec<Table> = (0..self.rules.len()).rev().filter_map(|rule| self.take_table(rule)).collect();
+        by_hand.reverse();
+        let mut tables: Vec<Table> = planned.iter().map(table_of).chain(by_hand).collect();
+        if let Some(first) = tables.first_mut() {
+            add_comments(first, &comments);
+        }
+        for table in tables {
+            self.push_table(table);
+        }
+        self.rules.splice(0..0, planned);
+        Ok(())
+    }
+
+    /// Removes all planned rules and returns the comments that stood above them, a line each.
+    fn remove_planned(&mut self) -> String {
+        let mut comments = String::new();
+        for rule in (0..self.rules.len()).rev().filter(|&rule| self.rules[rule].is_planned).collect::<Vec<_>>() {
+            self.rules.remove(rule);
+            let Some(table) = self.take_table(rule) else { continue };
+            let prefix = table.decor().prefix().and_then(|prefix| prefix.as_str()).unwrap_or_default();
+            let lines = prefix.lines().filter(|line| line.trim_start().starts_with('#'));
+            comments = lines.map(|line| format!("{line}\n")).collect::<String>() + &comments;
+        }
+        comments
+    }
+
+    /// Removes all planned rules, because something else takes their place as the plan's base.
+    fn drop_planned(&mut self) {
+        let comments = self.remove_planned();
+        if !comments.is_empty()
+            && let Some(first) = self.rule_tables().get_mut(0)
+        {
+            add_comments(first, &comments);
+        }
+        if self.rules.is_empty() {
+            self.document.remove("rule");
         }
     }
 
@@ -239,7 +287,9 @@ impl Plan {
             Some(same) => {
                 let interferes = |rule: &Rule| overlaps(&rule.matcher.matched(subject), &matched);
                 self.rules[same].treatment = treatment;
+                self.rules[same].is_planned = false;
                 if let Some(table) = self.rule_tables().get_mut(same) {
+                    table.remove("planned");
                     write_treatment(table, treatment);
                 }
                 if self.rules[same + 1..].iter().any(interferes) {
@@ -251,19 +301,9 @@ impl Plan {
                 }
             }
             None => {
-                let mut table = Table::new();
-                if let Some(glob) = matcher.glob() {
-                    set_value(&mut table, "match", glob);
-                }
-                if let Some(role) = matcher.role() {
-                    set_value(&mut table, "role", role.name());
-                }
-                if let Some(layers) = matcher.layers() {
-                    set_value(&mut table, "layers", layers.to_string());
-                }
-                write_treatment(&mut table, treatment);
-                self.push_table(table);
-                self.rules.push(Rule { matcher: matcher.clone(), treatment });
+                let rule = Rule { matcher: matcher.clone(), treatment, is_planned: false };
+                self.push_table(table_of(&rule));
+                self.rules.push(rule);
             }
         }
         self.remove_covered(subject, &matcher, &matched);
@@ -326,6 +366,33 @@ impl Plan {
         }
         self.rule_tables().push(table);
     }
+}
+
+/// Puts comment lines above a rule and what already stands there.
+fn add_comments(table: &mut Table, comments: &str) {
+    if !comments.is_empty() {
+        let own = table.decor().prefix().and_then(|prefix| prefix.as_str()).unwrap_or("\n").to_owned();
+        table.decor_mut().set_prefix(format!("\n{comments}{}", own.trim_start_matches('\n')));
+    }
+}
+
+/// A rule as text.
+fn table_of(rule: &Rule) -> Table {
+    let mut table = Table::new();
+    if let Some(glob) = rule.matcher.glob() {
+        set_value(&mut table, "match", glob);
+    }
+    if let Some(role) = rule.matcher.role() {
+        set_value(&mut table, "role", role.name());
+    }
+    if let Some(layers) = rule.matcher.layers() {
+        set_value(&mut table, "layers", layers.to_string());
+    }
+    write_treatment(&mut table, rule.treatment);
+    if rule.is_planned {
+        set_value(&mut table, "planned", true);
+    }
+    table
 }
 
 /// Indices of the tensors called `names`.

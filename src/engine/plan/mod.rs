@@ -22,10 +22,15 @@
 //! [calibration]                  # columns weighted by what they are multiplied with
 //! imatrix = "model.imatrix.gguf"
 //! ```
+//!
+//! [`budget`] makes rules of its own, marked `planned = true`: they stand before the others, so that
+//! what is said by hand wins, and the next budget replaces them.
 
+pub mod budget;
 mod calibration;
 mod containers;
 mod edit;
+pub mod knapsack;
 mod matcher;
 mod nearest;
 pub mod recipe;
@@ -237,6 +242,8 @@ pub struct Rule {
     pub matcher: Matcher,
     /// What happens to them.
     pub treatment: Treatment,
+    /// True if the budget planner made the rule and may replace it; editing it makes it the user's.
+    pub is_planned: bool,
 }
 
 /// Choices for the tensors of a checkpoint, for one target.

@@ -267,11 +267,8 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
     containers::check(plan.target, &decisions, subject, &mut warnings)?;
 
     let sum = |value: fn(&Decision) -> u64| decisions.iter().map(value).fold(0, u64::saturating_add);
-    let pads = plan.target == Target::Gguf;
-    let padded_bytes = decisions.iter().fold(0_u64, |sum, decision| {
-        let bytes = decision.new_bytes;
-        sum.saturating_add(if pads { bytes.checked_next_multiple_of(GGUF_ALIGNMENT).unwrap_or(bytes) } else { bytes })
-    });
+    let padded_bytes =
+        decisions.iter().fold(0_u64, |sum, decision| sum.saturating_add(padded(plan.target, decision.new_bytes)));
     Ok(ResolvedPlan {
         target: plan.target,
         recipe: plan.recipe,
@@ -479,6 +476,12 @@ pub(super) fn settle_hugging_face(tensor: &TensorInfo, requested: Choice, why: W
         // Decoding gives f32 exactly.
         Choice::Keep => Settled::plainly(Dtype::F32, why),
     })
+}
+
+/// Bytes that a tensor takes in the target's file, up to where the next one starts.
+pub(super) fn padded(target: Target, bytes: u64) -> u64 {
+    let pads = target == Target::Gguf;
+    if pads { bytes.checked_next_multiple_of(GGUF_ALIGNMENT).unwrap_or(bytes) } else { bytes }
 }
 
 fn is_plain(id: &str) -> bool {

@@ -10,7 +10,7 @@ use crate::engine::checkpoint::Role;
 use crate::engine::error::Error;
 use crate::engine::format::Dtype;
 
-fn tensor(name: &str, shape: &[usize], dtype: Dtype) -> TensorInfo {
+pub(super) fn tensor(name: &str, shape: &[usize], dtype: Dtype) -> TensorInfo {
     let (role, layer) = Role::of_name(name);
     let row_len = shape.last().copied().unwrap_or(1);
     let rows: usize = shape.iter().rev().skip(1).product();
@@ -31,7 +31,7 @@ fn tensor(name: &str, shape: &[usize], dtype: Dtype) -> TensorInfo {
 }
 
 /// A tied Llama of `layers` layers, width 256, MLP 512, in bf16.
-fn llama(layers: usize) -> Vec<TensorInfo> {
+pub(super) fn llama(layers: usize) -> Vec<TensorInfo> {
     let mut tensors = vec![tensor("model.embed_tokens.weight", &[1024, 256], Dtype::Bf16)];
     for layer in 0..layers {
         for (part, shape) in [
@@ -51,15 +51,15 @@ fn llama(layers: usize) -> Vec<TensorInfo> {
     tensors
 }
 
-fn subject(tensors: &[TensorInfo]) -> Subject<'_> {
+pub(super) fn subject(tensors: &[TensorInfo]) -> Subject<'_> {
     Subject { tensors, config: None, fingerprint: "f1" }
 }
 
-fn parse(text: &str) -> Plan {
+pub(super) fn parse(text: &str) -> Plan {
     Plan::parse(text, None).expect("a legal plan")
 }
 
-fn fault(result: Result<impl std::fmt::Debug>) -> Fault {
+pub(super) fn fault(result: Result<impl std::fmt::Debug>) -> Fault {
     match result.expect_err("must be refused") {
         Error::Fault(fault) => *fault,
         other => panic!("not a fault: {other}"),
@@ -196,13 +196,13 @@ fn protected_and_untouched_tensors_keep_their_stored_type_and_vectors_are_f32() 
     let mut tensors = llama(1);
     tensors.push(tensor("model.layers.0.self_attn.q_proj.bias", &[256], Dtype::F16));
     tensors.push(tensor("extra.weight", &[4, 256], Dtype::Q4K));
-    tensors.push(tensor("codes.weight", &[4, 256], Dtype::Iq3S));
+    tensors.push(tensor("codes.weight", &[4, 256], Dtype::Unknown(77)));
     tensors.push(tensor("fp8.weight", &[4, 256], Dtype::F8E4M3));
     tensors.push(tensor("positions", &[16], Dtype::I64));
     let plan = parse("version = 1\n[default]\nformat = \"q8_0\"\n[[rule]]\nmatch = \"*\"\nprotect = true\n");
     let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
     let dtypes: Vec<Dtype> = resolved.decisions.iter().rev().take(5).map(|decision| decision.dtype).collect();
-    assert_eq!(dtypes, [Dtype::I64, Dtype::F16, Dtype::Iq3S, Dtype::Q4K, Dtype::F32]);
+    assert_eq!(dtypes, [Dtype::I64, Dtype::F16, Dtype::Unknown(77), Dtype::Q4K, Dtype::F32]);
     let q = decided(&resolved, &tensors, "0.self_attn.q_proj");
     assert_eq!((q.dtype, q.why), (Dtype::Bf16, Why::Protected(0)));
     assert!(q.is_copy());
@@ -212,7 +212,7 @@ fn protected_and_untouched_tensors_keep_their_stored_type_and_vectors_are_f32() 
     let plan = parse("version = 1\n[default]\nformat = \"q8_0\"\n");
     let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
     let codes = resolved.decisions[tensors.len() - 3];
-    assert_eq!((codes.dtype, codes.why), (Dtype::Iq3S, Why::Undecodable));
+    assert_eq!((codes.dtype, codes.why), (Dtype::Unknown(77), Why::Undecodable));
     assert!(resolved.warnings.iter().any(|text| text.contains("codes.weight")), "{:?}", resolved.warnings);
     assert!(resolved.warnings.iter().any(|text| text.contains("already quantized")), "{:?}", resolved.warnings);
 
@@ -347,4 +347,62 @@ fn resolving_a_thousand_tensors_under_a_hundred_rules_is_quick() {
         let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
         println!("{} tensors in {:?}", resolved.decisions.len(), start.elapsed());
     }
+}
+
+#[test]
+fn calibration_survives_editing_and_its_paths_start_at_the_plan() {
+    let text = "version = 1\nrecipe = \"Q4_0\"\n\n[calibration]\nimatrix = \"a.gguf\" # mine\ncontext = 128\n";
+    let path = std::path::Path::new("folder").join("plan.toml");
+    let mut plan = Plan::parse(text, Some(&path)).expect("legal");
+    let calibration = plan.calibration().expect("it has one").clone();
+    assert_eq!(calibration.imatrix.as_deref(), Some(std::path::Path::new("folder").join("a.gguf").as_path()));
+    assert_eq!((calibration.options.context, calibration.text.as_deref()), (Some(128), None));
+    plan.set_recipe(Recipe::find("Q5_0"));
+    assert!(plan.to_toml().contains("a.gguf\" # mine"), "{}", plan.to_toml());
+    let before = plan.clone();
+    plan.set_calibration(None);
+    assert!(!plan.to_toml().contains("calibration") && plan != before);
+    plan.set_calibration(Some(calibration));
+    assert_eq!(plan, before);
+    let again = parse(&plan.to_toml());
+    assert_eq!(again.calibration(), plan.calibration(), "{}", plan.to_toml());
+}
+
+#[test]
+fn importance_weights_what_heeds_it_unless_a_rule_says_rtn() {
+    let tensors = llama(2);
+    let calibration = "[calibration]\nimatrix = \"a.gguf\"\n";
+    let rules = "[[rule]]\nrole = \"q\"\nformat = \"q4_k\"\nmethod = \"rtn\"\n[[rule]]\nrole = \"k\"\nformat = \"q8_0\"\n\
+                 [[rule]]\nrole = \"v\"\nformat = \"q4_k\"\nmethod = \"imatrix\"\n";
+    let plan = parse(&format!("version = 1\nrecipe = \"Q4_0\"\n{rules}{calibration}"));
+    let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
+    assert!(resolved.has_importance);
+    let method = |name: &str| decided(&resolved, &tensors, name).method;
+    assert_eq!(method("0.self_attn.q_proj"), Method::Rtn);
+    assert_eq!(method("0.self_attn.k_proj"), Method::Rtn, "q8_0 has no weighted search");
+    assert_eq!(method("0.self_attn.v_proj"), Method::Imatrix);
+    assert_eq!(method("0.mlp.up_proj"), Method::Imatrix);
+    assert!(decided(&resolved, &tensors, "0.mlp.up_proj").sentence().contains("imatrix-weighted"));
+
+    let plan = parse(&format!("version = 1\nrecipe = \"Q4_0\"\n{rules}"));
+    let fault = fault(resolve_for(&plan, subject(&tensors)));
+    assert!(fault.cause.contains("needs an importance matrix"), "{fault}");
+    assert_eq!(fault.place.as_deref(), Some("line 13"), "{fault}");
+}
+
+#[test]
+fn quantizing_again_names_what_is_lost_pair_by_pair() {
+    let mut tensors = llama(2);
+    for tensor in &mut tensors {
+        if tensor.name.contains("mlp") {
+            tensor.dtype = Dtype::Q4K;
+            tensor.byte_count = tensor.weight_count() / 256 * 144;
+        }
+    }
+    let plan = parse("version = 1\nrecipe = \"Q6_K\"\n[[rule]]\nrole = \"down\"\nformat = \"q3_k\"\n");
+    let resolved = resolve_for(&plan, subject(&tensors)).expect("resolves");
+    let warns = |words: &str| resolved.warnings.iter().filter(|text| text.contains(words)).count();
+    assert_eq!(warns("q4_k → q6_k"), 1, "{:?}", resolved.warnings);
+    assert_eq!(warns("q6_k takes more room and cannot bring back what q4_k lost"), 1, "{:?}", resolved.warnings);
+    assert_eq!(warns("what q4_k lost stays lost and q3_k adds its own error"), 1, "{:?}", resolved.warnings);
 }

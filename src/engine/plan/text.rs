@@ -19,7 +19,7 @@ const MOST_BYTES: usize = 16 << 20;
 
 const ROOT_KEYS: [&str; 7] = ["version", "checkpoint", "target", "recipe", "default", "rule", "calibration"];
 const DEFAULT_KEYS: [&str; 2] = ["format", "method"];
-const RULE_KEYS: [&str; 6] = ["match", "role", "layers", "format", "method", "protect"];
+const RULE_KEYS: [&str; 7] = ["match", "role", "layers", "format", "method", "protect", "planned"];
 
 /// Parts of a plan that another version of this program knows.
 const NOT_YET: [(&str, &str); 1] = [("prune", "this version does not prune")];
@@ -153,6 +153,21 @@ impl Source<'_> {
         Ok(found.beside(self.path))
     }
 
+    /// A key that is true or not there; `remedy` is for one that is false.
+    fn flag(&self, table: &Table, key: &str, remedy: &str) -> Result<bool> {
+        let Some(item) = table.get(key) else {
+            return Ok(false);
+        };
+        match item.as_bool() {
+            Some(true) => Ok(true),
+            Some(false) => Err(self.fault(item.span(), format!("{key} = false says nothing")).fix(remedy).into()),
+            None => {
+                let fault = self.fault(item.span(), format!("\"{key}\" is {}, not true", kind(item)));
+                Err(fault.fix(format!("write {key} = true")).into())
+            }
+        }
+    }
+
     fn rule(&self, table: &Table) -> Result<Rule> {
         self.check_keys(table, &RULE_KEYS, " in a rule")?;
         let glob = self.text(table, "match")?;
@@ -173,20 +188,12 @@ impl Source<'_> {
             self.fault(span, format!("the glob cannot be read: {reason}"))
                 .fix("use *, ?, [abc] and {a,b}; a backslash takes a special character as it is")
         })?;
-        let protect = match table.get("protect") {
-            None => false,
-            Some(item) => match item.as_bool() {
-                Some(true) => true,
-                Some(false) => {
-                    let fault = self.fault(item.span(), "protect = false says nothing");
-                    return Err(fault.fix("remove it and name a format").into());
-                }
-                None => {
-                    let fault = self.fault(item.span(), format!("\"protect\" is {}, not true", kind(item)));
-                    return Err(fault.fix("write protect = true").into());
-                }
-            },
-        };
+        let protect = self.flag(table, "protect", "remove it and name a format")?;
+        let is_planned = self.flag(table, "planned", "remove it")?;
+        if protect && is_planned {
+            let fault = self.fault(table.span(), "the planner does not protect");
+            return Err(fault.fix("remove planned = true").into());
+        }
         let treatment = match (self.format(table)?, protect) {
             (Some(format), false) => format,
             (None, true) if table.get("method").is_none() => Treatment::Protect,
@@ -199,7 +206,7 @@ impl Source<'_> {
                 return Err(fault.fix("add format = \"…\" or protect = true").into());
             }
         };
-        Ok(Rule { matcher, treatment })
+        Ok(Rule { matcher, treatment, is_planned })
     }
 }
 

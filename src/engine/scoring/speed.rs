@@ -24,6 +24,9 @@ pub struct SpeedOptions {
     pub prefill_tokens: usize,
     /// Tokens written after it.
     pub decode_tokens: usize,
+    /// Tokens that are there already when writing begins; none for those of the prompt. llama-bench's
+    /// `tg` writes after nothing.
+    pub decode_depth: Option<usize>,
     /// Least number of repetitions.
     pub repetitions: usize,
     /// More repetitions until this much time has passed.
@@ -34,7 +37,14 @@ pub struct SpeedOptions {
 
 impl Default for SpeedOptions {
     fn default() -> Self {
-        Self { prefill_tokens: 128, decode_tokens: 32, repetitions: 5, min_secs: 1.0, max_secs: 30.0 }
+        Self {
+            prefill_tokens: 128,
+            decode_tokens: 32,
+            decode_depth: None,
+            repetitions: 5,
+            min_secs: 1.0,
+            max_secs: 30.0,
+        }
     }
 }
 
@@ -57,6 +67,9 @@ pub struct SpeedResult {
     pub prefill_tokens: usize,
     /// Tokens written after the first.
     pub decode_tokens: usize,
+    /// Tokens that were there when writing began.
+    #[serde(default)]
+    pub decode_depth: usize,
     pub repetitions: usize,
     /// Worker threads.
     pub threads: usize,
@@ -82,16 +95,31 @@ fn read(model: &dyn TokenModel, ids: &[u32], caches: &mut [KvCache], progress: &
     Ok(RowSum::of(&logits).map_or(0, |sum| sum.top))
 }
 
-fn sample(model: &dyn TokenModel, prompt: &[u32], decode_tokens: usize, progress: &Progress) -> Result<Sample> {
+/// Lengths of one repetition.
+#[derive(Clone, Copy)]
+struct Lengths {
+    prefill: usize,
+    decode: usize,
+    depth: usize,
+}
+
+/// Reads a prompt, then writes; `prompt` is as long as the longer of prompt and depth.
+fn sample(model: &dyn TokenModel, prompt: &[u32], lengths: Lengths, progress: &Progress) -> Result<Sample> {
     let mut caches = [KvCache::default()];
     let start = Instant::now();
-    let mut next = read(model, prompt, &mut caches, progress)?;
+    let mut next = read(model, &prompt[..lengths.prefill], &mut caches, progress)?;
     let first_token = start.elapsed().as_secs_f64();
+    if lengths.depth != lengths.prefill {
+        caches = [KvCache::default()];
+        if lengths.depth > 0 {
+            next = read(model, &prompt[..lengths.depth], &mut caches, progress)?;
+        }
+    }
     let start = Instant::now();
-    for _ in 0..decode_tokens {
+    for _ in 0..lengths.decode {
         next = read(model, &[next], &mut caches, progress)?;
     }
-    Ok(Sample { first_token, per_token: start.elapsed().as_secs_f64() / decode_tokens as f64 })
+    Ok(Sample { first_token, per_token: start.elapsed().as_secs_f64() / lengths.decode as f64 })
 }
 
 /// Measures models in turns; results come in their order.
@@ -107,14 +135,17 @@ pub fn measure(models: &[&dyn TokenModel], options: &SpeedOptions, progress: &Pr
     // A short context is shared between reading and writing as the options share it.
     let decode_tokens = options.decode_tokens.clamp(1, (context / 4).max(1));
     let prefill_tokens = options.prefill_tokens.clamp(1, context - decode_tokens);
+    let decode_depth = options.decode_depth.unwrap_or(prefill_tokens).min(context - decode_tokens);
+    let lengths = Lengths { prefill: prefill_tokens, decode: decode_tokens, depth: decode_depth };
     let vocab = models.iter().map(|model| model.vocab()).min().unwrap_or(1).max(1);
     let mut random = Random::new(42, 0);
-    let prompt: Vec<u32> = (0..prefill_tokens).map(|_| (random.next_u64() % vocab as u64) as u32).collect();
+    let prompt: Vec<u32> =
+        (0..prefill_tokens.max(decode_depth)).map(|_| (random.next_u64() % vocab as u64) as u32).collect();
 
     let least = options.repetitions.max(1);
     progress.begin(Phase::MeasuringSpeed, least as u64, Unit::Items);
     for model in models {
-        sample(*model, &prompt, decode_tokens.min(2), progress)?;
+        sample(*model, &prompt, Lengths { decode: decode_tokens.min(2), ..lengths }, progress)?;
     }
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); models.len()];
     let start = Instant::now();
@@ -126,14 +157,14 @@ pub fn measure(models: &[&dyn TokenModel], options: &SpeedOptions, progress: &Pr
             break;
         }
         for (model, samples) in models.iter().zip(&mut samples) {
-            samples.push(sample(*model, &prompt, decode_tokens, progress)?);
+            samples.push(sample(*model, &prompt, lengths, progress)?);
         }
         progress.advance(1);
     }
-    Ok(samples.iter().map(|samples| summary(samples, prefill_tokens, decode_tokens, models.len() > 1)).collect())
+    Ok(samples.iter().map(|samples| summary(samples, lengths, models.len() > 1)).collect())
 }
 
-fn summary(samples: &[Sample], prefill_tokens: usize, decode_tokens: usize, in_turns: bool) -> SpeedResult {
+fn summary(samples: &[Sample], lengths: Lengths, in_turns: bool) -> SpeedResult {
     let sorted = |value: fn(&Sample) -> f64| {
         // A clock that stands still must not give an infinite speed, which JSON cannot hold.
         let mut values: Vec<f64> = samples.iter().map(|sample| value(sample).max(1e-9)).collect();
@@ -141,7 +172,7 @@ fn summary(samples: &[Sample], prefill_tokens: usize, decode_tokens: usize, in_t
         values
     };
     let (first, per) = (sorted(|sample| sample.first_token), sorted(|sample| sample.per_token));
-    let prefill = |fraction| prefill_tokens as f64 / quantile(&first, fraction);
+    let prefill = |fraction| lengths.prefill as f64 / quantile(&first, fraction);
     let decode = |fraction| 1.0 / quantile(&per, fraction);
     SpeedResult {
         prefill_tokens_per_second: prefill(0.5),
@@ -150,8 +181,9 @@ fn summary(samples: &[Sample], prefill_tokens: usize, decode_tokens: usize, in_t
         decode_tokens_per_second_quartiles: [decode(0.75), decode(0.25)],
         ttft_secs: quantile(&first, 0.5),
         tpot_secs: quantile(&per, 0.5),
-        prefill_tokens,
-        decode_tokens,
+        prefill_tokens: lengths.prefill,
+        decode_tokens: lengths.decode,
+        decode_depth: lengths.depth,
         repetitions: samples.len(),
         threads: rayon::current_num_threads(),
         in_turns,
@@ -180,10 +212,27 @@ mod tests {
     }
 
     #[test]
+    fn writing_begins_after_the_prompt_unless_another_depth_is_asked_for() {
+        let model = FakeModel { context: 200, ..FakeModel::default() };
+        let depth = |decode_depth: Option<usize>| {
+            let options = SpeedOptions {
+                prefill_tokens: 20,
+                decode_tokens: 3,
+                decode_depth,
+                repetitions: 1,
+                min_secs: 0.0,
+                ..SpeedOptions::default()
+            };
+            measure(&[&model], &options, &Progress::default()).expect("speed")[0].decode_depth
+        };
+        assert_eq!([None, Some(0), Some(50), Some(9999)].map(depth), [20, 0, 50, 197]);
+    }
+
+    #[test]
     fn the_median_ignores_one_slow_repetition() {
         let samples: Vec<Sample> =
             [1.0, 1.0, 9.0].iter().map(|&secs| Sample { first_token: secs, per_token: secs / 10.0 }).collect();
-        let result = summary(&samples, 128, 32, false);
+        let result = summary(&samples, Lengths { prefill: 128, decode: 32, depth: 128 }, false);
         assert_eq!(result.prefill_tokens_per_second, 128.0);
         assert!((result.decode_tokens_per_second - 10.0).abs() < 1e-9);
     }

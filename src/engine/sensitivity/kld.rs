@@ -116,7 +116,7 @@ fn references(model: &Model, text: &ScoredText, options: &KldOptions, progress: 
 }
 
 /// A tensor as it would come back from `format`, in f32, or `None` if nothing changes.
-fn requantized(
+pub(super) fn requantized(
     checkpoint: &Checkpoint,
     tensor: &TensorInfo,
     format: &dyn Format,

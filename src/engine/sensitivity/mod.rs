@@ -3,15 +3,18 @@
 //! One file per metric. A metric is a description ([`Metric`]) in [`metrics`] and an entry
 //! function that fills a [`SensitivityTable`] row by row, so that the picture grows while it works.
 
+pub mod fisher;
 pub mod kld;
 pub mod ranks;
 pub mod weight;
+
+use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::calibration::Importance;
 use super::checkpoint::{Checkpoint, Role, TensorInfo};
-use super::error::{Fault, Result, Stage};
+use super::error::{Error, Fault, Result, Stage};
 use super::format::{self, Format};
 use super::kernels::ints::ScaleChoice;
 
@@ -55,7 +58,7 @@ pub struct Metric {
 
 /// Every metric, cheapest first.
 pub fn metrics() -> &'static [&'static Metric] {
-    const ALL: [&Metric; 2] = [&weight::METRIC, &kld::METRIC];
+    const ALL: [&Metric; 3] = [&weight::METRIC, &fisher::METRIC, &kld::METRIC];
     &ALL
 }
 
@@ -136,6 +139,30 @@ impl SensitivityTable {
             formats: formats.iter().map(|format| format.id().to_owned()).collect(),
             rows: Vec::new(),
         }
+    }
+
+    /// Reads a table that `lapidary sensitivity` wrote.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is too long, or holds something else or another version.
+    pub fn read(path: &Path) -> Result<Self> {
+        /// Longer files are no tables.
+        const MOST_BYTES: u64 = 256 << 20;
+        let fault = |cause: String| Fault::new(Stage::Sensitivity, cause).file(path);
+        let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+        if length > MOST_BYTES {
+            return Err(fault("the file is too long to be a sensitivity table".to_owned()).into());
+        }
+        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let table: Self = serde_json::from_str(&text).map_err(|err| {
+            fault(format!("not a sensitivity table: {err}")).fix("write one with `lapidary sensitivity … -o FILE`")
+        })?;
+        if table.version != Self::VERSION {
+            let cause =
+                format!("the table has version {}; this program reads version {}", table.version, Self::VERSION);
+            return Err(fault(cause).fix("measure it again").into());
+        }
+        Ok(table)
     }
 
     /// The row of a tensor.

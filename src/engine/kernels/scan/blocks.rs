@@ -2,7 +2,7 @@
 
 use super::lanes::{Grain, Lanes, WIDE};
 use super::{CHUNK, Errors, Lines, Tally, scans};
-use crate::engine::kernels::legacy;
+use crate::engine::kernels::{Columns, Level, legacy, legacy_encode};
 
 const LEN: usize = 32;
 
@@ -131,12 +131,17 @@ impl Block for Q80 {
     }
 
     fn encode(source: &[f32], out: &mut [u8]) {
-        legacy::encode_q8_0(source, out);
+        legacy_encode::encode_q8_0(Level::detect(), source, out);
     }
 
     fn decode(source: &[u8], out: &mut [f32]) {
         legacy::decode_q8_0(source, out);
     }
+}
+
+/// Blocks without importance may be taken for one row.
+fn whole(source: &[f32]) -> Columns<'static> {
+    Columns { row_len: source.len(), importance: None }
 }
 
 struct Q40;
@@ -162,7 +167,7 @@ impl Block for Q40 {
     }
 
     fn encode(source: &[f32], out: &mut [u8]) {
-        legacy::encode_q4_0(source, out);
+        legacy_encode::encode_q4_0(Level::detect(), source, whole(source), out);
     }
 
     fn decode(source: &[u8], out: &mut [f32]) {
@@ -194,7 +199,7 @@ impl Block for Q41 {
     }
 
     fn encode(source: &[f32], out: &mut [u8]) {
-        legacy::encode_q4_1(source, out);
+        legacy_encode::encode_q4_1(Level::detect(), source, whole(source), out);
     }
 
     fn decode(source: &[u8], out: &mut [f32]) {
@@ -225,7 +230,7 @@ impl Block for Q50 {
     }
 
     fn encode(source: &[f32], out: &mut [u8]) {
-        legacy::encode_q5_0(source, out);
+        legacy_encode::encode_q5_0(Level::detect(), source, whole(source), out);
     }
 
     fn decode(source: &[u8], out: &mut [f32]) {
@@ -257,7 +262,7 @@ impl Block for Q51 {
     }
 
     fn encode(source: &[f32], out: &mut [u8]) {
-        legacy::encode_q5_1(source, out);
+        legacy_encode::encode_q5_1(Level::detect(), source, whole(source), out);
     }
 
     fn decode(source: &[u8], out: &mut [f32]) {

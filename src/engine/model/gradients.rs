@@ -1,0 +1,234 @@
+//! Gradients of what a model says of a text with respect to every matrix, through candle.
+//!
+//! One backward pass a sequence: activations of one sequence and one gradient of the whole model
+//! are in memory at a time, and each matrix's gradient is handed out and dropped.
+
+use candle_core::{Tensor, Var};
+
+use super::backend::Site;
+use super::candle::{Candle, failed};
+use super::llama::{Hooks, Llama};
+use super::{Batch, load};
+use crate::engine::checkpoint::{Checkpoint, ModelConfig, Role};
+use crate::engine::error::Result;
+use crate::engine::progress::Progress;
+
+/// Which next tokens the log-likelihood is taken of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Labels {
+    /// Drawn from the model's own distribution: the square of the gradient is then an estimate of
+    /// the Fisher information, the curvature of the KL divergence from the model to its neighbours.
+    Sampled {
+        /// Same seed, same draws.
+        seed: u64,
+    },
+    /// The text's own: the square is the empirical Fisher information.
+    Text,
+}
+
+/// A decoder whose matrices all have gradients.
+#[derive(Debug)]
+pub struct Differentiable {
+    /// The shape it was built from.
+    pub config: ModelConfig,
+    graph: Llama<Candle>,
+    matrices: Vec<(Site, Var)>,
+}
+
+impl Differentiable {
+    /// Loads every matrix in f32.
+    ///
+    /// # Errors
+    /// What [`super::Model::load`] refuses, a type without decoder, or cancel.
+    pub fn load(checkpoint: &Checkpoint, progress: &Progress) -> Result<Self> {
+        let mut graph: Llama<Candle> = load::llama(checkpoint, Candle::cpu(), progress)?;
+        let mut matrices = Vec::new();
+        let mut track = |site: Site, slot: &mut Tensor| -> Result<()> {
+            let variable = Var::from_tensor(slot).map_err(failed)?;
+            *slot = variable.as_tensor().clone();
+            matrices.push((site, variable));
+            Ok(())
+        };
+        track(Site { layer: None, role: Role::Embedding }, &mut graph.embedding)?;
+        for (index, layer) in graph.layers.iter_mut().enumerate() {
+            let linears = [
+                (Role::Q, &mut layer.q),
+                (Role::K, &mut layer.k),
+                (Role::V, &mut layer.v),
+                (Role::O, &mut layer.o),
+                (Role::Gate, &mut layer.gate),
+                (Role::Up, &mut layer.up),
+                (Role::Down, &mut layer.down),
+            ];
+            for (role, affine) in linears {
+                track(Site { layer: Some(index), role }, &mut affine.0)?;
+            }
+        }
+        if let Some(head) = &mut graph.head {
+            track(Site { layer: None, role: Role::Head }, head)?;
+        }
+        Ok(Self { config: graph.config.clone(), graph, matrices })
+    }
+
+    /// Bytes of f32 weights held.
+    pub fn resident_bytes(&self) -> u64 {
+        self.graph.matrix_bytes()
+    }
+
+    /// The gradient of the sum of log-probabilities of the tokens at positions `scored_from..` of one
+    /// sequence, given to `visit` matrix by matrix, row after row; answers the number of tokens scored.
+    ///
+    /// # Errors
+    /// A token beyond the vocabulary, candle's failures, or cancel.
+    pub fn sequence_gradients(
+        &self,
+        ids: &[u32],
+        scored_from: usize,
+        labels: Labels,
+        progress: &Progress,
+        visit: &mut dyn FnMut(Site, &[f32]),
+    ) -> Result<usize> {
+        let from = scored_from.max(1);
+        let count = ids.len().saturating_sub(from);
+        if count == 0 {
+            return Ok(0);
+        }
+        let mut batch = Batch::default();
+        // The last token is predicted but never read.
+        batch.push(&ids[..ids.len() - 1], None, None);
+        let mut hooks = Hooks { progress: Some(progress), ..Hooks::default() };
+        let hidden = self.graph.run(&batch, &mut [], None, &mut hooks)?;
+        let scored = hidden.narrow(0, from - 1, count).map_err(failed)?;
+        let logits = self.graph.logits(&scored, &Hooks::default())?;
+        let chosen: Vec<u32> = match labels {
+            Labels::Text => ids[from..].to_vec(),
+            Labels::Sampled { seed } => {
+                let host = logits.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(failed)?;
+                let mut draws = Draws(seed);
+                host.chunks_exact(self.config.vocab).map(|row| draws.token(row)).collect()
+            }
+        };
+        let gradients = log_likelihood(&logits, &chosen).and_then(|sum| sum.backward()).map_err(failed)?;
+        for (site, matrix) in &self.matrices {
+            progress.check()?;
+            // An untouched matrix has no gradient: its square is zero.
+            if let Some(gradient) = gradients.get(matrix) {
+                let host = gradient.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(failed)?;
+                visit(*site, &host);
+            }
+        }
+        Ok(count)
+    }
+}
+
+fn log_likelihood(logits: &Tensor, chosen: &[u32]) -> candle_core::Result<Tensor> {
+    let rows = chosen.len();
+    let index = Tensor::from_slice(chosen, (rows, 1), logits.device())?;
+    candle_nn::ops::log_softmax(logits, candle_core::D::Minus1)?.gather(&index, 1)?.sum_all()
+}
+
+/// A small generator (SplitMix64, Steele et al., 2014) so that draws are the same everywhere.
+struct Draws(u64);
+
+impl Draws {
+    fn uniform(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((word ^ (word >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// One token of a row of logits by its softmax.
+    fn token(&mut self, logits: &[f32]) -> u32 {
+        let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weight = |logit: f32| f64::from(logit - most).exp();
+        let total: f64 = logits.iter().copied().map(weight).sum();
+        let mut left = self.uniform() * total;
+        for (token, &logit) in logits.iter().enumerate() {
+            left -= weight(logit);
+            if left < 0.0 {
+                return token as u32;
+            }
+        }
+        logits.len().saturating_sub(1) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::engine::model::{Model, Replacement, StoredMatrix};
+
+    fn tiny() -> Checkpoint {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny_llama_biases");
+        Checkpoint::open(&folder).expect("opens")
+    }
+
+    /// Sum of the log-probabilities of `ids[1..]` by our own kernels.
+    fn likelihood(model: &Model, ids: &[u32], replacement: Option<&Replacement>) -> f64 {
+        let mut batch = Batch::default();
+        batch.push(&ids[..ids.len() - 1], None, None);
+        let progress = Progress::default();
+        let hidden = match replacement {
+            Some(own) => model.hidden_with(&batch, &Default::default(), own, &progress),
+            None => model.hidden(&batch, &mut [], &progress),
+        };
+        let logits = model.logits(&hidden.expect("runs")).expect("logits");
+        let rows = logits.chunks_exact(model.config.vocab).zip(&ids[1..]);
+        rows.map(|(row, &id)| {
+            let sum: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
+            f64::from(row[id as usize]) - sum.ln()
+        })
+        .sum()
+    }
+
+    #[test]
+    fn gradients_are_the_slopes_of_the_log_likelihood() {
+        let checkpoint = tiny();
+        let progress = Progress::default();
+        let ids = [5, 17, 2, 90, 44, 8, 8, 61];
+        let model = Model::load(&checkpoint, &progress).expect("loads");
+        let differentiable = Differentiable::load(&checkpoint, &progress).expect("loads");
+        let site = Site { layer: Some(1), role: Role::Down };
+        let mut gradient = Vec::new();
+        let count = differentiable
+            .sequence_gradients(&ids, 1, Labels::Text, &progress, &mut |at, values| {
+                if at == site {
+                    gradient = values.to_vec();
+                }
+            })
+            .expect("differentiates");
+        assert_eq!(count, ids.len() - 1);
+        let tensor = checkpoint.tensor("model.layers.1.mlp.down_proj.weight").expect("named");
+        let (rows, cols) = (tensor.row_count(), tensor.row_len());
+        let mut weights = Vec::new();
+        checkpoint.decode_rows(tensor, 0..rows, &mut Vec::new(), &mut weights).expect("readable");
+        // A step along a fixed direction changes the likelihood by its product with the gradient.
+        let direction: Vec<f32> = (0..weights.len()).map(|at| ((at * 37 % 101) as f32 / 50.0 - 1.0) * 1e-3).collect();
+        let along = |sign: f32| {
+            let bytes = weights.iter().zip(&direction).flat_map(|(w, d)| (w + sign * d).to_le_bytes()).collect();
+            let stored = StoredMatrix { dtype: crate::engine::format::Dtype::F32, rows, cols, bytes };
+            likelihood(&model, &ids, Some(&Replacement::new(site, stored).expect("fits")))
+        };
+        let slope = (along(1.0) - along(-1.0)) / 2.0;
+        let expected: f64 = gradient.iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
+        assert!((slope - expected).abs() < 0.02 * expected.abs().max(1e-4), "{slope} {expected}");
+    }
+
+    #[test]
+    fn draws_follow_the_distribution_and_repeat_with_their_seed() {
+        let logits = [0.0f32, (3.0f32).ln(), f32::NEG_INFINITY];
+        let draw = |seed| {
+            let mut draws = Draws(seed);
+            (0..4000).map(|_| draws.token(&logits)).collect::<Vec<u32>>()
+        };
+        let tokens = draw(7);
+        assert_eq!(tokens, draw(7));
+        let ones = tokens.iter().filter(|&&token| token == 1).count() as f64 / 4000.0;
+        assert!((ones - 0.75).abs() < 0.03, "{ones}");
+        assert!(!tokens.contains(&2));
+    }
+}

@@ -1,0 +1,84 @@
+"""Runs our benchmarks and llama.cpp's in turns and prints the ratios. Called by llama_cpp_bench.sh, which sets the environment."""
+
+import json
+import os
+import subprocess
+import sys
+
+FORMATS = ["q4_0", "q4_k", "q5_k", "q6_k", "q8_0", "bf16", "f16", "f32"]
+LAPIDARY, GGML_BENCH, LLAMA_BENCH = (os.environ[name] for name in ("LAPIDARY", "GGML_BENCH", "LLAMA_BENCH"))
+THREADS = sorted({int(word) for word in os.environ["THREADS"].split()})
+ROUNDS, SECONDS = int(os.environ["ROUNDS"]), os.environ["SECONDS_EACH"]
+
+
+def output(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}: status {done.returncode}\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def load():
+    return os.getloadavg()[0]
+
+
+def ours(format, threads):
+    document = json.loads(output(LAPIDARY, "bench", "--kernels", "--json", "--filter", format, "--threads", str(threads)))
+    return [row for row in document["kernels"] if row["format"] == format and row["threads"] == threads]
+
+
+def theirs(format, threads):
+    tasks = ["matmul"] if format == "f32" else ["encode", "matmul"]
+    lines = [line for task in tasks for line in output(GGML_BENCH, task, format, str(threads), SECONDS).splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def rate(row):
+    """Weights a second by the best time; of a product, times its batch."""
+    return row["rows"] * row["cols"] * (row["batch"] or 1) / row["min_secs"]
+
+
+def kernels(formats):
+    best = {}
+    for format in formats:
+        for threads in THREADS:
+            for _ in range(ROUNDS):
+                for side, run in enumerate((ours, theirs)):
+                    for row in run(format, threads):
+                        shape = (row["rows"], row["cols"], row["batch"]) if row["batch"] else (0, 0, 0)
+                        pair = best.setdefault((row["kernel"], format, *shape, threads), [None, None, ""])
+                        pair[side] = max(pair[side] or 0, rate(row))
+                        pair[2] = row.get("buffer", pair[2])
+    print(f"{'kernel':15} {'format':7} {'shape':>12} {'batch':>5} {'threads':>7} {'ours':>12} {'llama.cpp':>12} {'ratio':>6}  buffer")
+    for (kernel, format, rows, cols, batch, threads), (mine, peer, buffer) in sorted(best.items(), key=lambda item: (item[0][0], FORMATS.index(item[0][1]) if item[0][1] in FORMATS else 99, item[0][2:])):
+        if not mine or not peer:
+            continue
+        scale, unit = (2e-9, "GFLOP/s") if batch else (1e-6, "M/s")
+        shape = f"{rows}x{cols}" if batch else ""
+        print(f"{kernel:15} {format:7} {shape:>12} {batch or '':>5} {threads:>7} {mine * scale:8.1f} {unit:7} {peer * scale:8.1f} {unit:7} {mine / peer:6.2f}  {buffer}")
+
+
+def models(files):
+    print(f"{'file':28} {'threads':>7} {'test':>6} {'ours t/s':>9} {'llama.cpp':>9} {'ratio':>6}   best of {ROUNDS}, load {load():.1f} before")
+    for file in files:
+        for threads in THREADS:
+            mine, peer = {}, {}
+            for _ in range(ROUNDS):
+                document = json.loads(
+                    output(LAPIDARY, "bench", file, "--json", "--threads", str(threads), "--prefill-tokens", "512",
+                           "--decode-tokens", "128", "--decode-depth", "0", "--repetitions", "1")
+                )
+                for test, key in (("pp512", "prefill_tokens_per_second"), ("tg128", "decode_tokens_per_second")):
+                    mine[test] = max(mine.get(test, 0), document[key])
+                rows = json.loads(output(LLAMA_BENCH, "-m", file, "-p", "512", "-n", "128", "-t", str(threads), "-r", "1", "-o", "json"))
+                for row in rows:
+                    test = f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}"
+                    peer[test] = max(peer.get(test, 0), row["avg_ts"])
+            for test in mine:
+                print(f"{os.path.basename(file):28} {threads:>7} {test:>6} {mine[test]:9.2f} {peer[test]:9.2f} {mine[test] / peer[test]:6.2f}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in ("kernels", "models"):
+        sys.exit("usage: llama_cpp_bench.sh kernels [FORMAT…] | models FILE.gguf…")
+    kernels(sys.argv[2:] or FORMATS) if sys.argv[1] == "kernels" else models(sys.argv[2:])
