@@ -1,3 +1,5 @@
+//! Proposals on made-up checkpoints and tables: limits, rules by hand, ties, floors.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The knapsack against brute force, and at the size of a model.
+
 use proptest::prelude::*;
 
 use super::*;
