@@ -73,6 +73,19 @@ fn the_file_is_exactly_as_large_as_the_plan_says_and_fits() {
 }
 
 #[test]
+fn a_folder_is_no_larger_than_promised() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (plan, output) = (folder.path().join("plan.toml"), folder.path().join("out"));
+    let document = json(&["plan", "demo", "--target", "hugging_face", "--size", "20MiB", "-o", path(&plan)]);
+    let promised = document["budget"]["file_bytes"].as_u64().expect("a size");
+    json(&["run", "demo", "--plan", path(&plan), "-o", path(&output)]);
+    let files = std::fs::read_dir(&output).expect("written").map(|entry| entry.expect("an entry").metadata());
+    let bytes: u64 = files.map(|metadata| metadata.expect("readable").len()).sum();
+    assert!(bytes <= promised && promised <= 20 << 20, "{bytes} {promised}");
+    assert!(promised - bytes < 8192, "{bytes} {promised}");
+}
+
+#[test]
 fn a_limit_that_cannot_be_kept_or_predicted_is_refused_with_the_reason() {
     let message = fails(&["plan", "demo", "--size", "100KiB"]);
     for part in ["the least is", "smallest format", "metadata and tokenizer", "allow more"] {

@@ -1,11 +1,13 @@
 //! The budget of `lapidary plan`: a limit, what is known of the tensors, and the plan that keeps it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::session::{Result, Session};
+use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::error::{Fault, Stage};
 use crate::engine::pass;
@@ -49,7 +51,14 @@ impl Budget {
     }
 
     /// The plan within the limit that was given, if one was; `plan` holds what is decided by hand.
-    pub(super) fn propose(&self, session: &Session, checkpoint: &Checkpoint, plan: &Plan) -> Result<Option<Proposal>> {
+    /// Weights are looked at with `importance`, where the plan has one.
+    pub(super) fn propose(
+        &self,
+        session: &Session,
+        checkpoint: &Checkpoint,
+        plan: &Plan,
+        importance: Option<Arc<Importance>>,
+    ) -> Result<Option<Proposal>> {
         let Some(limit) = self.limit() else { return Ok(None) };
         let table = match &self.sensitivity {
             Some(path) => SensitivityTable::read(path)?,
@@ -61,7 +70,8 @@ impl Budget {
                 session.warn(format!(
                     "no --sensitivity is given, so tensors are weighed by how far their weights move, which says little of what the model minds; {MEASURE_KLD}"
                 ));
-                weight::weight_error(checkpoint, &WeightOptions::default(), &session.progress, &mut |_, _| {})?
+                let options = WeightOptions { importance, ..WeightOptions::default() };
+                weight::weight_error(checkpoint, &options, &session.progress, &mut |_, _| {})?
             }
         };
         if matches!(limit, Limit::Damage(_)) && table.unit != "nats" {

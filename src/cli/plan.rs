@@ -1,6 +1,7 @@
 //! `lapidary plan`: one choice per tensor, worked out and shown before anything is done.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
@@ -104,18 +105,19 @@ impl MakePlan {
         let checkpoint = session.open(&self.path)?;
         output::check_target(self.output.as_deref(), &[&checkpoint])?;
         output::check_target(self.write_tensor_types.as_deref(), &[&checkpoint])?;
-        let importance = self.imatrix.as_deref().map(Importance::read).transpose()?;
-        let by_hand = self.plan(&checkpoint, importance.as_ref())?;
-        let (plan, mut resolved, budget) = match self.budget.propose(session, &checkpoint, &by_hand)? {
-            None => {
-                let resolved = resolve(&by_hand, &checkpoint)?;
-                (by_hand, resolved, None)
-            }
-            Some(proposal) => {
-                proposal.report.warnings.iter().for_each(|warning| session.warn(warning));
-                (proposal.plan, proposal.resolved, Some(BudgetSection::new(proposal.report)))
-            }
-        };
+        let importance = self.imatrix.as_deref().map(Importance::read).transpose()?.map(Arc::new);
+        let by_hand = self.plan(&checkpoint, importance.as_deref())?;
+        let (plan, mut resolved, budget) =
+            match self.budget.propose(session, &checkpoint, &by_hand, importance.clone())? {
+                None => {
+                    let resolved = resolve(&by_hand, &checkpoint)?;
+                    (by_hand, resolved, None)
+                }
+                Some(proposal) => {
+                    proposal.report.warnings.iter().for_each(|warning| session.warn(warning));
+                    (proposal.plan, proposal.resolved, Some(BudgetSection::new(proposal.report)))
+                }
+            };
         if let Some(importance) = &importance {
             let more = check_importance(&resolved, &checkpoint, importance)?;
             resolved.warnings.extend(more);

@@ -15,6 +15,9 @@ use crate::workbench::{Document, Run};
 /// Recipes that must have a value before a metric is shown.
 const LEAST_RECIPES: usize = 2;
 
+/// Metrics that can be shown, the one that says most first.
+const METRICS: [&str; 3] = ["kld", "fisher", "weight"];
+
 /// A recipe worked out for the checkpoint.
 #[derive(Debug)]
 struct Offer {
@@ -29,7 +32,7 @@ pub(super) struct Frontier {
     target: Option<Target>,
     calibration: Option<Calibration>,
     options: Vec<Offer>,
-    tables: [Option<Arc<SensitivityTable>>; 2],
+    tables: [Option<Arc<SensitivityTable>>; 3],
     resolved: Option<Arc<ResolvedPlan>>,
     measured: Vec<Spot>,
     /// What is drawn; none where nothing is measured.
@@ -56,7 +59,7 @@ impl Frontier {
             self.options = options(&document.checkpoint, target, self.calibration.as_ref());
         }
         let resolved = document.resolved.as_ref().ok();
-        let tables = ["kld", "weight"].map(|id| document.sensitivity.get(id));
+        let tables = METRICS.map(|id| document.sensitivity.get(id));
         let measured = measured(document);
         let is_current = !is_other
             && super::common::is_same(self.resolved.as_ref(), resolved)
@@ -78,9 +81,9 @@ impl Frontier {
         (self.plot, self.metric) = (None, None);
         self.curve.clear();
         // Divergence of the output says more than distance of the weights, where there is enough of it.
-        for id in ["kld", "weight"] {
+        for id in METRICS {
             let (Some(metric), Some(table)) = (sensitivity::metric(id), document.sensitivity.get(id)) else { continue };
-            let measured = if id == "kld" { self.measured.as_slice() } else { &[] };
+            let measured = if metric.unit == "nats" { self.measured.as_slice() } else { &[] };
             let plan = resolved.map(Arc::as_ref);
             if let Some(mut plot) = shape(&self.options, &document.checkpoint, table, metric, plan, measured) {
                 self.curve = curve(document, table);
@@ -169,7 +172,11 @@ fn shape(
         spots.push(own);
     }
     spots.extend_from_slice(measured);
-    let name = if metric.id == "kld" { "KLD sum, nats" } else { "weight error sum" };
+    let name = match metric.id {
+        "kld" => "KLD sum, nats",
+        "fisher" => "KLD by Fisher information, sum, nats",
+        _ => "weight error sum",
+    };
     Some(frontier::Frontier {
         salt: format!("{} {}", checkpoint.fingerprint, metric.id),
         // A sum of single changes is a prediction, however each of them was measured.

@@ -184,12 +184,17 @@ impl GgufParts {
     }
 }
 
-/// Bytes of the file or folder that a pass would write; no weight is read.
+/// Room for what [`imatrix_metadata`] says of a matrix that is not loaded yet: two names and two numbers.
+const MOST_IMATRIX_METADATA: u64 = 1024;
+
+/// Bytes of the file or folder that a pass would write; no weight is read. With an importance matrix
+/// that is more than the file will have, by less than a kibibyte.
 pub(super) fn file_bytes(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<u64> {
     match plan.target {
         Target::Gguf => {
             let parts = GgufParts::new(checkpoint, plan)?;
-            Ok(GgufLayout::new(&parts.metadata, &parts.tensors)?.file_bytes())
+            let imatrix = if plan.has_importance { MOST_IMATRIX_METADATA } else { 0 };
+            Ok(GgufLayout::new(&parts.metadata, &parts.tensors)?.file_bytes() + imatrix)
         }
         _ => folder::file_bytes(checkpoint, plan),
     }

@@ -249,7 +249,7 @@ impl Planner {
             overhead_bytes: options.overhead_bytes,
         });
         Ok(Self {
-            warnings: choices.warnings(),
+            warnings: choices.warnings(plan),
             plan: plan.clone(),
             options: *options,
             groups,
@@ -495,8 +495,18 @@ impl<'a> Choices<'a> {
         cell_damage(self.table, |name| self.rows.get(name).copied(), tensor, decision)
     }
 
-    fn warnings(&self) -> Vec<String> {
+    fn warnings(&self, plan: &Plan) -> Vec<String> {
         let mut warnings = Vec::new();
+        match (self.table.imatrix.is_some(), plan.calibration().is_some()) {
+            (true, false) => warnings.push(
+                "The sensitivity was measured with an importance matrix, which the plan does not have.".to_owned(),
+            ),
+            (false, true) => warnings.push(
+                "The sensitivity was measured without the plan's importance matrix, with which the damage is less."
+                    .to_owned(),
+            ),
+            _ => {}
+        }
         if self.table.checkpoint != self.subject.fingerprint {
             warnings.push("The sensitivity was measured on another checkpoint.".to_owned());
         }

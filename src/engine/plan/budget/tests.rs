@@ -1,3 +1,5 @@
+//! Proposals on made-up checkpoints and tables: limits, rules by hand, ties, floors.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -23,10 +25,10 @@ fn table(tensors: &[TensorInfo], fragility: impl Fn(&TensorInfo) -> f64) -> Sens
     SensitivityTable {
         version: SensitivityTable::VERSION,
         checkpoint: "f1".to_owned(),
-        imatrix: None,
         metric: "kld".to_owned(),
         unit: "nats".to_owned(),
         label: Label::MeasuredWeightsOnly,
+        imatrix: None,
         formats: FORMATS.map(str::to_owned).to_vec(),
         rows: tensors.iter().filter(|tensor| sensitivity::is_default_subject(tensor)).map(row).collect(),
     }

@@ -1,5 +1,7 @@
 //! The walk along the convex hulls of all groups, and the answer that it gives at once.
 
+use std::cmp::Ordering;
+
 use super::{Efficient, Found, Goal, Point, Problem, Step};
 
 /// Rounds of single exchanges that fill what a corner leaves of the limit.
@@ -70,7 +72,8 @@ impl Problem {
                 (taken, self.steps.get(taken))
             }
             Goal::DamageAtMost(limit) => {
-                let taken = self.points.partition_point(|point| !(point.damage <= limit));
+                let taken =
+                    self.points.partition_point(|point| point.damage.partial_cmp(&limit).is_none_or(Ordering::is_gt));
                 self.points.get(taken)?;
                 (taken, taken.checked_sub(1).and_then(|last| self.steps.get(last)))
             }
@@ -123,8 +126,9 @@ impl Problem {
             Goal::CostAtMost(_) => {
                 let mut is_blocked = vec![false; self.groups.len()];
                 for step in &self.steps[taken..] {
-                    is_blocked[step.group] |=
-                        is_blocked[step.group] || !take(&mut picks, step.group, step.to, &mut slack);
+                    if !is_blocked[step.group] {
+                        is_blocked[step.group] = !take(&mut picks, step.group, step.to, &mut slack);
+                    }
                 }
             }
             Goal::DamageAtMost(_) => {
@@ -132,7 +136,9 @@ impl Problem {
                 for (place, step) in self.steps[..taken].iter().enumerate().rev() {
                     let own = self.places[step.group].partition_point(|&other| other < place);
                     let to = own.checked_sub(1).map_or(0, |last| self.steps[self.places[step.group][last]].to);
-                    is_blocked[step.group] |= is_blocked[step.group] || !take(&mut picks, step.group, to, &mut slack);
+                    if !is_blocked[step.group] {
+                        is_blocked[step.group] = !take(&mut picks, step.group, to, &mut slack);
+                    }
                 }
             }
         }
