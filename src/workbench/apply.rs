@@ -730,7 +730,7 @@ const AUTOSAVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5)
 /// What the demo is asked first: something that a two-bit model gets wrong.
 const DEMO_PROMPT: &str = "17 + 25 =";
 
-fn resolve(document: &mut Document) {
+pub(super) fn resolve(document: &mut Document) {
     let importance = document.importance_in_use().map(Arc::as_ref);
     document.resolved = importance::resolved(document.plan(), &document.checkpoint, importance);
     document.is_dirty = true;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Workbench;
-use super::apply::file_name;
+use super::apply::{file_name, resolve};
 use super::jobs::JobKind;
 use super::state::{Document, Level};
 use super::{project, tasks};
@@ -123,6 +123,10 @@ impl Workbench {
         self.state.notify(Level::Info, text);
         if let Err(err) = self.use_importance(true) {
             self.state.notify(Level::Error, err.to_string());
+        }
+        // The plan may have named this matrix already: then its warnings are new, but no step is.
+        if let Some(document) = &mut self.state.document {
+            resolve(document);
         }
         self.autosave(true);
     }

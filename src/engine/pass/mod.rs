@@ -165,7 +165,8 @@ pub fn run(
     })
 }
 
-/// Bytes of everything that [`run`] would write for this plan; reads headers and the tokenizer only.
+/// Bytes of everything that [`run`] would write for this plan, but for what its metadata tell of an
+/// importance matrix; reads headers and the tokenizer only.
 ///
 /// # Errors
 /// A plan made for other tensors, a network that the target cannot name, a tokenizer that cannot be read.
@@ -175,7 +176,7 @@ pub fn file_bytes(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<u64> {
 }
 
 /// Bytes that the target's file has beside tensors and their padding, whatever formats are chosen: for
-/// a GGUF exactly, for a folder at most.
+/// a GGUF without an importance matrix exactly, else at most.
 ///
 /// # Errors
 /// As [`file_bytes`], and a plan that cannot be resolved.
@@ -187,6 +188,7 @@ pub fn overhead_bytes(checkpoint: &Checkpoint, plan: &Plan) -> Result<u64> {
     let resolved = plan::resolve(plan, checkpoint)?;
     let overhead = file_bytes(checkpoint, &resolved)?.saturating_sub(resolved.padded_bytes);
     Ok(match resolved.target {
+        Target::Gguf if resolved.has_importance => overhead + write::MOST_IMATRIX_BYTES,
         Target::Gguf => overhead,
         Target::HuggingFace => overhead + MOST_GROWTH * checkpoint.tensors.len() as u64,
         _ => overhead + MOST_PARTS_GROWTH * checkpoint.tensors.len() as u64,

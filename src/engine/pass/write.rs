@@ -225,16 +225,21 @@ pub(super) fn gguf(job: &Job<'_>, output: &Path, warnings: &mut Vec<String>) -> 
     writer.finish()
 }
 
+/// At most so many bytes of metadata tell of an importance matrix, alignment included.
+pub(super) const MOST_IMATRIX_BYTES: u64 = 512;
+
 /// What llama-quantize writes of the importance matrix that it used; files are named without folders.
 fn imatrix_metadata(importance: &Importance) -> Metadata {
     let number = |value: usize| GgufValue::U32(u32::try_from(value).unwrap_or(u32::MAX));
+    // llama-quantize cuts both names to 127 bytes.
+    let short = |name: &str| GgufValue::String(name[..name.floor_char_boundary(127)].to_owned());
     let mut metadata = Metadata::new();
     let mut set = |key: &str, value: GgufValue| metadata.push((format!("quantize.imatrix.{key}"), value));
     if let Some(name) = importance.file_name() {
-        set("file", GgufValue::String(name.into_owned()));
+        set("file", short(&name));
     }
     if let Some(dataset) = importance.datasets.first() {
-        set("dataset", GgufValue::String(dataset.clone()));
+        set("dataset", short(dataset));
     }
     set("entries_count", number(importance.tensors.len()));
     if importance.chunk_count > 0 {
