@@ -6,7 +6,7 @@ use std::path::Path;
 
 use common::TinyModel;
 use lapidary::engine::checkpoint::{
-    Checkpoint, Container, GgufArray, GgufStrings, GgufTensor, GgufValue, GgufWriter, LayerShape, Role, TensorInfo,
+    Checkpoint, Container, GgufArray, GgufStrings, GgufTensor, GgufValue, GgufWriter, LayerShape, Role,
     gguf_metadata_of, hugging_face_config, lookup,
 };
 use lapidary::engine::format::Dtype;
