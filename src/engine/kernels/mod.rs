@@ -21,6 +21,7 @@ mod lane_search;
 mod lanes;
 pub mod legacy;
 pub mod legacy_encode;
+pub mod moments;
 pub mod nonlinear;
 pub mod ops;
 pub mod packed;

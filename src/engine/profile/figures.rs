@@ -4,8 +4,8 @@
 //! one-pass parallel computation of covariances and arbitrary-order statistical moments" (Sandia
 //! report SAND2008-6212), which stays exact where sums of powers would cancel.
 
-/// Number of bins of a histogram.
-pub const BINS: usize = 256;
+pub use crate::engine::kernels::moments::BINS;
+use crate::engine::kernels::moments::{self, Scale, Survey};
 
 /// Count, mean and sums of powers of the distance from the mean.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,6 +39,17 @@ impl Moments {
             m3 += square * distance * times;
             m4 += square * square * times;
         }
+        Self { count, mean, m2, m3, m4 }
+    }
+
+    /// Moments of finite values whose sum is known.
+    pub(super) fn of_singles(values: &[f32], survey: &Survey) -> Self {
+        let count = values.len() as u64;
+        if count == 0 {
+            return Self::default();
+        }
+        let mean = survey.sum / count as f64;
+        let [m2, m3, m4] = moments::powers(values, mean);
         Self { count, mean, m2, m3, m4 }
     }
 
@@ -91,10 +102,7 @@ impl Moments {
 /// What the second look at the values counts: tails and bins.
 #[derive(Clone, Debug)]
 pub(super) struct Spread {
-    lo: f64,
-    hi: f64,
-    mean: f64,
-    limits: [f64; 3],
+    scale: Scale,
     /// Values more than 3, 4 and 6 standard deviations from the mean.
     pub(super) beyond: [u64; 3],
     /// Values of each bin.
@@ -104,21 +112,23 @@ pub(super) struct Spread {
 impl Spread {
     /// Nothing counted yet; `lo..=hi` is the histogram's range.
     pub(super) fn new(lo: f64, hi: f64, mean: f64, std: f64) -> Self {
-        Self { lo, hi, mean, limits: [3.0, 4.0, 6.0].map(|sigmas| sigmas * std), beyond: [0; 3], bins: vec![0; BINS] }
+        let scale = Scale { lo, hi, mean, limits: [3.0, 4.0, 6.0].map(|sigmas| sigmas * std) };
+        Self { scale, beyond: [0; 3], bins: vec![0; BINS] }
     }
 
     /// Counts a finite value `times` times.
     #[inline]
     pub(super) fn add(&mut self, value: f64, times: u64) {
-        let distance = (value - self.mean).abs();
-        for (count, limit) in self.beyond.iter_mut().zip(self.limits) {
+        let distance = (value - self.scale.mean).abs();
+        for (count, limit) in self.beyond.iter_mut().zip(self.scale.limits) {
             *count += if distance > limit { times } else { 0 };
         }
-        // Halves, so that the width of the largest possible range is still finite.
-        let width = self.hi * 0.5 - self.lo * 0.5;
-        let place = (value * 0.5 - self.lo * 0.5) / width * BINS as f64;
-        // A cast saturates: below the range and NaN (no width) go to the first bin, above to the last.
-        self.bins[(place as usize).min(BINS - 1)] += times;
+        self.bins[self.scale.bin(value)] += times;
+    }
+
+    /// Counts finite values.
+    pub(super) fn add_singles(&mut self, values: &[f32]) {
+        moments::count(values, &self.scale, &mut self.beyond, &mut self.bins);
     }
 
     /// Adds another's counts.

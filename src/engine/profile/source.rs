@@ -68,9 +68,19 @@ impl<'a> Source<'a> {
         self.checkpoint.read_rows(&self.view, units, raw)
     }
 
+    /// True if single precision holds the weights: f32 itself, and blocks that decode to it.
+    pub(super) fn is_single(&self) -> bool {
+        !matches!(self.view.dtype, Dtype::F64 | Dtype::I64 | Dtype::I32 | Dtype::U64 | Dtype::U32)
+    }
+
+    /// The weights of `units` in single precision.
+    pub(super) fn read_singles(&self, units: Range<usize>, buffers: &mut Buffers) -> Result<()> {
+        self.checkpoint.decode_rows(&self.view, units, &mut buffers.raw, &mut buffers.singles)
+    }
+
     /// The weights of `units` in double precision, which holds all but the longest integers exactly.
     pub(super) fn read_values(&self, units: Range<usize>, buffers: &mut Buffers) -> Result<()> {
-        let Buffers { raw, decoded, values } = buffers;
+        let Buffers { raw, singles: decoded, values } = buffers;
         values.clear();
         macro_rules! plain {
             ($kind:ty) => {{
@@ -81,7 +91,6 @@ impl<'a> Source<'a> {
         }
         match self.view.dtype {
             Dtype::F64 => plain!(f64),
-            Dtype::F32 => plain!(f32),
             Dtype::I64 => plain!(i64),
             Dtype::I32 => plain!(i32),
             Dtype::U64 => plain!(u64),
@@ -100,8 +109,9 @@ impl<'a> Source<'a> {
 pub(super) struct Buffers {
     /// Stored bytes.
     pub(super) raw: Vec<u8>,
-    decoded: Vec<f32>,
-    /// Weights.
+    /// Weights in single precision.
+    pub(super) singles: Vec<f32>,
+    /// Weights in double precision.
     pub(super) values: Vec<f64>,
 }
 

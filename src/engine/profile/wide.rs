@@ -11,6 +11,7 @@ use super::figures::Moments;
 use super::source::Buffers;
 use super::{Parts, ProfileOptions, Target, TensorProfile};
 use crate::engine::error::{Error, Result};
+use crate::engine::kernels::moments;
 use crate::engine::progress::Progress;
 
 /// Weights read at a time; in double precision they fit the second-level cache.
@@ -75,9 +76,17 @@ pub(super) fn profile(target: &Target<'_>, options: &ProfileOptions, progress: &
         .try_fold(
             || (Buffers::default(), empty.clone()),
             |(mut buffers, mut spread), units| -> Result<_> {
-                in_chunks(target, units, &mut buffers, progress, |_, values| {
-                    for &value in values.iter().filter(|value| value.is_finite()) {
-                        spread.add(value, 1);
+                in_chunks(target, units, &mut buffers, progress, |_, weights| match weights {
+                    Weights::Single(values) => {
+                        if !values.iter().all(|value| value.is_finite()) {
+                            values.retain(|value| value.is_finite());
+                        }
+                        spread.add_singles(values);
+                    }
+                    Weights::Double(values) => {
+                        for &value in values.iter().filter(|value| value.is_finite()) {
+                            spread.add(value, 1);
+                        }
                     }
                 })?;
                 Ok((buffers, spread))
@@ -94,13 +103,21 @@ pub(super) fn profile(target: &Target<'_>, options: &ProfileOptions, progress: &
     Ok(parts.finish(target.tensor, spread, options))
 }
 
+/// Weights of one chunk.
+enum Weights<'a> {
+    /// In single precision, which has vector kernels.
+    Single(&'a mut Vec<f32>),
+    /// In double precision: types that have values beyond f32's.
+    Double(&'a mut Vec<f64>),
+}
+
 /// Reads `units` chunk by chunk; `visit` gets the first weight's index and the weights.
 fn in_chunks(
     target: &Target<'_>,
     units: Range<usize>,
     buffers: &mut Buffers,
     progress: &Progress,
-    mut visit: impl FnMut(usize, &mut Vec<f64>),
+    mut visit: impl FnMut(usize, Weights<'_>),
 ) -> Result<()> {
     let source = &target.source;
     let step = source.units_of(CHUNK_WEIGHTS);
@@ -108,8 +125,13 @@ fn in_chunks(
     while at < units.end {
         progress.check()?;
         let end = at.saturating_add(step).min(units.end);
-        source.read_values(at..end, buffers)?;
-        visit(at * source.unit_len, &mut buffers.values);
+        if source.is_single() {
+            source.read_singles(at..end, buffers)?;
+            visit(at * source.unit_len, Weights::Single(&mut buffers.singles));
+        } else {
+            source.read_values(at..end, buffers)?;
+            visit(at * source.unit_len, Weights::Double(&mut buffers.values));
+        }
         progress.advance(((end - at) * source.unit_bytes) as u64);
         at = end;
     }
@@ -119,7 +141,46 @@ fn in_chunks(
 fn first_pass(target: &Target<'_>, units: Range<usize>, buffers: &mut Buffers, progress: &Progress) -> Result<First> {
     let mut first =
         First { moments: Moments::default(), nan_count: 0, inf_count: 0, zero_count: 0, ranges: Vec::new() };
-    in_chunks(target, units, buffers, progress, |start, values| {
+    in_chunks(target, units, buffers, progress, |start, weights| match weights {
+        Weights::Single(values) => first.add_singles(target, start, values),
+        Weights::Double(values) => first.add_doubles(target, start, values),
+    })?;
+    Ok(first)
+}
+
+impl First {
+    /// Widens the range of an entry; an empty one changes nothing.
+    fn widen(&mut self, entry: usize, lo: f64, hi: f64) {
+        if lo > hi {
+            return;
+        }
+        match self.ranges.last_mut() {
+            Some(last) if last.0 == entry => *last = (entry, last.1.min(lo), last.2.max(hi)),
+            _ => self.ranges.push((entry, lo, hi)),
+        }
+    }
+
+    fn add_singles(&mut self, target: &Target<'_>, start: usize, values: &mut Vec<f32>) {
+        // One look a segment, whose figures together are those of the chunk.
+        let mut all = moments::survey(&[]);
+        for (entry, range) in target.folding.segments(start, values.len()) {
+            let found = moments::survey(&values[range]);
+            self.widen(entry, f64::from(found.lo), f64::from(found.hi));
+            all.nan_count += found.nan_count;
+            all.inf_count += found.inf_count;
+            all.zero_count += found.zero_count;
+            all.sum += found.sum;
+        }
+        if all.nan_count + all.inf_count > 0 {
+            values.retain(|value| value.is_finite());
+        }
+        self.nan_count += all.nan_count;
+        self.inf_count += all.inf_count;
+        self.zero_count += all.zero_count;
+        self.moments = self.moments.merge(&Moments::of_singles(values, &all));
+    }
+
+    fn add_doubles(&mut self, target: &Target<'_>, start: usize, values: &mut Vec<f64>) {
         for (entry, range) in target.folding.segments(start, values.len()) {
             let (mut lo, mut hi) = (f64::INFINITY, f64::NEG_INFINITY);
             for &value in &values[range] {
@@ -127,21 +188,14 @@ fn first_pass(target: &Target<'_>, units: Range<usize>, buffers: &mut Buffers, p
                     lo = lo.min(value);
                     hi = hi.max(value);
                 } else {
-                    first.nan_count += u64::from(value.is_nan());
-                    first.inf_count += u64::from(value.is_infinite());
+                    self.nan_count += u64::from(value.is_nan());
+                    self.inf_count += u64::from(value.is_infinite());
                 }
             }
-            if lo > hi {
-                continue;
-            }
-            match first.ranges.last_mut() {
-                Some(last) if last.0 == entry => *last = (entry, last.1.min(lo), last.2.max(hi)),
-                _ => first.ranges.push((entry, lo, hi)),
-            }
+            self.widen(entry, lo, hi);
         }
         values.retain(|value| value.is_finite());
-        first.zero_count += values.iter().filter(|&&value| value == 0.0).count() as u64;
-        first.moments = first.moments.merge(&Moments::of(values.iter().map(|&value| (value, 1))));
-    })?;
-    Ok(first)
+        self.zero_count += values.iter().filter(|&&value| value == 0.0).count() as u64;
+        self.moments = self.moments.merge(&Moments::of(values.iter().map(|&value| (value, 1))));
+    }
 }

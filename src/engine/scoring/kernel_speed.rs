@@ -16,6 +16,7 @@ use crate::engine::format::{self, Dtype, Encoding, Format, ScanBuffers};
 use crate::engine::kernels::activations::Activations;
 use crate::engine::kernels::counts::{Counts, KeyRange, Order, range8, range16};
 use crate::engine::kernels::dense::{self, Plain};
+use crate::engine::kernels::moments::{self, BINS, Scale};
 use crate::engine::kernels::scan::Errors;
 use crate::engine::kernels::{float, packed};
 use crate::engine::progress::{Phase, Progress, Unit};
@@ -105,6 +106,7 @@ pub fn measure(options: &KernelOptions, progress: &Progress) -> Result<Vec<Kerne
     for &format in format::all() {
         bench.scan(format, &bytes)?;
     }
+    bench.profile_singles(&values)?;
     for dtype in [Dtype::F16, Dtype::Bf16, Dtype::F8E4M3] {
         bench.profile(dtype, &bytes)?;
     }
@@ -286,6 +288,29 @@ impl Bench<'_> {
             })?;
         }
         Ok(())
+    }
+
+    /// Both looks at f32 values, one thread: what a profile does to them.
+    fn profile_singles(&mut self, values: &[f32]) -> Result<()> {
+        if !self.wants("profile", "f32") {
+            return Ok(());
+        }
+        let rows = values.len() / ROW_LEN;
+        let case = Case { kernel: "profile", format: "f32".to_owned(), rows, cols: ROW_LEN, batch: None, bytes: 0 };
+        let scale = Scale { lo: -0.3, hi: 0.3, mean: 0.0, limits: [0.06, 0.08, 0.12] };
+        let (mut beyond, mut bins) = ([0; 3], vec![0; BINS]);
+        self.pools()?[0].install(|| {
+            self.time(&case, || {
+                for chunk in values.chunks(8 * ROW_LEN) {
+                    let sums = chunk.chunks(ROW_LEN).map(|row| moments::survey(row).sum);
+                    let mean = sums.sum::<f64>() / chunk.len() as f64;
+                    std::hint::black_box(moments::powers(chunk, mean));
+                }
+                for chunk in values.chunks(8 * ROW_LEN) {
+                    moments::count(chunk, &scale, &mut beyond, &mut bins);
+                }
+            })
+        })
     }
 
     /// Counting and ranges of a small type, one thread: what a profile does to every byte.

@@ -100,8 +100,8 @@ impl Portable {
     #[inline(always)]
     fn zip(self, other: Self, of: impl Fn(f32, f32) -> f32) -> Self {
         let mut out = self.0;
-        for lane in 0..WIDE {
-            out[lane] = of(out[lane], other.0[lane]);
+        for (value, other) in out.iter_mut().zip(other.0) {
+            *value = of(*value, other);
         }
         Self(out)
     }

@@ -36,7 +36,7 @@ macro_rules! scans {
                 fn with_avx2($($arg: $ty),*) {
                     $body::<$crate::engine::kernels::scan::lanes::Avx2>($($arg),*);
                 }
-                if level == $crate::engine::kernels::Level::Avx2 {
+                if level >= $crate::engine::kernels::Level::Avx2 {
                     // SAFETY: the level says that this CPU has AVX2, FMA and F16C.
                     return unsafe { with_avx2($($arg),*) };
                 }
