@@ -13,8 +13,6 @@ pub mod float;
 pub mod iquants;
 pub mod kquants;
 pub mod kquants_encode;
-mod lane_search;
-mod lanes;
 pub mod legacy;
 pub mod legacy_encode;
 pub mod nonlinear;
@@ -92,3 +90,6 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+#[cfg(test)]
+mod encode_tests;
