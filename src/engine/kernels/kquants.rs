@@ -103,7 +103,7 @@ fn largest(values: &[f32]) -> f32 {
 
 /// Scale `k` of q3_k's sixteen, six bits each, less 32.
 #[inline(always)]
-fn q3_scale(scales: &[u8], k: usize) -> i32 {
+pub(super) fn q3_scale(scales: &[u8], k: usize) -> i32 {
     let low = if k < 8 { scales[k] & 0x0f } else { scales[k - 8] >> 4 };
     let high = scales[8 + k % 4] >> (2 * (k / 4)) & 3;
     i32::from(low | (high << 4)) - 32
@@ -160,7 +160,7 @@ fn encode_q3_k_body(source: &[f32], out: &mut [u8]) {
 
 /// Scale and minimum `j` of q4_k's and q5_k's eight, six bits each.
 #[inline(always)]
-fn q4_scale(scales: &[u8], j: usize) -> (u8, u8) {
+pub(super) fn q4_scale(scales: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
         (scales[j] & 63, scales[j + 4] & 63)
     } else {

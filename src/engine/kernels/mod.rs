@@ -10,6 +10,7 @@ pub mod counts;
 pub mod dense;
 pub mod float;
 pub mod kquants;
+mod lanes;
 pub mod legacy;
 pub mod ops;
 pub mod packed;
@@ -33,6 +34,17 @@ impl Level {
             return Self::Avx2;
         }
         Self::Portable
+    }
+
+    /// Rows in a tile of packed weights at this level.
+    pub(crate) fn tile_rows(self) -> usize {
+        8
+    }
+
+    /// Every level that this CPU has, the reference first.
+    pub fn available() -> Vec<Self> {
+        let best = Self::detect();
+        if best == Self::Portable { vec![best] } else { vec![Self::Portable, best] }
     }
 
     /// The level as a word for reports of speed.

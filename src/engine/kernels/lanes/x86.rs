@@ -1,0 +1,72 @@
+//! Lanes of x86-64: AVX2 with FMA and F16C.
+//!
+//! `vpmaddubsw` multiplies codes without sign with signed activations and adds pairs in `i16`, where
+//! several steps of small codes add up before they are widened. Signed codes take the sign over to
+//! the activations, and are widened at once: one pair may reach 2 × 128 × 127.
+
+use std::arch::x86_64::*;
+
+use super::Lanes;
+
+/// Eight rows in 256 bits.
+pub(in crate::engine::kernels) struct Avx2;
+
+#[inline(always)]
+unsafe fn four(x: *const i8) -> __m256i {
+    // SAFETY: the caller promises four activations and AVX2.
+    unsafe { _mm256_set1_epi32(x.cast::<i32>().read_unaligned()) }
+}
+
+/// Wraps bodies that are one intrinsic expression.
+macro_rules! intrinsics {
+    ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty { $body:expr })*) => {
+        $(
+            $(#[$meta])*
+            #[inline(always)]
+            unsafe fn $name($($arg: $ty),*) -> $ret {
+                // SAFETY: the caller promises the instructions, and pointers that hold a vector.
+                unsafe { $body }
+            }
+        )*
+    };
+}
+
+impl Lanes for Avx2 {
+    const ROWS: usize = 8;
+    type Floats = __m256;
+    type Ints = __m256i;
+    type Codes = __m256i;
+    type Narrow = __m256i;
+    type Signed = (__m256i, __m256i);
+
+    intrinsics! {
+        fn splat(value: f32) -> __m256 { _mm256_set1_ps(value) }
+        fn load(from: *const f32) -> __m256 { _mm256_loadu_ps(from) }
+        fn store(to: *mut f32, value: __m256) -> () { _mm256_storeu_ps(to, value) }
+        fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
+        fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
+        fn mul_sub(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fnmadd_ps(a, b, c) }
+        fn load_halves(from: *const u8) -> __m256 { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        fn load_bytes(from: *const u8) -> __m256 {
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())))
+        }
+        fn to_floats(ints: __m256i) -> __m256 { _mm256_cvtepi32_ps(ints) }
+        fn zero_ints() -> __m256i { _mm256_setzero_si256() }
+        fn add_ints(a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
+        fn codes(from: *const u8) -> __m256i { _mm256_loadu_si256(from.cast()) }
+        fn narrow_zero() -> __m256i { _mm256_setzero_si256() }
+        fn narrow_add(sum: __m256i, codes: __m256i, x: *const i8) -> __m256i {
+            _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, four(x)))
+        }
+        fn narrow_ints(sum: __m256i) -> __m256i { _mm256_madd_epi16(sum, _mm256_set1_epi16(1)) }
+        fn signed_zero(_x_sum: i32) -> __m256i { _mm256_setzero_si256() }
+        fn signed(from: *const u8) -> (__m256i, __m256i) {{
+            let codes = _mm256_loadu_si256(from.cast());
+            (codes, _mm256_abs_epi8(codes))
+        }}
+        fn signed_add(sum: __m256i, codes: (__m256i, __m256i), x: *const i8) -> __m256i {{
+            let pairs = _mm256_maddubs_epi16(codes.1, _mm256_sign_epi8(four(x), codes.0));
+            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }}
+    }
+}

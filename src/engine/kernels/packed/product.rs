@@ -1,0 +1,287 @@
+//! The products themselves: a chunk of a tile with a group of tokens, in registers.
+
+use rayon::prelude::*;
+
+use super::super::Level;
+use super::super::activations::{Activations, CHUNK, RUN, TOKENS, groups};
+use super::super::lanes::{self, Lanes, STEP};
+use super::super::shared_out::SharedOut;
+use super::layout::{Header, Plan};
+use super::spread::{self, Spread};
+
+/// Codes that one task multiplies at least, so that it outweighs its scheduling.
+const TASK_CODES: usize = 64 * 1024;
+
+/// Most tiles that share one pass over the activations.
+const MAX_TILES: usize = 4;
+
+/// Operands of one kernel call.
+#[derive(Clone, Copy, Debug)]
+struct Meeting {
+    codes: *const u8,
+    scales: *const f32,
+    minimums: *const f32,
+    /// Activations of the group of tokens.
+    x: *const i8,
+    x_scales: *const f32,
+    x_sums: *const f32,
+    x_int_sums: *const i32,
+    /// From one run of scales or sums to the next.
+    x_stride: usize,
+    /// Runs of 32 columns.
+    runs: usize,
+    totals: *mut f32,
+    /// From one token's totals to the next.
+    totals_stride: usize,
+}
+
+type Kernel = unsafe fn(&Meeting);
+
+/// What distinguishes kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Codes up to 15 with a scale a run of 32; activations with a scale a run.
+    Four,
+    /// Codes up to 63, likewise.
+    Six,
+    /// Codes up to 15; activations with a scale a chunk.
+    FourChunk,
+    /// Codes up to 31, likewise.
+    FiveChunk,
+    /// Codes up to 63 with a scale a run of 16, likewise.
+    SixteenChunk,
+    /// Signed codes; activations with a scale a run; no minimums.
+    Signed,
+    /// Signed codes, with minimums.
+    SignedMinimums,
+}
+
+impl Kind {
+    fn of(plan: &Plan) -> Self {
+        match (plan.header, plan.bits) {
+            (Header::Eight, 4) => Self::FourChunk,
+            (Header::Eight, _) => Self::FiveChunk,
+            (Header::Sixteen { .. } | Header::SixteenPairs, _) => Self::SixteenChunk,
+            (Header::Tile(int), 8) if int.has_zeros || int.bits != 8 => Self::SignedMinimums,
+            (_, 8) => Self::Signed,
+            (_, ..=4) => Self::Four,
+            _ => Self::Six,
+        }
+    }
+}
+
+/// A chunk of a tile with `T` tokens, added to their totals.
+///
+/// `FLUSH` steps add up before they are widened, none for signed codes; runs have `LEN` columns; the
+/// activations have a scale a run, or else (`CHUNKED`) one a chunk.
+///
+/// # Safety
+/// The CPU has the instructions of `L`, and the pointers of `m` are good for its runs and `T` tokens.
+#[inline(always)]
+unsafe fn meet<
+    L: Lanes,
+    const T: usize,
+    const FLUSH: usize,
+    const LEN: usize,
+    const CHUNKED: bool,
+    const MINIMUMS: bool,
+>(
+    m: &Meeting,
+) {
+    // SAFETY: the caller promises all that is asked here.
+    unsafe {
+        let mut partial = [L::splat(0.0); T];
+        for run in 0..m.runs * (RUN / LEN) {
+            let mut ints = [L::zero_ints(); T];
+            if FLUSH == 0 {
+                for (lane, ints) in ints.iter_mut().enumerate() {
+                    *ints = L::signed_zero(*m.x_int_sums.add(run * m.x_stride + lane));
+                }
+                for step in run * (LEN / STEP)..(run + 1) * (LEN / STEP) {
+                    let codes = L::signed(m.codes.add(step * L::ROWS * STEP));
+                    for (lane, ints) in ints.iter_mut().enumerate() {
+                        *ints = L::signed_add(*ints, codes, m.x.add((step * T + lane) * STEP));
+                    }
+                }
+            } else {
+                for flush in 0..LEN / STEP / FLUSH {
+                    let mut sums = [L::narrow_zero(); T];
+                    for step in 0..FLUSH {
+                        let step = run * (LEN / STEP) + flush * FLUSH + step;
+                        let codes = L::codes(m.codes.add(step * L::ROWS * STEP));
+                        for (lane, sum) in sums.iter_mut().enumerate() {
+                            *sum = L::narrow_add(*sum, codes, m.x.add((step * T + lane) * STEP));
+                        }
+                    }
+                    for (ints, sum) in ints.iter_mut().zip(sums) {
+                        *ints = L::add_ints(*ints, L::narrow_ints(sum));
+                    }
+                }
+            }
+            let scale = L::load(m.scales.add(run * L::ROWS));
+            for (lane, partial) in partial.iter_mut().enumerate() {
+                let scale = if CHUNKED { scale } else { L::mul(scale, L::splat(*m.x_scales.add(run * m.x_stride + lane))) };
+                *partial = L::mul_add(L::to_floats(ints[lane]), scale, *partial);
+            }
+            if MINIMUMS {
+                let minimum = L::load(m.minimums.add(run * L::ROWS));
+                for (lane, partial) in partial.iter_mut().enumerate() {
+                    *partial = L::mul_sub(minimum, L::splat(*m.x_sums.add(run * m.x_stride + lane)), *partial);
+                }
+            }
+        }
+        for (lane, partial) in partial.into_iter().enumerate() {
+            let scale = if CHUNKED { *m.x_scales.add(lane) } else { 1.0 };
+            let total = m.totals.add(lane * m.totals_stride);
+            L::store(total, L::mul_add(partial, L::splat(scale), L::load(total)));
+        }
+    }
+}
+
+/// A level with its kernels compiled for it.
+trait Compiled: Lanes {
+    /// The kernel of `kind` for a group of `count` tokens.
+    fn kernel(kind: Kind, count: usize) -> Kernel;
+
+    /// [`spread::spread`] compiled for the level.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn spread(plan: &Plan, tile: &[u8], start: usize, out: &mut Spread);
+}
+
+/// Implements [`Compiled`] with functions that switch a level's features on.
+macro_rules! compiled {
+    ($lanes:ty, $(#[$feature:meta])*) => {
+        impl Compiled for $lanes {
+            fn kernel(kind: Kind, count: usize) -> Kernel {
+                $(#[$feature])*
+                unsafe fn meet_here<
+                    const T: usize,
+                    const FLUSH: usize,
+                    const LEN: usize,
+                    const CHUNKED: bool,
+                    const MINIMUMS: bool,
+                >(
+                    m: &Meeting,
+                ) {
+                    // SAFETY: the level was checked, the operands are the caller's promise.
+                    unsafe { meet::<$lanes, T, FLUSH, LEN, CHUNKED, MINIMUMS>(m) }
+                }
+                macro_rules! by_count {
+                    ($flush:literal, $len:literal, $chunked:literal, $minimums:literal) => {
+                        match count {
+                            1 => meet_here::<1, $flush, $len, $chunked, $minimums>,
+                            2 => meet_here::<2, $flush, $len, $chunked, $minimums>,
+                            _ => meet_here::<TOKENS, $flush, $len, $chunked, $minimums>,
+                        }
+                    };
+                }
+                match kind {
+                    Kind::Four => by_count!(8, 32, false, true),
+                    Kind::Six => by_count!(2, 32, false, true),
+                    Kind::FourChunk => by_count!(8, 32, true, true),
+                    Kind::FiveChunk => by_count!(4, 32, true, true),
+                    Kind::SixteenChunk => by_count!(2, 16, true, true),
+                    Kind::Signed => by_count!(0, 32, false, false),
+                    Kind::SignedMinimums => by_count!(0, 32, false, true),
+                }
+            }
+
+            unsafe fn spread(plan: &Plan, tile: &[u8], start: usize, out: &mut Spread) {
+                $(#[$feature])*
+                unsafe fn spread_here(plan: &Plan, tile: &[u8], start: usize, out: &mut Spread) {
+                    // SAFETY: the level was checked, the operands are the caller's promise.
+                    unsafe { spread::spread::<$lanes>(plan, tile, start, out) }
+                }
+                // SAFETY: the caller promises the level.
+                unsafe { spread_here(plan, tile, start, out) }
+            }
+        }
+    };
+}
+
+compiled!(lanes::Portable,);
+#[cfg(target_arch = "x86_64")]
+compiled!(lanes::Avx2, #[target_feature(enable = "avx2,fma,f16c")]);
+
+/// Multiplies `rows` rows in tiles with every activation row: `out[token × rows + row]`.
+pub(super) fn matmul(
+    level: Level,
+    plan: &Plan,
+    tiles: &[u8],
+    rows: usize,
+    activations: &Activations,
+    out: &mut [f32],
+) {
+    let target = SharedOut::new(out);
+    let tokens = activations.rows();
+    let per_task = (TASK_CODES / (plan.cols * plan.tile_rows).max(1)).clamp(1, MAX_TILES);
+    tiles.par_chunks(per_task * plan.tile_bytes()).enumerate().for_each_init(
+        || (vec![Spread::new(); per_task], Vec::new()),
+        |(spreads, totals), (task, tiles)| {
+            let width = per_task * plan.tile_rows;
+            totals.clear();
+            totals.resize(tokens * width, 0.0f32);
+            match level {
+                Level::Portable => several_tiles::<lanes::Portable>(plan, tiles, activations, spreads, totals),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => several_tiles::<lanes::Avx2>(plan, tiles, activations, spreads, totals),
+            }
+            let first = task * width;
+            let count = width.min(rows - first);
+            for (token, totals) in totals.chunks_exact(width).enumerate() {
+                // SAFETY: each task owns the columns of its rows.
+                unsafe { target.write_run(token * rows + first, &totals[..count]) };
+            }
+        },
+    );
+}
+
+/// A few tiles with all tokens; `totals` has `spreads.len()` tiles a token.
+///
+/// The CPU must have the instructions of `L`.
+fn several_tiles<L: Compiled>(
+    plan: &Plan,
+    tiles: &[u8],
+    activations: &Activations,
+    spreads: &mut [Spread],
+    totals: &mut [f32],
+) {
+    let kind = Kind::of(plan);
+    let kernels = [1, 2, TOKENS].map(|count| L::kernel(kind, count));
+    let totals_stride = spreads.len() * L::ROWS;
+    assert_eq!(plan.tile_rows, L::ROWS, "tiles of this level");
+    assert_eq!(totals.len(), activations.rows() * totals_stride, "a total for every token and row");
+    for start in (0..plan.cols).step_by(CHUNK) {
+        for (tile, spread) in tiles.chunks_exact(plan.tile_bytes()).zip(spreads.iter_mut()) {
+            // SAFETY: the level's rows by the assertion above.
+            unsafe { L::spread(plan, tile, start, spread) };
+        }
+        for (first, count) in groups(activations.rows()) {
+            let kernel = kernels[if count == TOKENS { 2 } else { count - 1 }];
+            let x_sums =
+                if kind == Kind::SixteenChunk { activations.half_sums(start, first) } else { activations.sums(start, first) };
+            for (index, (tile, spread)) in tiles.chunks_exact(plan.tile_bytes()).zip(spreads.iter()).enumerate() {
+                let codes =
+                    if plan.is_signed { spread::signed_codes(plan, tile, start) } else { spread.codes.as_slice() };
+                let meeting = Meeting {
+                    codes: codes.as_ptr(),
+                    scales: spread.scales.as_ptr(),
+                    minimums: spread.minimums.as_ptr(),
+                    x: activations.codes(start, first, count).as_ptr(),
+                    x_scales: activations.scales(start, first).as_ptr(),
+                    x_sums: x_sums.as_ptr(),
+                    x_int_sums: activations.int_sums(start, first).as_ptr(),
+                    x_stride: activations.rows(),
+                    runs: CHUNK.min(plan.cols - start) / RUN,
+                    totals: totals[first * totals_stride + index * L::ROWS..].as_mut_ptr(),
+                    totals_stride,
+                };
+                // SAFETY: codes, scales and activations of the chunk's runs, and totals of `count`
+                // tokens, are in bounds; the level was chosen because the CPU has it.
+                unsafe { kernel(&meeting) };
+            }
+        }
+    }
+}
