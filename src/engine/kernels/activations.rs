@@ -220,7 +220,9 @@ fn quantize_chunk_body(values: &[f32], width: usize, start: usize, block: usize,
                 out.scales[at * rows + row] = quantize_block(x, codes);
             }
             for (at, run) in codes[..len].chunks_exact(RUN).enumerate() {
-                let halves = [0, 16].map(|from| run[from..from + 16].iter().map(|&code| i32::from(code)).sum::<i32>());
+                // Sixteen codes of at most 127 fit an i16.
+                let (halves, _) = run.as_chunks::<16>();
+                let halves = [halves[0], halves[1]].map(|half| i32::from(half.map(i16::from).iter().sum::<i16>()));
                 let sum = halves[0] + halves[1];
                 out.int_sums[at * rows + row] = sum;
                 if block == RUN {

@@ -46,6 +46,11 @@ pub(super) trait Lanes: 'static {
     unsafe fn add_ints(a: Self::Ints, b: Self::Ints) -> Self::Ints;
 
     unsafe fn codes(from: *const u8) -> Self::Codes;
+    /// Each code shifted, then masked: bits that come over from a neighbour must be masked away.
+    unsafe fn shift_left(codes: Self::Codes, by: u32, mask: u8) -> Self::Codes;
+    /// As [`Lanes::shift_left`], to the right.
+    unsafe fn shift_right(codes: Self::Codes, by: u32, mask: u8) -> Self::Codes;
+    unsafe fn or(a: Self::Codes, b: Self::Codes) -> Self::Codes;
     unsafe fn narrow_zero() -> Self::Narrow;
     /// Adds the products of a step. What one sum may take is the caller's to bound: pairs of
     /// products, each added up over the steps, fit an `i16`.

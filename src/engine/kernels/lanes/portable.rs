@@ -93,6 +93,21 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn shift_left(codes: Self::Codes, by: u32, mask: u8) -> Self::Codes {
+        codes.map(|code| code << by & mask)
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right(codes: Self::Codes, by: u32, mask: u8) -> Self::Codes {
+        codes.map(|code| code >> by & mask)
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: Self::Codes, b: Self::Codes) -> Self::Codes {
+        from_fn(|at| a[at] | b[at])
+    }
+
+    #[inline(always)]
     unsafe fn narrow_zero() -> Self::Narrow {
         [0; ROWS]
     }

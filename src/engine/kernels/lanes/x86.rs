@@ -17,6 +17,22 @@ unsafe fn four(x: *const i8) -> __m256i {
     unsafe { _mm256_set1_epi32(x.cast::<i32>().read_unaligned()) }
 }
 
+/// A shift by a count that is known once loops are unrolled; at most seven.
+macro_rules! shift {
+    ($shift:ident, $codes:expr, $by:expr) => {
+        match $by {
+            0 => $codes,
+            1 => $shift::<1>($codes),
+            2 => $shift::<2>($codes),
+            3 => $shift::<3>($codes),
+            4 => $shift::<4>($codes),
+            5 => $shift::<5>($codes),
+            6 => $shift::<6>($codes),
+            _ => $shift::<7>($codes),
+        }
+    };
+}
+
 /// Wraps bodies that are one intrinsic expression.
 macro_rules! intrinsics {
     ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty { $body:expr })*) => {
@@ -54,6 +70,13 @@ impl Lanes for Avx2 {
         fn zero_ints() -> __m256i { _mm256_setzero_si256() }
         fn add_ints(a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
         fn codes(from: *const u8) -> __m256i { _mm256_loadu_si256(from.cast()) }
+        fn shift_left(codes: __m256i, by: u32, mask: u8) -> __m256i {
+            _mm256_and_si256(shift!(_mm256_slli_epi16, codes, by), _mm256_set1_epi8(mask as i8))
+        }
+        fn shift_right(codes: __m256i, by: u32, mask: u8) -> __m256i {
+            _mm256_and_si256(shift!(_mm256_srli_epi16, codes, by), _mm256_set1_epi8(mask as i8))
+        }
+        fn or(a: __m256i, b: __m256i) -> __m256i { _mm256_or_si256(a, b) }
         fn narrow_zero() -> __m256i { _mm256_setzero_si256() }
         fn narrow_add(sum: __m256i, codes: __m256i, x: *const i8) -> __m256i {
             _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, four(x)))

@@ -27,13 +27,13 @@ impl Spread {
     }
 }
 
-/// Spreads the chunk of `tile` that starts at column `start`. Signed codes need no spreading and are
-/// left where they are: [`signed_codes`].
+/// Spreads the chunk of `tile` that starts at column `start`: scales and minimums, and, if
+/// `has_codes`, the codes. Signed codes need no spreading, see [`stored_codes`].
 ///
 /// # Safety
 /// The CPU has the instructions of `L`, and `plan` has its rows.
 #[inline(always)]
-pub(super) unsafe fn spread<L: Lanes>(plan: &Plan, tile: &[u8], start: usize, out: &mut Spread) {
+pub(super) unsafe fn spread<L: Lanes>(plan: &Plan, tile: &[u8], start: usize, has_codes: bool, out: &mut Spread) {
     let (range, runs) = plan.chunk(start);
     let (header, codes) = tile[range].split_at(plan.header_bytes(runs));
     // SAFETY: `header` and `tile` are as long as the plan says; the caller promises the instructions.
@@ -43,7 +43,7 @@ pub(super) unsafe fn spread<L: Lanes>(plan: &Plan, tile: &[u8], start: usize, ou
             _ => scales::<L>(plan, header, runs, out),
         }
     }
-    if plan.is_signed {
+    if plan.is_signed || !has_codes {
         return;
     }
     let mut shift = 0;
@@ -62,8 +62,8 @@ pub(super) unsafe fn spread<L: Lanes>(plan: &Plan, tile: &[u8], start: usize, ou
     }
 }
 
-/// The signed codes of a chunk, where they lie in the tile.
-pub(super) fn signed_codes<'a>(plan: &Plan, tile: &'a [u8], start: usize) -> &'a [u8] {
+/// The codes of a chunk as they lie in the tile, in planes.
+pub(super) fn stored_codes<'a>(plan: &Plan, tile: &'a [u8], start: usize) -> &'a [u8] {
     let (range, runs) = plan.chunk(start);
     &tile[range][plan.header_bytes(runs)..]
 }

@@ -225,6 +225,27 @@ fn calm_scales(layout: Layout, cols: usize, row: &mut [u8]) {
 }
 
 #[test]
+fn a_token_has_the_same_product_in_every_batch() {
+    let (rows, cols, tokens) = (21, 768, 7);
+    let values = noise(cols * tokens, 11);
+    for case in cases(rows, cols) {
+        for level in Level::available() {
+            let packed = Packed::new_at(level, case.layout, &case.bytes, rows, cols);
+            let product = |values: &[f32]| {
+                let mut out = vec![0.0f32; values.len() / cols * rows];
+                packed.matmul(&Activations::quantize(values, cols, case.layout.activation_block()), &mut out);
+                out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let whole = product(&values);
+            for part in [1, 2, 3] {
+                let parts: Vec<u32> = values.chunks(part * cols).flat_map(&product).collect();
+                assert!(parts == whole, "{} {level:?} in parts of {part}", case.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn the_number_of_threads_changes_nothing() {
     let (rows, cols, tokens) = (200, 512, 9);
     let activations = noise(cols * tokens, 5);
