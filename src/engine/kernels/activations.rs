@@ -171,24 +171,29 @@ impl Activations {
     }
 }
 
+/// The least and the greatest of a block's values, and of zero; eight lanes, so that it vectorizes.
+#[inline(always)]
+fn range(x: &[f32]) -> (f32, f32) {
+    let (mut low, mut high) = ([0.0f32; 8], [0.0f32; 8]);
+    for values in x.as_chunks::<8>().0 {
+        for lane in 0..8 {
+            low[lane] = if values[lane] < low[lane] { values[lane] } else { low[lane] };
+            high[lane] = if values[lane] > high[lane] { values[lane] } else { high[lane] };
+        }
+    }
+    (low.into_iter().fold(0.0, f32::min), high.into_iter().fold(0.0, f32::max))
+}
+
 /// Quantizes one block; answers its scale.
 #[inline(always)]
 fn quantize_block(x: &[f32], codes: &mut [i8]) -> f32 {
     let (scale, inverse);
+    let (low, high) = range(x);
     if x.len() == RUN {
-        let mut magnitude = 0.0f32;
-        for &value in x {
-            magnitude = magnitude.max(value.abs());
-        }
-        let d = magnitude / 127.0;
+        let d = high.max(-low) / 127.0;
         inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
         scale = f16::from_f32(d).to_f32();
     } else {
-        let (mut low, mut high) = (0.0f32, 0.0f32);
-        for &value in x {
-            low = low.min(value);
-            high = high.max(value);
-        }
         // Of two values of one magnitude the first counts, as in a search from the left.
         let max = if high > -low {
             high
@@ -234,7 +239,8 @@ fn quantize_chunk_body(values: &[f32], width: usize, start: usize, block: usize,
                 }
             }
             let steps = codes[..len].as_chunks::<STEP>().0;
-            for (step, place) in steps.iter().zip(panel.as_chunks_mut::<STEP>().0.iter_mut().skip(lane).step_by(count)) {
+            for (step, place) in steps.iter().zip(panel.as_chunks_mut::<STEP>().0.iter_mut().skip(lane).step_by(count))
+            {
                 *place = *step;
             }
         }

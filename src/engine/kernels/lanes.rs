@@ -41,10 +41,14 @@ pub(super) trait Lanes: 'static {
     unsafe fn load_halves(from: *const u8) -> Self::Floats;
     /// Bytes without sign as floats.
     unsafe fn load_bytes(from: *const u8) -> Self::Floats;
+    /// Two vectors of bf16 values that alternate: `first[0] second[0] first[1] second[1] …`.
+    unsafe fn load_bf16_pairs(from: *const u8) -> (Self::Floats, Self::Floats);
     unsafe fn to_floats(ints: Self::Ints) -> Self::Floats;
     unsafe fn zero_ints() -> Self::Ints;
     unsafe fn add_ints(a: Self::Ints, b: Self::Ints) -> Self::Ints;
 
+    /// Asks for the cache line at an address, which need not be valid.
+    unsafe fn prefetch(from: *const u8);
     unsafe fn codes(from: *const u8) -> Self::Codes;
     /// Each code shifted, then masked: bits that come over from a neighbour must be masked away.
     unsafe fn shift_left(codes: Self::Codes, by: u32, mask: u8) -> Self::Codes;
@@ -71,4 +75,76 @@ pub(super) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::Avx2;
+pub(super) use x86::{Avx2, Avx512, Avx512Vnni};
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::{Neon, NeonDot};
+
+/// Calls a macro with every level that this architecture may have: the [`Level`](super::Level), its
+/// [`Lanes`], and the CPU features to compile for.
+macro_rules! for_every_level {
+    ($action:ident) => {
+        $action!(Portable, $crate::engine::kernels::lanes::Portable,);
+        #[cfg(target_arch = "x86_64")]
+        $action!(Avx2, $crate::engine::kernels::lanes::Avx2, #[target_feature(enable = "avx2,fma,f16c")]);
+        #[cfg(target_arch = "x86_64")]
+        $action!(
+            Avx512,
+            $crate::engine::kernels::lanes::Avx512,
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+        );
+        #[cfg(target_arch = "x86_64")]
+        $action!(
+            Avx512Vnni,
+            $crate::engine::kernels::lanes::Avx512Vnni,
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+        );
+        #[cfg(target_arch = "aarch64")]
+        $action!(Neon, $crate::engine::kernels::lanes::Neon, #[target_feature(enable = "neon")]);
+        #[cfg(target_arch = "aarch64")]
+        $action!(NeonDot, $crate::engine::kernels::lanes::NeonDot, #[target_feature(enable = "neon,dotprod")]);
+    };
+}
+pub(super) use for_every_level;
+
+/// Runs an expression with the type `$lanes` bound to the lanes of a level.
+macro_rules! with_lanes {
+    ($level:expr, $lanes:ident => $body:expr) => {
+        match $level {
+            $crate::engine::kernels::Level::Portable => {
+                type $lanes = $crate::engine::kernels::lanes::Portable;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::engine::kernels::Level::Avx2 => {
+                type $lanes = $crate::engine::kernels::lanes::Avx2;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::engine::kernels::Level::Avx512 => {
+                type $lanes = $crate::engine::kernels::lanes::Avx512;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::engine::kernels::Level::Avx512Vnni => {
+                type $lanes = $crate::engine::kernels::lanes::Avx512Vnni;
+                $body
+            }
+            #[cfg(target_arch = "aarch64")]
+            $crate::engine::kernels::Level::Neon => {
+                type $lanes = $crate::engine::kernels::lanes::Neon;
+                $body
+            }
+            #[cfg(target_arch = "aarch64")]
+            $crate::engine::kernels::Level::NeonDot => {
+                type $lanes = $crate::engine::kernels::lanes::NeonDot;
+                $body
+            }
+            #[allow(unreachable_patterns, reason = "levels of another architecture")]
+            other => unreachable!("{other:?} is not a level of this architecture"),
+        }
+    };
+}
+pub(super) use with_lanes;

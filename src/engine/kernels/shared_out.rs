@@ -42,10 +42,4 @@ impl<'a> SharedOut<'a> {
         // SAFETY: in bounds by the assertion; not shared by the caller's promise.
         unsafe { self.start.add(index).copy_from_nonoverlapping(values.as_ptr(), values.len()) };
     }
-
-    /// The address of an element, for a kernel that writes a strided tile from there.
-    pub(super) fn pointer(self, index: usize) -> *mut f32 {
-        assert!(index < self.len, "kernel writes inside its output");
-        self.start.wrapping_add(index)
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::array::from_fn;
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{Lanes, STEP};
 
@@ -70,6 +70,17 @@ impl Lanes for Portable {
         // SAFETY: the caller promises eight bytes.
         unsafe { bytes::<ROWS>(from) }.map(f32::from)
     }
+
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(from: *const u8) -> (Self::Floats, Self::Floats) {
+        // SAFETY: the caller promises sixteen values.
+        let pairs = unsafe { bytes::<{ ROWS * 4 }>(from) };
+        let value = |at: usize| bf16::from_le_bytes([pairs[2 * at], pairs[2 * at + 1]]).to_f32();
+        (from_fn(|row| value(2 * row)), from_fn(|row| value(2 * row + 1)))
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
 
     #[inline(always)]
     unsafe fn to_floats(ints: Self::Ints) -> Self::Floats {

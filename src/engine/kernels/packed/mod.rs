@@ -51,6 +51,7 @@ impl Packed {
     pub fn new_at(level: Level, layout: Layout, bytes: &[u8], rows: usize, cols: usize) -> Self {
         let row_bytes = layout.row_bytes(cols).expect("blocks fill a row");
         assert_eq!(bytes.len(), rows * row_bytes, "packed weights have whole rows");
+        assert!(level.is_available(), "this CPU has {}", level.name());
         let plan = Plan::new(layout, level.tile_rows(), cols);
         let mut tiles = vec![0; rows.div_ceil(plan.tile_rows) * plan.tile_bytes()];
         if !tiles.is_empty() {

@@ -17,6 +17,9 @@ const TASK_CODES: usize = 64 * 1024;
 /// Most tiles that share one pass over the activations.
 const MAX_TILES: usize = 4;
 
+/// How far ahead of the codes in use the next are asked for, in bytes.
+const AHEAD: usize = 2048;
+
 /// What a thread keeps from task to task.
 #[derive(Default)]
 struct Scratch {
@@ -111,7 +114,11 @@ unsafe fn meet<
                     *ints = L::signed_zero(*m.x_int_sums.add(run * m.x_stride + lane));
                 }
                 for step in run * (LEN / STEP)..(run + 1) * (LEN / STEP) {
-                    let codes = L::signed(m.codes.add(step * L::ROWS * STEP));
+                    let at = m.codes.add(step * L::ROWS * STEP);
+                    let codes = L::signed(at);
+                    if T == 1 {
+                        L::prefetch(at.wrapping_add(AHEAD));
+                    }
                     for (lane, ints) in ints.iter_mut().enumerate() {
                         *ints = L::signed_add(*ints, codes, m.x.add((step * T + lane) * STEP));
                     }
@@ -133,7 +140,8 @@ unsafe fn meet<
             }
             let scale = L::load(m.scales.add(run * L::ROWS));
             for (lane, partial) in partial.iter_mut().enumerate() {
-                let scale = if CHUNKED { scale } else { L::mul(scale, L::splat(*m.x_scales.add(run * m.x_stride + lane))) };
+                let scale =
+                    if CHUNKED { scale } else { L::mul(scale, L::splat(*m.x_scales.add(run * m.x_stride + lane))) };
                 *partial = L::mul_add(L::to_floats(ints[lane]), scale, *partial);
             }
             if MINIMUMS {
@@ -164,7 +172,9 @@ unsafe fn meet_planes<L: Lanes, const T: usize, const BITS: u8, const LEN: usize
             let mut sums = [[L::narrow_zero(); T]; 2];
             let mut ints = [[L::zero_ints(); T]; 2];
             for step in 0..4 {
-                let raw = L::codes(m.codes.add((run * 4 + step) * vector));
+                let at = m.codes.add((run * 4 + step) * vector);
+                let raw = L::codes(at);
+                L::prefetch(at.wrapping_add(AHEAD));
                 for half in 0..2 {
                     let mut codes = L::shift_right(raw, 4 * half as u32, 0x0f);
                     let at = step + 4 * half;
@@ -250,7 +260,7 @@ trait Compiled: Lanes {
 
 /// Implements [`Compiled`] with functions that switch a level's features on.
 macro_rules! compiled {
-    ($lanes:ty, $(#[$feature:meta])*) => {
+    ($level:ident, $lanes:ty, $(#[$feature:meta])*) => {
         impl Compiled for $lanes {
             fn kernel(kind: Kind, count: usize) -> Kernel {
                 $(#[$feature])*
@@ -320,19 +330,10 @@ macro_rules! compiled {
     };
 }
 
-compiled!(lanes::Portable,);
-#[cfg(target_arch = "x86_64")]
-compiled!(lanes::Avx2, #[target_feature(enable = "avx2,fma,f16c")]);
+lanes::for_every_level!(compiled);
 
 /// Multiplies `rows` rows in tiles with every activation row: `out[token × rows + row]`.
-pub(super) fn matmul(
-    level: Level,
-    plan: &Plan,
-    tiles: &[u8],
-    rows: usize,
-    activations: &Activations,
-    out: &mut [f32],
-) {
+pub(super) fn matmul(level: Level, plan: &Plan, tiles: &[u8], rows: usize, activations: &Activations, out: &mut [f32]) {
     let target = SharedOut::new(out);
     let tokens = activations.rows();
     let per_task = (TASK_CODES / (plan.cols * plan.tile_rows).max(1)).clamp(1, MAX_TILES);
@@ -345,11 +346,7 @@ pub(super) fn matmul(
             let spreads = &mut spreads[..per_task];
             totals.clear();
             totals.resize(tokens * width, 0.0f32);
-            match level {
-                Level::Portable => several_tiles::<lanes::Portable>(plan, tiles, activations, spreads, totals),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => several_tiles::<lanes::Avx2>(plan, tiles, activations, spreads, totals),
-            }
+            lanes::with_lanes!(level, L => several_tiles::<L>(plan, tiles, activations, spreads, totals));
             let first = task * width;
             let count = width.min(rows - first);
             for (token, totals) in totals.chunks_exact(width).enumerate() {

@@ -55,9 +55,13 @@ pub(super) fn tile(plan: &Plan, source: &[u8], tile: &mut [u8]) {
             if matches!(plan.layout, Layout::Int(_)) && plan.is_signed {
                 unpacked.codes.iter_mut().for_each(|code| *code ^= 0x80);
             }
-            for (step, codes) in unpacked.codes.as_chunks::<STEP>().0.iter().zip(
-                codes.as_chunks_mut::<STEP>().0.iter_mut().skip(row).step_by(tile_rows),
-            ) {
+            for (step, codes) in unpacked
+                .codes
+                .as_chunks::<STEP>()
+                .0
+                .iter()
+                .zip(codes.as_chunks_mut::<STEP>().0.iter_mut().skip(row).step_by(tile_rows))
+            {
                 *codes = *step;
             }
             block_header(plan, source, row, runs, header);
@@ -113,11 +117,8 @@ fn block_header(plan: &Plan, source: &[u8], row: usize, runs: usize, header: &mu
             let is_q6 = plan.layout == Layout::Q6K;
             put_half(header, 0, if is_q6 { &source[208..] } else { &source[108..] });
             for run in 0..16 {
-                let scale = if is_q6 {
-                    i32::from(source[192 + run] as i8)
-                } else {
-                    kquants::q3_scale(&source[96..108], run)
-                };
+                let scale =
+                    if is_q6 { i32::from(source[192 + run] as i8) } else { kquants::q3_scale(&source[96..108], run) };
                 header[2 * rows + run * rows + row] = (scale + 128) as u8;
             }
         }

@@ -151,14 +151,7 @@ unsafe fn scales<L: Lanes>(plan: &Plan, header: &[u8], runs: usize, out: &mut Sp
 /// # Safety
 /// As [`spread`].
 #[inline(always)]
-unsafe fn int_scales<L: Lanes>(
-    plan: &Plan,
-    int: IntLayout,
-    tile: &[u8],
-    start: usize,
-    runs: usize,
-    out: &mut Spread,
-) {
+unsafe fn int_scales<L: Lanes>(plan: &Plan, int: IntLayout, tile: &[u8], start: usize, runs: usize, out: &mut Spread) {
     let (rows, width) = (L::ROWS, plan.scale_bytes(int));
     let groups = int.groups(plan.cols);
     let head = &tile[..plan.head_bytes()];

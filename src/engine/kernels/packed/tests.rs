@@ -69,7 +69,8 @@ fn int_cases(rows: usize, cols: usize) -> Vec<Case> {
             let mut next = || (random.next().expect("enough") + 1.0) / 2.0;
             let groups = if group == 0 { 1 } else { cols.div_ceil(group as usize) };
             for _ in 0..rows {
-                let codes: Vec<u8> = (0..cols).map(|_| ((next() * f32::from(bits).exp2()) as u32).min((1 << bits) - 1) as u8).collect();
+                let codes: Vec<u8> =
+                    (0..cols).map(|_| ((next() * f32::from(bits).exp2()) as u32).min((1 << bits) - 1) as u8).collect();
                 let mut stream = vec![0u8; cols * usize::from(bits) / 8];
                 for (at, code) in codes.iter().enumerate() {
                     for bit in 0..usize::from(bits) {
@@ -78,7 +79,11 @@ fn int_cases(rows: usize, cols: usize) -> Vec<Case> {
                     }
                 }
                 bytes.extend(stream);
-                let scales: Vec<f32> = (0..groups).map(|_| half::bf16::from_f32(next() * 0.01 + 0.001).to_f32()).map(|v| half::f16::from_f32(v).to_f32()).map(|v| half::bf16::from_f32(v).to_f32()).collect();
+                let scales: Vec<f32> = (0..groups)
+                    .map(|_| half::bf16::from_f32(next() * 0.01 + 0.001).to_f32())
+                    .map(|v| half::f16::from_f32(v).to_f32())
+                    .map(|v| half::bf16::from_f32(v).to_f32())
+                    .collect();
                 for scale in &scales {
                     match int.scale {
                         IntScale::F16 => bytes.extend(half::f16::from_f32(*scale).to_le_bytes()),
@@ -86,14 +91,22 @@ fn int_cases(rows: usize, cols: usize) -> Vec<Case> {
                         IntScale::F32 => bytes.extend(scale.to_le_bytes()),
                     }
                 }
-                let zeros: Vec<u8> = (0..groups).map(|_| if has_zeros { (next() * f32::from(bits).exp2()).min(255.0) as u8 } else { 1 << (bits - 1) }).collect();
+                let zeros: Vec<u8> =
+                    (0..groups)
+                        .map(|_| {
+                            if has_zeros { (next() * f32::from(bits).exp2()).min(255.0) as u8 } else { 1 << (bits - 1) }
+                        })
+                        .collect();
                 if has_zeros {
                     bytes.extend(&zeros);
                 }
                 let len = if group == 0 { cols } else { group as usize };
-                decoded.extend(codes.iter().enumerate().map(|(at, &code)| {
-                    scales[at / len] * (f32::from(code) - f32::from(zeros[at / len]))
-                }));
+                decoded.extend(
+                    codes
+                        .iter()
+                        .enumerate()
+                        .map(|(at, &code)| scales[at / len] * (f32::from(code) - f32::from(zeros[at / len]))),
+                );
             }
             cases.push(Case { layout: Layout::Int(int), name: format!("{int:?}"), bytes, decoded });
         }
@@ -138,7 +151,8 @@ fn products_equal_those_of_decoded_rows_at_every_level() {
                 for token in 0..tokens {
                     for row in 0..rows {
                         let weights = &case.decoded[row * cols..(row + 1) * cols];
-                        let products = || weights.iter().zip(&restored[token]).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                        let products =
+                            || weights.iter().zip(&restored[token]).map(|(w, x)| f64::from(*w) * f64::from(*x));
                         let (expected, size) = (products().sum::<f64>(), products().map(f64::abs).sum::<f64>());
                         let got = f64::from(out[token * rows + row]);
                         assert!(
