@@ -44,7 +44,7 @@ fn compare(
     expected: &[u8],
     names: &[String],
 ) -> Vec<String> {
-    let how = Encoding { row_len: WIDTH, first_row: 0, importance };
+    let how = Encoding { importance, ..Encoding::plain(WIDTH) };
     let row_bytes = format.dtype().row_bytes(WIDTH).expect("whole blocks");
     let mut whole = vec![0; expected.len()];
     format.encode_rows(input, &how, &mut whole);

@@ -2,8 +2,10 @@
 
 use super::scheme::{self, Granularity, IntScheme};
 use super::survey::{Shared, Survey};
-use super::{Dtype, Encoding, Format};
-use crate::engine::kernels::ints::{self, Codes, Grid, ScaleChoice};
+use super::{Dtype, Encoding, Format, ScanBuffers};
+use crate::engine::kernels::ints::{self, Codes, Grid, ScaleChoice, ScaleType};
+use crate::engine::kernels::packed::{IntLayout, IntScale, Layout};
+use crate::engine::kernels::scan::{self, Errors};
 
 /// One weight in so many is kept for the choice of a scale for a whole tensor. A prime, so that
 /// the kept ones do not come from few columns.
@@ -85,6 +87,46 @@ impl Format for Ints {
                 weights: Vec::new(),
             }) as Box<dyn Survey>
         })
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        let group = match self.scheme.granularity() {
+            Granularity::Tensor | Granularity::Channel => 0,
+            Granularity::Group(len) => u32::from(len),
+        };
+        let codes = self.scheme.codes();
+        let scale = match codes.scale {
+            ScaleType::F16 => IntScale::F16,
+            ScaleType::Bf16 => IntScale::Bf16,
+            ScaleType::F32 => IntScale::F32,
+        };
+        // Groups of 16 have no kernel: products take runs of 32.
+        let has_kernel = group.is_multiple_of(32);
+        has_kernel.then(|| Layout::Int(IntLayout { bits: codes.bits as u8, group, has_zeros: !codes.symmetric, scale }))
+    }
+
+    fn scan(&self, source: &[f32], how: &Encoding<'_>, _: &mut ScanBuffers, errors: &mut Errors) {
+        let (codes, group) = (self.scheme.codes(), self.scheme.group(how.row_len).max(1));
+        let tensor_grid = self.tensor_grid(source, how);
+        if tensor_grid.is_none() && how.scale_choice == ScaleChoice::AbsMax {
+            let scale = match codes.scale {
+                ScaleType::F16 => scan::Rounded::F16,
+                ScaleType::Bf16 => scan::Rounded::Bf16,
+                ScaleType::F32 => scan::Rounded::F32,
+            };
+            let groups = scan::Groups { bits: codes.bits as u8, len: group, symmetric: codes.symmetric, scale };
+            return scan::groups(source, how.row_len, groups, errors);
+        }
+        let importance = how.importance.unwrap_or_default();
+        for row in source.chunks_exact(how.row_len.max(1)) {
+            for (index, values) in row.chunks(group).enumerate() {
+                let grid = tensor_grid.unwrap_or_else(|| {
+                    let weights = importance.get(index * group..index * group + values.len()).unwrap_or_default();
+                    codes.choose(values, weights, how.scale_choice)
+                });
+                scan::grid(values, grid.scale, f32::from(grid.zero), f32::from(codes.top()), errors);
+            }
+        }
     }
 
     fn bits_per_weight(&self) -> f64 {

@@ -139,7 +139,7 @@ proptest! {
             let mut importance = vec![1.0f32; 256];
             importance[5] = weight;
             let mut bytes = vec![0; format.dtype().row_bytes(512).expect("fits")];
-            let how = Encoding { row_len: 256, first_row: 0, importance: Some(&importance) };
+            let how = Encoding { importance: Some(&importance), ..Encoding::plain(256) };
             format.encode_rows(&values, &how, &mut bytes);
         }
     }

@@ -17,6 +17,7 @@ pub mod ints;
 pub mod iquants;
 pub mod kquants;
 pub mod kquants_encode;
+mod lanes;
 pub mod legacy;
 pub mod legacy_encode;
 pub mod moments;
@@ -52,16 +53,77 @@ pub enum Level {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// x86-64 with AVX-512 F, BW, VL and DQ beside.
+    Avx512,
+    /// The same with AVX-512 VNNI.
+    Avx512Vnni,
+    /// AArch64 with NEON.
+    Neon,
+    /// AArch64 with NEON and its dot products.
+    NeonDot,
 }
 
 impl Level {
-    /// The best level this CPU has; detected once by the standard library.
-    pub fn detect() -> Self {
+    /// All levels, each architecture's from least to most.
+    pub const ALL: [Self; 6] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Neon, Self::NeonDot];
+
+    /// True if this CPU has the level; found out once by the standard library.
+    #[inline]
+    pub fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-            return Self::Avx2;
+        {
+            let has_avx2 = || {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            };
+            let has_avx512 = || {
+                has_avx2()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+            };
+            match self {
+                Self::Portable => true,
+                Self::Avx2 => has_avx2(),
+                Self::Avx512 => has_avx512(),
+                Self::Avx512Vnni => has_avx512() && is_x86_feature_detected!("avx512vnni"),
+                Self::Neon | Self::NeonDot => false,
+            }
         }
-        Self::Portable
+        #[cfg(target_arch = "aarch64")]
+        {
+            match self {
+                Self::Portable => true,
+                Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+                Self::NeonDot => {
+                    std::arch::is_aarch64_feature_detected!("neon")
+                        && std::arch::is_aarch64_feature_detected!("dotprod")
+                }
+                _ => false,
+            }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        {
+            self == Self::Portable
+        }
+    }
+
+    /// The best level this CPU has.
+    pub fn detect() -> Self {
+        Self::available().next_back().unwrap_or(Self::Portable)
+    }
+
+    /// Every level that this CPU has, the reference first, the best last.
+    pub fn available() -> impl DoubleEndedIterator<Item = Self> {
+        Self::ALL.into_iter().filter(|level| level.is_available())
+    }
+
+    /// Rows in a tile of packed weights at this level.
+    pub(crate) fn tile_rows(self) -> usize {
+        match self {
+            Self::Avx512 | Self::Avx512Vnni => 16,
+            _ => 8,
+        }
     }
 
     /// The level as a word for reports of speed.
@@ -69,6 +131,10 @@ impl Level {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+            Self::Avx512Vnni => "AVX-512 VNNI",
+            Self::Neon => "NEON",
+            Self::NeonDot => "NEON with dot products",
         }
     }
 }
@@ -85,7 +151,7 @@ macro_rules! multiversion {
                 fn with_avx2($($arg: $ty),*) $(-> $ret)? {
                     $body($($arg),*)
                 }
-                if $crate::engine::kernels::Level::detect() == $crate::engine::kernels::Level::Avx2 {
+                if $crate::engine::kernels::Level::Avx2.is_available() {
                     // SAFETY: the level says that this CPU has AVX2, FMA and F16C.
                     return unsafe { with_avx2($($arg),*) };
                 }

@@ -32,9 +32,14 @@ impl<'a> SharedOut<'a> {
         unsafe { self.start.add(index).write(value) };
     }
 
-    /// The address of an element, for a kernel that writes a strided tile from there.
-    pub(super) fn pointer(self, index: usize) -> *mut f32 {
-        assert!(index < self.len, "kernel writes inside its output");
-        self.start.wrapping_add(index)
+    /// Writes a run of elements.
+    ///
+    /// # Safety
+    /// No other thread reads or writes these elements while this value lives.
+    #[inline(always)]
+    pub(super) unsafe fn write_run(self, index: usize, values: &[f32]) {
+        assert!(index <= self.len && values.len() <= self.len - index, "kernel writes inside its output");
+        // SAFETY: in bounds by the assertion; not shared by the caller's promise.
+        unsafe { self.start.add(index).copy_from_nonoverlapping(values.as_ptr(), values.len()) };
     }
 }

@@ -4,9 +4,9 @@ use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::{self, Dtype};
 use crate::engine::kernels::activations::Activations;
 use crate::engine::kernels::attention::{self, Heads, Past, Run};
-use crate::engine::kernels::dense::{self, Plain};
-use crate::engine::kernels::packed::{self, Layout};
-use crate::engine::kernels::{float, ops};
+use crate::engine::kernels::dense::{self, Dense, Panels, Plain};
+use crate::engine::kernels::ops;
+use crate::engine::kernels::packed::Packed;
 
 use super::backend::{Angles, Backend, StoredMatrix};
 use super::{Batch, KvCache};
@@ -35,10 +35,10 @@ impl Rows {
 
 #[derive(Debug)]
 enum Weights {
-    F32(Vec<f32>),
-    F16(Vec<u8>),
-    Bf16(Vec<u8>),
-    Packed(Layout, Vec<u8>),
+    Dense(Dense),
+    Packed(Packed),
+    /// Rows as the file has them, decoded a few at a time.
+    Stored(Vec<u8>),
 }
 
 /// A matrix on the host.
@@ -50,34 +50,54 @@ pub struct Linear {
     weights: Weights,
 }
 
+/// One input, in the forms that the weights it meets ask for; each is made once.
+struct Input<'a> {
+    rows: &'a Rows,
+    panels: Option<Panels>,
+    quantized: Vec<Activations>,
+}
+
+impl Input<'_> {
+    fn panels(&mut self) -> &Panels {
+        self.panels.get_or_insert_with(|| Panels::new(&self.rows.values, self.rows.width))
+    }
+
+    fn quantized(&mut self, block: usize) -> &Activations {
+        let at = self.quantized.iter().position(|found| found.block() == block).unwrap_or_else(|| {
+            self.quantized.push(Activations::quantize(&self.rows.values, self.rows.width, block));
+            self.quantized.len() - 1
+        });
+        &self.quantized[at]
+    }
+}
+
 impl Linear {
     /// Decodes row `index`.
     fn row(&self, index: usize, out: &mut [f32]) {
-        let range = index * self.cols..(index + 1) * self.cols;
         match &self.weights {
-            Weights::F32(values) => out.copy_from_slice(&values[range]),
-            Weights::F16(bytes) => float::decode_f16(&bytes[range.start * 2..range.end * 2], out),
-            Weights::Bf16(bytes) => float::decode_bf16(&bytes[range.start * 2..range.end * 2], out),
-            Weights::Packed(layout, bytes) => {
-                let row_bytes = self.cols / layout.block_len() * layout.block_bytes();
-                format::decode_row(self.dtype, &bytes[index * row_bytes..(index + 1) * row_bytes], out);
-            }
+            Weights::Dense(weights) => weights.row(index, out),
+            Weights::Packed(weights) => weights.row(index, out),
+            Weights::Stored(bytes) => self.decode(bytes, index, out),
         }
     }
 
-    fn multiply(&self, x: &Rows, quantized: &mut Vec<Activations>) -> Rows {
-        let mut values = vec![0.0; x.count() * self.rows];
+    /// Decodes as many rows as `out` holds, from row `first` on.
+    fn decode(&self, bytes: &[u8], first: usize, out: &mut [f32]) {
+        let row_bytes = bytes.len() / self.rows;
+        let count = out.len() / self.cols;
+        format::decode_rows(self.dtype, self.cols, &bytes[first * row_bytes..(first + count) * row_bytes], out);
+    }
+
+    fn multiply(&self, x: &mut Input<'_>) -> Rows {
+        let mut values = vec![0.0; x.rows.count() * self.rows];
         match &self.weights {
-            Weights::F32(w) => dense::matmul(Plain::F32(w), self.rows, self.cols, &x.values, &mut values),
-            Weights::F16(w) => dense::matmul(Plain::F16(w), self.rows, self.cols, &x.values, &mut values),
-            Weights::Bf16(w) => dense::matmul(Plain::Bf16(w), self.rows, self.cols, &x.values, &mut values),
-            Weights::Packed(layout, w) => {
-                let block = layout.block_len();
-                let at = quantized.iter().position(|found| found.block() == block).unwrap_or_else(|| {
-                    quantized.push(Activations::quantize(&x.values, x.width, block));
-                    quantized.len() - 1
-                });
-                packed::matmul(*layout, w, self.rows, &quantized[at], &mut values);
+            Weights::Dense(weights) => weights.matmul(x.panels(), &mut values),
+            Weights::Packed(weights) => {
+                weights.matmul(x.quantized(weights.layout().activation_block()), &mut values);
+            }
+            Weights::Stored(bytes) => {
+                let decode = |first: usize, out: &mut [f32]| self.decode(bytes, first, out);
+                dense::matmul_decoded(self.rows, self.cols, &decode, x.panels(), &mut values);
             }
         }
         Rows { width: self.rows, values }
@@ -92,18 +112,18 @@ impl Backend for Native {
     fn matrix(&self, stored: StoredMatrix) -> Result<Linear> {
         let StoredMatrix { dtype, rows, cols, bytes } = stored;
         let layout = format::of_dtype(dtype).and_then(format::Format::layout);
+        let layout =
+            layout.filter(|layout| layout.row_bytes(cols).is_some_and(|bytes| dtype.row_bytes(cols) == Some(bytes)));
         let weights = match (dtype, layout) {
-            (Dtype::F16, _) => Weights::F16(bytes),
-            (Dtype::Bf16, _) => Weights::Bf16(bytes),
-            (_, Some(layout)) => Weights::Packed(layout, bytes),
+            (Dtype::F32, _) => Weights::Dense(Dense::new(Plain::F32, &bytes, rows, cols)),
+            (Dtype::F16, _) => Weights::Dense(Dense::new(Plain::F16, &bytes, rows, cols)),
+            (Dtype::Bf16, _) => Weights::Dense(Dense::new(Plain::Bf16, &bytes, rows, cols)),
+            (_, Some(layout)) => Weights::Packed(Packed::new(layout, &bytes, rows, cols)),
+            _ if format::is_decodable(dtype) => Weights::Stored(bytes),
             _ => {
-                let mut values = vec![0.0; rows * cols];
-                if !format::decode_rows(dtype, cols, &bytes, &mut values) {
-                    return Err(Fault::new(Stage::Model, format!("no decoder for {dtype}"))
-                        .fix("open a checkpoint in another format")
-                        .into());
-                }
-                Weights::F32(values)
+                return Err(Fault::new(Stage::Model, format!("no decoder for {dtype}"))
+                    .fix("open a checkpoint in another format")
+                    .into());
             }
         };
         Ok(Linear { dtype, rows, cols, weights })
@@ -115,8 +135,9 @@ impl Backend for Native {
 
     fn matrix_bytes(&self, matrix: &Linear) -> u64 {
         match &matrix.weights {
-            Weights::F32(values) => values.len() as u64 * 4,
-            Weights::F16(bytes) | Weights::Bf16(bytes) | Weights::Packed(_, bytes) => bytes.len() as u64,
+            Weights::Dense(weights) => weights.resident_bytes() as u64,
+            Weights::Packed(weights) => weights.resident_bytes() as u64,
+            Weights::Stored(bytes) => bytes.len() as u64,
         }
     }
 
@@ -148,11 +169,11 @@ impl Backend for Native {
     }
 
     fn linears(&self, weights: &[(&Linear, Option<&Vec<f32>>)], x: &Rows) -> Result<Vec<Rows>> {
-        let mut quantized = Vec::new();
+        let mut input = Input { rows: x, panels: None, quantized: Vec::new() };
         Ok(weights
             .iter()
             .map(|(linear, bias)| {
-                let mut y = linear.multiply(x, &mut quantized);
+                let mut y = linear.multiply(&mut input);
                 if let Some(bias) = bias {
                     for row in y.values.chunks_exact_mut(y.width) {
                         ops::add(row, bias);

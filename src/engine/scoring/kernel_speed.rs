@@ -15,10 +15,11 @@ use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::{self, Dtype, Encoding, Format, ScanBuffers};
 use crate::engine::kernels::activations::Activations;
 use crate::engine::kernels::counts::{Counts, KeyRange, Order, range8, range16};
-use crate::engine::kernels::dense::{self, Plain};
+use crate::engine::kernels::dense::{Dense, Panels, Plain};
+use crate::engine::kernels::float;
 use crate::engine::kernels::moments::{self, BINS, Scale};
+use crate::engine::kernels::packed::Packed;
 use crate::engine::kernels::scan::Errors;
-use crate::engine::kernels::{float, packed};
 use crate::engine::progress::{Phase, Progress, Unit};
 
 /// Shapes of the products, outputs × inputs.
@@ -351,8 +352,9 @@ impl Bench<'_> {
             let mut bytes = vec![0; DISTINCT_ROWS * row_bytes];
             format.encode_rows(&values[..DISTINCT_ROWS * cols], &Encoding::plain(cols), &mut bytes);
             let bytes: Vec<u8> = bytes.iter().copied().cycle().take(rows * row_bytes).collect();
-            let byte_count = bytes.len();
-            let Some(product) = Product::new(format, bytes, rows, cols) else { continue };
+            let Some(product) = Product::new(format, &bytes, rows, cols) else { continue };
+            drop(bytes);
+            let byte_count = product.resident_bytes();
             for pool in self.pools()? {
                 for &batch in self.batches() {
                     let x: Vec<f32> = values.iter().map(|value| value * 50.0).cycle().take(batch * cols).collect();
@@ -375,37 +377,40 @@ impl Bench<'_> {
 
 /// A matrix as the native backend holds it.
 enum Product {
-    Packed(packed::Layout, Vec<u8>, usize, usize),
-    F32(Vec<f32>, usize, usize),
-    F16(Vec<u8>, usize, usize),
-    Bf16(Vec<u8>, usize, usize),
+    Packed(Packed),
+    Dense(Dense),
 }
 
 impl Product {
     /// None where no kernel multiplies the format as it is stored.
-    fn new(format: &dyn Format, bytes: Vec<u8>, rows: usize, cols: usize) -> Option<Self> {
-        match (format.layout(), format.dtype()) {
-            (Some(layout), _) => Some(Self::Packed(layout, bytes, rows, cols)),
-            (None, Dtype::F16) => Some(Self::F16(bytes, rows, cols)),
-            (None, Dtype::Bf16) => Some(Self::Bf16(bytes, rows, cols)),
-            (None, Dtype::F32) => {
-                let mut values = vec![0.0; rows * cols];
-                format.decode_row(&bytes, &mut values);
-                Some(Self::F32(values, rows, cols))
-            }
+    fn new(format: &dyn Format, bytes: &[u8], rows: usize, cols: usize) -> Option<Self> {
+        let layout = format.layout().filter(|layout| layout.row_bytes(cols).is_some());
+        let dense = |plain| Some(Self::Dense(Dense::new(plain, bytes, rows, cols)));
+        match (layout, format.dtype()) {
+            (Some(layout), _) => Some(Self::Packed(Packed::new(layout, bytes, rows, cols))),
+            (None, Dtype::F32) => dense(Plain::F32),
+            (None, Dtype::F16) => dense(Plain::F16),
+            (None, Dtype::Bf16) => dense(Plain::Bf16),
             _ => None,
         }
     }
 
-    /// The product with activations, which are quantized here where the kernel wants it.
+    /// Bytes that one product reads of the weights.
+    fn resident_bytes(&self) -> usize {
+        match self {
+            Self::Packed(weights) => weights.resident_bytes(),
+            Self::Dense(weights) => weights.resident_bytes(),
+        }
+    }
+
+    /// The product with activations, which are brought here into the form that the kernel wants.
     fn multiply(&self, x: &[f32], out: &mut [f32]) {
         match self {
-            Self::Packed(layout, bytes, rows, cols) => {
-                packed::matmul(*layout, bytes, *rows, &Activations::quantize(x, *cols, layout.block_len()), out);
+            Self::Packed(weights) => {
+                let block = weights.layout().activation_block();
+                weights.matmul(&Activations::quantize(x, weights.cols(), block), out);
             }
-            Self::F32(values, rows, cols) => dense::matmul(Plain::F32(values), *rows, *cols, x, out),
-            Self::F16(bytes, rows, cols) => dense::matmul(Plain::F16(bytes), *rows, *cols, x, out),
-            Self::Bf16(bytes, rows, cols) => dense::matmul(Plain::Bf16(bytes), *rows, *cols, x, out),
+            Self::Dense(weights) => weights.matmul(&Panels::new(x, weights.cols()), out),
         }
     }
 }
