@@ -5,11 +5,11 @@
 //! suits it, eight runs at a time (`lane_search.rs`); then the scales are rounded to few bits, and the
 //! codes follow from the rounded ones.
 
+use super::Columns;
 use super::kquants::{LEN, q3_scale, q4_scale};
-use super::lanes::{Lanes, by_lanes, four_of};
 use super::legacy_encode::raised;
-use super::search::{self, Affine, GROUP_MAX_EPS, Steps, Symmetric, nearest_int};
-use super::{Columns, lane_search};
+use super::search::lanes::{Lanes, by_lanes, four_of};
+use super::search::{self, Affine, GROUP_MAX_EPS, Steps, Symmetric, lane_search, nearest_int};
 
 /// Writes an f16 and answers the value as it will be read.
 #[inline(always)]

@@ -4,11 +4,11 @@
 //! for byte as built with `-ffp-contract=off`. Without importance a block is a few vectors; with it,
 //! eight blocks are searched at a time, one a lane.
 
+use super::Columns;
 use super::kquants_encode::{squares, weighted};
-use super::lanes::{Lanes, by_lanes, four_of};
 use super::legacy::LEN;
-use super::search::{self, Affine, Steps, Symmetric};
-use super::{Columns, lane_search};
+use super::search::lanes::{Lanes, by_lanes, four_of};
+use super::search::{self, Affine, Steps, Symmetric, lane_search};
 
 #[inline(always)]
 pub(super) fn put_half<L: Lanes>(block: &mut [u8], at: usize, value: f32) {

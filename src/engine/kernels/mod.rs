@@ -17,8 +17,6 @@ pub mod ints;
 pub mod iquants;
 pub mod kquants;
 pub mod kquants_encode;
-mod lane_search;
-mod lanes;
 pub mod legacy;
 pub mod legacy_encode;
 pub mod moments;
@@ -97,3 +95,6 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+#[cfg(test)]
+mod encode_tests;

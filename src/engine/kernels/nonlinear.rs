@@ -4,12 +4,13 @@
 //! `quantize_row_mxfp4_ref` in `ggml-quants.c`, MIT), byte for byte as built with
 //! `-ffp-contract=off`. The searches of iq4_nl and iq4_xs put one run of 32 in each lane.
 
-use super::lanes::{IQ4_VALUES, Lanes, by_lanes, four_of, in_lanes};
 use super::legacy::{LEN, half_at, nibbles};
 use super::legacy_encode::{put_half, put_nibbles, weighted_group};
 use super::packed::Unpacked;
+use super::search::lane_search;
+use super::search::lanes::{IQ4_VALUES, Lanes, by_lanes, four_of, in_lanes};
 use super::search::{GROUP_MAX_EPS, c_int, nearest_int};
-use super::{Columns, lane_search, multiversion};
+use super::{Columns, multiversion};
 
 /// Weights in a block of iq4_xs.
 const SUPER: usize = 256;
@@ -229,9 +230,18 @@ fn unpack_mxfp4_body(row: &[u8], out: &mut Unpacked) {
     unpack_runs(&FP4_DOUBLED, row.chunks_exact(17).map(|block| (&block[1..], e8m0_half(block[0]))), out);
 }
 
-multiversion! { pub(super) fn unpack_iq4_nl(row: &[u8], out: &mut Unpacked) => unpack_iq4_nl_body }
-multiversion! { pub(super) fn unpack_iq4_xs(row: &[u8], out: &mut Unpacked) => unpack_iq4_xs_body }
-multiversion! { pub(super) fn unpack_mxfp4(row: &[u8], out: &mut Unpacked) => unpack_mxfp4_body }
+multiversion! {
+    /// Brings a row of iq4_nl into signed codes of the table and scales, for [`Unpacked::is_signed`].
+    pub fn unpack_iq4_nl(row: &[u8], out: &mut Unpacked) => unpack_iq4_nl_body
+}
+multiversion! {
+    /// Brings a row of iq4_xs into signed codes of the table and scales, for [`Unpacked::is_signed`].
+    pub fn unpack_iq4_xs(row: &[u8], out: &mut Unpacked) => unpack_iq4_xs_body
+}
+multiversion! {
+    /// Brings a row of mxfp4 into signed codes of the table and scales, for [`Unpacked::is_signed`].
+    pub fn unpack_mxfp4(row: &[u8], out: &mut Unpacked) => unpack_mxfp4_body
+}
 
 /// Decodes runs of 32 from the bytes of their codes and their scale.
 #[inline(always)]
@@ -271,4 +281,45 @@ multiversion! {
 multiversion! {
     /// Decodes whole mxfp4 blocks.
     pub fn decode_mxfp4(source: &[u8], out: &mut [f32]) => decode_mxfp4_body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unpacked_codes_and_scales_are_the_decoded_values() {
+        type Unpack = fn(&[u8], &mut Unpacked);
+        type Decode = fn(&[u8], &mut [f32]);
+        let kinds: [(usize, Unpack, Decode); 3] = [
+            (36 * 8, unpack_iq4_nl, decode_iq4_nl),
+            (2 * 136, unpack_iq4_xs, decode_iq4_xs),
+            (16 * 17, unpack_mxfp4, decode_mxfp4),
+        ];
+        for (len, unpack, decode) in kinds {
+            // Bytes below 0x70 keep every scale finite.
+            let row: Vec<u8> = (0..len).map(|at| (at * 37 % 0x70) as u8).collect();
+            let mut values = vec![0.0; 512];
+            decode(&row, &mut values);
+            let mut unpacked =
+                Unpacked { codes: vec![0; 512], scales: vec![[0.0; 8]; 16], minimums: vec![0.0; 32], is_signed: true };
+            unpack(&row, &mut unpacked);
+            for (at, value) in values.into_iter().enumerate() {
+                let again = unpacked.scales[at / 32][0] * f32::from(unpacked.codes[at] as i8);
+                assert_eq!(again.to_bits(), value.to_bits(), "{len} {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_shared_exponent_is_that_of_the_rounded_logarithm() {
+        assert_eq!(shared_exponent(0.0), 0);
+        assert_eq!(shared_exponent(1.0), 125);
+        assert_eq!(shared_exponent(1.999), 125);
+        // Just below 2^100 the logarithm is 100 as a float; just below 2 it is not 1.
+        assert_eq!(shared_exponent(2f32.powi(100).next_down()), 225);
+        assert_eq!(shared_exponent(2f32.next_down()), 125);
+        // ggml's conversion wraps for denormals.
+        assert_eq!(shared_exponent(1e-40), 248);
+    }
 }

@@ -1,4 +1,4 @@
-//! The searches of `search.rs` for eight runs at once, one a lane.
+//! The searches of `search` for eight runs at once, one a lane.
 //!
 //! Each lane does the reference's operations in the reference's order, branches become masks, so the
 //! results are the same to the bit. Rounding is done on floats here, which is ggml's `nearest_int`
@@ -6,14 +6,14 @@
 //! to the reference where the bound (or a value that is no number) forbids.
 
 use super::lanes::{Lanes, eight, in_lanes};
-use super::search::{self, Affine, GROUP_MAX_EPS, Steps, Symmetric};
+use super::{Affine, GROUP_MAX_EPS, Steps, Symmetric};
 
 /// Products up to this may be rounded by [`Lanes::rounded`], with room for the bound's own rounding.
 const SAFE: f32 = 1_000_000.0;
 
-/// [`search::with_minimum`] of eight neighbouring runs of `N` values.
+/// [`super::with_minimum`] of eight neighbouring runs of `N` values.
 #[inline(always)]
-pub(super) fn with_minimum<L: Lanes, const N: usize>(
+pub(in crate::engine::kernels) fn with_minimum<L: Lanes, const N: usize>(
     values: &[f32],
     weights: &[f32],
     max_code: i32,
@@ -27,7 +27,7 @@ pub(super) fn with_minimum<L: Lanes, const N: usize>(
     in_eight.unwrap_or_else(|| {
         std::array::from_fn(|run| {
             let range = run * N..(run + 1) * N;
-            search::with_minimum(&values[range.clone()], &weights[range], max_code, steps)
+            super::with_minimum(&values[range.clone()], &weights[range], max_code, steps)
         })
     })
 }
@@ -127,7 +127,7 @@ fn with_minimum_in_lanes<L: Lanes, const N: usize, const ABSOLUTE: bool>(
 
 /// The first value of largest magnitude in each lane, that magnitude, and the sum of all magnitudes.
 #[inline(always)]
-pub(super) fn signed_max<L: Lanes, const N: usize>(values: &[L; N]) -> (L, L, L) {
+pub(in crate::engine::kernels) fn signed_max<L: Lanes, const N: usize>(values: &[L; N]) -> (L, L, L) {
     let zero = L::splat(0.0);
     let (mut max, mut magnitude, mut sum) = (zero, zero, zero);
     for &value in values {
@@ -140,13 +140,17 @@ pub(super) fn signed_max<L: Lanes, const N: usize>(values: &[L; N]) -> (L, L, L)
     (max, magnitude, sum)
 }
 
-/// [`search::symmetric`] of eight neighbouring runs of `N` values.
+/// [`super::symmetric`] of eight neighbouring runs of `N` values.
 #[inline(always)]
-pub(super) fn symmetric<L: Lanes, const N: usize>(values: &[f32], weights: &[f32], max_code: i32) -> [Symmetric; 8] {
+pub(in crate::engine::kernels) fn symmetric<L: Lanes, const N: usize>(
+    values: &[f32],
+    weights: &[f32],
+    max_code: i32,
+) -> [Symmetric; 8] {
     symmetric_in_lanes::<L, N>(&in_lanes(values), &in_lanes(weights), max_code).unwrap_or_else(|| {
         std::array::from_fn(|run| {
             let range = run * N..(run + 1) * N;
-            search::symmetric(&values[range.clone()], &weights[range], max_code)
+            super::symmetric(&values[range.clone()], &weights[range], max_code)
         })
     })
 }
@@ -192,7 +196,7 @@ fn symmetric_in_lanes<L: Lanes, const N: usize>(
     let (sum_lx, sum_l2) = symmetric_sums(values, weights, &products, best_inverse, max_code);
     let mut best_scale = sum_l2.equal(zero).choose(zero, sum_lx / sum_l2);
     let mut best = best_scale * sum_lx;
-    for step in search::symmetric_steps(max_code) {
+    for step in super::symmetric_steps(max_code) {
         let inverse = L::splat(-step) / max;
         let (sum_lx, sum_l2) = symmetric_sums(values, weights, &products, inverse, max_code);
         let is_better = sum_l2.greater(zero).and((sum_lx * sum_lx).greater(best * sum_l2));
@@ -211,11 +215,11 @@ fn symmetric_in_lanes<L: Lanes, const N: usize>(
     }))
 }
 
-/// The scales of [`search::symmetric_greedy`] for eight neighbouring runs of 16 values.
+/// The scales of [`super::symmetric_greedy`] for eight neighbouring runs of 16 values.
 #[inline(always)]
-pub(super) fn symmetric_greedy<L: Lanes>(values: &[f32], max_code: i32) -> [f32; 8] {
+pub(in crate::engine::kernels) fn symmetric_greedy<L: Lanes>(values: &[f32], max_code: i32) -> [f32; 8] {
     symmetric_greedy_in_lanes::<L>(&in_lanes(values), max_code).unwrap_or_else(|| {
-        std::array::from_fn(|run| search::symmetric_greedy(&values[run * 16..(run + 1) * 16], &mut [0; 16], max_code))
+        std::array::from_fn(|run| super::symmetric_greedy(&values[run * 16..(run + 1) * 16], &mut [0; 16], max_code))
     })
 }
 
@@ -269,7 +273,7 @@ fn symmetric_greedy_in_lanes<L: Lanes>(values: &[L; 16], max_code: i32) -> Optio
 
 /// Sums of squares of eight neighbouring stretches of `len` values, each added up in order.
 #[inline(always)]
-pub(super) fn sums_of_eight<L: Lanes>(values: &[f32], len: usize) -> [f32; 8] {
+pub(in crate::engine::kernels) fn sums_of_eight<L: Lanes>(values: &[f32], len: usize) -> [f32; 8] {
     let mut sum = L::splat(0.0);
     for first in (0..len).step_by(8) {
         let mut rows = [sum; 8];
@@ -285,7 +289,7 @@ pub(super) fn sums_of_eight<L: Lanes>(values: &[f32], len: usize) -> [f32; 8] {
 
 /// Sums of squares of neighbouring stretches of `len` values, a multiple of eight, each added up in order.
 #[inline(always)]
-pub(super) fn sums_of_squares<L: Lanes>(values: &[f32], len: usize) -> Vec<f32> {
+pub(in crate::engine::kernels) fn sums_of_squares<L: Lanes>(values: &[f32], len: usize) -> Vec<f32> {
     let mut sums = Vec::with_capacity(values.len() / len);
     let groups = values.chunks_exact(8 * len);
     let rest = groups.remainder();

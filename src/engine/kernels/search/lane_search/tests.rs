@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::super::Level;
 use super::super::lanes::by_lanes;
 use super::*;
+use crate::engine::kernels::Level;
 
 /// Runs that the searches find hard: ordinary, heavy-tailed, tiny, huge, denormal, flat, ties, not finite.
 fn runs(len: usize) -> impl Strategy<Value = Vec<f32>> {
@@ -39,7 +39,7 @@ fn compare_affine<L: Lanes, const N: usize>(values: &[f32], weights: &[f32], max
     let found = with_minimum::<L, N>(values, weights, max_code, steps);
     for (run, found) in found.into_iter().enumerate() {
         let range = run * N..(run + 1) * N;
-        let one = search::with_minimum(&values[range.clone()], &weights[range.clone()], max_code, steps);
+        let one = super::super::with_minimum(&values[range.clone()], &weights[range.clone()], max_code, steps);
         assert!(same(one.scale, found.scale) && same(one.minimum, found.minimum), "{one:?} {found:?}");
         for &value in &values[range] {
             assert_eq!(one.code(value, max_code), found.code(value, max_code), "{value} {one:?} {found:?}");
@@ -51,7 +51,7 @@ fn compare_symmetric<L: Lanes, const N: usize>(values: &[f32], weights: &[f32], 
     let found = symmetric::<L, N>(values, weights, max_code);
     for (run, found) in found.into_iter().enumerate() {
         let range = run * N..(run + 1) * N;
-        let one = search::symmetric(&values[range.clone()], &weights[range.clone()], max_code);
+        let one = super::super::symmetric(&values[range.clone()], &weights[range.clone()], max_code);
         assert!(same(one.scale, found.scale), "{one:?} {found:?}");
         for &value in &values[range] {
             assert_eq!(one.code(value, max_code), found.code(value, max_code), "{value} {one:?} {found:?}");
@@ -69,7 +69,7 @@ fn compare_all<L: Lanes>(values: &[f32], weights: &[f32], _: &mut [u8]) {
     compare_symmetric::<L, 16>(&values[128..], &weights[128..], 4);
     let found = symmetric_greedy::<L>(&values[..128], 4);
     for (run, scale) in found.into_iter().enumerate() {
-        let one = search::symmetric_greedy(&values[run * 16..(run + 1) * 16], &mut [0; 16], 4);
+        let one = super::super::symmetric_greedy(&values[run * 16..(run + 1) * 16], &mut [0; 16], 4);
         assert!(same(one, scale), "{one} {scale}");
     }
     let sums = sums_of_squares::<L>(values, 16);
