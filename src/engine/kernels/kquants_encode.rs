@@ -236,8 +236,8 @@ fn encode_q3_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
             );
             let scales = found.map(|run| run.scale);
             let whole = search::symmetric(&scales, &run_sums::<16, 16>(&weights), 32);
-            for j in 0..16 {
-                put_q3_scale(&mut bytes[96..108], j, whole.code(scales[j], 32));
+            for (j, &scale) in scales.iter().enumerate() {
+                put_q3_scale(&mut bytes[96..108], j, whole.code(scale, 32));
             }
             put_half::<L>(bytes, 108, whole.scale)
         } else {
@@ -250,9 +250,9 @@ fn encode_q3_k_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
                 put_half::<L>(bytes, 108, 0.0)
             } else {
                 let inverse = -32.0 / max_scale;
-                for j in 0..16 {
+                for (j, &scale) in scales.iter().enumerate() {
                     // ggml keeps the integer in a byte before it clamps it.
-                    let code = nearest_int(inverse * scales[j]) as i8;
+                    let code = nearest_int(inverse * scale) as i8;
                     put_q3_scale(&mut bytes[96..108], j, (i32::from(code).clamp(-32, 31) + 32) as u8);
                 }
                 put_half::<L>(bytes, 108, 1.0 / inverse)

@@ -11,7 +11,7 @@ use super::nonlinear::FP4_DOUBLED;
 fn trit(byte: u8, place: usize) -> f32 {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
     let shifted = byte.wrapping_mul(POWERS[place]);
-    f32::from(u16::from(shifted) * 3 >> 8) - 1.0
+    f32::from((u16::from(shifted) * 3) >> 8) - 1.0
 }
 
 /// Decodes whole tq1_0 blocks: 54 bytes for 256 weights, five to a byte.

@@ -257,7 +257,11 @@ impl Lanes for Plain {
 
     #[inline(always)]
     fn iq4_value(self) -> Self {
-        self.map(|value| f32::from(IQ4_VALUES[iq4_code(value) as usize]))
+        let mut nearest = Self::splat(f32::from(IQ4_VALUES[0]));
+        for (&bound, &value) in IQ4_BOUNDS.iter().zip(&IQ4_VALUES[1..]) {
+            nearest = Self::splat(bound).greater(self).choose(nearest, Self::splat(f32::from(value)));
+        }
+        nearest
     }
 
     #[inline(always)]
@@ -269,8 +273,8 @@ impl Lanes for Plain {
 /// The index of the nearest of [`IQ4_VALUES`].
 #[inline(always)]
 fn iq4_code(value: f32) -> u8 {
-    // Negated, so that what is no number is beyond every bound, as in ggml's binary search.
-    IQ4_BOUNDS.iter().map(|&bound| u8::from(!(value < bound))).sum()
+    // What is no number is beyond every bound, as in ggml's binary search.
+    IQ4_BOUNDS.iter().map(|&bound| u8::from(bound <= value || value.is_nan())).sum()
 }
 
 #[cfg(target_arch = "x86_64")]

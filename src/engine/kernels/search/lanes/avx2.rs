@@ -80,7 +80,7 @@ fn four_columns(a: __m256, b: __m256, c: __m256, d: __m256) -> [__m256; 4] {
     })
 }
 
-/// `nearest_int` of `search.rs` in each lane.
+/// `search::nearest_int` in each lane.
 #[inline(always)]
 fn nearest_int(value: __m256) -> __m256i {
     avx!({

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Runs `check` with every kind of lanes that this CPU has.
+/// The results of every operation over awkward values.
 fn operations<L: Lanes>() -> Vec<u32> {
     let values = [
         0.0,
@@ -65,7 +65,7 @@ fn the_nearest_of_sixteen_values_is_ggmls() {
         let above = (1..15).find(|&k| x < values[k]).unwrap_or(15);
         if x <= values[0] {
             0
-        } else if x >= values[15] || !(x - values[above - 1] < values[above] - x) {
+        } else if x >= values[15] || x - values[above - 1] >= values[above] - x {
             above
         } else {
             above - 1
