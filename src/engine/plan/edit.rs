@@ -10,7 +10,7 @@ use std::sync::Arc;
 use toml_edit::{ArrayOfTables, Item, Key, Table, TableLike, Value};
 
 use super::recipe::{ModelShape, Recipe, choose};
-use super::{Calibration, LayerSet, Matcher, Plan, Rule, Subject, Target, Treatment, nearest};
+use super::{Calibration, LayerSet, Matcher, Method, Plan, Rule, Subject, Target, Treatment, nearest};
 use crate::engine::checkpoint::{Checkpoint, Role};
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format;
@@ -55,17 +55,19 @@ impl Plan {
             self.remove_default();
             return Ok(());
         };
-        let treatment = Treatment::format(id)?;
+        let Treatment::Format { format, .. } = Treatment::format(id)? else { return Ok(()) };
         self.drop_planned();
-        self.default = Some(treatment);
         self.recipe = None;
         self.document.remove("recipe");
-        let id = self.default_format().unwrap_or(id);
         let root = self.document.as_table_mut();
         let default = root.entry("default").or_insert_with(|| Item::Table(Table::new()));
+        let mut method = None;
         if let Some(table) = default.as_table_like_mut() {
-            set_value(table, "format", id);
+            set_value(table, "format", format);
+            // A method that was asked for by name stays beside the new format.
+            method = table.get("method").and_then(Item::as_str).and_then(Method::find);
         }
+        self.default = Some(Treatment::Format { format, method });
         Ok(())
     }
 
