@@ -124,7 +124,7 @@ unsafe fn meet<
                     }
                 }
             } else {
-                for flush in 0..LEN / STEP / FLUSH {
+                for flush in 0..(LEN / STEP).checked_div(FLUSH).unwrap_or_default() {
                     let mut sums = [L::narrow_zero(); T];
                     for step in 0..FLUSH {
                         let step = run * (LEN / STEP) + flush * FLUSH + step;
@@ -175,7 +175,7 @@ unsafe fn meet_planes<L: Lanes, const T: usize, const BITS: u8, const LEN: usize
                 let at = m.codes.add((run * 4 + step) * vector);
                 let raw = L::codes(at);
                 L::prefetch(at.wrapping_add(AHEAD));
-                for half in 0..2 {
+                for (half, sums) in sums.iter_mut().enumerate() {
                     let mut codes = L::shift_right(raw, 4 * half as u32, 0x0f);
                     let at = step + 4 * half;
                     if BITS == 5 {
@@ -196,7 +196,7 @@ unsafe fn meet_planes<L: Lanes, const T: usize, const BITS: u8, const LEN: usize
                         };
                         codes = L::or(codes, bits);
                     }
-                    for (lane, sum) in sums[half].iter_mut().enumerate() {
+                    for (lane, sum) in sums.iter_mut().enumerate() {
                         *sum = L::narrow_add(*sum, codes, m.x.add(((run * 8 + at) * T + lane) * STEP));
                     }
                 }
