@@ -9,8 +9,11 @@ use super::PATH_HELP;
 use super::output::{self, Table, or_dash};
 use super::session::{Answer, Failure, Result, Session, to_json};
 use crate::engine::calibration::Importance;
+use crate::engine::checkpoint::ModelConfig;
 use crate::engine::format;
+use crate::engine::model::Tokenizer;
 use crate::engine::scoring::{ScoredText, TextOptions, TextSource};
+use crate::engine::sensitivity::fisher::{self, FisherOptions};
 use crate::engine::sensitivity::kld::{self, KldOptions};
 use crate::engine::sensitivity::weight::{self, WeightOptions};
 use crate::engine::sensitivity::{SensitivityTable, metric};
@@ -24,16 +27,18 @@ pub(super) struct Sensitivity {
     /// Formats to try, such as q8_0,q4_k [default: every one]
     #[arg(long, value_name = "FORMATS", value_delimiter = ',', value_parser = super::plan::format_id)]
     formats: Vec<&'static str>,
-    /// weight: relative error of the weights, predicted; kld: KLD on a text, measured with weights only
-    #[arg(long, default_value = weight::METRIC.id, value_parser = [weight::METRIC.id, kld::METRIC.id])]
+    /// weight: relative error of the weights, predicted; fisher: KLD on a text, predicted from gradients;
+    /// kld: KLD on a text, measured with weights only
+    #[arg(long, default_value = weight::METRIC.id,
+        value_parser = [weight::METRIC.id, fisher::METRIC.id, kld::METRIC.id])]
     metric: String,
-    /// The text for kld [default for `demo`: its calibration text]
+    /// The text for fisher and kld [default for `demo`: its calibration text]
     #[arg(long, visible_alias = "text", value_name = "TEXT")]
     calibration: Option<PathBuf>,
     /// Encode with this importance matrix, from `lapidary calibrate` or llama-imatrix
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
-    /// At least so many tokens of the text are scored for kld
+    /// At least so many tokens of the text are scored for fisher and kld
     #[arg(long, value_name = "N", default_value_t = 8192)]
     tokens: usize,
     /// Write the table to this file as JSON
@@ -43,7 +48,11 @@ pub(super) struct Sensitivity {
 
 impl Sensitivity {
     pub fn run(&self, session: &Session) -> Result<Answer> {
-        let table = if self.metric == kld::METRIC.id { self.kld(session)? } else { self.weight(session)? };
+        let table = match self.metric.as_str() {
+            id if id == kld::METRIC.id => self.kld(session)?,
+            id if id == fisher::METRIC.id => self.fisher(session)?,
+            _ => self.weight(session)?,
+        };
         if let Some(output) = &self.output {
             output::write_file(output, &to_json(&table)?)?;
         }
@@ -66,19 +75,38 @@ impl Sensitivity {
         Ok(weight::weight_error(&checkpoint, &options, &session.progress, &mut |_, _| {})?)
     }
 
-    fn kld(&self, session: &Session) -> Result<SensitivityTable> {
+    fn fisher(&self, session: &Session) -> Result<SensitivityTable> {
+        let text = self.source(session)?;
+        let checkpoint = session.open(&self.path)?;
+        output::check_target(self.output.as_deref(), &[&checkpoint])?;
+        let config = checkpoint.require_config()?;
+        let scored = self.scored(session, &Tokenizer::of_checkpoint(&checkpoint)?, &text, config)?;
+        let importance = self.importance()?;
+        let options = FisherOptions { formats: self.formats(), importance, ..FisherOptions::default() };
+        Ok(fisher::predicted_kld(&checkpoint, &scored, &options, &session.progress, &mut |_, _| {})?)
+    }
+
+    /// The text that `--calibration` names, or the demo's.
+    fn source(&self, session: &Session) -> Result<TextSource> {
         let text = match &self.calibration {
             Some(text) => text.clone(),
             None => session.demo_file(&[&self.path], "calibration.txt")?.ok_or_else(|| {
-                Failure::Usage("the metric kld is measured on a text: give one with --calibration".to_owned())
+                Failure::Usage(format!("the metric {} needs a text: give one with --calibration", self.metric))
             })?,
         };
-        let text = TextSource::read(&text)?;
-        let loaded = session.load(&self.path)?;
-        output::check_target(self.output.as_deref(), &[&loaded.checkpoint])?;
-        let config = &loaded.model.config;
+        Ok(TextSource::read(&text)?)
+    }
+
+    /// The text's windows; warns of a short one.
+    fn scored(
+        &self,
+        session: &Session,
+        tokenizer: &Tokenizer,
+        text: &TextSource,
+        config: &ModelConfig,
+    ) -> Result<ScoredText> {
         let options = TextOptions { max_tokens: Some(self.tokens), ..TextOptions::default() };
-        let scored = ScoredText::new(&loaded.tokenizer, &text, config.context, config.vocab, &options)?;
+        let scored = ScoredText::new(tokenizer, text, config.context, config.vocab, &options)?;
         if scored.scored_tokens() < self.tokens {
             session.warn(format!(
                 "the text has only {} tokens to score, fewer than {}: small figures are uncertain",
@@ -86,6 +114,14 @@ impl Sensitivity {
                 self.tokens
             ));
         }
+        Ok(scored)
+    }
+
+    fn kld(&self, session: &Session) -> Result<SensitivityTable> {
+        let text = self.source(session)?;
+        let loaded = session.load(&self.path)?;
+        output::check_target(self.output.as_deref(), &[&loaded.checkpoint])?;
+        let scored = self.scored(session, &loaded.tokenizer, &text, &loaded.model.config)?;
         let importance = self.importance()?;
         let options = KldOptions { formats: self.formats(), importance, ..KldOptions::default() };
         Ok(kld::measured_kld(
