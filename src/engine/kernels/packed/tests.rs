@@ -125,6 +125,18 @@ fn cases(rows: usize, cols: usize) -> impl Iterator<Item = Case> {
 }
 
 #[test]
+fn every_level_runs_here_or_is_named_as_left_out() {
+    let here: Vec<Level> = Level::available().collect();
+    assert_eq!(here.first(), Some(&Level::Portable));
+    assert_eq!(here.last(), Some(&Level::detect()));
+    for level in Level::ALL {
+        if !here.contains(&level) {
+            println!("left out on this CPU: {} (see tests/oracles/avx512_bochs.sh and neon_qemu.sh)", level.name());
+        }
+    }
+}
+
+#[test]
 fn rows_decode_to_the_bits_of_the_formats_decoder() {
     for (rows, cols) in [(1, 256), (11, 768), (17, 288)] {
         for case in cases(rows, cols) {
