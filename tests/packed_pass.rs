@@ -179,7 +179,8 @@ fn transformers_decodes_and_computes_the_same() {
         let most = last.iter().fold(0.0f32, |most, value| most.max(value.abs()));
         for (at, (ours, theirs)) in last.iter().zip(theirs["last_logits"].as_array().expect("logits")).enumerate() {
             let theirs = theirs.as_f64().expect("number") as f32;
-            assert!((ours - theirs).abs() <= 1e-3 * most, "{name} logit {at}: {ours} {theirs}");
+            // Integer groups meet activations of 8 bits here, as other CPU runtimes' do; transformers computes in f32.
+            assert!((ours - theirs).abs() <= 5e-3 * most, "{name} logit {at}: {ours} {theirs}");
         }
     }
 }

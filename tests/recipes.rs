@@ -178,7 +178,7 @@ fn the_demo_gets_llama_quantizes_types_bytes_and_file_types() {
         for recipe in Recipe::all() {
             let outcome = &fixture[key][recipe.name()];
             if recipe.needs_importance() && !has_importance {
-                assert!(outcome["error"].as_str().expect("refused").contains("requires an imatrix"));
+                assert!(outcome["error"].as_str().expect("refused").contains("requires an importance matrix"));
                 continue;
             }
             let mut byte_count = 0;

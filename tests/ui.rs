@@ -440,12 +440,12 @@ fn importance_is_computed_and_dropped_from_its_card() {
     assert_eq!(window.document().calibration_text.as_ref(), Some(&text));
     assert!(window.says("used by the plan") && window.says("3 chunks of 256 tokens"));
     let before = window.planned_bytes();
-    window.click(Role::Button, "Stop using importance");
+    window.scroll_and_click(Role::Button, "Stop using importance");
     assert!(window.document().plan().calibration().is_none() && window.says("not used by the plan"));
-    window.click(Role::Button, "Use the importance");
+    window.scroll_and_click(Role::Button, "Use the importance");
     assert!(window.document().importance_in_use().is_some());
     assert_eq!(window.planned_bytes(), before, "Q4_K_M has the same types with an importance matrix");
-    window.click(Role::Button, "Compute importance");
+    window.scroll_and_click(Role::Button, "Compute importance");
     assert!(window.document().importance_in_use().is_some());
     assert_eq!(window.errors(), Vec::<&str>::new());
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs tests of the kernels at the AVX-512 levels on a machine that lacks them: builds them as one static
 # binary, boots a Linux kernel with it in the Bochs emulator as an Ice Lake CPU, and shows what it says.
-# Needs Debian's bochs, isolinux, syslinux-common, xorriso, busybox-static, cpio, and a kernel image.
+# Needs Debian's bochs, bochs-x, xvfb, isolinux, syslinux-common, xorriso, busybox-static, cpio, and a kernel image.
 # Usage: avx512_bochs.sh VMLINUZ [WORK_DIR] [CPU_MODEL] [TEST_FILTER…]
 #   CPU_MODEL: corei7_icelake_u (with VNNI, default) or corei7_skylake_x (without).
 #   A kernel: apt-get download linux-image-amd64's dependency; dpkg -x it; boot/vmlinuz-*.
@@ -56,7 +56,9 @@ vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest
 ata0-master: type=cdrom, path=$work/test.iso, status=inserted
 boot: cdrom
 com1: enabled=1, mode=file, dev=$work/serial.txt
-display_library: rfb, options="timeout=1"
+display_library: x
+speaker: enabled=0
+sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
 clock: sync=none
 log: $work/bochs.log
 panic: action=fatal
@@ -64,7 +66,8 @@ error: action=ignore
 CONFIG
 : > "$work/serial.txt"
 echo c > "$work/commands"
-bochs -q -f "$work/bochsrc" -rc "$work/commands" < /dev/null > "$work/bochs.out" 2>&1 &
+# The other displays of Debian's Bochs want a terminal, or crash.
+xvfb-run -a bochs -q -f "$work/bochsrc" -rc "$work/commands" < /dev/null > "$work/bochs.out" 2>&1 &
 emulator=$!
 trap 'kill $emulator 2>/dev/null || true' EXIT
 while kill -0 $emulator 2>/dev/null && ! grep -q 'TESTS ENDED WITH\|Kernel panic' "$work/serial.txt"; do

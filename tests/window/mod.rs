@@ -142,6 +142,16 @@ impl Window {
         self.harness.run();
     }
 
+    /// Scrolls to the one thing with this role and name and clicks it.
+    pub fn scroll_and_click(&mut self, role: Role, name: &str) {
+        /// Frames in which scrolling comes to rest.
+        const FRAMES: usize = 20;
+        self.node(role, name).scroll_to_me();
+        self.harness.run_steps(FRAMES);
+        self.node(role, name).click();
+        self.harness.run_steps(FRAMES);
+    }
+
     pub fn node<'t>(&'t self, role: Role, name: &'t str) -> Node<'t> {
         self.harness.get_by_role_and_label(role, name)
     }

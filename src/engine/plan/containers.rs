@@ -28,7 +28,13 @@ pub(super) fn holds_format(scheme: Scheme, dtype: Dtype) -> bool {
 pub(super) fn advice(target: Target, id: &str) -> String {
     let bits = format::find(id).map_or(16.0, |format| format.bits_per_weight());
     let distance = |other: &str| (format::find(other).map_or(16.0, |format| format.bits_per_weight()) - bits).abs();
-    let nearest = target.formats().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or("bf16");
+    let nearer = |a: &&str, b: &&str| {
+        let by_name = || super::nearest::distance(a, id).cmp(&super::nearest::distance(b, id));
+        distance(a).total_cmp(&distance(b)).then_with(by_name)
+    };
+    // Of equals the last: bf16 before f16, which does not hold every value.
+    let formats: Vec<&str> = target.formats().collect();
+    let nearest = formats.into_iter().rev().min_by(nearer).unwrap_or("bf16");
     match Target::ALL.into_iter().find(|other| other.allows(id)) {
         Some(other) => format!("the nearest it holds is \"{nearest}\"; or write target = \"{other}\""),
         None => format!("the nearest it holds is \"{nearest}\""),

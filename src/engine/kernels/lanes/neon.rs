@@ -2,6 +2,9 @@
 //!
 //! `sdot` adds the four products of a step to an `i32`; codes below 128 may count as signed. Without
 //! it, products of bytes are widened to `i16` and added in pairs.
+//!
+//! # Safety
+//! Every function keeps the contract of [`Lanes`]: the CPU has the instructions, pointers are good for a vector.
 
 use std::arch::aarch64::*;
 use std::arch::asm;

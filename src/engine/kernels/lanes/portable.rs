@@ -1,4 +1,7 @@
 //! Lanes as plain arrays: the reference, and what any CPU can run.
+//!
+//! # Safety
+//! Every function keeps the contract of [`Lanes`]: the CPU has the instructions, pointers are good for a vector.
 
 use std::array::from_fn;
 

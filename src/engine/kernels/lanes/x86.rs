@@ -6,6 +6,9 @@
 //!
 //! `vpdpbusd` of VNNI adds all four products of a step to an `i32`. It wants one side without sign, so
 //! signed codes get 128 added, and sums start from −128 times the sum of the activations.
+//!
+//! # Safety
+//! Every function keeps the contract of [`Lanes`]: the CPU has the instructions, pointers are good for a vector.
 
 use std::arch::x86_64::*;
 
