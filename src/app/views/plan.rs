@@ -211,7 +211,7 @@ fn totals_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory, resolved: &ResolvedP
         let changed = resolved.decisions.iter().filter(|decision| !decision.is_copy()).count();
         let fallen = resolved.decisions.iter().filter(|decision| decision.fell_back_from.is_some()).count();
         let mut lines = vec![
-            KeyValue::new("size of all tensors", size, ""),
+            KeyValue::new("all tensors", size, ""),
             KeyValue::new("bits per weight", bits, "bpw"),
             KeyValue::new("smaller by", format!("{ratio:.2}"), "×"),
             KeyValue::new("tensors changed", format!("{changed} of {}", resolved.decisions.len()), ""),
@@ -225,7 +225,7 @@ fn totals_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory, resolved: &ResolvedP
             .frontier
             .damages
             .iter()
-            .map(|(metric, value)| (format!("{}, sum, predicted", metric.title), damage_text(metric, *value)))
+            .map(|(metric, value)| (format!("Σ {}, predicted", metric.title), damage_text(metric, *value)))
             .collect();
         lines.extend(
             damages
@@ -251,13 +251,17 @@ fn frontier_card_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory) {
     card_ui(ui, |ui| {
         ui.set_min_height(CARD_HEIGHT);
         let mut chosen = None;
+        let is_roomy = ui.available_width() > 420.0;
         section_with_ui(ui, "Damage against size", |ui| {
             if let Some(plot) = &memory.frontier.plot {
                 let numbers = ui.menu_button("Numbers", |ui| numbers_ui(ui, cx, plot));
                 numbers.response.accessible_name("Numbers of the recipes");
                 chosen = numbers.inner.flatten();
             }
-            if let Some(metric) = memory.frontier.metric {
+            // The axis names it too, so a narrow card leaves it out.
+            if let Some(metric) = memory.frontier.metric
+                && is_roomy
+            {
                 caption_ui(ui, format!("{}, predicted", metric.title)).on_hover_text(metric.description);
             }
         });

@@ -97,13 +97,13 @@ pub fn sensitivity_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         return;
     };
     let mut memory = std::mem::take(&mut cx.memory.sensitivity);
-    let metrics = sensitivity::metrics();
+    let metrics = shown(document);
     let metric = metrics[memory.metric.min(metrics.len() - 1)];
     let table = document.sensitivity.get(metric.id);
     memory.update(document, metric, table);
     ScrollArea::vertical().id_salt("sensitivity").auto_shrink(false).show(ui, |ui| {
         ui.spacing_mut().item_spacing.y = space::S;
-        toolbar_ui(ui, cx, &mut memory, metric, table.map(Arc::as_ref));
+        toolbar_ui(ui, cx, &mut memory, (&metrics, metric), table.map(Arc::as_ref));
         let Some(table) = table else {
             missing_ui(ui, cx, metric);
             importance_ui(ui, cx, document);
@@ -125,9 +125,30 @@ pub fn sensitivity_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
     cx.memory.sensitivity = memory;
 }
 
-fn toolbar_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory, metric: &Metric, table: Option<&SensitivityTable>) {
+/// The job that measures a metric and the action that starts it; none where only the command line does.
+fn measured_by(metric: &Metric) -> Option<(JobKind, Action)> {
+    match metric.id {
+        "weight" => Some((JobKind::WeightError, Action::MeasureWeightError)),
+        "kld" => Some((JobKind::Kld, Action::MeasureKld)),
+        _ => None,
+    }
+}
+
+/// The metrics that can be measured here or are there already.
+fn shown(document: &Document) -> Vec<&'static Metric> {
+    let is_shown = |metric: &&Metric| measured_by(metric).is_some() || document.sensitivity.contains_key(metric.id);
+    sensitivity::metrics().iter().copied().filter(is_shown).collect()
+}
+
+fn toolbar_ui(
+    ui: &mut Ui,
+    cx: &mut Cx<'_>,
+    memory: &mut Memory,
+    (metrics, metric): (&[&'static Metric], &Metric),
+    table: Option<&SensitivityTable>,
+) {
     ui.horizontal_wrapped(|ui| {
-        let titles: Vec<&str> = sensitivity::metrics().iter().map(|metric| metric.title).collect();
+        let titles: Vec<&str> = metrics.iter().map(|metric| metric.title).collect();
         segments_ui(ui, "Metric", &titles, &mut memory.metric);
         if let Some(table) = table {
             let chosen = combo_ui(ui, "Format of the map", &memory.format, 84.0, |ui| {
@@ -150,8 +171,8 @@ fn toolbar_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory, metric: &Metric
         ui.add_space(space::M);
         if metric.id == "kld" {
             kld_controls_ui(ui, cx, memory);
-        } else {
-            action_button_ui(ui, cx, Action::MeasureWeightError, false);
+        } else if let Some((_, action)) = measured_by(metric) {
+            action_button_ui(ui, cx, action, false);
         }
     });
 }
@@ -196,10 +217,7 @@ fn kld_controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory) {
 }
 
 fn missing_ui(ui: &mut Ui, cx: &mut Cx<'_>, metric: &Metric) {
-    let (kind, action) = match metric.id {
-        "kld" => (JobKind::Kld, Action::MeasureKld),
-        _ => (JobKind::WeightError, Action::MeasureWeightError),
-    };
+    let Some((kind, action)) = measured_by(metric) else { return };
     if cx.bench.jobs().any(|job| job.kind == kind) {
         empty_ui(ui, "Being measured", "Tensors fill in as they are measured", None);
         return;

@@ -102,7 +102,12 @@ impl Format for Ints {
         };
         // Groups of 16 have no kernel: products take runs of 32.
         let has_kernel = group.is_multiple_of(32);
-        has_kernel.then(|| Layout::Int(IntLayout { bits: codes.bits as u8, group, has_zeros: !codes.symmetric, scale }))
+        has_kernel.then_some(Layout::Int(IntLayout {
+            bits: codes.bits as u8,
+            group,
+            has_zeros: !codes.symmetric,
+            scale,
+        }))
     }
 
     fn scan(&self, source: &[f32], how: &Encoding<'_>, _: &mut ScanBuffers, errors: &mut Errors) {

@@ -3,8 +3,8 @@
 //! Per 32 values with `scale = max|x| / 127` (ggml's q8_0, whose scale is an f16) beside 32-weight
 //! blocks; per 256 values with the sign convention of ggml's q8_k beside k-quants.
 //!
-//! Codes lie in the order in which the products read them: chunks of [`CHUNK`] columns; in a chunk,
-//! groups of up to [`TOKENS`] tokens ([`groups`]); in a group, steps of four columns, token after token.
+//! Codes lie in the order in which the products read them: chunks of `CHUNK` columns; in a chunk,
+//! groups of up to `TOKENS` tokens (`groups`); in a group, steps of four columns, token after token.
 //! What belongs to a run of columns (scales, sums) lies run by run, one value a token.
 
 use half::f16;

@@ -165,8 +165,8 @@ fn error_body(values: &[f32], weights: &[f32], grid: Grid, top: f32) -> f32 {
     let (chunks, rest) = values.as_chunks::<8>();
     if weights.is_empty() {
         for chunk in chunks {
-            for lane in 0..8 {
-                add(lane, chunk[lane], 1.0);
+            for (lane, &value) in chunk.iter().enumerate() {
+                add(lane, value, 1.0);
             }
         }
         for &value in rest {

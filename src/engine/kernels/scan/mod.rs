@@ -28,7 +28,7 @@ macro_rules! scans {
             $at($crate::engine::kernels::Level::detect(), $($arg),*);
         }
 
-        #[doc = concat!("[`", stringify!($name), "`] at a given instruction level, which the CPU must have.")]
+        #[doc = concat!("`", stringify!($name), "` at a given instruction level, which the CPU must have.")]
         $vis fn $at(level: $crate::engine::kernels::Level, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             {

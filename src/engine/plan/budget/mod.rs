@@ -190,7 +190,9 @@ impl Planner {
     fn new_for(subject: Subject<'_>, plan: &Plan, table: &SensitivityTable, options: &BudgetOptions) -> Result<Self> {
         let resolved = resolve_for(plan, subject)?;
         let mut choices = Choices::new(subject, plan, table);
-        let mut sets: BTreeMap<(Option<(usize, Role)>, usize), Vec<usize>> = BTreeMap::new();
+        /// A tie, or none and the tensor's own index.
+        type Key = (Option<(usize, Role)>, usize);
+        let mut sets: BTreeMap<Key, Vec<usize>> = BTreeMap::new();
         for (index, tensor) in subject.tensors.iter().enumerate() {
             let key = options.ties.key(tensor);
             sets.entry((key, if key.is_some() { 0 } else { index })).or_default().push(index);
