@@ -30,7 +30,7 @@ pub(super) fn formats_ui(ui: &mut Ui, document: &Document) {
             for format in target.formats().filter_map(format::find) {
                 let whole = Whole::of(&document.checkpoint, resolved, format);
                 ui.label(Type::Mono.text(format.id()));
-                figure_ui(ui, format!("{:.2}", format.bits_per_weight()));
+                figure_ui(ui, format!("{:.2}", whole.bits_per_weight()));
                 figure_ui(ui, units::bytes(whole.bytes));
                 figure_ui(ui, format!("{} of {}", whole.fallen, whole.linears));
                 let weak = ui.tokens().weak;
@@ -45,6 +45,8 @@ pub(super) fn formats_ui(ui: &mut Ui, document: &Document) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Whole {
     bytes: u64,
+    linear_bytes: u64,
+    linear_weights: u64,
     linears: usize,
     /// Linears that become another format.
     fallen: usize,
@@ -52,7 +54,7 @@ struct Whole {
 
 impl Whole {
     fn of(checkpoint: &Checkpoint, resolved: &ResolvedPlan, format: &'static dyn Format) -> Self {
-        let mut whole = Self { bytes: 0, linears: 0, fallen: 0 };
+        let mut whole = Self { bytes: 0, linear_bytes: 0, linear_weights: 0, linears: 0, fallen: 0 };
         for decision in &resolved.decisions {
             let Some(tensor) = checkpoint.tensors.get(decision.tensor_index) else { continue };
             if !tensor.role.is_layer_linear() {
@@ -62,10 +64,17 @@ impl Whole {
             let fitting = format::fitting(format, tensor.row_len());
             whole.linears += 1;
             whole.fallen += usize::from(fitting.id() != format.id());
-            let row_bytes = fitting.dtype().row_bytes(tensor.row_len()).unwrap_or(0) as u64;
-            whole.bytes = whole.bytes.saturating_add(row_bytes.saturating_mul(tensor.row_count() as u64));
+            let stored = fitting.stored_bytes(tensor.row_count() as u64, tensor.row_len()).unwrap_or(0);
+            whole.bytes = whole.bytes.saturating_add(stored);
+            whole.linear_bytes = whole.linear_bytes.saturating_add(stored);
+            whole.linear_weights = whole.linear_weights.saturating_add(decision.weight_count);
         }
         whole
+    }
+
+    /// Exact bits of a linear's weight, with the scales that rows and tensors share.
+    fn bits_per_weight(&self) -> f64 {
+        units::bits_per_weight(self.linear_bytes, self.linear_weights)
     }
 }
 
@@ -84,6 +93,7 @@ mod tests {
         let whole = Whole::of(&checkpoint, &resolved, format::find("q8_0").expect("registered"));
         assert_eq!(whole.bytes, resolved.new_bytes);
         assert_eq!((whole.linears, whole.fallen), (42, 0));
+        assert_eq!(whole.bits_per_weight(), 8.5);
         let smaller = Whole::of(&checkpoint, &resolved, format::find("q4_0").expect("registered"));
         assert!(smaller.bytes < whole.bytes);
     }
