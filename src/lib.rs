@@ -12,8 +12,9 @@
 //! Where to start reading: [`engine::checkpoint::Checkpoint::open`], then [`engine::plan::Plan`],
 //! then [`engine::pass::run`]; for the window, [`workbench::Workbench::apply`].
 
+pub use lapidary_engine as engine;
+
 pub mod cli;
-pub mod engine;
 pub mod workbench;
 
 #[cfg(feature = "gui")]

@@ -30,7 +30,10 @@ type Token = String;
 fn every_file_keeps_every_rule() {
     let sources = read_sources();
     assert!(sources.len() > 20, "the sources were found: {}", sources.len());
-    let order = engine_order(&std::fs::read_to_string(root().join("src/engine/mod.rs")).expect("engine/mod.rs"));
+    let order: Vec<String> = ["src/engine/numerics.rs", "src/engine/mod.rs"]
+        .iter()
+        .flat_map(|path| engine_order(&std::fs::read_to_string(root().join(path)).expect("a list of modules")))
+        .collect();
     assert!(order.len() > 10, "the engine's modules were found: {order:?}");
     let mut report = String::new();
     for source in &sources {
@@ -98,7 +101,7 @@ fn read_sources() -> Vec<Source> {
         .collect()
 }
 
-/// Names of the modules that `engine/mod.rs` lists, in its order.
+/// Names of the modules that the root of a crate of the engine lists, in its order.
 fn engine_order(text: &str) -> Vec<String> {
     let names = text.lines().filter_map(|line| line.trim().strip_prefix("pub mod ")?.strip_suffix(';'));
     names.map(str::to_owned).collect()
@@ -245,21 +248,30 @@ fn module_of(path: &str) -> Vec<String> {
     parts
 }
 
-/// Every path in the code that begins with `crate`, `super`, `self` or the package's name, from the crate's root.
+/// Every path in the code that begins with `crate`, `super`, `self` or the name of one of our crates, as seen from
+/// the window's crate: the engine's crates are its module `engine`.
 fn paths_used(tokens: &[Token], module: &[String]) -> Vec<Vec<String>> {
+    const OURS: [&str; 4] = ["crate", "lapidary", "lapidary_engine", "lapidary_kernels"];
+    let engine = || vec!["engine".to_owned()];
     let mut found = Vec::new();
     let mut at = 0;
     while at < tokens.len() {
         let is_start = at == 0 || tokens[at - 1] != "::";
-        if is_start && ["crate", "super", "self", "lapidary"].contains(&tokens[at].as_str()) {
+        let word = tokens[at].as_str();
+        if is_start && (OURS.contains(&word) || ["super", "self"].contains(&word)) {
             let mut leaves = Vec::new();
             at = read_tree(tokens, at, Vec::new(), &mut leaves);
             for leaf in leaves.into_iter().filter(|leaf| leaf.len() > 1) {
-                let mut base: Vec<String> =
-                    if ["crate", "lapidary"].contains(&leaf[0].as_str()) { Vec::new() } else { module.to_vec() };
+                let mut base: Vec<String> = match leaf[0].as_str() {
+                    "crate" if module.first().is_some_and(|first| first == "engine") => engine(),
+                    "lapidary_engine" | "lapidary_kernels" => engine(),
+                    "crate" | "lapidary" => Vec::new(),
+                    _ => module.to_vec(),
+                };
                 for part in leaf {
                     match part.as_str() {
-                        "crate" | "self" | "lapidary" => {}
+                        own if OURS.contains(&own) => {}
+                        "self" => {}
                         "super" => drop(base.pop()),
                         _ => base.push(part),
                     }
@@ -460,22 +472,23 @@ fn faults_of(path: &str, code: &str) -> String {
 fn a_later_module_of_the_engine_is_found_however_it_is_named() {
     let file = "src/engine/checkpoint/read.rs";
     for code in [
-        "use crate::engine::plan::Plan;",
-        "use crate::engine::{format, plan};",
-        "use crate::{engine::{format::Dtype as Kind, plan::{Plan, Rule}}};",
+        "use crate::plan::Plan;",
+        "use crate::{format, plan};",
+        "use lapidary_engine::plan::Plan;",
+        "use crate::{format::Dtype as Kind, plan::{Plan, Rule}};",
         "use super::super::plan;",
         "fn f() -> super::super::plan::Plan { loop {} }",
-        "fn f() { let _ = vec![crate::engine::plan::new()]; }",
+        "fn f() { let _ = vec![crate::plan::new()]; }",
     ] {
         assert!(faults_of(file, code).contains("engine::plan"), "{code}");
     }
     for code in [
-        "use crate::engine::format::Dtype;",
+        "use crate::format::Dtype;",
         "use super::{Checkpoint, plan_of};",
-        "// crate::engine::plan",
-        "fn f() -> &'static str { \"crate::engine::plan\" }",
-        "fn f() -> &'static str { r#\"\"crate::engine::plan\"# }",
-        "#[cfg(test)]\nmod tests { use crate::engine::plan; fn g() { f().unwrap(); } }",
+        "// crate::plan",
+        "fn f() -> &'static str { \"crate::plan\" }",
+        "fn f() -> &'static str { r#\"\"crate::plan\"# }",
+        "#[cfg(test)]\nmod tests { use crate::plan; fn g() { f().unwrap(); } }",
     ] {
         assert_eq!(faults_of(file, code), "", "{code}");
     }
@@ -485,9 +498,9 @@ fn a_later_module_of_the_engine_is_found_however_it_is_named() {
 #[test]
 fn layers_above_are_found() {
     let cases = [
-        ("src/engine/plan/mod.rs", "use crate::workbench::Workbench;", "workbench"),
+        ("src/engine/plan/mod.rs", "use lapidary::workbench::Workbench;", "workbench"),
         ("src/engine/plan/mod.rs", "fn f(ui: &mut egui::Ui) {}", "names egui"),
-        ("src/engine/plan/mod.rs", "use crate::{app, engine::format};", "uses app"),
+        ("src/workbench/mod.rs", "use crate::{app, engine::format};", "uses app"),
         ("src/workbench/mod.rs", "use super::cli;", "uses cli"),
         ("src/workbench/jobs.rs", "use crate::app::theme;", "uses app"),
         ("src/cli/run.rs", "fn f() { crate::app::run(); }", "uses app"),

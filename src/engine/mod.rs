@@ -8,9 +8,7 @@ pub mod error;
 
 pub mod progress;
 
-pub mod kernels;
-
-pub mod format;
+pub use lapidary_kernels::{format, kernels};
 
 pub mod target;
 

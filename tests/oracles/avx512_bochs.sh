@@ -7,16 +7,15 @@
 #   A kernel: apt-get download linux-image-amd64's dependency; dpkg -x it; boot/vmlinuz-*.
 # An emulated CPU runs some hundred times slower than a real one: minutes to boot, minutes for the tests.
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(cd "$(dirname "$0")/../.." && pwd)
 kernel=$1
 work=${2:-$(mktemp -d)}
 model=${3:-corei7_icelake_u}
 shift; [ $# -eq 0 ] || shift; [ $# -eq 0 ] || shift
 [ $# -gt 0 ] || set -- kernels::packed kernels::dense
 mkdir -p "$work"
-"$here/kernels_alone.sh" "$work/crate"
 target=x86_64-unknown-linux-gnu
-binary=$(cd "$work/crate" && RUSTFLAGS="-C target-feature=+crt-static" cargo test --lib --no-run --target $target --message-format=json |
+binary=$(cd "$here" && RUSTFLAGS="-C target-feature=+crt-static" cargo test --package lapidary-kernels --lib --no-run --target $target --message-format=json |
   sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
 
 root=$work/root

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use rayon::prelude::*;
 
 use super::Importance;
-use crate::engine::checkpoint::{Checkpoint, ImatrixEntry, ImatrixFile, Role, TensorInfo};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::model::{Batch, LinearInput, Model};
-use crate::engine::progress::{Phase, Progress, Unit};
-use crate::engine::scoring::text::windows;
-use crate::engine::scoring::{BATCH_TOKENS, Convention, TextCodec, TextSource, check_ids};
-use crate::engine::target::gguf_names;
+use crate::checkpoint::{Checkpoint, ImatrixEntry, ImatrixFile, Role, TensorInfo};
+use crate::error::{Fault, Result, Stage};
+use crate::model::{Batch, LinearInput, Model};
+use crate::progress::{Phase, Progress, Unit};
+use crate::scoring::text::windows;
+use crate::scoring::{BATCH_TOKENS, Convention, TextCodec, TextSource, check_ids};
+use crate::target::gguf_names;
 
 /// llama-imatrix ignores multiplications of fewer rows.
 const LEAST_CONTEXT: usize = 16;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use super::{Importance, InputMoments};
-use crate::engine::checkpoint::Role;
+use crate::checkpoint::Role;
 
 /// A column whose mean square is no larger is called inactive.
 const INACTIVE: f32 = 1e-5;

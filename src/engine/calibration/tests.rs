@@ -1,13 +1,13 @@
 //! Importance against llama-imatrix, its statistics, and what it refuses.
 
 use super::*;
-use crate::engine::checkpoint::Checkpoint;
-use crate::engine::model::{Model, Tokenizer};
-use crate::engine::progress::Progress;
-use crate::engine::scoring::TextSource;
+use crate::checkpoint::Checkpoint;
+use crate::model::{Model, Tokenizer};
+use crate::progress::Progress;
+use crate::scoring::TextSource;
 
 fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join(path)
 }
 
 fn llama_cpp() -> Importance {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::TensorInfo;
 use super::role::Role;
-use crate::engine::error::{Fault, Stage};
+use crate::error::{Fault, Stage};
 
 /// Heads and channels of one layer; layers may differ once pruned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -33,7 +33,7 @@ fn tensors(layers: &[LayerShape], hidden: usize, vocab: usize, head_dim: usize) 
                 stored_name: name.clone(),
                 name,
                 shape,
-                dtype: crate::engine::format::Dtype::F32,
+                dtype: crate::format::Dtype::F32,
                 role,
                 layer,
                 byte_count: 0,

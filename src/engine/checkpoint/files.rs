@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::progress::{Phase, Progress, Unit};
+use crate::error::{Error, Fault, Result, Stage};
+use crate::progress::{Phase, Progress, Unit};
 
 /// An open file with its size when it was opened.
 #[derive(Debug)]

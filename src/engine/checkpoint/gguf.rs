@@ -8,8 +8,8 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 
 use super::files::DataFile;
 use super::gguf_value::{GgufArray, GgufStrings, GgufValue, lookup};
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::format::Dtype;
+use crate::error::{Error, Fault, Result, Stage};
+use crate::format::Dtype;
 
 /// Arrays in arrays: the format allows them, nobody writes them.
 const MAX_ARRAY_DEPTH: usize = 4;

@@ -8,7 +8,7 @@ use super::TensorInfo;
 use super::config::{LayerShape, ModelConfig, Rope, RopeScaling};
 use super::gguf_value::{GgufValue, lookup};
 use super::role::Role;
-use crate::engine::error::{Fault, Stage};
+use crate::error::{Fault, Stage};
 
 /// Reads `llama.*` keys; the errors name key and file.
 pub(super) struct LlamaKeys<'a> {

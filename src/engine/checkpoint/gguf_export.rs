@@ -7,7 +7,7 @@
 use super::config::{LayerShape, ModelConfig};
 use super::gguf_value::{GgufArray, GgufValue, Metadata};
 use super::{Checkpoint, gguf_vocab};
-use crate::engine::error::Result;
+use crate::error::Result;
 
 /// Keys with this prefix tell of a file that the new one no longer is.
 const STALE_PREFIXES: [&str; 2] = ["split.", "quantize.imatrix."];

@@ -11,8 +11,8 @@ use serde_json::Value;
 use super::config::ModelConfig;
 use super::gguf_value::{GgufArray, GgufStrings, GgufValue};
 use super::{Checkpoint, files};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::target::pre_tokenizers;
+use crate::error::{Fault, Result, Stage};
+use crate::target::pre_tokenizers;
 
 /// `tokenizer.ggml.token_type`.
 mod kind {

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::gguf_value::{GgufArray, GgufStrings, GgufValue, lookup};
 use super::output::OutputFile;
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::Dtype;
+use crate::error::{Fault, Result, Stage};
+use crate::format::Dtype;
 
 /// ggml's `GGML_MAX_NAME`, its closing zero included.
 const MAX_NAME_BYTES: usize = 64;
@@ -209,7 +209,7 @@ impl GgufWriter {
         Ok(())
     }
 
-    fn fault(&self, cause: &str) -> crate::engine::error::Error {
+    fn fault(&self, cause: &str) -> crate::error::Error {
         let name = self.layout.names.get(self.current).map_or("(none)", String::as_str);
         Fault::new(Stage::Pass, cause).at(format!("tensor {name}")).file(self.output.target()).into()
     }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::config::ModelConfig;
-use crate::engine::format::Dtype;
+use crate::format::Dtype;
 
 /// A `config.json` for `config`, keeping every other key of the source's (`base`).
 ///

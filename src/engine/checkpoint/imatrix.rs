@@ -14,8 +14,8 @@ use super::files::{self, DataFile};
 use super::gguf;
 use super::gguf_value::{GgufArray, GgufValue, lookup};
 use super::gguf_write::{GgufTensor, GgufWriter};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::Dtype;
+use crate::error::{Fault, Result, Stage};
+use crate::format::Dtype;
 
 /// Larger files are no importance matrices: that of a model of 671 B weights has about 1 GiB.
 const MOST_BYTES: u64 = 4 << 30;
@@ -254,7 +254,7 @@ mod tests {
     use super::*;
 
     fn fixture(name: &str) -> std::path::PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/fixtures").join(name)
     }
 
     #[test]
@@ -337,7 +337,7 @@ mod tests {
             let message = ImatrixFile::read(&path).expect_err("refused").to_string();
             assert!(message.contains(word), "{numbers:?}: {message}");
         }
-        let demo = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/model.safetensors"));
+        let demo = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo/model.safetensors"));
         assert!(ImatrixFile::read(demo).is_err(), "a model is no importance matrix");
     }
 

@@ -10,9 +10,9 @@ use super::gguf_config::LlamaKeys;
 use super::gguf_value::{GgufValue, lookup};
 use super::role::Role;
 use super::{Checkpoint, Container, ModelConfig, TensorInfo, config, gguf, gguf_config, packed, safetensors};
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::format::Dtype;
-use crate::engine::target::{gguf_names, llama_layout};
+use crate::error::{Error, Fault, Result, Stage};
+use crate::format::Dtype;
+use crate::target::{gguf_names, llama_layout};
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";

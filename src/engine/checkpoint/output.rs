@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use super::Checkpoint;
-use crate::engine::error::{Error, Fault, Result, Stage};
+use crate::error::{Error, Fault, Result, Stage};
 
 /// A file in the making.
 #[derive(Debug)]
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn the_original_is_refused_under_every_name() {
         let folder = tempfile::tempdir().expect("tempdir");
-        let demo = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo"));
+        let demo = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo"));
         let source = folder.path().join("source");
         std::fs::create_dir(&source).expect("dir");
         for name in ["config.json", "model.safetensors", "tokenizer.json"] {

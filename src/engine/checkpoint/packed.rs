@@ -13,8 +13,8 @@ use serde_json::{Map, Value};
 use super::files::DataFile;
 use super::role::Role;
 use super::{TensorInfo, packed_bnb, packed_ct, packed_gptq};
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::format::Dtype;
+use crate::error::{Error, Fault, Result, Stage};
+use crate::format::Dtype;
 
 /// One part in its file.
 #[derive(Clone, Debug)]

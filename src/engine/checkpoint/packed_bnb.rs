@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use super::packed::{Found, Layout, Lookup, Parts};
-use crate::engine::error::Result;
-use crate::engine::format::{BnbScheme, Dtype};
-use crate::engine::kernels::bnb::{BLOCK, NESTED_BLOCK, Table};
-use crate::engine::target::bitsandbytes::table_name;
+use crate::error::Result;
+use crate::format::{BnbScheme, Dtype};
+use crate::kernels::bnb::{BLOCK, NESTED_BLOCK, Table};
+use crate::target::bitsandbytes::table_name;
 
 /// A state is some hundred bytes of JSON.
 const MOST_STATE_BYTES: u64 = 1 << 16;

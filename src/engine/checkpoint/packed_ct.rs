@@ -3,11 +3,11 @@
 use serde_json::{Map, Value};
 
 use super::packed::{Found, Layout, Lookup, Parts};
-use crate::engine::error::Result;
-use crate::engine::format::{Dtype, FP8_BLOCK, Fp8Scales, Fp8Scheme, Granularity, IntScheme};
-use crate::engine::kernels::fp8::Fp8;
-use crate::engine::kernels::ints::ScaleType;
-use crate::engine::target::compressed_tensors::words;
+use crate::error::Result;
+use crate::format::{Dtype, FP8_BLOCK, Fp8Scales, Fp8Scheme, Granularity, IntScheme};
+use crate::kernels::fp8::Fp8;
+use crate::kernels::ints::ScaleType;
+use crate::target::compressed_tensors::words;
 
 /// Types of a scale.
 const SCALES: [Dtype; 3] = [Dtype::F16, Dtype::Bf16, Dtype::F32];

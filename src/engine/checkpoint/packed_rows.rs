@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use super::packed::{At, Layout, Parts};
 use super::{Checkpoint, TensorInfo};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{BnbScheme, Dtype, FP8_BLOCK, Fp8Scales, Fp8Scheme, Granularity, IntScheme, Shared};
-use crate::engine::kernels::bits;
-use crate::engine::kernels::bnb::{BLOCK, NESTED_BLOCK, Nested};
-use crate::engine::kernels::float;
-use crate::engine::target::gptq::AWQ_ORDER;
+use crate::error::{Fault, Result, Stage};
+use crate::format::{BnbScheme, Dtype, FP8_BLOCK, Fp8Scales, Fp8Scheme, Granularity, IntScheme, Shared};
+use crate::kernels::bits;
+use crate::kernels::bnb::{BLOCK, NESTED_BLOCK, Nested};
+use crate::kernels::float;
+use crate::target::gptq::AWQ_ORDER;
 
 impl Checkpoint {
     /// Reads `count` bytes of a part from `from`.

@@ -8,10 +8,10 @@ use serde_json::{Map, Value};
 use super::files;
 use super::gguf_value::GgufValue;
 use super::{Checkpoint, TensorInfo};
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::format::{Dtype, decode_row};
-use crate::engine::progress::Progress;
-use crate::engine::target::llama_layout;
+use crate::error::{Error, Fault, Result, Stage};
+use crate::format::{Dtype, decode_row};
+use crate::progress::Progress;
+use crate::target::llama_layout;
 
 /// From this many wanted rows of one head on, the whole head is read at once.
 const WHOLE_HEAD_FROM: usize = 4;
@@ -195,6 +195,6 @@ impl Checkpoint {
 
     /// True if every value of `tensor` can be decoded here.
     pub fn is_decodable(tensor: &TensorInfo) -> bool {
-        !matches!(tensor.dtype, Dtype::Unknown(_)) && crate::engine::format::is_decodable(tensor.dtype)
+        !matches!(tensor.dtype, Dtype::Unknown(_)) && crate::format::is_decodable(tensor.dtype)
     }
 }

@@ -10,8 +10,8 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::files::DataFile;
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::format::Dtype;
+use crate::error::{Error, Fault, Result, Stage};
+use crate::format::Dtype;
 
 /// The format's own limit on the header.
 const HEADER_CAP: u64 = 100_000_000;

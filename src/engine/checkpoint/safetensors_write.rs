@@ -6,8 +6,8 @@ use tempfile::TempDir;
 
 use super::output::{self, OutputFile};
 use super::safetensors::dtype_name;
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::format::Dtype;
+use crate::error::{Error, Fault, Result, Stage};
+use crate::format::Dtype;
 
 /// A tensor to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,7 +228,7 @@ fn foreign_entry(folder: &Path) -> Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::checkpoint::Checkpoint;
+    use crate::checkpoint::Checkpoint;
 
     fn folder_with_one_tensor(target: &Path, value: f32) -> Result<()> {
         let folder = FolderWriter::create(target)?;

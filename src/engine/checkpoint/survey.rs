@@ -1,9 +1,9 @@
 //! One look at all rows of a tensor, for formats whose rows share something.
 
 use super::{Checkpoint, TensorInfo};
-use crate::engine::error::Result;
-use crate::engine::format::{Encoding, Format, Shared, Survey};
-use crate::engine::progress::Progress;
+use crate::error::Result;
+use crate::format::{Encoding, Format, Shared, Survey};
+use crate::progress::Progress;
 
 /// Weights that are decoded at a time.
 const CHUNK_WEIGHTS: usize = 1 << 20;

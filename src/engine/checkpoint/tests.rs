@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// The bundled demo's folder.
 fn demo() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo"))
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo"))
 }
 
 #[test]

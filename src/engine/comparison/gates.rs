@@ -24,8 +24,8 @@ use toml_edit::{Document, Item, Table};
 
 use super::stats::items_needed;
 use super::{Comparison, Paired};
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::units;
+use crate::error::{Error, Fault, Result, Stage};
+use crate::units;
 
 /// Largest gates file.
 const MAX_FILE_BYTES: u64 = 1 << 20;

@@ -5,10 +5,10 @@
 
 use rayon::prelude::*;
 
-use crate::engine::error::Result;
-use crate::engine::progress::Progress;
-use crate::engine::scoring::random::Random;
-use crate::engine::scoring::text_stats::quantile;
+use crate::error::Result;
+use crate::progress::Progress;
+use crate::scoring::random::Random;
+use crate::scoring::text_stats::quantile;
 
 /// The normal quantile of 95 %, two-sided.
 const Z: f64 = 1.959_963_984_540_054;

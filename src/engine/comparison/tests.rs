@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::engine::evaluation::{EVALUATION_VERSION, SizeResult, slices};
-use crate::engine::scoring::fake::assert_same_json;
-use crate::engine::scoring::{Convention, SpeedResult, TextDistance, TokenDistance};
+use crate::evaluation::{EVALUATION_VERSION, SizeResult, slices};
+use crate::scoring::fake::assert_same_json;
+use crate::scoring::{Convention, SpeedResult, TextDistance, TokenDistance};
 
 fn item(id: usize, slice: &str, correct: bool) -> ItemResult {
     ItemResult {

@@ -2,7 +2,7 @@
 
 use super::gates::{GateResult, Verdict};
 use super::{Comparison, Paired, SliceComparison};
-use crate::engine::units;
+use crate::units;
 
 /// Slices or gates that the sentence names; the rest are counted.
 const NAMED: usize = 2;

@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::{EvaluationOptions, Subject, evaluate};
-use crate::engine::checkpoint::Checkpoint;
-use crate::engine::model::{Model, Tokenizer};
-use crate::engine::progress::Progress;
-use crate::engine::scoring::{
+use crate::checkpoint::Checkpoint;
+use crate::model::{Model, Tokenizer};
+use crate::progress::Progress;
+use crate::scoring::{
     Convention, GenerateOptions, ScoredText, SpeedOptions, TaskSet, TextOptions, TextSource, generate, score_tasks,
 };
 
 fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join(path)
 }
 
 struct Demo {

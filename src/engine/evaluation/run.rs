@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use super::{EVALUATION_VERSION, Evaluation, ModelRef, SizeResult, slices};
-use crate::engine::checkpoint::Checkpoint;
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::model::{Model, Tokenizer};
-use crate::engine::progress::Progress;
-use crate::engine::scoring::{
+use crate::checkpoint::Checkpoint;
+use crate::error::{Fault, Result, Stage};
+use crate::model::{Model, Tokenizer};
+use crate::progress::Progress;
+use crate::scoring::{
     ScoredText, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, score_tasks, speed,
 };
-use crate::engine::units;
+use crate::units;
 
 /// A model to measure, with what is known of its files.
 #[derive(Clone)]

@@ -1,9 +1,9 @@
 //! Tests of evaluations with stand-ins for models.
 
 use super::*;
-use crate::engine::progress::Progress;
-use crate::engine::scoring::fake::{FakeCodec, FakeModel, assert_same_json};
-use crate::engine::scoring::{SpeedOptions, TaskSet, TextSource};
+use crate::progress::Progress;
+use crate::scoring::fake::{FakeCodec, FakeModel, assert_same_json};
+use crate::scoring::{SpeedOptions, TaskSet, TextSource};
 
 fn subject<'a>(model: &'a FakeModel, codec: &'a FakeCodec, id: &str) -> Subject<'a> {
     Subject {

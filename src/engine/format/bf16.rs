@@ -1,8 +1,8 @@
 //! bf16: the upper half of an f32: its range with 8 significant bits.
 
 use super::{Dtype, Encoding, Format, ScanBuffers};
-use crate::engine::kernels::float;
-use crate::engine::kernels::scan::{self, Errors};
+use crate::kernels::float;
+use crate::kernels::scan::{self, Errors};
 
 /// The bf16 format.
 #[derive(Debug)]

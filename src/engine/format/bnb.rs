@@ -7,7 +7,7 @@
 use super::scheme::{self, BnbScheme};
 use super::survey::{Shared, Survey};
 use super::{Dtype, Encoding, Format};
-use crate::engine::kernels::bnb::{self, BLOCK, Nested};
+use crate::kernels::bnb::{self, BLOCK, Nested};
 
 /// A 4-bit table format.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ struct MaximaSurvey(Vec<f32>);
 
 impl Survey for MaximaSurvey {
     fn look(&mut self, rows: &[f32]) {
-        self.0.extend(rows.chunks(BLOCK).map(crate::engine::kernels::fp8::most));
+        self.0.extend(rows.chunks(BLOCK).map(crate::kernels::fp8::most));
     }
 
     fn finish(self: Box<Self>) -> Shared {

@@ -5,7 +5,7 @@
 //! an encoder, a fall-back or a packed product of its own.
 
 use super::{Dtype, Encoding, Format};
-use crate::engine::kernels::{iquants, small_codes};
+use crate::kernels::{iquants, small_codes};
 
 /// A format with nothing but a decoder.
 #[derive(Debug)]

@@ -157,7 +157,7 @@ impl Dtype {
             // Per channel and per tensor, a row of one weight is a group.
             Self::Int(scheme) => scheme.group(1),
             Self::Fp8(_) => 1,
-            Self::Bnb(_) => crate::engine::kernels::bnb::BLOCK,
+            Self::Bnb(_) => crate::kernels::bnb::BLOCK,
             _ => self.row().3,
         }
     }

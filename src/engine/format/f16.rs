@@ -1,8 +1,8 @@
 //! f16: half precision, 11 significant bits; overflows beyond 65,504.
 
 use super::{Dtype, Encoding, Format, ScanBuffers};
-use crate::engine::kernels::float;
-use crate::engine::kernels::scan::{self, Errors};
+use crate::kernels::float;
+use crate::kernels::scan::{self, Errors};
 
 /// The f16 format.
 #[derive(Debug)]

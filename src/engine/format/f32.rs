@@ -1,7 +1,7 @@
 //! f32: the value itself.
 
 use super::{Dtype, Encoding, Format};
-use crate::engine::kernels::float;
+use crate::kernels::float;
 
 /// The f32 format.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 use super::scheme::{FP8_BLOCK, Fp8Scales, Fp8Scheme};
 use super::survey::{Shared, Survey};
 use super::{Dtype, Encoding, Format};
-use crate::engine::kernels::fp8;
+use crate::kernels::fp8;
 
 /// A scaled 8-bit float format.
 #[derive(Debug)]

@@ -3,9 +3,9 @@
 use super::scheme::{self, Granularity, IntScheme};
 use super::survey::{Shared, Survey};
 use super::{Dtype, Encoding, Format, ScanBuffers};
-use crate::engine::kernels::ints::{self, Codes, Grid, ScaleChoice, ScaleType};
-use crate::engine::kernels::packed::{IntLayout, IntScale, Layout};
-use crate::engine::kernels::scan::{self, Errors};
+use crate::kernels::ints::{self, Codes, Grid, ScaleChoice, ScaleType};
+use crate::kernels::packed::{IntLayout, IntScale, Layout};
+use crate::kernels::scan::{self, Errors};
 
 /// One weight in so many is kept for the choice of a scale for a whole tensor. A prime, so that
 /// the kept ones do not come from few columns.

@@ -1,7 +1,7 @@
 //! iq4_nl: 32 weights share an f16 scale; 4-bit codes stand for values that lie closer near zero.
 
 use super::{Dtype, Encoding, Format};
-use crate::engine::kernels::{Level, nonlinear};
+use crate::kernels::{Level, nonlinear};
 
 /// The iq4_nl format of ggml.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! iq4_xs: the values of iq4_nl under 6-bit scales, eight runs of 32 to an f16.
 
 use super::{Dtype, Encoding, Format};
-use crate::engine::kernels::{Level, nonlinear};
+use crate::kernels::{Level, nonlinear};
 
 /// The iq4_xs format of ggml.
 #[derive(Debug)]

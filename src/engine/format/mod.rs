@@ -125,7 +125,7 @@ pub trait Format: Sync + std::fmt::Debug {
     /// [`Format::decode_row`] would; the rows must fill blocks.
     ///
     /// Encodes and decodes, unless the format has a kernel that need not
-    /// ([`kernels::scan`](crate::engine::kernels::scan)).
+    /// ([`kernels::scan`](crate::kernels::scan)).
     fn scan(&self, source: &[f32], how: &Encoding<'_>, buffers: &mut ScanBuffers, errors: &mut Errors) {
         scan_by_coding(self, source, how, buffers, errors);
     }

@@ -1,7 +1,7 @@
 //! mxfp4: 32 weights share a power of two; codes are 4-bit floats (OCP Microscaling Formats 1.0).
 
 use super::{Dtype, Encoding, Format};
-use crate::engine::kernels::{Level, nonlinear};
+use crate::kernels::{Level, nonlinear};
 
 /// The mxfp4 format of ggml.
 #[derive(Debug)]

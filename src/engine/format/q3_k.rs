@@ -1,8 +1,8 @@
 //! q3_k: 256 weights in 16 runs with 6-bit scales under one f16; 3-bit codes.
 
 use super::{Dtype, Encoding, Format};
-use crate::engine::kernels::packed::Layout;
-use crate::engine::kernels::{Level, kquants, kquants_encode};
+use crate::kernels::packed::Layout;
+use crate::kernels::{Level, kquants, kquants_encode};
 
 /// The q3_k format of ggml.
 #[derive(Debug)]

@@ -1,9 +1,9 @@
 //! q5_0: 32 weights share an f16 scale; 5-bit codes around zero.
 
 use super::{Dtype, Encoding, Format, ScanBuffers};
-use crate::engine::kernels::packed::Layout;
-use crate::engine::kernels::scan::{self, Errors};
-use crate::engine::kernels::{Level, legacy, legacy_encode};
+use crate::kernels::packed::Layout;
+use crate::kernels::scan::{self, Errors};
+use crate::kernels::{Level, legacy, legacy_encode};
 
 /// The q5_0 format of ggml.
 #[derive(Debug)]

@@ -1,9 +1,9 @@
 //! q5_1: 32 weights share an f16 scale and an f16 minimum; 5-bit codes.
 
 use super::{Dtype, Encoding, Format, ScanBuffers};
-use crate::engine::kernels::packed::Layout;
-use crate::engine::kernels::scan::{self, Errors};
-use crate::engine::kernels::{Level, legacy, legacy_encode};
+use crate::kernels::packed::Layout;
+use crate::kernels::scan::{self, Errors};
+use crate::kernels::{Level, legacy, legacy_encode};
 
 /// The q5_1 format of ggml.
 #[derive(Debug)]

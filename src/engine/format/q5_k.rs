@@ -1,8 +1,8 @@
 //! q5_k: 256 weights in 8 runs with 6-bit scales and minimums; 5-bit codes.
 
 use super::{Dtype, Encoding, Format};
-use crate::engine::kernels::packed::Layout;
-use crate::engine::kernels::{Level, kquants, kquants_encode};
+use crate::kernels::packed::Layout;
+use crate::kernels::{Level, kquants, kquants_encode};
 
 /// The q5_k format of ggml.
 #[derive(Debug)]

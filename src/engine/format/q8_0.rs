@@ -1,9 +1,9 @@
 //! q8_0: 32 weights share an f16 scale; codes are signed bytes. Close to lossless.
 
 use super::{Dtype, Encoding, Format, ScanBuffers};
-use crate::engine::kernels::packed::Layout;
-use crate::engine::kernels::scan::{self, Errors};
-use crate::engine::kernels::{Level, legacy, legacy_encode};
+use crate::kernels::packed::Layout;
+use crate::kernels::scan::{self, Errors};
+use crate::kernels::{Level, legacy, legacy_encode};
 
 /// The q8_0 format of ggml.
 #[derive(Debug)]

@@ -11,10 +11,10 @@
 //! - [`BnbScheme`]: `len/2` bytes with the first code of two in the high nibble, then one f32 maximum
 //!   per 64 weights, double quantization already undone.
 
-use crate::engine::kernels::bits;
-use crate::engine::kernels::bnb::{self, Table};
-use crate::engine::kernels::fp8::Fp8;
-use crate::engine::kernels::ints::{Codes, RowParts, ScaleType};
+use crate::kernels::bits;
+use crate::kernels::bnb::{self, Table};
+use crate::kernels::fp8::Fp8;
+use crate::kernels::ints::{Codes, RowParts, ScaleType};
 
 /// Rows and columns of an fp8 block.
 pub const FP8_BLOCK: usize = 128;

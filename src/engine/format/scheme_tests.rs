@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::kernels::ints::ScaleType;
+use crate::kernels::ints::ScaleType;
 
 /// Encodes a matrix of rows of `len` and decodes it again.
 fn round_trip(format: &dyn Format, values: &[f32], len: usize, choice: ScaleChoice) -> Vec<f32> {
@@ -162,7 +162,7 @@ proptest! {
         let share = match format.dtype() {
             // A step, and what rounding the scale to 8 bits moves the outermost code by.
             Dtype::Int(scheme) => 2.0 / ((1 << scheme.bits()) - 1) as f32 + if scheme.scale() == ScaleType::Bf16 { 1.0 / 128.0 } else { 1.0 / 1024.0 },
-            Dtype::Fp8(scheme) => if scheme.kind == crate::engine::kernels::fp8::Fp8::E4M3 { 1.0 / 16.0 } else { 1.0 / 8.0 },
+            Dtype::Fp8(scheme) => if scheme.kind == crate::kernels::fp8::Fp8::E4M3 { 1.0 / 16.0 } else { 1.0 / 8.0 },
             _ => 0.22,
         };
         for (value, back) in values.iter().zip(&back) {

@@ -6,8 +6,8 @@
 //! [`Encoding::shared`] when rows are encoded.
 
 use super::{Encoding, Format};
-use crate::engine::kernels::bnb::Nested;
-use crate::engine::kernels::ints::Grid;
+use crate::kernels::bnb::Nested;
+use crate::kernels::ints::Grid;
 
 /// What a survey found.
 #[derive(Clone, Debug, PartialEq)]

@@ -86,25 +86,25 @@ pub(super) use neon::{Neon, NeonDot};
 /// [`Lanes`], and the CPU features to compile for.
 macro_rules! for_every_level {
     ($action:ident) => {
-        $action!(Portable, $crate::engine::kernels::lanes::Portable,);
+        $action!(Portable, $crate::kernels::lanes::Portable,);
         #[cfg(target_arch = "x86_64")]
-        $action!(Avx2, $crate::engine::kernels::lanes::Avx2, #[target_feature(enable = "avx2,fma,f16c")]);
+        $action!(Avx2, $crate::kernels::lanes::Avx2, #[target_feature(enable = "avx2,fma,f16c")]);
         #[cfg(target_arch = "x86_64")]
         $action!(
             Avx512,
-            $crate::engine::kernels::lanes::Avx512,
+            $crate::kernels::lanes::Avx512,
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
         );
         #[cfg(target_arch = "x86_64")]
         $action!(
             Avx512Vnni,
-            $crate::engine::kernels::lanes::Avx512Vnni,
+            $crate::kernels::lanes::Avx512Vnni,
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
         );
         #[cfg(target_arch = "aarch64")]
-        $action!(Neon, $crate::engine::kernels::lanes::Neon, #[target_feature(enable = "neon")]);
+        $action!(Neon, $crate::kernels::lanes::Neon, #[target_feature(enable = "neon")]);
         #[cfg(target_arch = "aarch64")]
-        $action!(NeonDot, $crate::engine::kernels::lanes::NeonDot, #[target_feature(enable = "neon,dotprod")]);
+        $action!(NeonDot, $crate::kernels::lanes::NeonDot, #[target_feature(enable = "neon,dotprod")]);
     };
 }
 pub(super) use for_every_level;
@@ -113,33 +113,33 @@ pub(super) use for_every_level;
 macro_rules! with_lanes {
     ($level:expr, $lanes:ident => $body:expr) => {
         match $level {
-            $crate::engine::kernels::Level::Portable => {
-                type $lanes = $crate::engine::kernels::lanes::Portable;
+            $crate::kernels::Level::Portable => {
+                type $lanes = $crate::kernels::lanes::Portable;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            $crate::engine::kernels::Level::Avx2 => {
-                type $lanes = $crate::engine::kernels::lanes::Avx2;
+            $crate::kernels::Level::Avx2 => {
+                type $lanes = $crate::kernels::lanes::Avx2;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            $crate::engine::kernels::Level::Avx512 => {
-                type $lanes = $crate::engine::kernels::lanes::Avx512;
+            $crate::kernels::Level::Avx512 => {
+                type $lanes = $crate::kernels::lanes::Avx512;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            $crate::engine::kernels::Level::Avx512Vnni => {
-                type $lanes = $crate::engine::kernels::lanes::Avx512Vnni;
+            $crate::kernels::Level::Avx512Vnni => {
+                type $lanes = $crate::kernels::lanes::Avx512Vnni;
                 $body
             }
             #[cfg(target_arch = "aarch64")]
-            $crate::engine::kernels::Level::Neon => {
-                type $lanes = $crate::engine::kernels::lanes::Neon;
+            $crate::kernels::Level::Neon => {
+                type $lanes = $crate::kernels::lanes::Neon;
                 $body
             }
             #[cfg(target_arch = "aarch64")]
-            $crate::engine::kernels::Level::NeonDot => {
-                type $lanes = $crate::engine::kernels::lanes::NeonDot;
+            $crate::kernels::Level::NeonDot => {
+                type $lanes = $crate::kernels::lanes::NeonDot;
                 $body
             }
             #[allow(unreachable_patterns, reason = "levels of another architecture")]

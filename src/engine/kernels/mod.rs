@@ -155,7 +155,7 @@ macro_rules! multiversion {
                 fn with_avx2($($arg: $ty),*) $(-> $ret)? {
                     $body($($arg),*)
                 }
-                if $crate::engine::kernels::Level::Avx2.is_available() {
+                if $crate::kernels::Level::Avx2.is_available() {
                     // SAFETY: the level says that this CPU has AVX2, FMA and F16C.
                     return unsafe { with_avx2($($arg),*) };
                 }

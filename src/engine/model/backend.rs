@@ -4,9 +4,9 @@
 //! hooks and the same batches. `native.rs` runs our packed kernels; [`super::candle`] composes
 //! candle's operations, for its devices and for gradients. A test compares them operation by operation.
 
-use crate::engine::checkpoint::Role;
-use crate::engine::error::Result;
-use crate::engine::kernels::attention::Heads;
+use crate::checkpoint::Role;
+use crate::error::Result;
+use crate::kernels::attention::Heads;
 
 use super::{Batch, KvCache};
 
@@ -23,7 +23,7 @@ pub struct Site {
 #[derive(Clone, Debug)]
 pub struct StoredMatrix {
     /// How `bytes` are laid out.
-    pub dtype: crate::engine::format::Dtype,
+    pub dtype: crate::format::Dtype,
     /// Outputs.
     pub rows: usize,
     /// Inputs.

@@ -6,9 +6,9 @@
 
 use candle_core::{D, Device, Tensor};
 
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::format;
-use crate::engine::kernels::attention::Heads;
+use crate::error::{Error, Fault, Result, Stage};
+use crate::format;
+use crate::kernels::attention::Heads;
 
 use super::backend::{Angles, Backend, StoredMatrix};
 use super::{Batch, KvCache};

@@ -10,9 +10,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::engine::checkpoint::{GgufArray, GgufValue, lookup};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::target::pre_tokenizers;
+use crate::checkpoint::{GgufArray, GgufValue, lookup};
+use crate::error::{Fault, Result, Stage};
+use crate::target::pre_tokenizers;
 
 /// `tokenizer.ggml.token_type`: what a token is.
 mod kind {

@@ -9,9 +9,9 @@ use super::backend::Site;
 use super::candle::{Candle, failed};
 use super::llama::{Hooks, Llama};
 use super::{Batch, load};
-use crate::engine::checkpoint::{Checkpoint, ModelConfig, Role};
-use crate::engine::error::Result;
-use crate::engine::progress::Progress;
+use crate::checkpoint::{Checkpoint, ModelConfig, Role};
+use crate::error::Result;
+use crate::progress::Progress;
 
 /// Which next tokens the log-likelihood is taken of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,10 +160,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::engine::model::{Model, Replacement, StoredMatrix};
+    use crate::model::{Model, Replacement, StoredMatrix};
 
     fn tiny() -> Checkpoint {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny_llama_biases");
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/fixtures/tiny_llama_biases");
         Checkpoint::open(&folder).expect("opens")
     }
 
@@ -210,7 +210,7 @@ mod tests {
         let direction: Vec<f32> = (0..weights.len()).map(|at| ((at * 37 % 101) as f32 / 50.0 - 1.0) * 1e-3).collect();
         let along = |sign: f32| {
             let bytes = weights.iter().zip(&direction).flat_map(|(w, d)| (w + sign * d).to_le_bytes()).collect();
-            let stored = StoredMatrix { dtype: crate::engine::format::Dtype::F32, rows, cols, bytes };
+            let stored = StoredMatrix { dtype: crate::format::Dtype::F32, rows, cols, bytes };
             likelihood(&model, &ids, Some(&Replacement::new(site, stored).expect("fits")))
         };
         let slope = (along(1.0) - along(-1.0)) / 2.0;

@@ -2,10 +2,10 @@
 //!
 //! Source: Touvron et al., "LLaMA", 2023; shapes may differ from layer to layer.
 
-use crate::engine::checkpoint::{ModelConfig, Role};
-use crate::engine::error::Result;
-use crate::engine::kernels::attention::Heads;
-use crate::engine::progress::Progress;
+use crate::checkpoint::{ModelConfig, Role};
+use crate::error::Result;
+use crate::kernels::attention::Heads;
+use crate::progress::Progress;
 
 use super::backend::{Affine, Angles, Backend, Site};
 use super::{Batch, KvCache};

@@ -1,8 +1,8 @@
 //! From a checkpoint's tensors to a graph on a backend: each name looked up, each shape checked.
 
-use crate::engine::checkpoint::{Checkpoint, ModelConfig, TensorInfo};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::progress::{Phase, Progress, Unit};
+use crate::checkpoint::{Checkpoint, ModelConfig, TensorInfo};
+use crate::error::{Fault, Result, Stage};
+use crate::progress::{Phase, Progress, Unit};
 
 use super::backend::{Affine, Backend, StoredMatrix};
 use super::llama::{Layer, Llama};

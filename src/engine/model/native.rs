@@ -1,12 +1,12 @@
 //! The backend on our own kernels: weights stay as they lie in the file, quantized ones packed.
 
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Dtype};
-use crate::engine::kernels::activations::Activations;
-use crate::engine::kernels::attention::{self, Heads, Past, Run};
-use crate::engine::kernels::dense::{self, Dense, Panels, Plain};
-use crate::engine::kernels::ops;
-use crate::engine::kernels::packed::Packed;
+use crate::error::{Fault, Result, Stage};
+use crate::format::{self, Dtype};
+use crate::kernels::activations::Activations;
+use crate::kernels::attention::{self, Heads, Past, Run};
+use crate::kernels::dense::{self, Dense, Panels, Plain};
+use crate::kernels::ops;
+use crate::kernels::packed::Packed;
 
 use super::backend::{Angles, Backend, StoredMatrix};
 use super::{Batch, KvCache};

@@ -7,10 +7,10 @@ use super::candle::Candle;
 use super::llama::{Hooks, Llama};
 use super::native::Native;
 use super::{Batch, KvCache, load};
-use crate::engine::checkpoint::Checkpoint;
-use crate::engine::format::Dtype;
-use crate::engine::kernels::attention::Heads;
-use crate::engine::progress::Progress;
+use crate::checkpoint::Checkpoint;
+use crate::format::Dtype;
+use crate::kernels::attention::Heads;
+use crate::progress::Progress;
 
 fn wave(len: usize, step: f32) -> Vec<f32> {
     (0..len).map(|at| (at as f32 * step + 0.3).sin()).collect()
@@ -74,7 +74,9 @@ fn both_backends_give_the_same_result_for_every_operation() {
 #[test]
 fn both_backends_give_the_same_hidden_states_of_a_model() {
     for name in ["biases", "rope_llama3"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format!("tiny_llama_{name}"));
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+            .join("tests/fixtures")
+            .join(format!("tiny_llama_{name}"));
         let checkpoint = Checkpoint::open(&folder).expect("opens");
         let progress = Progress::default();
         let mut batch = Batch::default();
@@ -90,7 +92,7 @@ fn both_backends_give_the_same_hidden_states_of_a_model() {
 
 #[test]
 fn gradients_reach_every_weight_on_candle() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny_llama_biases");
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/fixtures/tiny_llama_biases");
     let checkpoint = Checkpoint::open(&folder).expect("opens");
     let mut graph: Llama<Candle> = load::llama(&checkpoint, Candle::cpu(), &Progress::default()).expect("loads");
     let var = |tensor: &candle_core::Tensor| candle_core::Var::from_tensor(tensor).expect("variable");

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use tokenizers::Tokenizer as Inner;
 
 use super::gguf_tokenizer;
-use crate::engine::checkpoint::Checkpoint;
-use crate::engine::error::{Error, Fault, Result, Stage};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Fault, Result, Stage};
 
 /// A tokenizer with its special tokens. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -212,7 +212,7 @@ mod tests {
     use std::path::Path;
 
     fn demo() -> Tokenizer {
-        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo"));
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo"));
         Tokenizer::of_checkpoint(&Checkpoint::open(folder).expect("opens")).expect("tokenizer")
     }
 

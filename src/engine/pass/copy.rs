@@ -3,9 +3,9 @@
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 
-use crate::engine::checkpoint::{self, Checkpoint};
-use crate::engine::error::{Error, Result};
-use crate::engine::progress::{Phase, Progress, Unit};
+use crate::checkpoint::{self, Checkpoint};
+use crate::error::{Error, Result};
+use crate::progress::{Phase, Progress, Unit};
 
 /// Copies a candidate's file, or its whole folder, to `output`; answers the bytes copied.
 ///

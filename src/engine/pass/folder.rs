@@ -5,12 +5,12 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::write::Job;
-use crate::engine::checkpoint::{self, Checkpoint, Container, FolderWriter, SafeTensor, SafetensorsWriter, TensorInfo};
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::format::Dtype;
-use crate::engine::plan::{Decision, ResolvedPlan};
-use crate::engine::target::parts::{Matrix, Packer, Scheme, parts};
-use crate::engine::target::{bitsandbytes, compressed_tensors, gptq};
+use crate::checkpoint::{self, Checkpoint, Container, FolderWriter, SafeTensor, SafetensorsWriter, TensorInfo};
+use crate::error::{Error, Fault, Result, Stage};
+use crate::format::Dtype;
+use crate::plan::{Decision, ResolvedPlan};
+use crate::target::parts::{Matrix, Packer, Scheme, parts};
+use crate::target::{bitsandbytes, compressed_tensors, gptq};
 
 /// Files that a Hugging Face folder takes over as they are.
 const SIDECARS: [&str; 5] = [

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Dtype, Encoding};
+use crate::error::{Fault, Result, Stage};
+use crate::format::{self, Dtype, Encoding};
 
 /// Brings whole rows of `from` bytes to `to` bytes, on every core; `how` tells of the first of them.
 ///

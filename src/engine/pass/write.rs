@@ -3,15 +3,15 @@
 use std::path::Path;
 
 use super::{PassOptions, folder, rtn};
-use crate::engine::calibration::Importance;
-use crate::engine::checkpoint::{
+use crate::calibration::Importance;
+use crate::checkpoint::{
     self, Checkpoint, Container, GgufLayout, GgufTensor, GgufValue, GgufWriter, Metadata, Role, TensorInfo,
 };
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Dtype, Encoding, Shared};
-use crate::engine::plan::{Decision, Method, ResolvedPlan, Target};
-use crate::engine::progress::Progress;
-use crate::engine::target::{gguf_names, llama_layout};
+use crate::error::{Fault, Result, Stage};
+use crate::format::{self, Dtype, Encoding, Shared};
+use crate::plan::{Decision, Method, ResolvedPlan, Target};
+use crate::progress::Progress;
+use crate::target::{gguf_names, llama_layout};
 
 /// What both writers need.
 pub(super) struct Job<'a> {

@@ -18,14 +18,14 @@ use std::sync::Arc;
 use toml_edit::{Item, Table, TableLike};
 
 use super::ResolvedPlan;
-use crate::engine::calibration::{self, Importance, ImportanceOptions};
-use crate::engine::checkpoint::{Checkpoint, Role};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::Dtype;
-use crate::engine::model::{Model, Tokenizer};
-use crate::engine::plan::{Method, Recipe};
-use crate::engine::progress::Progress;
-use crate::engine::scoring::TextSource;
+use crate::calibration::{self, Importance, ImportanceOptions};
+use crate::checkpoint::{Checkpoint, Role};
+use crate::error::{Fault, Result, Stage};
+use crate::format::Dtype;
+use crate::model::{Model, Tokenizer};
+use crate::plan::{Method, Recipe};
+use crate::progress::Progress;
+use crate::scoring::TextSource;
 
 /// Keys of the section.
 pub(super) const KEYS: [&str; 6] = ["imatrix", "imatrix_hash", "text", "text_hash", "context", "process_output"];

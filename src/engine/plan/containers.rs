@@ -6,11 +6,11 @@
 
 use super::resolve::{Choice, Decision, Settled, Why, settle_hugging_face};
 use super::{Subject, Target};
-use crate::engine::checkpoint::{Role, TensorInfo};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Dtype, Granularity};
-use crate::engine::kernels::ints::ScaleType;
-use crate::engine::target::parts::{Matrix, Scheme, parts};
+use crate::checkpoint::{Role, TensorInfo};
+use crate::error::{Fault, Result, Stage};
+use crate::format::{self, Dtype, Granularity};
+use crate::kernels::ints::ScaleType;
+use crate::target::parts::{Matrix, Scheme, parts};
 
 fn matrix(dtype: Dtype, rows: usize, cols: usize) -> Matrix {
     // The state's text has the longest name of a type whatever that is.
@@ -86,7 +86,7 @@ fn may_quantize(target: Target, tensor: &TensorInfo, why: Why) -> bool {
 /// Bytes of all parts of a matrix.
 pub(super) fn byte_count(scheme: Scheme, dtype: Dtype, tensor: &TensorInfo) -> u64 {
     let parts = parts(scheme, &matrix(dtype, tensor.row_count(), tensor.row_len()));
-    parts.unwrap_or_default().iter().map(crate::engine::target::parts::Part::bytes).fold(0, u64::saturating_add)
+    parts.unwrap_or_default().iter().map(crate::target::parts::Part::bytes).fold(0, u64::saturating_add)
 }
 
 /// Refuses a second format where the target holds one, and says what other programs may mind.

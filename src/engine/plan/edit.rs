@@ -11,9 +11,9 @@ use toml_edit::{ArrayOfTables, Item, Key, Table, TableLike, Value};
 
 use super::recipe::{ModelShape, Recipe, choose};
 use super::{Calibration, LayerSet, Matcher, Method, Plan, Rule, Subject, Target, Treatment, nearest};
-use crate::engine::checkpoint::{Checkpoint, Role};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format;
+use crate::checkpoint::{Checkpoint, Role};
+use crate::error::{Fault, Result, Stage};
+use crate::format;
 
 impl Plan {
     /// Sets what the result is written for; formats it cannot hold are refused by `resolve`.

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use globset::{GlobBuilder, GlobMatcher};
 
 use super::Subject;
-use crate::engine::checkpoint::{Role, TensorInfo};
+use crate::checkpoint::{Role, TensorInfo};
 
 /// A set of layers, written as `3-5` or `0,2,4-6`.
 #[derive(Clone, Debug, PartialEq, Eq)]

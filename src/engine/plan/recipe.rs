@@ -9,7 +9,7 @@
 use std::fmt;
 
 use super::Subject;
-use crate::engine::checkpoint::Role;
+use crate::checkpoint::Role;
 
 /// A mixture by llama.cpp's name: all of those whose types can be written here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -287,7 +287,7 @@ pub(super) fn choose_around(
 
 /// The head, or the embedding that serves as one: at least six bits.
 fn output(base: &'static str, row_len: usize) -> &'static str {
-    let block_len = crate::engine::format::find(base).map_or(1, |format| format.dtype().block_len());
+    let block_len = crate::format::find(base).map_or(1, |format| format.dtype().block_len());
     if base == "q8_0" || !row_len.is_multiple_of(block_len) { "q8_0" } else { "q6_k" }
 }
 

@@ -6,10 +6,10 @@
 
 use super::recipe::{ModelShape, Recipe, TensorShape, choose};
 use super::{Method, Plan, Subject, Target, Treatment, containers};
-use crate::engine::checkpoint::{Checkpoint, Role, TensorInfo};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Dtype};
-use crate::engine::units;
+use crate::checkpoint::{Checkpoint, Role, TensorInfo};
+use crate::error::{Fault, Result, Stage};
+use crate::format::{self, Dtype};
+use crate::units;
 
 /// Tensor data in a GGUF starts at multiples of this many bytes (`general.alignment`'s default).
 const GGUF_ALIGNMENT: u64 = 32;

@@ -14,10 +14,10 @@ use regex::Regex;
 use super::recipe::{ModelShape, choose_around};
 use super::resolve::{resolve_for, shape_of};
 use super::{Choice, Plan, ResolvedPlan, Subject, Treatment, nearest};
-use crate::engine::checkpoint::{Checkpoint, TensorInfo};
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::format::{self, Dtype};
-use crate::engine::target::gguf_names;
+use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::error::{Error, Fault, Result, Stage};
+use crate::format::{self, Dtype};
+use crate::target::gguf_names;
 
 /// Longer files list no tensors' types.
 const MOST_BYTES: u64 = 16 << 20;
@@ -169,10 +169,10 @@ fn escaped(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::plan::{Recipe, Target, resolve};
+    use crate::plan::{Recipe, Target, resolve};
 
     fn demo() -> Checkpoint {
-        Checkpoint::open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo"))).expect("opens")
+        Checkpoint::open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/demo"))).expect("opens")
     }
 
     fn plan(recipe: Recipe) -> Plan {

@@ -6,9 +6,9 @@ use proptest::prelude::*;
 
 use super::resolve::resolve_for;
 use super::*;
-use crate::engine::checkpoint::Role;
-use crate::engine::error::Error;
-use crate::engine::format::Dtype;
+use crate::checkpoint::Role;
+use crate::error::Error;
+use crate::format::Dtype;
 
 pub(super) fn tensor(name: &str, shape: &[usize], dtype: Dtype) -> TensorInfo {
     let (role, layer) = Role::of_name(name);
@@ -309,7 +309,7 @@ proptest! {
             .collect();
         let mut plan = Plan::new(Target::Gguf, None);
         plan.set_recipe(recipe.and_then(|index| Recipe::all().nth(index)));
-        let id = crate::engine::format::all()[format].id();
+        let id = crate::format::all()[format].id();
         plan.set_exact(subject(&tensors), &[&tensors[0].name], Treatment::format(id).expect("id")).expect("edit");
         let resolved = resolve_for(&plan, subject(&tensors)).expect("total");
         prop_assert_eq!(resolved.decisions.len(), tensors.len());

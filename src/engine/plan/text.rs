@@ -10,9 +10,9 @@ use super::matcher::{LayerSet, Matcher};
 use super::nearest;
 use super::recipe::Recipe;
 use super::{Method, Plan, Rule, Target, Treatment, VERSION, unknown_format};
-use crate::engine::calibration::ImportanceOptions;
-use crate::engine::checkpoint::Role;
-use crate::engine::error::{Fault, Result, Stage};
+use crate::calibration::ImportanceOptions;
+use crate::checkpoint::Role;
+use crate::error::{Fault, Result, Stage};
 
 /// Longer files are no plans.
 const MOST_BYTES: usize = 16 << 20;
@@ -115,7 +115,7 @@ impl Source<'_> {
         let Some((text, span)) = self.text(table, "format")? else {
             return Ok(None);
         };
-        match crate::engine::format::find(text) {
+        match crate::format::find(text) {
             Some(found) => Ok(Some(Treatment::Format { format: found.id(), method })),
             None => Err(self.place(unknown_format(text), span).into()),
         }

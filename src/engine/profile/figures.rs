@@ -4,8 +4,8 @@
 //! one-pass parallel computation of covariances and arbitrary-order statistical moments" (Sandia
 //! report SAND2008-6212), which stays exact where sums of powers would cancel.
 
-pub use crate::engine::kernels::moments::BINS;
-use crate::engine::kernels::moments::{self, Scale, Survey};
+pub use crate::kernels::moments::BINS;
+use crate::kernels::moments::{self, Scale, Survey};
 
 /// Count, mean and sums of powers of the distance from the mean.
 #[derive(Clone, Copy, Debug, Default)]

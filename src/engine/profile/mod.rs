@@ -1,7 +1,7 @@
 //! Statistics and histogram of every tensor: what the weights look like before anything is done to them.
 //!
 //! Weights of at most 16 bits are read once: counting them by their bits
-//! ([`kernels::counts`](crate::engine::kernels::counts)) makes every figure exact. Wider weights
+//! ([`kernels::counts`](crate::kernels::counts)) makes every figure exact. Wider weights
 //! and decoded blocks are read twice, for their moments and then for what depends on them. Either
 //! way a worker holds one small buffer, and the figures do not depend on the number of threads:
 //! counts are integers, and sums are taken over fixed spans in file order.

@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::figures::Moments;
 use super::source::{Buffers, Narrow};
 use super::{Parts, ProfileOptions, Target, TensorProfile};
-use crate::engine::error::{Error, Result};
-use crate::engine::kernels::counts::{self, Counts, KeyRange, PATTERNS};
-use crate::engine::progress::Progress;
+use crate::error::{Error, Result};
+use crate::kernels::counts::{self, Counts, KeyRange, PATTERNS};
+use crate::progress::Progress;
 
 /// Bytes read at a time: the copy out of the page cache is then counted while it lies in the
 /// second-level cache. Twice as much took five times as long to read on the machine it was tuned on.

@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 
-use crate::engine::checkpoint::{Checkpoint, TensorInfo};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Dtype};
-use crate::engine::kernels::counts::{KeyRange, Order, PATTERNS};
+use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::error::{Fault, Result, Stage};
+use crate::format::{self, Dtype};
+use crate::kernels::counts::{KeyRange, Order, PATTERNS};
 
 /// A tensor as a run of units that can be read in any stretches.
 ///

@@ -271,7 +271,7 @@ fn blocks_are_profiled_by_their_decoded_values() {
         let coded = &mut bytes[row * row_bytes..(row + 1) * row_bytes];
         format.encode_rows(
             &values[row * row_len..(row + 1) * row_len],
-            &crate::engine::format::Encoding::plain(row_len),
+            &crate::format::Encoding::plain(row_len),
             coded,
         );
         format.decode_row(coded, &mut decoded[row * row_len..(row + 1) * row_len]);

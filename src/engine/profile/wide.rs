@@ -10,9 +10,9 @@ use rayon::prelude::*;
 use super::figures::Moments;
 use super::source::Buffers;
 use super::{Parts, ProfileOptions, Target, TensorProfile};
-use crate::engine::error::{Error, Result};
-use crate::engine::kernels::moments;
-use crate::engine::progress::Progress;
+use crate::error::{Error, Result};
+use crate::kernels::moments;
+use crate::progress::Progress;
 
 /// Weights read at a time; in double precision they fit the second-level cache.
 const CHUNK_WEIGHTS: usize = 32 * 1024;

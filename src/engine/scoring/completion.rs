@@ -10,9 +10,9 @@ use super::multiple_choice::{encode_all, in_item, runs};
 use super::rows::{RowRequest, score_rows};
 use super::tasks::{ItemResult, TaskItem, TaskKind};
 use super::{TextCodec, TokenModel, check_ids};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::model::Batch;
-use crate::engine::progress::Progress;
+use crate::error::{Fault, Result, Stage};
+use crate::model::Batch;
+use crate::progress::Progress;
 
 /// Words of a text that ROUGE-L looks at.
 const MAX_WORDS: usize = 2000;

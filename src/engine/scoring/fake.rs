@@ -5,9 +5,9 @@
 
 use super::random::Random;
 use super::{TextCodec, TokenModel};
-use crate::engine::error::{Error, Result};
-use crate::engine::model::{Batch, KvCache};
-use crate::engine::progress::Progress;
+use crate::error::{Error, Result};
+use crate::model::{Batch, KvCache};
+use crate::progress::Progress;
 
 /// Asserts that two JSON documents are equal but for the last digit of numbers, which serde_json may lose.
 pub(crate) fn assert_same_json(a: &serde_json::Value, b: &serde_json::Value) {

@@ -10,9 +10,9 @@ use super::random::Random;
 use super::rows::{RowRequest, gather, score_rows};
 use super::softmax::RowSum;
 use super::{TextCodec, TokenModel, check_ids, not_finite};
-use crate::engine::error::Result;
-use crate::engine::model::{Batch, KvCache};
-use crate::engine::progress::{Phase, Progress, Unit};
+use crate::error::Result;
+use crate::model::{Batch, KvCache};
+use crate::progress::{Phase, Progress, Unit};
 
 /// How text is written.
 #[derive(Clone, Debug, PartialEq)]
@@ -157,7 +157,7 @@ fn draw(row: &[f32], sum: &RowSum, options: &GenerateOptions, random: &mut Rando
 /// Continues `prompt`, telling `on_token` of each token as it is written.
 ///
 /// The same prompt, options and model give the same text. A cancel answers
-/// [`crate::engine::Error::Cancelled`]; what was written until then went to `on_token`.
+/// [`crate::Error::Cancelled`]; what was written until then went to `on_token`.
 pub fn generate(
     model: &dyn TokenModel,
     codec: &dyn TextCodec,

@@ -5,7 +5,7 @@
 //! border as it would in running text.
 
 use super::TextCodec;
-use crate::engine::error::{Fault, Result, Stage};
+use crate::error::{Fault, Result, Stage};
 
 /// A prompt with one or more continuations, as tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]

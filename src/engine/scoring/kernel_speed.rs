@@ -11,16 +11,16 @@ use serde::Serialize;
 
 use super::random::Random;
 use super::text_stats::quantile;
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Dtype, Encoding, Format, ScanBuffers};
-use crate::engine::kernels::activations::Activations;
-use crate::engine::kernels::counts::{Counts, KeyRange, Order, range8, range16};
-use crate::engine::kernels::dense::{Dense, Panels, Plain};
-use crate::engine::kernels::float;
-use crate::engine::kernels::moments::{self, BINS, Scale};
-use crate::engine::kernels::packed::Packed;
-use crate::engine::kernels::scan::Errors;
-use crate::engine::progress::{Phase, Progress, Unit};
+use crate::error::{Fault, Result, Stage};
+use crate::format::{self, Dtype, Encoding, Format, ScanBuffers};
+use crate::kernels::activations::Activations;
+use crate::kernels::counts::{Counts, KeyRange, Order, range8, range16};
+use crate::kernels::dense::{Dense, Panels, Plain};
+use crate::kernels::float;
+use crate::kernels::moments::{self, BINS, Scale};
+use crate::kernels::packed::Packed;
+use crate::kernels::scan::Errors;
+use crate::progress::{Phase, Progress, Unit};
 
 /// Shapes of the products, outputs × inputs.
 const SHAPES: [(usize, usize); 2] = [(2048, 4096), (4096, 11_008)];

@@ -10,9 +10,9 @@ use super::join::{Joined, join};
 use super::rows::{RowRequest, score_rows};
 use super::tasks::{ItemResult, TaskItem, TaskKind};
 use super::{BATCH_TOKENS, TextCodec, TokenModel, check_ids};
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::model::Batch;
-use crate::engine::progress::Progress;
+use crate::error::{Error, Fault, Result, Stage};
+use crate::model::Batch;
+use crate::progress::Progress;
 
 /// Puts an item's id in front of an error that has no place yet.
 pub(crate) fn in_item(error: Error, id: &str) -> Error {

@@ -4,8 +4,8 @@ use rayon::prelude::*;
 
 use super::softmax::RowSum;
 use super::{TokenModel, not_finite};
-use crate::engine::error::Result;
-use crate::engine::progress::Progress;
+use crate::error::Result;
+use crate::progress::Progress;
 
 /// Logits held at once: 64 MiB of f32.
 const LOGIT_BUDGET: usize = 16 << 20;

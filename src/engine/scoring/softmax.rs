@@ -169,7 +169,7 @@ pub fn token_distance(baseline: &[f32], candidate: &[f32], target: u32) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::scoring::random::Random;
+    use crate::scoring::random::Random;
 
     fn reference(a: &[f32], b: &[f32]) -> f64 {
         let lse = |row: &[f32]| {

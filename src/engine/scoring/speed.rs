@@ -13,9 +13,9 @@ use super::random::Random;
 use super::rows::gather;
 use super::softmax::RowSum;
 use super::text_stats::quantile;
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::model::{Batch, KvCache};
-use crate::engine::progress::{Phase, Progress, Unit};
+use crate::error::{Fault, Result, Stage};
+use crate::model::{Batch, KvCache};
+use crate::progress::{Phase, Progress, Unit};
 
 /// How speed is measured.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{TextCodec, TokenModel, completion, multiple_choice};
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::progress::{Phase, Progress, Unit};
+use crate::error::{Error, Fault, Result, Stage};
+use crate::progress::{Phase, Progress, Unit};
 
 /// Largest tasks file.
 const MAX_FILE_BYTES: u64 = 512 << 20;
@@ -354,7 +354,7 @@ mod tests {
 
     #[test]
     fn the_demo_tasks_are_all_understood() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/tasks.jsonl");
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("assets/demo/tasks.jsonl");
         let tasks = TaskSet::read(&path).expect("demo tasks");
         assert_eq!(tasks.items.len(), 2500);
         let few = tasks.sample(3);

@@ -15,9 +15,9 @@ use super::rows::{gather, rows_at_once};
 use super::softmax::{RowSum, TokenDistance, token_distance};
 use super::text_stats::{TextDistance, TextResult};
 use super::{TextCodec, TokenModel, check_ids, not_finite};
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::model::Batch;
-use crate::engine::progress::{Phase, Progress, Unit};
+use crate::error::{Error, Fault, Result, Stage};
+use crate::model::Batch;
+use crate::progress::{Phase, Progress, Unit};
 
 /// Takes each model's logits of some rows, the rows' true tokens and the width of a row.
 type Visit<'a> = dyn FnMut(&[Vec<f32>], &[u32], usize) -> Result<()> + 'a;

@@ -17,14 +17,14 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::{Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue, kld};
-use crate::engine::calibration::Importance;
-use crate::engine::checkpoint::{Checkpoint, TensorInfo};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Format};
-use crate::engine::model::{Differentiable, Labels, Site};
-use crate::engine::progress::{Phase, Progress, Unit};
-use crate::engine::scoring::ScoredText;
-use crate::engine::units;
+use crate::calibration::Importance;
+use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::error::{Fault, Result, Stage};
+use crate::format::{self, Format};
+use crate::model::{Differentiable, Labels, Site};
+use crate::progress::{Phase, Progress, Unit};
+use crate::scoring::ScoredText;
+use crate::units;
 
 /// What this metric is.
 pub const METRIC: Metric = Metric {
@@ -221,16 +221,16 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::engine::model::{Model, Tokenizer};
-    use crate::engine::scoring::{TextOptions, TextSource};
-    use crate::engine::sensitivity::kld::{KldOptions, measured_kld};
-    use crate::engine::sensitivity::ranks::spearman;
+    use crate::model::{Model, Tokenizer};
+    use crate::scoring::{TextOptions, TextSource};
+    use crate::sensitivity::kld::{KldOptions, measured_kld};
+    use crate::sensitivity::ranks::spearman;
 
     /// The demo's rankings by prediction and by measurement agree, and small damage is predicted in
     /// size as well.
     #[test]
     fn predictions_rank_tensors_as_the_measured_kld_does() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("assets/demo");
         let checkpoint = Checkpoint::open(&path).expect("the demo opens");
         let progress = Progress::default();
         let model = Model::load(&checkpoint, &progress).expect("loads");
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_model_beyond_the_memory_allowed_is_refused_before_it_is_loaded() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("assets/demo");
         let checkpoint = Checkpoint::open(&path).expect("the demo opens");
         let options = FisherOptions { most_bytes: 1 << 20, ..FisherOptions::default() };
         let err = check_memory(&checkpoint, &options).expect_err("refused");

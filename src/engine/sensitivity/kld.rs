@@ -10,14 +10,14 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::{Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue};
-use crate::engine::calibration::Importance;
-use crate::engine::checkpoint::{Checkpoint, Role, TensorInfo};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Dtype, Encoding, Format};
-use crate::engine::kernels::ops;
-use crate::engine::model::{Batch, LayerInputs, Model, Replacement, Site, StoredMatrix};
-use crate::engine::progress::{Phase, Progress, Unit};
-use crate::engine::scoring::ScoredText;
+use crate::calibration::Importance;
+use crate::checkpoint::{Checkpoint, Role, TensorInfo};
+use crate::error::{Fault, Result, Stage};
+use crate::format::{self, Dtype, Encoding, Format};
+use crate::kernels::ops;
+use crate::model::{Batch, LayerInputs, Model, Replacement, Site, StoredMatrix};
+use crate::progress::{Phase, Progress, Unit};
+use crate::scoring::ScoredText;
 
 /// What this metric is.
 pub const METRIC: Metric = Metric {
@@ -144,7 +144,7 @@ pub(super) fn requantized(
     );
     progress.check()?;
     let mut bytes = vec![0; values.len() * 4];
-    crate::engine::kernels::float::encode_f32(&values, &mut bytes);
+    crate::kernels::float::encode_f32(&values, &mut bytes);
     Ok(Some(StoredMatrix { dtype: Dtype::F32, rows, cols, bytes }))
 }
 
@@ -226,8 +226,7 @@ pub fn measured_kld(
                                 klds.extend(distances(model, reference, &replacement, site, progress)?);
                                 progress.advance(reference.rows.len() as u64);
                             }
-                            let (mean, stderr) =
-                                crate::engine::scoring::text_stats::mean_and_stderr(klds.iter().copied());
+                            let (mean, stderr) = crate::scoring::text_stats::mean_and_stderr(klds.iter().copied());
                             (mean, Some(stderr))
                         }
                     }

@@ -11,12 +11,12 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue};
-use crate::engine::calibration::Importance;
-use crate::engine::checkpoint::{Checkpoint, TensorInfo};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Encoding, Format, ScanBuffers, Shared};
-use crate::engine::kernels::scan::Errors;
-use crate::engine::progress::{Phase, Progress, Unit};
+use crate::calibration::Importance;
+use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::error::{Fault, Result, Stage};
+use crate::format::{self, Encoding, Format, ScanBuffers, Shared};
+use crate::kernels::scan::Errors;
+use crate::progress::{Phase, Progress, Unit};
 
 /// The metric of this file.
 pub const METRIC: Metric = Metric {
@@ -223,7 +223,7 @@ fn span_sums(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::checkpoint::Role;
+    use crate::checkpoint::Role;
 
     /// A safetensors file of one f32 matrix with a layer's name.
     fn write(folder: &std::path::Path, row_count: usize, row_len: usize) -> Checkpoint {

@@ -6,8 +6,8 @@
 use serde_json::{Value, json};
 
 use super::parts::{Matrix, Part};
-use crate::engine::format::{BnbScheme, Dtype, Shared};
-use crate::engine::kernels::bnb::{BLOCK, NESTED_BLOCK, Nested, Table, dynamic_map};
+use crate::format::{BnbScheme, Dtype, Shared};
+use crate::kernels::bnb::{BLOCK, NESTED_BLOCK, Nested, Table, dynamic_map};
 
 /// The container's name of a table.
 pub fn table_name(table: Table) -> &'static str {

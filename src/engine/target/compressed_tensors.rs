@@ -9,9 +9,9 @@
 use serde_json::{Map, Value, json};
 
 use super::parts::{Matrix, Part, scale_dtype};
-use crate::engine::format::{Dtype, FP8_BLOCK, Fp8Scales, Fp8Scheme, Granularity, IntScheme};
-use crate::engine::kernels::bits;
-use crate::engine::kernels::fp8::Fp8;
+use crate::format::{Dtype, FP8_BLOCK, Fp8Scales, Fp8Scheme, Granularity, IntScheme};
+use crate::kernels::bits;
+use crate::kernels::fp8::Fp8;
 
 /// The layout that files say they have.
 const VERSION: &str = "0.20.0";

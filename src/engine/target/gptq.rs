@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use super::compressed_tensors::words;
 use super::parts::{Matrix, Part};
-use crate::engine::format::{Dtype, Granularity, IntScheme};
-use crate::engine::kernels::bits;
-use crate::engine::kernels::ints::ScaleType;
+use crate::format::{Dtype, Granularity, IntScheme};
+use crate::kernels::bits;
+use crate::kernels::ints::ScaleType;
 
 /// The column of eight that lies in nibble `i` of AWQ's word.
 pub const AWQ_ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];

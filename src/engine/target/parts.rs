@@ -8,8 +8,8 @@
 //! GPTQModel 7.7 (Apache-2.0) and AutoAWQ 0.2.9 (MIT), each checked against its own packing code.
 
 use super::{bitsandbytes, compressed_tensors, gptq};
-use crate::engine::format::{Dtype, Shared};
-use crate::engine::kernels::ints::ScaleType;
+use crate::format::{Dtype, Shared};
+use crate::kernels::ints::ScaleType;
 
 /// A container for quantized weights in safetensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

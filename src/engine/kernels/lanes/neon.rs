@@ -14,10 +14,10 @@ use half::f16;
 use super::Lanes;
 
 /// Eight rows in pairs of 128 bits, on any AArch64.
-pub(in crate::engine::kernels) struct Neon;
+pub(in crate::kernels) struct Neon;
 
 /// As [`Neon`], with dot products of bytes.
-pub(in crate::engine::kernels) struct NeonDot;
+pub(in crate::kernels) struct NeonDot;
 
 /// Wraps bodies of intrinsics.
 macro_rules! intrinsics {

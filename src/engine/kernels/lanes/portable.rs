@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use super::{Lanes, STEP};
 
 /// Eight rows in arrays.
-pub(in crate::engine::kernels) struct Portable;
+pub(in crate::kernels) struct Portable;
 
 /// Rows a tile.
 const ROWS: usize = 8;

@@ -15,7 +15,7 @@ use std::arch::x86_64::*;
 use super::Lanes;
 
 /// Eight rows in 256 bits.
-pub(in crate::engine::kernels) struct Avx2;
+pub(in crate::kernels) struct Avx2;
 
 #[inline(always)]
 unsafe fn four(x: *const i8) -> __m256i {
@@ -107,10 +107,10 @@ impl Lanes for Avx2 {
 }
 
 /// Sixteen rows in 512 bits.
-pub(in crate::engine::kernels) struct Avx512;
+pub(in crate::kernels) struct Avx512;
 
 /// As [`Avx512`], with byte products that add up in 32 bits.
-pub(in crate::engine::kernels) struct Avx512Vnni;
+pub(in crate::kernels) struct Avx512Vnni;
 
 #[inline(always)]
 unsafe fn four_wide(x: *const i8) -> __m512i {

@@ -1,7 +1,7 @@
 //! Products of every layout at every level against decoded rows, and rows against the decoders.
 
 use super::*;
-use crate::engine::format;
+use crate::format;
 
 fn noise(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;

@@ -2,7 +2,7 @@
 
 use super::lanes::{Grain, Lanes, WIDE};
 use super::{CHUNK, Errors, Lines, Tally, scans};
-use crate::engine::kernels::{Columns, Level, legacy, legacy_encode};
+use crate::kernels::{Columns, Level, legacy, legacy_encode};
 
 const LEN: usize = 32;
 

@@ -25,24 +25,24 @@ macro_rules! scans {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident, $at:ident($($arg:ident: $ty:ty),* $(,)?) => $body:ident)*) => {$(
         $(#[$meta])*
         $vis fn $name($($arg: $ty),*) {
-            $at($crate::engine::kernels::Level::detect(), $($arg),*);
+            $at($crate::kernels::Level::detect(), $($arg),*);
         }
 
         #[doc = concat!("`", stringify!($name), "` at a given instruction level, which the CPU must have.")]
-        $vis fn $at(level: $crate::engine::kernels::Level, $($arg: $ty),*) {
+        $vis fn $at(level: $crate::kernels::Level, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,f16c")]
                 fn with_avx2($($arg: $ty),*) {
-                    $body::<$crate::engine::kernels::scan::lanes::Avx2>($($arg),*);
+                    $body::<$crate::kernels::scan::lanes::Avx2>($($arg),*);
                 }
-                if level >= $crate::engine::kernels::Level::Avx2 {
+                if level >= $crate::kernels::Level::Avx2 {
                     // SAFETY: the level says that this CPU has AVX2, FMA and F16C.
                     return unsafe { with_avx2($($arg),*) };
                 }
             }
             let _ = level;
-            $body::<$crate::engine::kernels::scan::lanes::Portable>($($arg),*);
+            $body::<$crate::kernels::scan::lanes::Portable>($($arg),*);
         }
     )*};
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::format::{self, Encoding, Format};
+use crate::format::{self, Encoding, Format};
 
 /// The reference: encode, decode, add in f64.
 fn reference(format: &dyn Format, weights: &[f32]) -> Errors {
@@ -152,7 +152,7 @@ fn groups_of_every_length_are_those_of_their_grids() {
 
 #[test]
 fn fp8_rounds_to_the_nearest_of_its_values() {
-    use crate::engine::kernels::float::{f8_e4m3_to_f32, f8_e5m2_to_f32};
+    use crate::kernels::float::{f8_e4m3_to_f32, f8_e5m2_to_f32};
     for (kind, decode) in [(Fp8::E4m3, f8_e4m3_to_f32 as fn(u8) -> f32), (Fp8::E5m2, f8_e5m2_to_f32)] {
         let mut values: Vec<f32> = (0..128).map(decode).filter(|value| value.is_finite()).collect();
         values.sort_by(f32::total_cmp);

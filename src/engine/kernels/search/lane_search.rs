@@ -13,7 +13,7 @@ const SAFE: f32 = 1_000_000.0;
 
 /// [`super::with_minimum`] of eight neighbouring runs of `N` values.
 #[inline(always)]
-pub(in crate::engine::kernels) fn with_minimum<L: Lanes, const N: usize>(
+pub(in crate::kernels) fn with_minimum<L: Lanes, const N: usize>(
     values: &[f32],
     weights: &[f32],
     max_code: i32,
@@ -127,7 +127,7 @@ fn with_minimum_in_lanes<L: Lanes, const N: usize, const ABSOLUTE: bool>(
 
 /// The first value of largest magnitude in each lane, that magnitude, and the sum of all magnitudes.
 #[inline(always)]
-pub(in crate::engine::kernels) fn signed_max<L: Lanes, const N: usize>(values: &[L; N]) -> (L, L, L) {
+pub(in crate::kernels) fn signed_max<L: Lanes, const N: usize>(values: &[L; N]) -> (L, L, L) {
     let zero = L::splat(0.0);
     let (mut max, mut magnitude, mut sum) = (zero, zero, zero);
     for &value in values {
@@ -142,7 +142,7 @@ pub(in crate::engine::kernels) fn signed_max<L: Lanes, const N: usize>(values: &
 
 /// [`super::symmetric`] of eight neighbouring runs of `N` values.
 #[inline(always)]
-pub(in crate::engine::kernels) fn symmetric<L: Lanes, const N: usize>(
+pub(in crate::kernels) fn symmetric<L: Lanes, const N: usize>(
     values: &[f32],
     weights: &[f32],
     max_code: i32,
@@ -217,7 +217,7 @@ fn symmetric_in_lanes<L: Lanes, const N: usize>(
 
 /// The scales of [`super::symmetric_greedy`] for eight neighbouring runs of 16 values.
 #[inline(always)]
-pub(in crate::engine::kernels) fn symmetric_greedy<L: Lanes>(values: &[f32], max_code: i32) -> [f32; 8] {
+pub(in crate::kernels) fn symmetric_greedy<L: Lanes>(values: &[f32], max_code: i32) -> [f32; 8] {
     symmetric_greedy_in_lanes::<L>(&in_lanes(values), max_code).unwrap_or_else(|| {
         std::array::from_fn(|run| super::symmetric_greedy(&values[run * 16..(run + 1) * 16], &mut [0; 16], max_code))
     })
@@ -273,7 +273,7 @@ fn symmetric_greedy_in_lanes<L: Lanes>(values: &[L; 16], max_code: i32) -> Optio
 
 /// Sums of squares of eight neighbouring stretches of `len` values, each added up in order.
 #[inline(always)]
-pub(in crate::engine::kernels) fn sums_of_eight<L: Lanes>(values: &[f32], len: usize) -> [f32; 8] {
+pub(in crate::kernels) fn sums_of_eight<L: Lanes>(values: &[f32], len: usize) -> [f32; 8] {
     let mut sum = L::splat(0.0);
     for first in (0..len).step_by(8) {
         let mut rows = [sum; 8];
@@ -289,7 +289,7 @@ pub(in crate::engine::kernels) fn sums_of_eight<L: Lanes>(values: &[f32], len: u
 
 /// Sums of squares of neighbouring stretches of `len` values, a multiple of eight, each added up in order.
 #[inline(always)]
-pub(in crate::engine::kernels) fn sums_of_squares<L: Lanes>(values: &[f32], len: usize) -> Vec<f32> {
+pub(in crate::kernels) fn sums_of_squares<L: Lanes>(values: &[f32], len: usize) -> Vec<f32> {
     let mut sums = Vec::with_capacity(values.len() / len);
     let groups = values.chunks_exact(8 * len);
     let rest = groups.remainder();

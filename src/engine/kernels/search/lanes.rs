@@ -14,7 +14,7 @@ use half::f16;
 const ROUNDER: f32 = 12_582_912.0;
 
 /// The values of iq4_nl's and iq4_xs's codes (`kvalues_iq4nl` of `ggml-common.h`, MIT).
-pub(in crate::engine::kernels) const IQ4_VALUES: [i8; 16] =
+pub(in crate::kernels) const IQ4_VALUES: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Where the nearest of [`IQ4_VALUES`] changes: half way between neighbours.
@@ -25,7 +25,7 @@ const IQ4_BOUNDS: [f32; 15] =
     [-115.5, -93.5, -74.0, -57.0, -42.0, -28.5, -16.0, -4.5, 7.0, 19.0, 31.5, 45.5, 61.0, 79.0, 101.0];
 
 /// Eight floats, or as a mask eight all-one or all-zero bit patterns.
-pub(in crate::engine::kernels) trait Lanes:
+pub(in crate::kernels) trait Lanes:
     Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
 {
     /// The same value in every lane.
@@ -95,7 +95,7 @@ pub(in crate::engine::kernels) trait Lanes:
 
 /// The portable lanes: plain arrays, which the compiler vectorizes as far as it can.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::engine::kernels) struct Plain([f32; 8]);
+pub(in crate::kernels) struct Plain([f32; 8]);
 
 impl Plain {
     #[inline(always)]
@@ -280,7 +280,7 @@ fn iq4_code(value: f32) -> u8 {
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-pub(in crate::engine::kernels) use avx2::Avx2;
+pub(in crate::kernels) use avx2::Avx2;
 
 // Bodies for `by_lanes` call no closure that uses lanes: a closure is a function of its own, compiled
 // without the instructions that its caller has, and the compiler need not inline it.
@@ -290,28 +290,28 @@ pub(in crate::engine::kernels) use avx2::Avx2;
 macro_rules! by_lanes {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) => $body:ident) => {
         $(#[$meta])*
-        $vis fn $name(level: $crate::engine::kernels::Level, $($arg: $ty),*) {
+        $vis fn $name(level: $crate::kernels::Level, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,f16c")]
                 fn with_avx2($($arg: $ty),*) {
-                    $body::<$crate::engine::kernels::search::lanes::Avx2>($($arg),*);
+                    $body::<$crate::kernels::search::lanes::Avx2>($($arg),*);
                 }
-                if level >= $crate::engine::kernels::Level::Avx2 {
+                if level >= $crate::kernels::Level::Avx2 {
                     // SAFETY: the level says that this CPU has AVX2, FMA and F16C.
                     return unsafe { with_avx2($($arg),*) };
                 }
             }
             let _ = level;
-            $body::<$crate::engine::kernels::search::lanes::Plain>($($arg),*);
+            $body::<$crate::kernels::search::lanes::Plain>($($arg),*);
         }
     };
 }
-pub(in crate::engine::kernels) use by_lanes;
+pub(in crate::kernels) use by_lanes;
 
 /// Brings eight runs of `N` neighbouring values into lanes: lane `r` of vector `i` is value `i` of run `r`.
 #[inline(always)]
-pub(in crate::engine::kernels) fn in_lanes<L: Lanes, const N: usize>(values: &[f32]) -> [L; N] {
+pub(in crate::kernels) fn in_lanes<L: Lanes, const N: usize>(values: &[f32]) -> [L; N] {
     let mut out = [L::splat(0.0); N];
     for (first, vectors) in out.chunks_exact_mut(8).enumerate() {
         let mut rows = [L::splat(0.0); 8];
@@ -325,13 +325,13 @@ pub(in crate::engine::kernels) fn in_lanes<L: Lanes, const N: usize>(values: &[f
 
 /// The first eight values.
 #[inline(always)]
-pub(in crate::engine::kernels) fn eight<L: Lanes>(values: &[f32]) -> L {
+pub(in crate::kernels) fn eight<L: Lanes>(values: &[f32]) -> L {
     L::load(values.first_chunk().expect("runs have a multiple of eight values"))
 }
 
 /// The four vectors of 32 values.
 #[inline(always)]
-pub(in crate::engine::kernels) fn four_of<L: Lanes>(values: &[f32]) -> [L; 4] {
+pub(in crate::kernels) fn four_of<L: Lanes>(values: &[f32]) -> [L; 4] {
     [eight(values), eight(&values[8..]), eight(&values[16..]), eight(&values[24..])]
 }
 

@@ -9,28 +9,28 @@
 //! These functions take one run at a time. `lane_search.rs` does the same for eight runs at once, in
 //! the lanes of `lanes.rs`, and comes back here for runs with values beyond what it can do.
 
-pub(in crate::engine::kernels) mod lane_search;
-pub(in crate::engine::kernels) mod lanes;
+pub(in crate::kernels) mod lane_search;
+pub(in crate::kernels) mod lanes;
 
 /// Runs whose largest magnitude is below this are all zero.
-pub(in crate::engine::kernels) const GROUP_MAX_EPS: f32 = 1e-15;
+pub(in crate::kernels) const GROUP_MAX_EPS: f32 = 1e-15;
 
 /// Rounds to the nearest integer, halves to even, for |value| < 2^22.
 #[inline(always)]
-pub(in crate::engine::kernels) fn nearest_int(value: f32) -> i32 {
+pub(in crate::kernels) fn nearest_int(value: f32) -> i32 {
     let bits = (value + 12_582_912.0).to_bits();
     (bits & 0x007f_ffff) as i32 - 0x0040_0000
 }
 
 /// C's conversion of a float to a small integer as x86 does it: by way of i32, truncated.
 #[inline(always)]
-pub(in crate::engine::kernels) fn c_int(value: f32) -> i32 {
+pub(in crate::kernels) fn c_int(value: f32) -> i32 {
     if (-2_147_483_648.0..2_147_483_648.0).contains(&value) { value as i32 } else { i32::MIN }
 }
 
 /// The value of largest magnitude, with its sign, and the magnitude; the first one wins.
 #[inline(always)]
-pub(in crate::engine::kernels) fn signed_max(values: &[f32]) -> (f32, f32) {
+pub(in crate::kernels) fn signed_max(values: &[f32]) -> (f32, f32) {
     let (mut max, mut magnitude) = (0.0f32, 0.0f32);
     for &value in values {
         if value.abs() > magnitude {
@@ -43,19 +43,19 @@ pub(in crate::engine::kernels) fn signed_max(values: &[f32]) -> (f32, f32) {
 
 /// What a symmetric search found.
 #[derive(Clone, Copy, Debug, Default)]
-pub(in crate::engine::kernels) struct Symmetric {
+pub(in crate::kernels) struct Symmetric {
     /// The scale.
-    pub(in crate::engine::kernels) scale: f32,
+    pub(in crate::kernels) scale: f32,
     /// What values were multiplied with to get the codes that fit this scale.
-    pub(in crate::engine::kernels) inverse: f32,
+    pub(in crate::kernels) inverse: f32,
     /// True if the run is all zero: then codes are 0, not the offset.
-    pub(in crate::engine::kernels) is_zero: bool,
+    pub(in crate::kernels) is_zero: bool,
 }
 
 impl Symmetric {
     /// The code of a value in `0..2 × max_code`.
     #[inline(always)]
-    pub(in crate::engine::kernels) fn code(self, value: f32, max_code: i32) -> u8 {
+    pub(in crate::kernels) fn code(self, value: f32, max_code: i32) -> u8 {
         if self.is_zero {
             return 0;
         }
@@ -65,7 +65,7 @@ impl Symmetric {
 
 /// The best symmetric scale for codes in `-max_code..max_code`.
 #[inline(always)]
-pub(in crate::engine::kernels) fn symmetric(values: &[f32], weights: &[f32], max_code: i32) -> Symmetric {
+pub(in crate::kernels) fn symmetric(values: &[f32], weights: &[f32], max_code: i32) -> Symmetric {
     let (max, magnitude) = signed_max(values);
     if magnitude < GROUP_MAX_EPS {
         return Symmetric { is_zero: true, ..Symmetric::default() };
@@ -97,14 +97,14 @@ pub(in crate::engine::kernels) fn symmetric(values: &[f32], weights: &[f32], max
 
 /// The largest codes that [`symmetric`] tries after `max_code` itself.
 #[inline(always)]
-pub(in crate::engine::kernels) fn symmetric_steps(max_code: i32) -> impl Iterator<Item = f32> {
+pub(in crate::kernels) fn symmetric_steps(max_code: i32) -> impl Iterator<Item = f32> {
     (-9..=9).filter(|&step| step != 0).map(move |step| max_code as f32 + 0.1 * step as f32)
 }
 
 /// A symmetric scale and codes weighted by x², improving one code at a time, for q3_k. The codes are offset by
 /// `max_code`.
 #[inline(always)]
-pub(in crate::engine::kernels) fn symmetric_greedy(values: &[f32], codes: &mut [u8], max_code: i32) -> f32 {
+pub(in crate::kernels) fn symmetric_greedy(values: &[f32], codes: &mut [u8], max_code: i32) -> f32 {
     let (max, magnitude) = signed_max(values);
     if magnitude < GROUP_MAX_EPS {
         codes.fill(0);
@@ -152,62 +152,56 @@ pub(in crate::engine::kernels) fn symmetric_greedy(values: &[f32], codes: &mut [
 
 /// The range of inverse scales that [`with_minimum`] tries, and how it weighs errors.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::engine::kernels) struct Steps {
+pub(in crate::kernels) struct Steps {
     first: f32,
     step: f32,
     /// How many are tried, less one.
-    pub(in crate::engine::kernels) count: i32,
+    pub(in crate::kernels) count: i32,
     /// Weighs the magnitude of an error instead of its square.
-    pub(in crate::engine::kernels) absolute_error: bool,
+    pub(in crate::kernels) absolute_error: bool,
 }
 
 impl Steps {
     /// For q4_k.
-    pub(in crate::engine::kernels) const Q4_K: Self = Self { first: -1.0, step: 0.1, count: 20, absolute_error: false };
+    pub(in crate::kernels) const Q4_K: Self = Self { first: -1.0, step: 0.1, count: 20, absolute_error: false };
     /// For q5_k.
-    pub(in crate::engine::kernels) const Q5_K: Self = Self { first: -0.5, step: 0.1, count: 15, absolute_error: false };
+    pub(in crate::kernels) const Q5_K: Self = Self { first: -0.5, step: 0.1, count: 15, absolute_error: false };
     /// For q2_k.
-    pub(in crate::engine::kernels) const Q2_K: Self = Self { first: -0.5, step: 0.1, count: 15, absolute_error: true };
+    pub(in crate::kernels) const Q2_K: Self = Self { first: -0.5, step: 0.1, count: 15, absolute_error: true };
     /// For every format whose columns have an importance.
-    pub(in crate::engine::kernels) const WEIGHTED: Self =
-        Self { first: -0.9, step: 0.05, count: 36, absolute_error: false };
+    pub(in crate::kernels) const WEIGHTED: Self = Self { first: -0.9, step: 0.05, count: 36, absolute_error: false };
 
     /// The largest code of trial `step`.
     #[inline(always)]
-    pub(in crate::engine::kernels) fn top(&self, step: i32, max_code: i32) -> f32 {
+    pub(in crate::kernels) fn top(&self, step: i32, max_code: i32) -> f32 {
         self.first + self.step * step as f32 + max_code as f32
     }
 }
 
 /// What a search with a minimum found.
 #[derive(Clone, Copy, Debug, Default)]
-pub(in crate::engine::kernels) struct Affine {
+pub(in crate::kernels) struct Affine {
     /// The scale.
-    pub(in crate::engine::kernels) scale: f32,
+    pub(in crate::kernels) scale: f32,
     /// What is subtracted: at least 0.
-    pub(in crate::engine::kernels) minimum: f32,
+    pub(in crate::kernels) minimum: f32,
     /// What values less `shift` were multiplied with to get the codes that fit.
-    pub(in crate::engine::kernels) inverse: f32,
+    pub(in crate::kernels) inverse: f32,
     /// The minimum when those codes were made.
-    pub(in crate::engine::kernels) shift: f32,
+    pub(in crate::kernels) shift: f32,
 }
 
 impl Affine {
     /// The code of a value in `0..=max_code`.
     #[inline(always)]
-    pub(in crate::engine::kernels) fn code(self, value: f32, max_code: i32) -> u8 {
+    pub(in crate::kernels) fn code(self, value: f32, max_code: i32) -> u8 {
         nearest_int(self.inverse * (value - self.shift)).clamp(0, max_code) as u8
     }
 }
 
 /// The best scale and minimum for codes in `0..=max_code`.
 #[inline(always)]
-pub(in crate::engine::kernels) fn with_minimum(
-    values: &[f32],
-    weights: &[f32],
-    max_code: i32,
-    steps: &Steps,
-) -> Affine {
+pub(in crate::kernels) fn with_minimum(values: &[f32], weights: &[f32], max_code: i32, steps: &Steps) -> Affine {
     let mut min = values[0];
     let mut max = values[0];
     let mut sum_w = weights[0];
@@ -274,7 +268,7 @@ pub(in crate::engine::kernels) fn with_minimum(
 ///
 /// Negative values give the codes that C's conversion to a byte gives them.
 #[inline(always)]
-pub(in crate::engine::kernels) fn positive<const N: usize>(
+pub(in crate::kernels) fn positive<const N: usize>(
     values: &[f32; N],
     weights: &[f32; N],
     max_code: i32,

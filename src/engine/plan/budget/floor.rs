@@ -8,9 +8,9 @@ use super::super::knapsack::Problem;
 use super::super::resolve::padded;
 use super::super::{Decision, Subject, Target};
 use super::{Group, Limit};
-use crate::engine::checkpoint::Role;
-use crate::engine::format::Dtype;
-use crate::engine::units;
+use crate::checkpoint::Role;
+use crate::format::Dtype;
+use crate::units;
 
 /// One reason for the floor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

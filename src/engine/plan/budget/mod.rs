@@ -25,11 +25,11 @@ pub use floor::{Floor, FloorPart};
 use super::knapsack::{Alternative, Goal, Point, Problem};
 use super::resolve::{padded, resolve_for, shape_of};
 use super::{Decision, Plan, ResolvedPlan, Subject, Target, Why};
-use crate::engine::checkpoint::{Checkpoint, Role, TensorInfo};
-use crate::engine::error::{Fault, Result, Stage};
-use crate::engine::format::{self, Dtype};
-use crate::engine::sensitivity::{self, Label, SensitivityTable};
-use crate::engine::units;
+use crate::checkpoint::{Checkpoint, Role, TensorInfo};
+use crate::error::{Fault, Result, Stage};
+use crate::format::{self, Dtype};
+use crate::sensitivity::{self, Label, SensitivityTable};
+use crate::units;
 
 /// What a proposal must stay within.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::super::{LayerSet, Matcher, Rule, Treatment};
-use crate::engine::checkpoint::{Role, TensorInfo};
+use crate::checkpoint::{Role, TensorInfo};
 
 /// A planned rule for one tensor.
 pub(super) fn exact(tensor: &TensorInfo, format: &'static str) -> Rule {

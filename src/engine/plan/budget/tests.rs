@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::plan::tests::{fault, llama, parse, subject};
-use crate::engine::plan::{Recipe, Rule, Treatment};
-use crate::engine::sensitivity::{SensitivityRow, SensitivityValue};
+use crate::plan::tests::{fault, llama, parse, subject};
+use crate::plan::{Recipe, Rule, Treatment};
+use crate::sensitivity::{SensitivityRow, SensitivityValue};
 
 const FORMATS: [&str; 6] = ["q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"];
 

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::super::resolve::resolve_for;
 use super::super::*;
 use super::{COMMENTED, decided, fault, llama, parse, subject, tensor};
-use crate::engine::checkpoint::Role;
-use crate::engine::format::Dtype;
+use crate::checkpoint::Role;
+use crate::format::Dtype;
 
 #[test]
 fn comments_of_untouched_rules_survive_edits_and_the_text_says_what_the_plan_says() {
@@ -178,7 +178,7 @@ proptest! {
     fn after_any_edits_the_text_says_what_the_plan_says(edits in prop::collection::vec(edit(), 1..25)) {
         let tensors = llama(3);
         let subject = subject(&tensors);
-        let format = |index: usize| crate::engine::format::all()[index].id();
+        let format = |index: usize| crate::format::all()[index].id();
         let treatment = |index| Treatment::format(format(index)).expect("id");
         let mut plan = parse(COMMENTED);
         for edit in edits {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::super::lanes::by_lanes;
 use super::*;
-use crate::engine::kernels::Level;
+use crate::kernels::Level;
 
 /// Runs that the searches find hard: ordinary, heavy-tailed, tiny, huge, denormal, flat, ties, not finite.
 fn runs(len: usize) -> impl Strategy<Value = Vec<f32>> {

@@ -7,7 +7,7 @@ use super::*;
 /// Eight floats in one AVX register. Only code that [`super::by_lanes`] has entered with AVX2,
 /// FMA and F16C switched on may use it.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::engine::kernels) struct Avx2(__m256);
+pub(in crate::kernels) struct Avx2(__m256);
 
 /// An instruction of the level that every user of [`Avx2`] has.
 macro_rules! avx {

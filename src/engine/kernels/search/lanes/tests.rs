@@ -88,7 +88,7 @@ fn every_kind_of_lanes_computes_the_same() {
     let plain = operations::<Plain>();
     assert!(plain.len() > 1000);
     #[cfg(target_arch = "x86_64")]
-    if crate::engine::kernels::Level::detect() >= crate::engine::kernels::Level::Avx2 {
+    if crate::kernels::Level::detect() >= crate::kernels::Level::Avx2 {
         #[target_feature(enable = "avx2,fma,f16c")]
         fn with_avx2() -> Vec<u32> {
             operations::<Avx2>()
