@@ -1,5 +1,6 @@
 //! Streaming tensors through a pass, and the GGUF file that it may end in.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use super::{PassOptions, folder, rtn};
@@ -19,6 +20,8 @@ pub(super) struct Job<'a> {
     pub(super) plan: &'a ResolvedPlan,
     pub(super) options: &'a PassOptions,
     pub(super) progress: &'a Progress,
+    /// Tensors in which weights that are NaN or infinite were met, with their number.
+    pub(super) not_finite: RefCell<Vec<(String, usize)>>,
 }
 
 impl Job<'_> {
@@ -86,6 +89,7 @@ impl Job<'_> {
         let row_bytes = decision.dtype.row_bytes(row_len).ok_or_else(|| {
             Fault::new(Stage::Pass, format!("rows of {row_len} do not fill {} blocks", decision.dtype)).at(&tensor.name)
         })?;
+        let mut not_finite = 0;
         for first in (0..rows).step_by(step) {
             self.progress.check()?;
             let last = (first + step).min(rows);
@@ -94,7 +98,7 @@ impl Job<'_> {
                 &raw
             } else {
                 let how = Encoding { first_row: first, ..how };
-                rtn::convert(&tensor.name, tensor.dtype, decision.dtype, &how, &raw, &mut encoded)?;
+                not_finite += rtn::convert(&tensor.name, tensor.dtype, decision.dtype, &how, &raw, &mut encoded)?;
                 &encoded
             };
             match permuted_heads {
@@ -109,6 +113,9 @@ impl Job<'_> {
                 }
             }
             self.progress.advance(raw.len() as u64);
+        }
+        if not_finite > 0 {
+            self.not_finite.borrow_mut().push((tensor.name.clone(), not_finite));
         }
         Ok(())
     }
