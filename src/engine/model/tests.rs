@@ -83,8 +83,8 @@ fn both_backends_give_the_same_hidden_states_of_a_model() {
         batch.push(&[5, 17, 2, 90, 44, 8, 8, 61], None, None);
         let native = load::llama(&checkpoint, Native, &progress).expect("loads");
         let candle = load::llama(&checkpoint, Candle::cpu(), &progress).expect("loads");
-        let ours = native.run(&batch, &mut [], None, &mut Hooks::default()).expect("runs").into_values();
-        let theirs = candle.run(&batch, &mut [], None, &mut Hooks::default()).expect("runs");
+        let ours = native.run(&batch, &mut [], Start::Embedding, &mut Hooks::default()).expect("runs").into_values();
+        let theirs = candle.run(&batch, &mut [], Start::Embedding, &mut Hooks::default()).expect("runs");
         let theirs = candle.backend.rows_to(&theirs).expect("values");
         assert_close(name, &ours, &theirs);
     }
@@ -111,7 +111,7 @@ fn gradients_reach_every_weight_on_candle() {
     }
     let mut batch = Batch::default();
     batch.push(&[5, 17, 2, 90, 44, 8], None, None);
-    let hidden = graph.run(&batch, &mut [], None, &mut Hooks::default()).expect("runs");
+    let hidden = graph.run(&batch, &mut [], Start::Embedding, &mut Hooks::default()).expect("runs");
     let logits = graph.logits(&hidden, &Hooks::default()).expect("logits");
     let loss = logits.sqr().and_then(|squares| squares.sum_all()).expect("loss");
     let gradients = loss.backward().expect("backward");
