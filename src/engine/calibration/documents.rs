@@ -207,9 +207,9 @@ impl Overlap {
 fn hashes(ids: &[u32], ngram: usize) -> impl Iterator<Item = u64> + '_ {
     let ngram = ngram.max(1).min(ids.len().max(1));
     ids.windows(ngram).map(|run| {
-        run.iter().flat_map(|id| id.to_le_bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+        run.iter()
+            .flat_map(|id| id.to_le_bytes())
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
     })
 }
 

@@ -89,14 +89,7 @@ pub(super) struct Hooks<'a, B: Backend> {
 
 impl<B: Backend> Default for Hooks<'_, B> {
     fn default() -> Self {
-        Self {
-            swaps: &[],
-            removed_layers: &[],
-            head_factors: &[],
-            states: None,
-            linear_input: None,
-            progress: None,
-        }
+        Self { swaps: &[], removed_layers: &[], head_factors: &[], states: None, linear_input: None, progress: None }
     }
 }
 
@@ -130,7 +123,12 @@ impl<B: Backend> Hooks<'_, B> {
 
 impl<B: Backend> Layer<B> {
     /// A linear with what stands in for it, and its bias.
-    fn linear<'s>(&'s self, index: usize, role: Role, hooks: &'s Hooks<'_, B>) -> (&'s B::Linear, Option<&'s B::Vector>) {
+    fn linear<'s>(
+        &'s self,
+        index: usize,
+        role: Role,
+        hooks: &'s Hooks<'_, B>,
+    ) -> (&'s B::Linear, Option<&'s B::Vector>) {
         let affine = match role {
             Role::Q => &self.q,
             Role::K => &self.k,

@@ -77,7 +77,8 @@ pub fn predicted_kld(
 ) -> Result<SensitivityTable> {
     let formats = super::select_formats(&options.formats)?;
     let selected = super::select_tensors(checkpoint, options.tensors.as_deref())?;
-    check_memory(checkpoint, options)?;
+    // Weights, their gradients and the information, four bytes each.
+    check_memory(checkpoint, 12, options.most_bytes)?;
     let information = Information::measure(checkpoint, &selected, text, options.labels, progress)?;
     let tensors = || selected.iter().map(|&index| (index, &checkpoint.tensors[index]));
     progress.begin(Phase::MeasuringWeights, tensors().map(|(_, tensor)| tensor.byte_count).sum(), Unit::Bytes);
@@ -100,22 +101,18 @@ pub fn predicted_kld(
     Ok(table)
 }
 
-/// Weights, their gradients and the information, one f32 each.
-fn check_memory(checkpoint: &Checkpoint, options: &FisherOptions) -> Result<()> {
+/// Refuses a model that needs more than `most_bytes` at so many bytes a weight.
+pub(super) fn check_memory(checkpoint: &Checkpoint, bytes_per_weight: u64, most_bytes: u64) -> Result<()> {
     let weights: u64 = checkpoint.tensors.iter().map(TensorInfo::weight_count).sum();
-    let needed = weights.saturating_mul(12);
-    if needed <= options.most_bytes {
+    let needed = weights.saturating_mul(bytes_per_weight);
+    if needed <= most_bytes {
         return Ok(());
     }
     Err(Fault::new(
         Stage::Sensitivity,
-        format!(
-            "gradients of this model need {}, more than {}",
-            units::bytes(needed),
-            units::bytes(options.most_bytes)
-        ),
+        format!("gradients of this model need {}, more than {}", units::bytes(needed), units::bytes(most_bytes)),
     )
-    .fix("use the metric weight or kld, which hold less in memory")
+    .fix("use a metric without gradients, which holds less in memory")
     .file(&checkpoint.path)
     .into())
 }
@@ -233,8 +230,7 @@ mod tests {
     fn a_model_beyond_the_memory_allowed_is_refused_before_it_is_loaded() {
         let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("assets/demo");
         let checkpoint = Checkpoint::open(&path).expect("the demo opens");
-        let options = FisherOptions { most_bytes: 1 << 20, ..FisherOptions::default() };
-        let err = check_memory(&checkpoint, &options).expect_err("refused");
+        let err = check_memory(&checkpoint, 12, 1 << 20).expect_err("refused");
         assert!(err.to_string().contains("MiB"), "{err}");
     }
 }

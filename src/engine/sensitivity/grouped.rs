@@ -203,8 +203,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::model::Tokenizer;
     use crate::checkpoint::Checkpoint;
+    use crate::model::Tokenizer;
 
     fn demo() -> (std::path::PathBuf, Tokenizer) {
         let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("assets/demo");

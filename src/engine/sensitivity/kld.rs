@@ -219,7 +219,7 @@ fn order(table: &SensitivityTable, formats: &[&'static dyn Format]) -> Vec<(usiz
 }
 
 /// The place of each of `count` layers when first, last, middle and the middles between are taken in turn.
-fn coarse_to_fine(count: usize) -> Vec<usize> {
+pub(super) fn coarse_to_fine(count: usize) -> Vec<usize> {
     let mut places = vec![usize::MAX; count];
     let mut next = 0;
     let mut take = |layer: usize| {
@@ -276,9 +276,10 @@ fn cell(
     asked: &'static dyn Format,
     (value, stderr, groups): (f64, Option<f64>, Vec<super::GroupValue>),
 ) -> Option<SensitivityValue> {
-    let parts = subject.tensors.iter().map(|tensor| {
-        SensitivityValue::new(value, tensor, asked, format::fitting(asked, tensor.row_len()))
-    });
+    let parts = subject
+        .tensors
+        .iter()
+        .map(|tensor| SensitivityValue::new(value, tensor, asked, format::fitting(asked, tensor.row_len())));
     let parts: Vec<SensitivityValue> = parts.collect::<Option<_>>()?;
     let bytes: u64 = parts.iter().map(|part| part.bytes).sum();
     Some(SensitivityValue {

@@ -11,12 +11,15 @@ pub mod heads;
 pub mod kld;
 pub mod layers;
 pub mod output;
+#[cfg(test)]
+mod proofs;
 pub mod ranks;
 mod reference;
 pub mod units;
 pub mod weight;
 
 pub use grouped::GroupedText;
+pub use reference::ReferenceOptions;
 pub use units::{UnitTable, UnitValue};
 
 use std::path::Path;
@@ -69,8 +72,7 @@ pub struct Metric {
 
 /// Every metric, cheapest first.
 pub fn metrics() -> &'static [&'static Metric] {
-    const ALL: [&Metric; 5] =
-        [&weight::METRIC, &output::METRIC, &fisher::METRIC, &kld::LAYER_METRIC, &kld::METRIC];
+    const ALL: [&Metric; 5] = [&weight::METRIC, &output::METRIC, &fisher::METRIC, &kld::LAYER_METRIC, &kld::METRIC];
     &ALL
 }
 
@@ -286,7 +288,8 @@ impl SensitivityTable {
     /// mean over all tokens in the same cells. Groups without tokens are left out.
     pub fn groups_by_damage(&self, format: &str) -> Vec<(String, f64, f64)> {
         let (Some(basis), Some(column)) = (&self.basis, self.column(format)) else { return Vec::new() };
-        let cells: Vec<&SensitivityValue> = self.rows.iter().filter_map(|row| row.cells.get(column)?.as_ref()).collect();
+        let cells: Vec<&SensitivityValue> =
+            self.rows.iter().filter_map(|row| row.cells.get(column)?.as_ref()).collect();
         let count = cells.len().max(1) as f64;
         let whole = cells.iter().map(|cell| cell.value).sum::<f64>() / count;
         let groups = basis.groups.iter().enumerate().filter(|(_, group)| group.tokens > 0);

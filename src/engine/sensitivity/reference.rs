@@ -36,7 +36,7 @@ pub(super) struct Reference {
     batch: Batch,
     /// Rows whose next token is scored.
     rows: Vec<usize>,
-    pub(super) inputs: LayerInputs,
+    inputs: LayerInputs,
     /// Final states of the scored rows.
     hidden: Vec<f32>,
     /// Logits of the scored rows, where they are kept.
@@ -45,9 +45,9 @@ pub(super) struct Reference {
 
 /// The original's run over a whole text.
 pub(super) struct References {
-    pub(super) list: Vec<Reference>,
+    list: Vec<Reference>,
     /// Scored tokens.
-    pub(super) tokens: u64,
+    tokens: u64,
 }
 
 impl References {
@@ -133,7 +133,7 @@ fn rows_of(hidden: &[f32], width: usize, rows: &[usize]) -> Vec<f32> {
 }
 
 /// Windows packed into batches, with the rows whose next token is scored.
-fn batches(text: &GroupedText) -> Vec<(Batch, Vec<usize>)> {
+pub(super) fn batches(text: &GroupedText) -> Vec<(Batch, Vec<usize>)> {
     let mut batches: Vec<(Batch, Vec<usize>)> = Vec::new();
     for window in &text.windows {
         let is_full = batches.last().is_none_or(|(batch, _)| batch.ids.len() + window.ids.len() > BATCH_TOKENS);
