@@ -70,7 +70,7 @@ impl Workbench {
                 let text = Arc::new(TextSource::read(&path)?);
                 self.with_document(|document| document.text = Some(text));
                 self.mark_stale();
-                self.look_at_calibration();
+                self.look_at_calibration(false);
             }
             Command::Show(view) => self.state.view = view,
             Command::Select { tensor, mode } => self.select(tensor, mode),
@@ -671,7 +671,7 @@ impl Workbench {
                 .spawn(JobKind::Open, format!("open {}", file_name(&path)), move |_| Ok(tasks::reopen(run, &path)));
         }
         self.recompare();
-        self.look_at_calibration();
+        self.look_at_calibration(false);
         self.profile_baseline();
         if measure {
             self.measure_weight_error();

@@ -65,7 +65,7 @@ pub(super) enum Outcome {
     /// Layers or heads are measured.
     Units { fingerprint: String, table: UnitTable },
     /// The calibration text was looked at.
-    LookedAtCalibration { fingerprint: String, info: CalibrationInfo },
+    LookedAtCalibration { fingerprint: String, info: CalibrationInfo, tells: bool },
     /// Importance was computed, or read from a file.
     Calibrated { fingerprint: String, known: Box<KnownImportance>, is_computed: bool },
     /// A candidate was written.

@@ -173,27 +173,28 @@ impl Workbench {
         let Some(document) = &mut self.state.document else { return };
         document.calibration_text = Some(path);
         document.is_dirty = true;
-        self.look_at_calibration();
+        self.look_at_calibration(true);
     }
 
-    /// Reads the calibration text for its mixture and for what it shares with the evaluation text.
-    pub(super) fn look_at_calibration(&mut self) {
+    /// Reads the calibration text for its mixture and for what it shares with the evaluation text;
+    /// with `tells`, a large share is a message too.
+    pub(super) fn look_at_calibration(&mut self, tells: bool) {
         let Some(document) = &self.state.document else { return };
         let Some(path) = document.calibration_text.clone().filter(|_| document.cannot_run().is_none()) else { return };
         let (checkpoint, evaluation) = (document.checkpoint.clone(), document.text.clone());
         self.jobs.spawn(JobKind::LookAtText, format!("look at {}", file_name(&path)), move |context| {
-            measure_tasks::look_at_calibration(&checkpoint, &path, evaluation.as_deref(), context)
+            measure_tasks::look_at_calibration(&checkpoint, &path, evaluation.as_deref(), tells, context)
         });
     }
 
-    pub(super) fn take_calibration_info(&mut self, fingerprint: &str, info: CalibrationInfo) {
+    pub(super) fn take_calibration_info(&mut self, fingerprint: &str, info: CalibrationInfo, tells: bool) {
         let Some(document) = self.state.document.as_mut().filter(|d| d.checkpoint.fingerprint == fingerprint) else {
             return;
         };
         if document.calibration_text.as_ref() != Some(&info.path) {
             return;
         }
-        let warning = info.overlap.as_ref().and_then(Overlap::warning);
+        let warning = info.overlap.as_ref().and_then(Overlap::warning).filter(|_| tells);
         document.calibration_info = Some(info);
         if let Some(warning) = warning {
             self.state.notify(Level::Warning, warning);

@@ -179,6 +179,7 @@ pub(super) fn look_at_calibration(
     checkpoint: &Checkpoint,
     path: &Path,
     evaluation: Option<&TextSource>,
+    tells: bool,
     context: &Context,
 ) -> Result<Outcome> {
     let tokenizer = Tokenizer::of_checkpoint(checkpoint)?;
@@ -194,5 +195,5 @@ pub(super) fn look_at_calibration(
         None => None,
     };
     let info = CalibrationInfo { path: path.to_owned(), mixture, overlap };
-    Ok(Outcome::LookedAtCalibration { fingerprint: checkpoint.fingerprint.clone(), info })
+    Ok(Outcome::LookedAtCalibration { fingerprint: checkpoint.fingerprint.clone(), info, tells })
 }

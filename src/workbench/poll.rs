@@ -144,7 +144,9 @@ impl Workbench {
                     document.is_dirty = true;
                 }
             }
-            Outcome::LookedAtCalibration { fingerprint, info } => self.take_calibration_info(&fingerprint, info),
+            Outcome::LookedAtCalibration { fingerprint, info, tells } => {
+                self.take_calibration_info(&fingerprint, info, tells);
+            }
             Outcome::Calibrated { fingerprint, known, is_computed } => {
                 self.take_importance(&fingerprint, *known, is_computed);
             }

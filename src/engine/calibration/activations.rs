@@ -292,7 +292,9 @@ mod tests {
         assert_eq!(found, with(3));
         assert_eq!(found.inputs.len(), 4 * model.config.layers.len() + 1);
         let (mut batch, mut rows) = (Batch::default(), Vec::new());
-        windows().iter().for_each(|window| drop(batch.push(&window.ids, None, None)));
+        for window in windows() {
+            batch.push(&window.ids, None, None);
+        }
         model
             .watch_linears(&batch, &Progress::default(), &mut |input| {
                 if input.layer == Some(1) && input.roles == [Role::Down] {

@@ -32,7 +32,7 @@ impl GroupedText {
     /// the plain text.
     ///
     /// # Errors
-    /// Windows that do not fit the model, a text too short for one, or what the tokenizer refuses.
+    /// As [`ScoredText::new`].
     pub fn of_documents(
         codec: &dyn TextCodec,
         documents: &Documents,
@@ -41,53 +41,24 @@ impl GroupedText {
         options: &TextOptions,
     ) -> Result<Self> {
         let name = documents.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let source = documents.source();
+        let scored = ScoredText::new(codec, &source, model_context, vocab, options)?;
         let domains = documents.domains();
         if domains.is_empty() {
-            let scored = ScoredText::new(codec, &documents.source(), model_context, vocab, options)?;
             return Ok(Self::plain(&name, &scored));
         }
-        let convention = options.convention;
-        let context = options.context.unwrap_or_else(|| convention.default_context(model_context));
-        if context < 4 || context > model_context {
-            return Err(Fault::new(Stage::Sensitivity, format!("a window of {context} tokens does not fit the model"))
-                .fix(format!("choose 4 to {model_context} tokens"))
-                .into());
-        }
-        let (mut ids, mut of_token) = (Vec::new(), Vec::new());
-        for (document, own) in documents.list.iter().zip(documents.encode(codec)?) {
-            let domain = document.domain.as_deref().and_then(|own| domains.iter().position(|name| *name == own));
-            of_token.extend(std::iter::repeat_n(domain.unwrap_or(domains.len()) as u16, own.len()));
-            ids.extend(own);
-        }
-        check_ids(&ids, vocab)?;
+        let of_token = domains_of_tokens(codec, documents, &codec.encode(&source.text)?, &domains)?;
+        // Places cut the same way tell which token each scored one is.
+        let places: Vec<u32> = (0..of_token.len() as u32).collect();
+        let mut cut = windows(&places, codec.bos().map(|_| u32::MAX), scored.convention, scored.context);
+        cut.retain(|window| window.scored_from < window.ids.len());
+        let scored_places = cut.iter().take(scored.windows.len()).flat_map(|window| &window.ids[window.scored_from..]);
+        let labels = scored_places.map(|&place| of_token.get(place as usize).copied().unwrap_or_default()).collect();
         let mut groups: Vec<String> = domains.into_iter().map(str::to_owned).collect();
         if of_token.contains(&(groups.len() as u16)) {
             groups.push("no domain".to_owned());
         }
-        // Places cut the same way tell which token each scored one is.
-        let places: Vec<u32> = (0..ids.len() as u32).collect();
-        let cut = windows(&ids, codec.bos(), convention, context);
-        let cut_places = windows(&places, codec.bos().map(|_| u32::MAX), convention, context);
-        let (mut kept, mut labels) = (Vec::new(), Vec::new());
-        for (window, place) in cut.into_iter().zip(cut_places) {
-            if window.scored_from >= window.ids.len() {
-                continue;
-            }
-            if options.max_tokens.is_some_and(|most| labels.len() >= most) {
-                break;
-            }
-            let scored = &place.ids[place.scored_from..];
-            labels.extend(scored.iter().map(|&place| of_token.get(place as usize).copied().unwrap_or_default()));
-            kept.push(window);
-        }
-        if kept.is_empty() {
-            let cause = format!("the documents have {} tokens, too few for one window of {context}", ids.len());
-            return Err(Fault::new(Stage::Sensitivity, cause)
-                .fix("use a longer text or a shorter window")
-                .file(&documents.path)
-                .into());
-        }
-        Ok(Self { name, windows: kept, labels, groups })
+        Ok(Self { labels, groups, ..Self::plain(&name, &scored) })
     }
 
     /// Right answers of task items after their prompts: every item is a window of which the answer is
@@ -157,13 +128,17 @@ impl GroupedText {
         for window in &self.windows {
             hasher.update(&(window.ids.len() as u64).to_le_bytes());
             hasher.update(&(window.scored_from as u64).to_le_bytes());
-            window.ids.iter().for_each(|id| drop(hasher.update(&id.to_le_bytes())));
+            for id in &window.ids {
+                hasher.update(&id.to_le_bytes());
+            }
         }
         for (label, name) in self.groups.iter().enumerate() {
             hasher.update(&(label as u64).to_le_bytes());
             hasher.update(name.as_bytes());
         }
-        self.labels.iter().for_each(|label| drop(hasher.update(&label.to_le_bytes())));
+        for label in &self.labels {
+            hasher.update(&label.to_le_bytes());
+        }
         Basis {
             name: self.name.clone(),
             hash: hasher.finalize().to_hex().to_string(),
@@ -183,6 +158,32 @@ impl GroupedText {
         });
         (mean, stderr, groups.collect())
     }
+}
+
+/// The domain of every token of all documents as one text; one past the last for those without.
+///
+/// Tokens may join what parts two documents with what is beside it, so the text is encoded as a whole
+/// and each document's end is found by the length of what its tokens say.
+fn domains_of_tokens(codec: &dyn TextCodec, documents: &Documents, ids: &[u32], domains: &[&str]) -> Result<Vec<u16>> {
+    let mut labels = Vec::with_capacity(ids.len());
+    for (document, alone) in documents.list.iter().zip(documents.encode(codec)?) {
+        let rest = &ids[labels.len()..];
+        // What parts it from the next document belongs to it.
+        let length = document.text.len() + 2;
+        let reaches = |count: usize| Ok::<bool, crate::error::Error>(codec.decode(&rest[..count])?.len() >= length);
+        let mut count = alone.len().min(rest.len());
+        while count > 0 && reaches(count - 1)? {
+            count -= 1;
+        }
+        while count < rest.len() && !reaches(count)? {
+            count += 1;
+        }
+        let domain = document.domain.as_deref().and_then(|own| domains.iter().position(|name| *name == own));
+        labels.resize(labels.len() + count, domain.unwrap_or(domains.len()) as u16);
+    }
+    let last = labels.last().copied().unwrap_or_default();
+    labels.resize(ids.len(), last);
+    Ok(labels)
 }
 
 /// BOS, prompt and answer, of which the answer is scored; none where they do not fit.
@@ -224,6 +225,10 @@ mod tests {
         assert!(basis.groups.len() == 17 && basis.tokens >= 3000);
         assert_eq!(basis.groups.iter().map(|group| group.tokens).sum::<usize>(), basis.tokens);
         assert_ne!(basis.hash, GroupedText::plain("t", &plain).basis().hash, "groups count");
+        let text: String = documents.list[0].text.clone();
+        let alone = tokenizer.encode(&text).expect("tokens").len();
+        let own = grouped.labels.iter().take_while(|label| **label == grouped.labels[0]).count();
+        assert!(own.abs_diff(alone) <= 2, "the first document has {alone} tokens, {own} are labelled");
         // A value that is the group's own number comes back for the group.
         let values: Vec<f64> = grouped.labels.iter().map(|&label| f64::from(label)).collect();
         for (index, group) in grouped.summary(&values).2.iter().enumerate() {

@@ -133,7 +133,9 @@ pub fn measured_kld(
     for (row, column) in cells {
         let (subject, asked) = (&subjects[row], formats[column]);
         // Two formats that fall back to the same ones are measured once.
-        let stored = |format| subject.tensors.iter().map(move |tensor| format::fitting(format, tensor.row_len()).id());
+        let stored = |format: &'static dyn Format| {
+            subject.tensors.iter().map(move |tensor| format::fitting(format, tensor.row_len()).id())
+        };
         let same = |other: &usize| *other != column && stored(formats[*other]).eq(stored(asked));
         let twin = (0..formats.len()).filter(same).find_map(|other| table.rows[row].cells[other].as_ref());
         let measured = match twin {

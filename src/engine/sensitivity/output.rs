@@ -13,7 +13,7 @@ use super::coded::Decoded;
 use super::grouped::GroupedText;
 use super::{Label, Metric, SensitivityRow, SensitivityTable};
 use crate::calibration::{ActivationOptions, Activations, Importance, InputActivations};
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::checkpoint::{Checkpoint, Role};
 use crate::error::Result;
 use crate::kernels::dense::{Dense, Panels, Plain};
 use crate::model::Model;
@@ -66,7 +66,7 @@ pub fn output_error(
     table.basis = Some(text.basis_without_groups());
     for tensor in tensors() {
         let mut row = SensitivityRow::new(tensor, formats.len());
-        let is_lookup = tensor.role == crate::checkpoint::Role::Embedding && !model.config.tied_embeddings;
+        let is_lookup = tensor.role == Role::Embedding && !model.config.tied_embeddings;
         let input = activations.input(tensor.layer, tensor.role).filter(|_| !is_lookup);
         if let Some(input) = input.filter(|input| input.width() == tensor.row_len()) {
             if input.products.is_none() {
@@ -133,7 +133,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::checkpoint::Role;
+    use crate::checkpoint::TensorInfo;
     use crate::model::{Batch, Tokenizer};
     use crate::scoring::{ScoredText, TextOptions, TextSource};
 

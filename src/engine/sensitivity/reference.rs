@@ -41,6 +41,8 @@ pub(super) struct Reference {
     hidden: Vec<f32>,
     /// Logits of the scored rows, where they are kept.
     logits: Option<Vec<f32>>,
+    /// Logarithm of the sum of their exponentials, row by row.
+    log_sums: Vec<f32>,
 }
 
 /// The original's run over a whole text.
@@ -66,9 +68,10 @@ impl References {
         let run = |(batch, rows): (Batch, Vec<usize>)| {
             let (hidden, inputs) = model.hidden_keeping(&batch, kept, progress)?;
             let hidden = rows_of(&hidden, model.config.hidden, &rows);
-            let logits = if keeps_logits { Some(model.logits(&hidden)?) } else { None };
+            let logits = model.logits(&hidden)?;
+            let log_sums = logits.par_chunks_exact(model.config.vocab).map(ops::log_sum_exp).collect();
             progress.advance(rows.len() as u64);
-            Ok(Reference { batch, rows, inputs, hidden, logits })
+            Ok(Reference { batch, rows, inputs, hidden, logits: keeps_logits.then_some(logits), log_sums })
         };
         let list = batches(text).into_iter().map(run).collect::<Result<_>>()?;
         Ok(Self { list, tokens: text.scored_tokens() as u64 })
@@ -117,10 +120,10 @@ impl Reference {
         progress.check()?;
         let logits = model.logits_with(hidden.as_deref().unwrap_or(&self.hidden), change)?;
         let original = self.logits(model)?;
-        let pairs = original.par_chunks_exact(vocab).zip(logits.par_chunks_exact(vocab));
+        let pairs = original.par_chunks_exact(vocab).zip(logits.par_chunks_exact(vocab)).zip(&self.log_sums);
         Ok(pairs
-            .map(|(base, changed)| {
-                let kld = ops::kl_divergence(base, ops::log_sum_exp(base), changed, ops::log_sum_exp(changed));
+            .map(|((base, changed), &log_sum)| {
+                let kld = ops::kl_divergence(base, log_sum, changed, ops::log_sum_exp(changed));
                 // Rounding can bring the divergence of nearly equal rows a hair below zero; NaN stays.
                 if kld < 0.0 { 0.0 } else { kld }
             })
