@@ -9,7 +9,7 @@ use egui_extras::{Column, TableBuilder};
 use super::common::{self, action_button_ui, caption_ui, figure_ui, head_ui};
 use crate::app::context::Cx;
 use crate::app::plots::channels::{Channels, channels_ui};
-use crate::app::theme::{Type, UiTokens as _, space};
+use crate::app::theme::{Type, space};
 use crate::app::widgets::{Level, Notice, card_ui, empty_ui, notice_ui, section_ui, section_with_ui, tag_ui};
 use crate::engine::calibration::{Activations, InputActivations, InputFigures};
 use crate::engine::units;
