@@ -56,6 +56,9 @@ pub(super) struct Sensitivity {
     /// For kld: change one tensor at a time, or all linears of one layer
     #[arg(long, default_value = "tensor", value_parser = ["tensor", "layer"])]
     granularity: String,
+    /// For kld: end a cell once its standard error is this share of its value, such as 0.1
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    stop_at: Option<f64>,
     /// Show the figures of one group of the text: a domain, or `task / slice`
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
@@ -69,6 +72,12 @@ pub(super) struct Sensitivity {
     /// (FILE.partial), has of the same text are taken over
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+}
+
+/// A share between 0 and 1.
+fn share(text: &str) -> std::result::Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| "a number is needed".to_owned())?;
+    if share > 0.0 && share < 1.0 { Ok(share) } else { Err("choose between 0 and 1".to_owned()) }
 }
 
 /// Every metric's name, those of tensors first.
@@ -213,6 +222,7 @@ impl Sensitivity {
             formats: self.formats(),
             importance: self.importance()?,
             granularity,
+            stop_at: self.stop_at,
             known: self.known().map(Arc::new),
             ..KldOptions::default()
         };

@@ -39,6 +39,8 @@ pub struct KldRequest {
     pub granularity: Granularity,
     /// Over which tokens.
     pub on: MeasureOn,
+    /// Whether a cell ends once its standard error is a tenth of its value.
+    pub stops_early: bool,
 }
 
 impl Default for KldRequest {
@@ -48,6 +50,7 @@ impl Default for KldRequest {
             tokens: DEFAULT_TOKENS,
             granularity: Granularity::Tensor,
             on: MeasureOn::Text,
+            stops_early: false,
         }
     }
 }

@@ -21,6 +21,9 @@ use crate::engine::sensitivity::{
     GroupedText, Metric, SensitivityRow, SensitivityTable, SensitivityValue, UnitTable, select_formats,
 };
 
+/// The share of a cell's value that its standard error falls to before it ends early.
+const STOP_AT: f64 = 0.1;
+
 /// What KLD is measured on: the tasks where there are some, else the text.
 pub(super) struct On {
     pub(super) text: PathBuf,
@@ -139,6 +142,7 @@ pub(super) fn measured_kld(
     let options = KldOptions {
         formats: request.formats.iter().map(|&id| id.to_owned()).collect(),
         granularity: request.granularity,
+        stop_at: request.stops_early.then_some(STOP_AT),
         importance,
         known,
         ..KldOptions::default()

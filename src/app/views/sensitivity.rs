@@ -29,6 +29,7 @@ pub struct Memory {
     on: usize,
     kld_formats: BTreeSet<&'static str>,
     kld_tokens: usize,
+    stops_early: bool,
     map: sensitivity_map::Memory,
     inputs: sensitivity_inputs::Memory,
     layers: sensitivity_units::Memory,
@@ -43,6 +44,7 @@ impl Default for Memory {
             on: 0,
             kld_formats: KldRequest::default().formats.into_iter().collect(),
             kld_tokens: LEAST_TOKENS,
+            stops_early: false,
             map: Default::default(),
             inputs: Default::default(),
             layers: Default::default(),
@@ -142,6 +144,8 @@ fn kld_controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory) {
     formats_ui(ui, &mut memory.kld_formats);
     let tokens = DragValue::new(&mut memory.kld_tokens).range(LEAST_TOKENS..=1_048_576).speed(512).suffix(" tokens");
     ui.add(tokens).accessible_name("Tokens to measure over");
+    ui.add(Checkbox::new(&mut memory.stops_early, "end at ±10 %"))
+        .on_hover_text("A cell ends once its standard error is a tenth of its value: faster, over fewer tokens");
     let has_tasks = cx.document().is_some_and(|document| document.tasks.is_some());
     let reason = (cx.bench.unavailable(Action::MeasureKld))
         .or_else(|| memory.kld_formats.is_empty().then_some("Choose a format to measure"))
@@ -212,6 +216,7 @@ impl Memory {
             tokens: self.kld_tokens,
             granularity: Granularity::Tensor,
             on: if self.on == 1 { MeasureOn::Tasks } else { MeasureOn::Text },
+            stops_early: self.stops_early,
         }
     }
 }

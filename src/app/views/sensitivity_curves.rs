@@ -332,6 +332,7 @@ mod tests {
             value.map(|value| SensitivityValue {
                 value,
                 stderr: None,
+                stopped_after: None,
                 bits_per_weight: 4.5,
                 bytes: 1,
                 fell_back_to: None,

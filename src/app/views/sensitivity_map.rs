@@ -323,6 +323,7 @@ mod tests {
         Some(SensitivityValue {
             value,
             stderr,
+            stopped_after: None,
             bits_per_weight: 4.5,
             bytes: 10,
             fell_back_to: None,

@@ -113,7 +113,7 @@ pub(super) fn ablation(
         let factors = (0..shape.heads).map(|head| if silenced(head) { 0.0 } else { 1.0 }).collect();
         let change = Change { head_factors: vec![(layer, factors)], ..Change::default() };
         let place = format!("{} {own} of layer {layer}", kind.name());
-        let klds = references.klds(model, &change, &place, progress)?;
+        let klds = references.klds(model, &change, &place, None, progress)?;
         let (value, stderr, groups) = text.summary(&klds);
         found(UnitValue { layer, index, value, stderr, groups });
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::coded::Decoded;
 use super::grouped::GroupedText;
 use super::reference::{ReferenceOptions, References};
-use super::{Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue};
+use super::{GroupValue, Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue};
 use crate::calibration::Importance;
 use crate::checkpoint::{Checkpoint, Role, TensorInfo};
 use crate::error::{Fault, Result, Stage};
@@ -75,6 +75,9 @@ pub struct KldOptions {
     pub reference: ReferenceOptions,
     /// Encodes as a plan with this importance matrix does.
     pub importance: Option<Arc<Importance>>,
+    /// Ends a cell early once its standard error is this share of its value: faster, with figures of
+    /// fewer tokens; none measures all of the text.
+    pub stop_at: Option<f64>,
     /// An earlier table, whose cells of the same text and importance are taken over.
     pub known: Option<Arc<SensitivityTable>>,
 }
@@ -83,6 +86,14 @@ pub struct KldOptions {
 struct Subject<'a> {
     row: SensitivityRow,
     tensors: Vec<&'a TensorInfo>,
+}
+
+/// What was found of one cell.
+struct Measured {
+    value: f64,
+    stderr: Option<f64>,
+    stopped_after: Option<usize>,
+    groups: Vec<GroupValue>,
 }
 
 /// The rows and columns that [`measured_kld`] fills, still empty but for what is known.
@@ -98,7 +109,8 @@ pub fn empty_table(checkpoint: &Checkpoint, text: &GroupedText, options: &KldOpt
     if let Some(known) = options.known.as_ref().filter(|known| known.is_comparable(&table)) {
         for row in &mut table.rows {
             for (cell, format) in row.cells.iter_mut().zip(&table.formats) {
-                *cell = known.cell(&row.name, format).cloned();
+                let is_enough = |cell: &&SensitivityValue| options.stop_at.is_some() || cell.stopped_after.is_none();
+                *cell = known.cell(&row.name, format).filter(is_enough).cloned();
             }
         }
     }
@@ -141,18 +153,25 @@ pub fn measured_kld(
         let measured = match twin {
             Some(twin) => {
                 progress.advance(tokens);
-                (twin.value, twin.stderr, twin.groups.clone())
+                Measured {
+                    value: twin.value,
+                    stderr: twin.stderr,
+                    stopped_after: twin.stopped_after,
+                    groups: twin.groups.clone(),
+                }
             }
             None => {
                 let change = change(checkpoint, subject, asked, options, progress)?;
                 if change.replacements.is_empty() {
                     progress.advance(tokens);
                     let groups = table.basis.as_ref().map_or(0, |basis| basis.groups.len());
-                    (0.0, Some(0.0), vec![super::GroupValue { value: 0.0, stderr: 0.0 }; groups])
+                    let groups = vec![GroupValue { value: 0.0, stderr: 0.0 }; groups];
+                    Measured { value: 0.0, stderr: Some(0.0), stopped_after: None, groups }
                 } else {
-                    let klds = references.klds(model, &change, &subject.row.name, progress)?;
-                    let (mean, stderr, groups) = text.summary(&klds);
-                    (mean, Some(stderr), groups)
+                    let klds = references.klds(model, &change, &subject.row.name, options.stop_at, progress)?;
+                    let (value, stderr, groups) = text.summary(&klds);
+                    let stopped_after = (klds.len() < tokens as usize).then_some(klds.len());
+                    Measured { value, stderr: Some(stderr), stopped_after, groups }
                 }
             }
         };
@@ -273,24 +292,21 @@ fn change(
     Ok(change)
 }
 
-fn cell(
-    subject: &Subject<'_>,
-    asked: &'static dyn Format,
-    (value, stderr, groups): (f64, Option<f64>, Vec<super::GroupValue>),
-) -> Option<SensitivityValue> {
+fn cell(subject: &Subject<'_>, asked: &'static dyn Format, measured: Measured) -> Option<SensitivityValue> {
     let parts = subject
         .tensors
         .iter()
-        .map(|tensor| SensitivityValue::new(value, tensor, asked, format::fitting(asked, tensor.row_len())));
+        .map(|tensor| SensitivityValue::new(measured.value, tensor, asked, format::fitting(asked, tensor.row_len())));
     let parts: Vec<SensitivityValue> = parts.collect::<Option<_>>()?;
     let bytes: u64 = parts.iter().map(|part| part.bytes).sum();
     Some(SensitivityValue {
-        value,
-        stderr,
+        value: measured.value,
+        stderr: measured.stderr,
+        stopped_after: measured.stopped_after,
         bits_per_weight: units::bits_per_weight(bytes, subject.row.weight_count),
         bytes,
         fell_back_to: parts.iter().find_map(|part| part.fell_back_to.clone()),
-        groups,
+        groups: measured.groups,
         weight_error: None,
     })
 }

@@ -98,7 +98,7 @@ pub(super) fn removal(
     layers.sort_by_key(|&layer| places[layer]);
     for layer in layers {
         let change = Change { removed_layers: vec![layer], ..Change::default() };
-        let klds = references.klds(model, &change, &format!("layer {layer}"), progress)?;
+        let klds = references.klds(model, &change, &format!("layer {layer}"), None, progress)?;
         let (value, stderr, groups) = text.summary(&klds);
         found(UnitValue { layer, index: None, value, stderr, groups });
     }

@@ -165,6 +165,9 @@ pub struct SensitivityValue {
     pub value: f64,
     /// Standard error of the value, where it is an estimate.
     pub stderr: Option<f64>,
+    /// Tokens that it is of, where measuring stopped before the text's end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_after: Option<usize>,
     /// Exact bits per weight of the tensor so stored.
     pub bits_per_weight: f64,
     /// Exact bytes of the tensor so stored.
@@ -337,6 +340,7 @@ impl SensitivityValue {
         Some(Self {
             value,
             stderr: None,
+            stopped_after: None,
             bits_per_weight: super::units::bits_per_weight(bytes, tensor.weight_count()),
             bytes,
             fell_back_to: (stored.id() != asked.id()).then(|| stored.id().to_owned()),

@@ -11,6 +11,7 @@ use crate::error::{Fault, Result, Stage};
 use crate::kernels::ops;
 use crate::model::{Batch, Change, Kept, LayerInputs, Model};
 use crate::progress::Progress;
+use crate::scoring::mean_and_stderr;
 
 /// Tokens that are run together.
 const BATCH_TOKENS: usize = 1024;
@@ -77,16 +78,28 @@ impl References {
         Ok(Self { list, tokens: text.scored_tokens() as u64 })
     }
 
-    /// KLD of every scored token under a change, in the text's order. Counts tokens.
+    /// KLD of every scored token under a change, in the text's order. Counts tokens. With `stop_at`,
+    /// only until the mean's standard error is so small a share of the mean.
     ///
     /// # Errors
     /// A model that yields no finite numbers at `place`, a change that does not fit it, or cancel.
-    pub(super) fn klds(&self, model: &Model, change: &Change, place: &str, progress: &Progress) -> Result<Vec<f64>> {
+    pub(super) fn klds(
+        &self,
+        model: &Model,
+        change: &Change,
+        place: &str,
+        stop_at: Option<f64>,
+        progress: &Progress,
+    ) -> Result<Vec<f64>> {
         let mut klds = Vec::with_capacity(self.tokens as usize);
         for reference in &self.list {
             progress.check()?;
             klds.extend(reference.klds(model, change, progress)?);
             progress.advance(reference.rows.len() as u64);
+            if stop_at.is_some_and(|share| is_settled(&klds, share)) {
+                progress.advance(self.tokens.saturating_sub(klds.len() as u64));
+                break;
+            }
         }
         if klds.iter().any(|kld| !kld.is_finite()) {
             return Err(Fault::new(Stage::Sensitivity, "the model gives no finite probabilities")
@@ -129,6 +142,13 @@ impl Reference {
             })
             .collect())
     }
+}
+
+/// True once the mean is known to `share` of itself. The error of few tokens says little of itself.
+fn is_settled(klds: &[f64], share: f64) -> bool {
+    const LEAST_TOKENS: usize = 2048;
+    let (mean, stderr) = mean_and_stderr(klds.iter().copied());
+    klds.len() >= LEAST_TOKENS && mean > 0.0 && stderr <= share * mean
 }
 
 fn rows_of(hidden: &[f32], width: usize, rows: &[usize]) -> Vec<f32> {

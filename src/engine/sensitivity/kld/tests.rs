@@ -125,6 +125,21 @@ fn a_layer_changed_as_a_whole_minds_about_the_sum_of_its_tensors() {
 }
 
 #[test]
+fn a_cell_that_is_known_well_enough_ends_early_and_is_measured_whole_when_asked() {
+    let demo = demo(5000);
+    let early = KldOptions { stop_at: Some(0.5), ..options(&["q2_k"], &EVERY_PLACE[5..]) };
+    let (table, _) = demo.measure(&early);
+    let cell = table.rows[0].cells[0].as_ref().expect("measured");
+    let tokens = cell.stopped_after.expect("half of its value is soon reached");
+    assert!((2048..4000).contains(&tokens), "{tokens}");
+    assert!(cell.stderr.expect("an estimate") <= 0.5 * cell.value);
+    let known = Some(Arc::new(table.clone()));
+    assert!(demo.measure(&KldOptions { known: known.clone(), ..early }).1.is_empty());
+    let (whole, cells) = demo.measure(&KldOptions { known, ..options(&["q2_k"], &EVERY_PLACE[5..]) });
+    assert_eq!((cells.len(), whole.rows[0].cells[0].as_ref().expect("measured").stopped_after), (1, None));
+}
+
+#[test]
 fn layers_are_visited_coarse_to_fine() {
     let visits = |count: usize| {
         let places = coarse_to_fine(count);

@@ -50,7 +50,7 @@ impl Demo {
         let progress = Progress::default();
         let references =
             super::super::reference::References::run(&self.model, &self.text, &ReferenceOptions::default(), &progress);
-        let klds = references.expect("runs").klds(&self.model, change, "here", &progress).expect("runs");
+        let klds = references.expect("runs").klds(&self.model, change, "here", None, &progress).expect("runs");
         self.text.summary(&klds).0
     }
 }
