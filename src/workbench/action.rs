@@ -85,8 +85,17 @@ pub enum Action {
     RunPlan,
     Calibrate,
     CalibrateOn,
+    ChooseCalibration,
     MeasureWeightError,
+    MeasureOutput,
+    MeasureFisher,
     MeasureKld,
+    MeasureLayerKld,
+    MeasureBlockInfluence,
+    MeasureLayerRemoval,
+    MeasureHeadGradient,
+    MeasureHeadAblation,
+    MeasureGroupAblation,
     EvaluateBaseline,
     EvaluateCandidates,
     Generate,
@@ -106,7 +115,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, in menu order.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 53] = [
         Self::OpenFile,
         Self::OpenFolder,
         Self::OpenPath,
@@ -134,8 +143,17 @@ impl Action {
         Self::RunPlan,
         Self::Calibrate,
         Self::CalibrateOn,
+        Self::ChooseCalibration,
         Self::MeasureWeightError,
+        Self::MeasureOutput,
+        Self::MeasureFisher,
         Self::MeasureKld,
+        Self::MeasureLayerKld,
+        Self::MeasureBlockInfluence,
+        Self::MeasureLayerRemoval,
+        Self::MeasureHeadGradient,
+        Self::MeasureHeadAblation,
+        Self::MeasureGroupAblation,
         Self::EvaluateBaseline,
         Self::EvaluateCandidates,
         Self::Generate,
@@ -233,6 +251,45 @@ impl Action {
                 G::Run,
                 "Measure weight error",
                 "Relative error of every tensor in every format, from the weights alone",
+                None,
+            ),
+            Self::ChooseCalibration => (
+                G::Run,
+                "Choose calibration text…",
+                "Measure sensitivity and importance on this text, plain or JSONL with text and domain",
+                None,
+            ),
+            Self::MeasureOutput => (
+                G::Run,
+                "Predict output error",
+                "How far every format moves what each linear gives, from the second moments of its inputs",
+                None,
+            ),
+            Self::MeasureFisher => (
+                G::Run,
+                "Predict KLD from gradients",
+                "Fisher information times squared error, for every tensor and format, from one backward pass a window",
+                None,
+            ),
+            Self::MeasureLayerKld => {
+                (G::Run, "Measure KLD per layer", "Change every linear of one layer at a time", None)
+            }
+            Self::MeasureBlockInfluence => {
+                (G::Run, "Predict block influence", "How far each layer turns its input, from one pass", None)
+            }
+            Self::MeasureLayerRemoval => {
+                (G::Run, "Measure layer removal", "Leave one layer out at a time and measure the KLD", None)
+            }
+            Self::MeasureHeadGradient => {
+                (G::Run, "Predict head importance", "Gradient of a factor on each attention head's output", None)
+            }
+            Self::MeasureHeadAblation => {
+                (G::Run, "Measure head ablation", "Silence one attention head at a time and measure the KLD", None)
+            }
+            Self::MeasureGroupAblation => (
+                G::Run,
+                "Measure KV group ablation",
+                "Silence the heads of one KV group at a time and measure the KLD",
                 None,
             ),
             Self::MeasureKld => (
@@ -339,10 +396,26 @@ impl Action {
             Self::MeasureWeightError => {
                 no_document().or_else(|| unless(!jobs.is_running(JobKind::WeightError), "Already measuring"))
             }
-            Self::MeasureKld => no_document()
-                .or_else(|| document.and_then(|d| d.cannot_run()))
-                .or_else(|| unless(document.is_some_and(|d| d.text.is_some()), "Choose a text first"))
-                .or_else(|| unless(!jobs.is_running(JobKind::Kld), "Already measuring")),
+            Self::MeasureOutput
+            | Self::MeasureFisher
+            | Self::MeasureKld
+            | Self::MeasureLayerKld
+            | Self::MeasureBlockInfluence
+            | Self::MeasureLayerRemoval
+            | Self::MeasureHeadGradient
+            | Self::MeasureHeadAblation
+            | Self::MeasureGroupAblation => {
+                let kind = match self {
+                    Self::MeasureOutput => JobKind::OutputError,
+                    Self::MeasureFisher => JobKind::Fisher,
+                    Self::MeasureKld | Self::MeasureLayerKld => JobKind::Kld,
+                    _ => JobKind::Units,
+                };
+                no_document()
+                    .or_else(|| document.and_then(|d| d.cannot_run()))
+                    .or_else(|| unless(document.is_some_and(|d| d.sensitivity_text().is_some()), "Choose a text first"))
+                    .or_else(|| unless(!jobs.is_running(kind), "Already measuring"))
+            }
             Self::Calibrate => no_document()
                 .or_else(|| document.and_then(|d| d.cannot_run()))
                 .or_else(|| {

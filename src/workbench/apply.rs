@@ -11,6 +11,7 @@ use super::events::Outcome;
 use super::history::History;
 use super::importance;
 use super::jobs::JobKind;
+use super::measure::{KldRequest, units_of_action};
 use super::project::{self, Project};
 use super::settings::ThemeChoice;
 use super::state::{CandidateState, Document, Level, Playground, PlaygroundSide, Run, RunId, Selection, View};
@@ -20,6 +21,7 @@ use crate::engine::pass;
 use crate::engine::plan::budget::{BudgetOptions, Effort, Limit, Planner, Ties};
 use crate::engine::plan::{Plan, Recipe, Target};
 use crate::engine::scoring::{GenerateOptions, TaskSet, TextSource};
+use crate::engine::sensitivity::kld::Granularity;
 
 impl Workbench {
     /// Carries out a command. What cannot be done says so in a notice and changes nothing.
@@ -68,6 +70,7 @@ impl Workbench {
                 let text = Arc::new(TextSource::read(&path)?);
                 self.with_document(|document| document.text = Some(text));
                 self.mark_stale();
+                self.look_at_calibration(false);
             }
             Command::Show(view) => self.state.view = view,
             Command::Select { tensor, mode } => self.select(tensor, mode),
@@ -112,7 +115,8 @@ impl Workbench {
             Command::ImportTensorTypes(path) => return self.import_tensor_types(&path),
             Command::ExportTensorTypes(path) => return self.export_tensor_types(&path),
             Command::PlanWithin { limit, metric, continues } => return self.plan_within(limit, metric, continues),
-            Command::MeasureKld { formats, tokens } => self.measure_kld(formats, tokens),
+            Command::MeasureKld(request) => self.measure_kld(request),
+            Command::ChooseCalibration(path) => self.choose_calibration(path),
             Command::RunPlan { name, output } => return self.run_plan(name, output),
             Command::Evaluate(subject) => self.evaluate(subject),
             Command::ProfileRun(run) => self.profile_run(run),
@@ -185,6 +189,7 @@ impl Workbench {
             | Action::SavePlan
             | Action::LoadImportance
             | Action::CalibrateOn
+            | Action::ChooseCalibration
             | Action::ImportTensorTypes
             | Action::ExportTensorTypes
             | Action::Palette
@@ -230,8 +235,20 @@ impl Workbench {
             Action::UseImportance => return self.use_importance(true),
             Action::DropImportance => return self.use_importance(false),
             Action::MeasureWeightError => self.measure_weight_error(),
-            Action::MeasureKld => {
-                self.measure_kld(vec!["q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"], DEFAULT_KLD_TOKENS);
+            Action::MeasureOutput => self.measure_output(),
+            Action::MeasureFisher => self.measure_fisher(),
+            Action::MeasureKld => self.measure_kld(KldRequest::default()),
+            Action::MeasureLayerKld => {
+                self.measure_kld(KldRequest { granularity: Granularity::Layer, ..KldRequest::default() });
+            }
+            Action::MeasureBlockInfluence
+            | Action::MeasureLayerRemoval
+            | Action::MeasureHeadGradient
+            | Action::MeasureHeadAblation
+            | Action::MeasureGroupAblation => {
+                if let Some(metric) = units_of_action(action) {
+                    self.measure_units(metric);
+                }
             }
             Action::EvaluateBaseline => self.evaluate(Subject::Baseline),
             Action::EvaluateCandidates => {
@@ -434,29 +451,6 @@ impl Workbench {
         }
     }
 
-    pub(super) fn measure_weight_error(&mut self) {
-        if let Some(document) = &self.state.document {
-            let checkpoint = document.checkpoint.clone();
-            let importance = document.importance_in_use().cloned();
-            self.jobs.spawn(JobKind::WeightError, "weight error of every format", move |context| {
-                tasks::weight_error(&checkpoint, importance, context)
-            });
-        }
-    }
-
-    fn measure_kld(&mut self, formats: Vec<&'static str>, tokens: usize) {
-        let Some(document) = &self.state.document else { return };
-        let Some(text) = document.text.clone() else {
-            self.state.notify(Level::Warning, "Measuring KLD needs a text: choose one first");
-            return;
-        };
-        let (checkpoint, models) = (document.checkpoint.clone(), self.models.clone());
-        let importance = document.importance_in_use().cloned();
-        self.jobs.spawn(JobKind::Kld, "KLD of one changed tensor at a time", move |context| {
-            tasks::measured_kld(&checkpoint, &models, &text, &formats, tokens, importance, context)
-        });
-    }
-
     fn run_plan(&mut self, name: Option<String>, output: Option<PathBuf>) -> Result<()> {
         let Some(document) = &self.state.document else { return Ok(()) };
         let resolved = match &document.resolved {
@@ -601,6 +595,9 @@ impl Workbench {
             calibration_text: opened.calibration_text,
             history: History::new(plan),
             sensitivity: Default::default(),
+            units: Default::default(),
+            activations: None,
+            calibration_info: None,
             tasks: opened.tasks,
             text: opened.text,
             baseline: None,
@@ -620,6 +617,8 @@ impl Workbench {
         }
         if let Some(project) = opened.project {
             document.sensitivity = project.sensitivity;
+            document.units = project.units;
+            document.activations = project.activations;
             document.baseline = project.baseline;
             document.focused_run = project.focused_run;
             if !project.prompt.is_empty() {
@@ -672,6 +671,7 @@ impl Workbench {
                 .spawn(JobKind::Open, format!("open {}", file_name(&path)), move |_| Ok(tasks::reopen(run, &path)));
         }
         self.recompare();
+        self.look_at_calibration(false);
         self.profile_baseline();
         if measure {
             self.measure_weight_error();
@@ -720,9 +720,6 @@ impl Workbench {
         self.autosave(true);
     }
 }
-
-/// Tokens over which KLD per tensor is measured unless told otherwise.
-pub(super) const DEFAULT_KLD_TOKENS: usize = 8192;
 
 /// A changed project is saved at most this often.
 const AUTOSAVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);

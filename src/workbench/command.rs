@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::action::Action;
 use super::jobs::JobId;
+use super::measure::KldRequest;
 use super::settings::ThemeChoice;
 use super::state::{RunId, View};
 use crate::engine::plan::budget::Limit;
@@ -68,8 +69,10 @@ pub enum Command {
     /// Lets the planner choose within a limit, by the table of `metric` or of the metric that says
     /// most; rules made by hand stay. What `continues` an earlier one belongs to the same step.
     PlanWithin { limit: Limit, metric: Option<&'static str>, continues: bool },
-    /// Measures KLD per tensor for these formats over so many tokens.
-    MeasureKld { formats: Vec<&'static str>, tokens: usize },
+    /// Measures KLD of what is changed at a time; finished cells are not measured again.
+    MeasureKld(KldRequest),
+    /// Measures sensitivity and importance on this text from now on.
+    ChooseCalibration(PathBuf),
     /// Computes how much each input column matters on a text, and lets the plan use it.
     Calibrate(PathBuf),
     /// Reads an importance matrix of llama.cpp's, and lets the plan use it.

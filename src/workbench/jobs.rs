@@ -28,7 +28,11 @@ pub enum JobKind {
     Open,
     Profile,
     WeightError,
+    OutputError,
+    Fisher,
     Kld,
+    Units,
+    LookAtText,
     Calibrate,
     LoadImportance,
     Pass,
@@ -41,7 +45,18 @@ pub enum JobKind {
 impl JobKind {
     /// True for work that wants every core.
     fn is_heavy(self) -> bool {
-        matches!(self, Self::Profile | Self::WeightError | Self::Kld | Self::Calibrate | Self::Pass | Self::Evaluate)
+        matches!(
+            self,
+            Self::Profile
+                | Self::WeightError
+                | Self::OutputError
+                | Self::Fisher
+                | Self::Kld
+                | Self::Units
+                | Self::Calibrate
+                | Self::Pass
+                | Self::Evaluate
+        )
     }
 }
 

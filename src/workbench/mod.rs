@@ -13,6 +13,8 @@ mod files;
 mod history;
 mod importance;
 mod jobs;
+mod measure;
+mod measure_tasks;
 mod poll;
 mod project;
 mod settings;
@@ -28,6 +30,7 @@ pub use demo::{DEMO_FILES, unpack_demo, write_demo};
 pub use history::History;
 pub use importance::KnownImportance;
 pub use jobs::{Executor, JobId, JobKind, JobView};
+pub use measure::{CalibrationInfo, KldRequest, MeasureOn, action_of_units};
 pub use project::Project;
 pub use settings::{Settings, ThemeChoice};
 pub use state::{

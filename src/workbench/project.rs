@@ -11,10 +11,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::state::{Document, RunId};
+use crate::engine::calibration::Activations;
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
-use crate::engine::sensitivity::SensitivityTable;
+use crate::engine::sensitivity::{SensitivityTable, UnitTable};
 
 /// Version of the file.
 const VERSION: u32 = 1;
@@ -60,6 +61,10 @@ pub struct Project {
     #[serde(default)]
     pub(super) sensitivity: BTreeMap<String, Arc<SensitivityTable>>,
     #[serde(default)]
+    pub(super) units: BTreeMap<String, Arc<UnitTable>>,
+    #[serde(default)]
+    pub(super) activations: Option<Arc<Activations>>,
+    #[serde(default)]
     pub(super) runs: Vec<SavedRun>,
     #[serde(default)]
     pub(super) focused_run: Option<RunId>,
@@ -82,6 +87,8 @@ impl Project {
             calibration_text: document.calibration_text.as_deref().and_then(outside),
             baseline: document.baseline.clone(),
             sensitivity: document.sensitivity.clone(),
+            units: document.units.clone(),
+            activations: document.activations.clone(),
             runs: document
                 .runs
                 .iter()

@@ -7,7 +7,11 @@ use std::sync::Arc;
 use super::command::Subject;
 use super::history::History;
 use super::importance::KnownImportance;
+use super::measure::CalibrationInfo;
+#[cfg(doc)]
+use super::measure::KldRequest;
 use super::settings::Settings;
+use crate::engine::calibration::Activations;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::Comparison;
 use crate::engine::error::{Error, Fault};
@@ -16,7 +20,7 @@ use crate::engine::pass::PassReport;
 use crate::engine::plan::{Plan, ResolvedPlan, Target, budget};
 use crate::engine::profile::TensorProfile;
 use crate::engine::scoring::{GeneratedToken, TaskSet, TextSource};
-use crate::engine::sensitivity::{self, SensitivityRow, SensitivityTable};
+use crate::engine::sensitivity::{self, SensitivityRow, SensitivityTable, UnitTable};
 
 /// What the centre of the window shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -208,11 +212,18 @@ pub struct Document {
     pub history: History<Plan>,
     /// The plan applied to the checkpoint, or why it cannot be.
     pub resolved: Result<Arc<ResolvedPlan>, Error>,
-    /// What was measured per tensor and format, by metric; partial while it is being measured.
+    /// What was measured per tensor and format, by metric (and by [`KldRequest::key`]); partial while
+    /// it is being measured.
     pub sensitivity: BTreeMap<String, Arc<SensitivityTable>>,
+    /// What was measured per layer, head or KV group, by metric; partial while it is being measured.
+    pub units: BTreeMap<String, Arc<UnitTable>>,
+    /// What every linear is given, once output error was predicted.
+    pub activations: Option<Arc<Activations>>,
+    /// How the calibration text is mixed, once it was looked at.
+    pub calibration_info: Option<CalibrationInfo>,
     /// How much each column of each matrix matters, once it is computed or loaded.
     pub importance: Option<KnownImportance>,
-    /// The text that importance is computed on, unless told otherwise.
+    /// The text that importance is computed on and sensitivity measured on, unless told otherwise.
     pub calibration_text: Option<PathBuf>,
     /// Items to score.
     pub tasks: Option<Arc<TaskSet>>,

@@ -57,6 +57,7 @@ pub fn is_dialog(action: Action) -> bool {
             | Action::SavePlan
             | Action::LoadImportance
             | Action::CalibrateOn
+            | Action::ChooseCalibration
             | Action::ImportTensorTypes
             | Action::ExportTensorTypes
             | Action::About
@@ -88,6 +89,7 @@ fn command_for(wanted: Wanted, path: PathBuf) -> Command {
         Wanted::Action(Action::SavePlan) => Command::SavePlan(path),
         Wanted::Action(Action::LoadImportance) => Command::LoadImportance(path),
         Wanted::Action(Action::CalibrateOn) => Command::Calibrate(path),
+        Wanted::Action(Action::ChooseCalibration) => Command::ChooseCalibration(path),
         Wanted::Action(Action::ImportTensorTypes) => Command::ImportTensorTypes(path),
         Wanted::Action(Action::ExportTensorTypes) => Command::ExportTensorTypes(path),
         Wanted::Action(_) => Command::Open(path),
@@ -107,7 +109,7 @@ fn title(wanted: &Wanted) -> &'static str {
         Wanted::Action(Action::LoadPlan) => "Load a plan (.toml)",
         Wanted::Action(Action::SavePlan) => "Save the plan as (.toml)",
         Wanted::Action(Action::LoadImportance) => "Load an importance matrix (.gguf or .dat)",
-        Wanted::Action(Action::CalibrateOn) => "Choose a calibration text (.txt)",
+        Wanted::Action(Action::CalibrateOn | Action::ChooseCalibration) => "Choose a calibration text (.txt or .jsonl)",
         Wanted::Action(Action::ImportTensorTypes) => "Import tensor types (.txt)",
         Wanted::Action(Action::ExportTensorTypes) => "Export tensor types as (.txt)",
         Wanted::Action(_) => "Open a checkpoint or project",
@@ -135,8 +137,9 @@ fn system_dialog(wanted: &Wanted, file_name: String) -> Option<PathBuf> {
             dialog.add_filter("Importance matrix", &["gguf", "dat", "imatrix"]).pick_file()
         }
         Wanted::Action(Action::ImportTensorTypes) => dialog.add_filter("Tensor types", &["txt"]).pick_file(),
-        Wanted::Action(Action::LoadText | Action::CalibrateOn) => {
-            dialog.add_filter("Text", &["txt", "md", "raw"]).pick_file()
+        Wanted::Action(Action::LoadText) => dialog.add_filter("Text", &["txt", "md", "raw"]).pick_file(),
+        Wanted::Action(Action::CalibrateOn | Action::ChooseCalibration) => {
+            dialog.add_filter("Text", &["txt", "md", "raw", "jsonl"]).pick_file()
         }
         Wanted::Action(Action::LoadPlan) => dialog.add_filter("Plan", &["toml"]).pick_file(),
         Wanted::Action(_) => {

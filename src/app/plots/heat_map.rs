@@ -10,6 +10,7 @@ use super::export::{self, Table, cell};
 use super::frame::readout;
 use super::{Plot, axis::Scale};
 use crate::app::theme::{Damage, Tokens, Type, UiTokens as _, space};
+use crate::app::widgets::icons::{self, Icon};
 use crate::app::widgets::number_with_interval;
 use crate::engine::units;
 
@@ -312,7 +313,7 @@ fn hatch(canvas: &mut dyn Canvas, rect: Rect, tokens: &Tokens) {
 
 impl Plot for HeatMap {
     fn title(&self) -> String {
-        format!("{} by layer and role, {}", self.metric, self.format)
+        format!("{} by layer, {}", self.metric, self.format)
     }
 
     fn draw(&self, canvas: &mut dyn Canvas, rect: Rect, tokens: &Tokens) {
@@ -352,8 +353,14 @@ pub fn height_for(rows: usize) -> f32 {
     20.0 + 36.0 + (rows as f32 * 30.0).max(120.0)
 }
 
-/// Draws the map as wide as there is room; the selected cell gets an outline.
-pub fn heat_map_ui(ui: &mut Ui, map: &HeatMap, height: f32, selected: Option<(usize, usize)>) -> HeatMapOutput {
+/// Draws the map as wide as there is room; the selected cell gets an outline, protected ones a lock.
+pub fn heat_map_ui(
+    ui: &mut Ui,
+    map: &HeatMap,
+    height: f32,
+    selected: Option<(usize, usize)>,
+    is_protected: &dyn Fn(usize, usize) -> bool,
+) -> HeatMapOutput {
     let size = vec2(ui.available_width(), height);
     let (rect, response) = ui.allocate_exact_size(size, Sense::click());
     response.widget_info(|| WidgetInfo::labeled(Role::Figure, true, map.title()));
@@ -379,8 +386,15 @@ pub fn heat_map_ui(ui: &mut Ui, map: &HeatMap, height: f32, selected: Option<(us
             let cell = ui.interact(place, id, Sense::click());
             cell.widget_info(|| {
                 let is_selected = selected == Some((row, column));
-                WidgetInfo::selected(Role::Button, true, is_selected, map.cell_name(row, column))
+                let lock = if is_protected(row, column) { " protected" } else { "" };
+                let name = format!("{}{lock}", map.cell_name(row, column));
+                WidgetInfo::selected(Role::Button, true, is_selected, name)
             });
+            if is_protected(row, column) {
+                let mark = Rect::from_min_size(place.right_top() + vec2(-12.0, 1.0), vec2(11.0, 11.0));
+                ui.painter().rect_filled(mark, 2.0, tokens.panel);
+                icons::paint(ui.painter(), Icon::Lock, mark.center(), 10.0, tokens.accent);
+            }
             if cell.clicked() {
                 output.clicked = Some((row, column));
             }

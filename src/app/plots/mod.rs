@@ -9,6 +9,7 @@ pub mod axis;
 pub mod canvas;
 pub mod channels;
 pub mod curve;
+pub mod depth;
 pub mod distribution;
 pub mod export;
 mod frame;

@@ -12,4 +12,8 @@ mod plan_frontier;
 pub mod playground;
 pub mod runs;
 pub mod sensitivity;
+mod sensitivity_curves;
+mod sensitivity_inputs;
+mod sensitivity_map;
+mod sensitivity_units;
 pub mod weights;

@@ -29,6 +29,8 @@ fn table(tensors: &[TensorInfo], fragility: impl Fn(&TensorInfo) -> f64) -> Sens
         unit: "nats".to_owned(),
         label: Label::MeasuredWeightsOnly,
         imatrix: None,
+        basis: None,
+        diagonal_only: Vec::new(),
         formats: FORMATS.map(str::to_owned).to_vec(),
         rows: tensors.iter().filter(|tensor| sensitivity::is_default_subject(tensor)).map(row).collect(),
     }
