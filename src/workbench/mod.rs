@@ -15,6 +15,7 @@ mod importance;
 mod jobs;
 mod poll;
 mod project;
+mod rates;
 mod settings;
 mod state;
 mod tasks;
@@ -29,6 +30,7 @@ pub use history::History;
 pub use importance::KnownImportance;
 pub use jobs::{Executor, JobId, JobKind, JobView};
 pub use project::Project;
+pub use rates::{keep_rates, known_rates};
 pub use settings::{Settings, ThemeChoice};
 pub use state::{
     CandidateState, Document, Level, Notice, Playground, PlaygroundSide, Run, RunId, Selection, State, View,

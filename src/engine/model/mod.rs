@@ -15,11 +15,11 @@ mod tokenizer;
 
 pub use backend::{Site, StoredMatrix};
 pub use gradients::{Differentiable, Labels};
+pub use native::Native;
 pub use tokenizer::{TextStream, Tokenizer};
 
 use self::backend::Backend as _;
 use self::llama::{Hooks, Llama};
-use self::native::Native;
 use super::checkpoint::{Checkpoint, ModelConfig, Role};
 use super::error::Result;
 use super::progress::Progress;

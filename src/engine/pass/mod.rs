@@ -7,6 +7,7 @@
 
 mod copy;
 mod folder;
+mod reuse;
 mod rtn;
 mod write;
 
@@ -17,6 +18,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 pub use copy::copy_candidate;
+pub use reuse::Earlier;
 
 use super::calibration::Importance;
 use super::checkpoint::{self, Checkpoint};
@@ -32,11 +34,13 @@ pub struct PassOptions {
     pub chunk_weights: usize,
     /// What a plan with an importance matrix needs; see [`plan::Calibration::load`].
     pub importance: Option<Arc<Importance>>,
+    /// Earlier candidates of the same checkpoint, the best to take tensors over from first.
+    pub earlier: Vec<Earlier>,
 }
 
 impl Default for PassOptions {
     fn default() -> Self {
-        Self { chunk_weights: 4 << 20, importance: None }
+        Self { chunk_weights: 4 << 20, importance: None, earlier: Vec::new() }
     }
 }
 
@@ -87,6 +91,9 @@ pub struct PassReport {
     pub new_bytes: u64,
     /// Bytes of everything written.
     pub file_bytes: u64,
+    /// Tensors that were taken over from earlier candidates, which decided them alike.
+    #[serde(default)]
+    pub reused_tensors: usize,
     /// Time from start to renamed file.
     pub elapsed_secs: f64,
     /// What the user should know, one sentence each.
@@ -133,8 +140,10 @@ pub fn run(
     if let Some(folder) = output.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
+    let importance = options.importance.as_deref().filter(|_| plan.has_importance);
+    let reuse = reuse::Reuse::new(checkpoint, plan, importance, &options.earlier, progress, &mut warnings)?;
     progress.begin(Phase::Compressing, plan.old_bytes, Unit::Bytes);
-    let job = write::Job { checkpoint, plan, options, progress };
+    let job = write::Job { checkpoint, plan, options, reuse: &reuse, progress };
     let file_bytes = match plan.target {
         Target::Gguf => write::gguf(&job, output, &mut warnings)?,
         _ => folder::folder(&job, output)?,
@@ -160,6 +169,7 @@ pub fn run(
         old_bytes: plan.old_bytes,
         new_bytes: plan.new_bytes,
         file_bytes,
+        reused_tensors: reuse.count(),
         elapsed_secs: started.elapsed().as_secs_f64(),
         warnings,
     })

@@ -339,7 +339,7 @@ impl Plan {
     }
 
     /// The rules' tables in the text.
-    fn rule_tables(&mut self) -> &mut ArrayOfTables {
+    pub(super) fn rule_tables(&mut self) -> &mut ArrayOfTables {
         let root = self.document.as_table_mut();
         let item = root.entry("rule").or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
         if item.as_array_of_tables().is_none() {
@@ -423,7 +423,7 @@ fn overlaps(a: &[usize], b: &[usize]) -> bool {
 }
 
 /// Sets a value and keeps the spaces and comments around an old one.
-fn set_value(table: &mut dyn TableLike, key: &str, value: impl Into<Value>) {
+pub(super) fn set_value(table: &mut dyn TableLike, key: &str, value: impl Into<Value>) {
     let mut value = value.into();
     match table.get_mut(key).and_then(Item::as_value_mut) {
         Some(old) => {
@@ -435,7 +435,7 @@ fn set_value(table: &mut dyn TableLike, key: &str, value: impl Into<Value>) {
 }
 
 /// Writes what a rule does; a comment at the old key moves to the new one.
-fn write_treatment(table: &mut Table, treatment: Treatment) {
+pub(super) fn write_treatment(table: &mut Table, treatment: Treatment) {
     match treatment {
         Treatment::Protect => {
             table.remove("method");
