@@ -36,12 +36,22 @@ pub enum JobKind {
     Compare,
     Generate,
     Export,
+    Rates,
 }
 
 impl JobKind {
     /// True for work that wants every core.
     fn is_heavy(self) -> bool {
-        matches!(self, Self::Profile | Self::WeightError | Self::Kld | Self::Calibrate | Self::Pass | Self::Evaluate)
+        matches!(
+            self,
+            Self::Profile
+                | Self::WeightError
+                | Self::Kld
+                | Self::Calibrate
+                | Self::Pass
+                | Self::Evaluate
+                | Self::Rates
+        )
     }
 }
 

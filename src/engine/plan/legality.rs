@@ -5,7 +5,7 @@
 //! for all where the container has room for one, and linears that runtimes fuse and want alike.
 //! [`legality`] lists the issues; [`Plan::made_legal`] is the plan with the nearest legal choices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
@@ -72,11 +72,8 @@ impl Plan {
         let asked = requests_of(self, subject)?;
         let mut plan = self.clone();
         plan.set_target(target);
-        let common = common_format(target, subject, &asked);
-        let legal = |id: &'static str| match common {
-            Some(common) if !is_plain(id) => common,
-            _ => nearest(target, id),
-        };
+        let mut legals = Legals::new(target, subject, &asked);
+        let mut legal = |id: &'static str| legals.of(id).nearest;
         if let Some(recipe) = self.recipe.filter(|recipe| !target.allows(recipe.base_format())) {
             plan.set_default_format(Some(legal(recipe.base_format())))?;
         } else if let Some(id) = self.default_format() {
@@ -126,7 +123,7 @@ impl Plan {
 
 fn legality_for(plan: &Plan, subject: Subject<'_>, target: Target) -> Result<Vec<Issue>> {
     let asked = requests_of(plan, subject)?;
-    let common = common_format(target, subject, &asked);
+    let mut legals = Legals::new(target, subject, &asked);
     // By what is asked and why not, so that a thousand tensors are one line.
     let mut issues: Vec<Issue> = Vec::new();
     let mut tell = |index: usize, asked: &str, why: String, nearest: &str| {
@@ -146,19 +143,24 @@ fn legality_for(plan: &Plan, subject: Subject<'_>, target: Target) -> Result<Vec
         let Choice::Format(id) = choice else { continue };
         let is_by_rule = matches!(why, Why::Rule(_));
         let Some(asked) = format::find(id).filter(|_| is_choosable(target, tensor, is_by_rule)) else { continue };
-        let as_common = common.filter(|_| !is_plain(id));
-        let legal = as_common.unwrap_or_else(|| nearest(target, id));
-        if !target.allows(id) {
-            tell(index, id, format!("{target} has no such type"), legal);
-        } else if legal != id {
-            tell(index, id, format!("{target} holds one format for all"), legal);
+        let Legal { is_held, nearest } = legals.of(id);
+        if !is_held {
+            tell(index, id, format!("{target} has no such type"), nearest);
+        } else if nearest != id {
+            tell(index, id, format!("{target} holds one format for all"), nearest);
         } else if let Some((stored, why)) = misfit(target, tensor, asked) {
             tell(index, id, why, stored);
         }
     }
     // A plan without any conflict of types may still tear apart what runtimes fuse.
     let ties = if plan.target() == target { plan.ties() } else { Ties::of(target) };
-    let legal = plan.with_legal_formats(subject, target)?;
+    let legal: Vec<(Choice, Why)> = asked
+        .iter()
+        .map(|&(choice, why)| match choice {
+            Choice::Format(id) => (Choice::Format(legals.of(id).nearest), why),
+            Choice::Keep => (choice, why),
+        })
+        .collect();
     for (choice, members) in tangled(ties, target, subject, &legal) {
         let text = |choice: Choice| match choice {
             Choice::Keep => "stored values",
@@ -175,27 +177,44 @@ fn legality_for(plan: &Plan, subject: Subject<'_>, target: Target) -> Result<Vec
     Ok(issues)
 }
 
-impl Plan {
-    /// What is asked for once every format is the nearest legal one.
-    fn with_legal_formats(&self, subject: Subject<'_>, target: Target) -> Result<Vec<(Choice, Why)>> {
-        let mut asked = requests_of(self, subject)?;
-        let common = common_format(target, subject, &asked);
-        for (choice, _) in &mut asked {
-            if let Choice::Format(id) = *choice {
-                *choice = Choice::Format(common.filter(|_| !is_plain(id)).unwrap_or_else(|| nearest(target, id)));
-            }
-        }
-        Ok(asked)
+/// What a target makes of a format.
+#[derive(Clone, Copy)]
+struct Legal {
+    /// True if it can hold the format at all.
+    is_held: bool,
+    /// The format that it holds instead; the same where that is held.
+    nearest: &'static str,
+}
+
+/// What a target makes of formats, looked up once each.
+struct Legals {
+    target: Target,
+    /// The one quantized format, where there is room for one.
+    common: Option<&'static str>,
+    known: HashMap<&'static str, Legal>,
+}
+
+impl Legals {
+    fn new(target: Target, subject: Subject<'_>, asked: &[(Choice, Why)]) -> Self {
+        Self { target, common: common_format(target, subject, asked), known: HashMap::new() }
+    }
+
+    fn of(&mut self, id: &'static str) -> Legal {
+        let (target, common) = (self.target, self.common);
+        *self.known.entry(id).or_insert_with(|| {
+            let is_held = target.allows(id);
+            let nearest = match common {
+                Some(common) if !is_plain(id) => common,
+                _ if is_held => id,
+                _ => containers::nearest_format(target, id),
+            };
+            Legal { is_held, nearest }
+        })
     }
 }
 
 fn is_plain(id: &str) -> bool {
     format::find(id).is_some_and(|format| format.dtype().is_plain())
-}
-
-/// The nearest format that the target holds: the same, else the nearest in bits.
-fn nearest(target: Target, id: &'static str) -> &'static str {
-    if target.allows(id) { id } else { containers::nearest_format(target, id) }
 }
 
 /// True if the target lets a format be chosen for the tensor at all; what it keeps plain is no issue.
