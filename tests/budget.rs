@@ -123,8 +123,20 @@ fn limits_are_stated_checked_and_written_as_gates() {
     let table = at("weight.json");
     json(&["sensitivity", "demo", "--formats", "q8_0,q4_k", "-o", path(&table)]);
     let stated = json(&[
-        "plan", "demo", "--recipe", "Q8_0", "--size", "3MiB", "--memory", "64MiB", "--max-slice-loss", "facts/*=0.02",
-        "--write-gates", path(&gates), "-o", path(&first),
+        "plan",
+        "demo",
+        "--recipe",
+        "Q8_0",
+        "--size",
+        "3MiB",
+        "--memory",
+        "64MiB",
+        "--max-slice-loss",
+        "facts/*=0.02",
+        "--write-gates",
+        path(&gates),
+        "-o",
+        path(&first),
     ]);
     let standings = |document: &Value| -> Vec<String> {
         let checks = document["checks"].as_array().expect("checks").iter();
@@ -136,7 +148,8 @@ fn limits_are_stated_checked_and_written_as_gates() {
     assert!(text.contains("max = 3145728") && text.contains("weight_bytes") && text.contains("facts/*"), "{text}");
 
     // The same constraints, planned for.
-    let arguments = ["plan", "demo", "--from", path(&first), "--fit", "--sensitivity", path(&table), "-o", path(&second)];
+    let arguments =
+        ["plan", "demo", "--from", path(&first), "--fit", "--sensitivity", path(&table), "-o", path(&second)];
     let fitted = json(&arguments);
     assert_eq!(standings(&fitted), ["met", "met", "unknown"], "{}", fitted["checks"]);
     assert!(fitted["budget"]["limits"].as_array().is_some_and(|limits| limits.len() == 2), "{}", fitted["budget"]);
@@ -154,11 +167,21 @@ fn roles_layers_and_legal_formats_are_chosen_from_the_command_line() {
     let folder = tempfile::tempdir().expect("a folder");
     let plan = folder.path().join("plan.toml");
     let document = json(&[
-        "plan", "demo", "--recipe", "Q4_K_M", "--set-role", "down@0=q8_0", "--copy-layer", "0=1-2", "-o", path(&plan),
+        "plan",
+        "demo",
+        "--recipe",
+        "Q4_K_M",
+        "--set-role",
+        "down@0=q8_0",
+        "--copy-layer",
+        "0=1-2",
+        "-o",
+        path(&plan),
     ]);
     let rows = document["tensors"].as_array().expect("rows");
     let to = |name: &str| {
-        rows.iter().find(|row| row["name"].as_str().is_some_and(|own| own.ends_with(name))).expect("a row")["to"].clone()
+        rows.iter().find(|row| row["name"].as_str().is_some_and(|own| own.ends_with(name))).expect("a row")["to"]
+            .clone()
     };
     assert_eq!(to("layers.2.mlp.down_proj.weight"), "q8_0");
     assert_eq!(to("layers.1.self_attn.v_proj.weight"), to("layers.0.self_attn.v_proj.weight"));

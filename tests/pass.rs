@@ -295,7 +295,12 @@ fn a_plan_of_another_checkpoint_and_an_output_onto_the_input_are_refused() {
 }
 
 /// Runs a plan with what it may take over.
-fn compress_after(checkpoint: &Checkpoint, plan: &Plan, earlier: Vec<pass::Earlier>, output: &Path) -> pass::PassReport {
+fn compress_after(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    earlier: Vec<pass::Earlier>,
+    output: &Path,
+) -> pass::PassReport {
     let resolved = plan::resolve(plan, checkpoint).expect("resolves");
     let load = |calibration: &Calibration| calibration.load(checkpoint, &Progress::default(), &mut Vec::new());
     let importance = plan.calibration().map(load).transpose().expect("an importance matrix");

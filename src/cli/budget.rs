@@ -6,8 +6,8 @@ use std::sync::Arc;
 use clap::Args;
 use serde::Serialize;
 
-use super::session::{Result, Session};
 use super::limits::Limits;
+use super::session::{Result, Session};
 use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::error::{Fault, Stage};

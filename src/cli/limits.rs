@@ -10,7 +10,9 @@ use crate::engine::units;
 
 /// What the result must keep to.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Limits: kept in the plan as [constraints]; formats are chosen for them unless --recipe or --format does")]
+#[command(
+    next_help_heading = "Limits: kept in the plan as [constraints]; formats are chosen for them unless --recipe or --format does"
+)]
 pub(super) struct Limits {
     /// A file of at most this size, metadata and tokenizer included, such as 3.2GiB or plain bytes
     #[arg(long, value_name = "SIZE", value_parser = size)]

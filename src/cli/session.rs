@@ -99,11 +99,7 @@ impl Session {
 
     /// Where `path` really is: `demo` is unpacked into the cache.
     pub fn locate(&self, path: &Path) -> Result<PathBuf> {
-        if is_demo(path) {
-            Ok(unpack_demo(&self.cache_dir())?)
-        } else {
-            Ok(path.to_owned())
-        }
+        if is_demo(path) { Ok(unpack_demo(&self.cache_dir())?) } else { Ok(path.to_owned()) }
     }
 
     /// A file of the bundled demo, if one of `paths` is the demo.

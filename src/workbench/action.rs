@@ -375,9 +375,8 @@ impl Action {
                 }),
             Self::FitConstraints => no_document()
                 .or_else(|| {
-                    let has_limits = |d: &super::Document| {
-                        !d.plan().constraints().limits(d.checkpoint.config.as_ref()).is_empty()
-                    };
+                    let has_limits =
+                        |d: &super::Document| !d.plan().constraints().limits(d.checkpoint.config.as_ref()).is_empty();
                     unless(document.is_some_and(has_limits), "State a size, a speed or a KLD first")
                 })
                 .or_else(|| {

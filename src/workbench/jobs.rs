@@ -44,13 +44,7 @@ impl JobKind {
     fn is_heavy(self) -> bool {
         matches!(
             self,
-            Self::Profile
-                | Self::WeightError
-                | Self::Kld
-                | Self::Calibrate
-                | Self::Pass
-                | Self::Evaluate
-                | Self::Rates
+            Self::Profile | Self::WeightError | Self::Kld | Self::Calibrate | Self::Pass | Self::Evaluate | Self::Rates
         )
     }
 }

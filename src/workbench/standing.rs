@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::state::{Document, Run, RunId};
 use crate::engine::comparison::{GateSet, Verdict};
-use crate::engine::plan::standing::{Check, Facts, MeasuredFacts, Standing, checks};
 use crate::engine::plan::speed::SpeedPrediction;
+use crate::engine::plan::standing::{Check, Facts, MeasuredFacts, Standing, checks};
 use crate::engine::plan::{Constraints, resolve};
 use crate::engine::scoring::SpeedResult;
 use crate::engine::scoring::kernel_rates::KernelRates;
@@ -59,7 +59,10 @@ impl Document {
         PlanStanding {
             checks: checks(constraints, &facts),
             speed,
-            original_speed: self.baseline.as_ref().and_then(|baseline| Some(baseline.speed.as_ref()?.decode_tokens_per_second)),
+            original_speed: self
+                .baseline
+                .as_ref()
+                .and_then(|baseline| Some(baseline.speed.as_ref()?.decode_tokens_per_second)),
             speed_errors: speed_errors.collect(),
             measured: own.map(|run| run.id),
         }

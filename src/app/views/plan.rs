@@ -8,14 +8,14 @@ use eframe::egui::{Align, Button, Grid, Layout, Sense, Ui, vec2};
 use egui_extras::{Column, TableBuilder};
 
 use super::common::{self, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
-use super::{plan_budget, plan_constraints, plan_history, plan_many, plan_target};
 use super::plan_frontier::{self, damage_text, recipe_of};
+use super::{plan_budget, plan_constraints, plan_history, plan_many, plan_target};
 use crate::app::context::Cx;
 use crate::app::plots::frontier::{Frontier, Kind, Spot, frontier_ui};
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
     FormatChoice, FormatMenu, KeyValue, Level, Notice, card_ui, format_menu_ui, icons, key_values_ui, lock_toggle_ui,
-    notice_ui, number_with_interval, secondary_button_ui, section_ui, section_with_ui,
+    notice_ui, number_with_interval, section_ui, section_with_ui,
 };
 use crate::engine::checkpoint::{Checkpoint, TensorInfo};
 use crate::engine::plan::{Decision, Recipe, ResolvedPlan, Target, Why};

@@ -131,9 +131,8 @@ fn speeds_ui(ui: &mut Ui, next: &mut Constraints, standing: &PlanStanding) {
     limit_ui(ui, "request", "Longest request", &mut seconds, 2.0, 0.01, " s");
     if seconds != before {
         let usual = next.max_request;
-        next.max_request = seconds.map(|seconds| {
-            usual.map_or_else(|| RequestLimit::new(seconds), |known| RequestLimit { seconds, ..known })
-        });
+        next.max_request = seconds
+            .map(|seconds| usual.map_or_else(|| RequestLimit::new(seconds), |known| RequestLimit { seconds, ..known }));
     }
     if let Some(request) = &mut next.max_request {
         let read = DragValue::new(&mut request.prompt_tokens).range(1..=1 << 24).suffix(" read");

@@ -51,12 +51,16 @@ pub(super) fn history_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memo
         ui.separator();
         steps_ui(ui, cx, document);
     });
-    response.on_hover_text("Plans kept under a name, and every step that led here").accessible_name("History of the plan");
+    response
+        .on_hover_text("Plans kept under a name, and every step that led here")
+        .accessible_name("History of the plan");
     let (response, _) = menu("What changed").ui(ui, |ui| {
         ui.set_min_width(520.0);
         changes_ui(ui, document, memory);
     });
-    response.on_hover_text("The plan beside an earlier one, tensor by tensor").accessible_name("What changed in the plan");
+    response
+        .on_hover_text("The plan beside an earlier one, tensor by tensor")
+        .accessible_name("What changed in the plan");
 }
 
 fn kept_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memory) {
@@ -161,7 +165,8 @@ fn changes_ui(ui: &mut Ui, document: &Document, memory: &mut Memory) {
     );
     ScrollArea::vertical().max_height(420.0).show(ui, |ui| {
         Grid::new("changed tensors").num_columns(5).spacing([space::L, space::XS]).show(ui, |ui| {
-            for (text, is_right) in [("tensor", false), ("then", false), ("now", false), ("bytes", true), ("damage", true)]
+            for (text, is_right) in
+                [("tensor", false), ("then", false), ("now", false), ("bytes", true), ("damage", true)]
             {
                 head_ui(ui, text, is_right);
             }

@@ -46,9 +46,10 @@ impl Memory {
 /// The menu: every target with what it would not take.
 pub(super) fn targets_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &Memory) {
     let own = document.plan().target();
-    let is_wrong = memory.found.iter().any(|(target, _, issues)| {
-        *target == own && issues.as_ref().map_or(true, |issues| !issues.is_empty())
-    });
+    let is_wrong = memory
+        .found
+        .iter()
+        .any(|(target, _, issues)| *target == own && issues.as_ref().map_or(true, |issues| !issues.is_empty()));
     let color = if is_wrong { ui.tokens().undecided } else { ui.tokens().text };
     let config = MenuConfig::new().close_behavior(PopupCloseBehavior::CloseOnClickOutside);
     let menu = MenuButton::new(Type::Body.text("Legal for…").color(color)).config(config);

@@ -85,9 +85,7 @@ fn changes_for(
     table: Option<&SensitivityTable>,
 ) -> Changes {
     let damages = table.map(|table| budget::Damages::new(table));
-    let damage = |decision: &Decision| {
-        Some(damages.as_ref()?.of(tensors.get(decision.tensor_index)?, decision)?.0)
-    };
+    let damage = |decision: &Decision| Some(damages.as_ref()?.of(tensors.get(decision.tensor_index)?, decision)?.0);
     let all = |plan: &ResolvedPlan| plan.decisions.iter().try_fold(0.0, |sum, decision| Some(sum + damage(decision)?));
     let pairs = before.decisions.iter().zip(&after.decisions);
     let differing = pairs.filter(|(one, other)| !is_alike(one, other)).map(|(one, other)| Change {

@@ -158,7 +158,9 @@ impl Reader<'_> {
         let number = item.as_float().or_else(|| item.as_integer().map(|number| number as f64));
         match number.filter(|number| *number > 0.0 && number.is_finite()) {
             Some(number) => Ok(Some(number)),
-            None => Err(self.complain(key, format!("\"{key}\" is no number above zero"), &format!("write {key} = 1.5"))),
+            None => {
+                Err(self.complain(key, format!("\"{key}\" is no number above zero"), &format!("write {key} = 1.5")))
+            }
         }
     }
 
@@ -354,7 +356,11 @@ impl Constraints {
         put("min_decode_tokens_per_second", was.min_decode_tokens_per_second == decode, decode.map(Into::into));
         put("min_prefill_tokens_per_second", was.min_prefill_tokens_per_second == prefill, prefill.map(Into::into));
         let old = was.max_request;
-        put("max_request_seconds", old.map(|r| r.seconds) == request.map(|r| r.seconds), request.map(|r| r.seconds.into()));
+        put(
+            "max_request_seconds",
+            old.map(|r| r.seconds) == request.map(|r| r.seconds),
+            request.map(|r| r.seconds.into()),
+        );
         let (prompt, output) = (request.map(|r| r.prompt_tokens), request.map(|r| r.output_tokens));
         put("prompt_tokens", old.map(|r| r.prompt_tokens) == prompt, prompt.map(whole));
         put("output_tokens", old.map(|r| r.output_tokens) == output, output.map(whole));

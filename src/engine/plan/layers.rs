@@ -74,7 +74,6 @@ fn is_same(one: (Choice, Why), other: (Choice, Why)) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::plan::resolve::resolve_for;
     use crate::plan::tests::{fault, llama, parse, subject};
 

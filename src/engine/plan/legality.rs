@@ -223,7 +223,9 @@ fn is_choosable(target: Target, tensor: &TensorInfo, is_by_rule: bool) -> bool {
     match target {
         Target::Gguf => is_matrix && shape_of(tensor).may_quantize(),
         Target::HuggingFace => is_matrix,
-        Target::CompressedTensors => is_matrix && (tensor.role.is_layer_linear() || tensor.role == Role::Head && is_by_rule),
+        Target::CompressedTensors => {
+            is_matrix && (tensor.role.is_layer_linear() || tensor.role == Role::Head && is_by_rule)
+        }
         _ => is_matrix && tensor.role.is_layer_linear(),
     }
 }
@@ -277,12 +279,7 @@ fn common_format(target: Target, subject: Subject<'_>, asked: &[(Choice, Why)]) 
 }
 
 /// Tied tensors that are asked for differently, each set with the choice that has most bits.
-fn tangled(
-    ties: Ties,
-    target: Target,
-    subject: Subject<'_>,
-    asked: &[(Choice, Why)],
-) -> Vec<(Choice, Vec<usize>)> {
+fn tangled(ties: Ties, target: Target, subject: Subject<'_>, asked: &[(Choice, Why)]) -> Vec<(Choice, Vec<usize>)> {
     let mut sets: BTreeMap<(usize, Role), Vec<usize>> = BTreeMap::new();
     for (index, tensor) in subject.tensors.iter().enumerate() {
         if let Some(key) = ties.key(tensor).filter(|_| is_choosable(target, tensor, false)) {
@@ -312,7 +309,8 @@ mod tests {
         let tensors = llama(3);
         let plan = parse("version = 1\nrecipe = \"Q4_K_M\"\n\n# mine\n[[rule]]\nrole = \"down\"\nformat = \"q8_0\"\n");
         assert_eq!(legality_for(&plan, subject(&tensors), Target::Gguf).expect("looks"), []);
-        for target in [Target::CompressedTensors, Target::Gptq, Target::Awq, Target::Bitsandbytes, Target::HuggingFace] {
+        for target in [Target::CompressedTensors, Target::Gptq, Target::Awq, Target::Bitsandbytes, Target::HuggingFace]
+        {
             let issues = legality_for(&plan, subject(&tensors), target).expect("looks");
             assert!(!issues.is_empty(), "{target}");
             assert!(issues.iter().all(|issue| issue.sentence().contains("the nearest is")), "{issues:?}");

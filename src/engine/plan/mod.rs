@@ -60,8 +60,8 @@ use std::path::PathBuf;
 use toml_edit::DocumentMut;
 
 pub use calibration::{Calibration, check_importance};
-pub use changes::{Change, Changes, changes};
 pub(crate) use changes::is_alike;
+pub use changes::{Change, Changes, changes};
 pub use constraints::Constraints;
 pub use matcher::{LayerSet, Matcher};
 pub use recipe::Recipe;

@@ -194,15 +194,16 @@ fn speed_checks(constraints: &Constraints, facts: &Facts<'_>, checks: &mut Vec<C
         let of = |speed: &SpeedPrediction| value(speed, constraints);
         known(measured.as_ref().map(of), facts.speed.as_ref().map(of))
     };
-    let mut tell = |what: String, found: Option<(f64, Basis)>, is_met: &dyn Fn(f64) -> bool, text: &dyn Fn(f64) -> String| {
-        checks.push(Check {
-            what,
-            standing: found.map_or(Standing::Unknown, |(value, _)| Standing::of(is_met(value))),
-            value: found.map(|(value, _)| text(value)),
-            basis: found.map(|found| found.1),
-            remedy: found.is_none().then_some(Remedy::MeasureKernels),
-        });
-    };
+    let mut tell =
+        |what: String, found: Option<(f64, Basis)>, is_met: &dyn Fn(f64) -> bool, text: &dyn Fn(f64) -> String| {
+            checks.push(Check {
+                what,
+                standing: found.map_or(Standing::Unknown, |(value, _)| Standing::of(is_met(value))),
+                value: found.map(|(value, _)| text(value)),
+                basis: found.map(|found| found.1),
+                remedy: found.is_none().then_some(Remedy::MeasureKernels),
+            });
+        };
     let tokens = |speed: f64| format!("{} tok/s", units::significant(speed));
     if let Some(least) = constraints.min_decode_tokens_per_second {
         let found = found(|speed, _| speed.decode_tokens_per_second);

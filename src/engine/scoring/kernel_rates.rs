@@ -181,7 +181,9 @@ fn select(ids: &[String]) -> Result<Vec<&'static dyn Format>> {
     }
     let find = |id: &String| {
         format::find(id).ok_or_else(|| {
-            Fault::new(Stage::Evaluation, format!("there is no format {id:?}")).fix("name one of `lapidary plan`").into()
+            Fault::new(Stage::Evaluation, format!("there is no format {id:?}"))
+                .fix("name one of `lapidary plan`")
+                .into()
         })
     };
     ids.iter().map(find).collect()

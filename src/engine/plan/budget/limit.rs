@@ -75,11 +75,9 @@ impl TimeLimit {
         Some(match limit {
             Limit::DecodeSpeed(speed) => Self { secs: 1.0 / speed, decode_tokens: 1.0, prefill_tokens: 0.0 },
             Limit::PrefillSpeed(speed) => Self { secs: 1.0 / speed, decode_tokens: 0.0, prefill_tokens: 1.0 },
-            Limit::Request { seconds, prompt_tokens, output_tokens } => Self {
-                secs: seconds,
-                decode_tokens: output_tokens as f64,
-                prefill_tokens: prompt_tokens as f64,
-            },
+            Limit::Request { seconds, prompt_tokens, output_tokens } => {
+                Self { secs: seconds, decode_tokens: output_tokens as f64, prefill_tokens: prompt_tokens as f64 }
+            }
             _ => return None,
         })
     }

@@ -441,7 +441,9 @@ impl Planner {
                 let remedy = "allow more, or let the planner decide tensors that rules made by hand decide";
                 Fault::new(Stage::Plan, cause).fix(remedy)
             }
-            Limit::Memory { .. } => fault.fix("allow more, a shorter context or a smaller type of KV cache, or protect less"),
+            Limit::Memory { .. } => {
+                fault.fix("allow more, a shorter context or a smaller type of KV cache, or protect less")
+            }
             _ => fault.fix("allow more, protect less, or measure the sensitivity of smaller formats"),
         }
     }
@@ -513,12 +515,7 @@ struct Choices<'a> {
 }
 
 impl<'a> Choices<'a> {
-    fn new(
-        subject: Subject<'a>,
-        plan: &Plan,
-        table: &'a SensitivityTable,
-        speed: Option<&'a SpeedModel>,
-    ) -> Self {
+    fn new(subject: Subject<'a>, plan: &Plan, table: &'a SensitivityTable, speed: Option<&'a SpeedModel>) -> Self {
         let rows = table.rows.iter().enumerate().map(|(index, row)| (row.name.as_str(), index)).collect();
         let damages = Damages::new(table);
         Self { subject, target: plan.target(), table, speed, damages, rows, missing: Vec::new(), unknown: Vec::new() }

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::plan::tests::{fault, llama, parse, subject};
 use crate::plan::speed::{SpeedModel, tests::rates};
+use crate::plan::tests::{fault, llama, parse, subject};
 use crate::plan::{Recipe, Rule, Treatment};
 use crate::sensitivity::{self, SensitivityRow, SensitivityValue};
 
