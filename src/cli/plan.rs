@@ -81,6 +81,7 @@ pub(super) struct MakePlan {
     #[arg(long, value_name = "FILE")]
     write_tensor_types: Option<PathBuf>,
     /// What the result is written for: gguf; hugging_face (float types only); compressed-tensors, bitsandbytes, gptq or awq
+    /// [default: gguf, or what --from says]
     #[arg(long, value_name = "TARGET", value_parser = target)]
     target: Option<Target>,
     #[command(flatten)]

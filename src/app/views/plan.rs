@@ -96,7 +96,8 @@ pub fn plan_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
                 totals_ui(ui, cx, &memory, resolved);
             }
             if !cx.is_presenting() {
-                plan_budget::budget_ui(ui, cx, resolved, &memory.frontier, &mut memory.budget);
+                let speed = cx.memory.standing.standing.speed;
+                plan_budget::budget_ui(ui, cx, resolved, &memory.frontier, speed, &mut memory.budget);
                 plan_many::bulk_ui(ui, cx, document, &mut memory.bulk);
             }
             table_ui(ui, cx, document, resolved, &mut memory);

@@ -1,7 +1,8 @@
 //! Choices for many tensors at once: a role in some layers, a pattern of names, a layer's choices
 //! copied to others, and what is tied together.
 
-use eframe::egui::{Checkbox, DragValue, TextEdit, Ui};
+use eframe::egui::containers::menu::{MenuButton, MenuConfig};
+use eframe::egui::{Checkbox, DragValue, PopupCloseBehavior, TextEdit, Ui};
 
 use super::common::{action_button_ui, caption_ui, combo_ui};
 use crate::app::context::Cx;
@@ -59,11 +60,15 @@ pub(super) fn bulk_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, bulk: &
         if !cx.state().selection.tensors.is_empty() {
             action_button_ui(ui, cx, Action::ClearChoices, false);
         }
-    });
-    ui.horizontal_wrapped(|ui| {
-        glob_ui(ui, cx, bulk);
-        copy_ui(ui, cx, bulk, last);
-        ties_ui(ui, cx, document.plan().ties());
+        let config = MenuConfig::new().close_behavior(PopupCloseBehavior::CloseOnClickOutside);
+        let (response, _) = MenuButton::new("More").config(config).ui(ui, |ui| {
+            ui.set_min_width(420.0);
+            ui.horizontal(|ui| glob_ui(ui, cx, bulk));
+            ui.horizontal(|ui| copy_ui(ui, cx, bulk, last));
+            ui.horizontal(|ui| ties_ui(ui, cx, document.plan().ties()));
+        });
+        let help = "Tensors by a pattern of their names, a layer's choices for others, and what is tied together";
+        response.on_hover_text(help).accessible_name("More ways to choose for many");
     });
 }
 
