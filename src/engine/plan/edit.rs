@@ -165,6 +165,17 @@ impl Plan {
         Ok(())
     }
 
+    /// The plan without what the planner chose, on a base of `format` where it has one.
+    pub(super) fn freed_for(&self, format: &str) -> Result<Self> {
+        let mut plan = self.clone();
+        plan.drop_planned();
+        if plan.default.is_some() || plan.recipe.is_some() {
+            plan.set_recipe(None);
+            plan.set_default_format(Some(format).filter(|id| !id.is_empty()))?;
+        }
+        Ok(plan)
+    }
+
     /// Removes all planned rules and returns the comments that stood above them, a line each.
     fn remove_planned(&mut self) -> String {
         let mut comments = String::new();

@@ -253,7 +253,7 @@ fn misfit(target: Target, tensor: &TensorInfo, asked: &'static dyn Format) -> Op
 
 /// The one quantized format of a container that holds one: what is nearest to most weights' bits.
 fn common_format(target: Target, subject: Subject<'_>, asked: &[(Choice, Why)]) -> Option<&'static str> {
-    if !matches!(target, Target::Gptq | Target::Awq | Target::Bitsandbytes) {
+    if !target.holds_one_format() {
         return None;
     }
     let mut wanted: BTreeMap<&'static str, u64> = BTreeMap::new();

@@ -139,6 +139,11 @@ impl Target {
         }
     }
 
+    /// True if all quantized tensors share one format.
+    pub fn holds_one_format(self) -> bool {
+        matches!(self, Self::Gptq | Self::Awq | Self::Bitsandbytes)
+    }
+
     /// The ids of all formats that the target can hold, from most bits to fewest.
     pub fn formats(self) -> impl Iterator<Item = &'static str> {
         format::all().iter().map(|format| format.id()).filter(move |id| self.allows(id))

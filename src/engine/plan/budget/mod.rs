@@ -136,6 +136,8 @@ pub struct Planner {
     metric: String,
     unit: String,
     label: Label,
+    /// The same for other formats, where the target holds one for all and this planner knows one.
+    others: Vec<Planner>,
 }
 
 impl Planner {
@@ -154,8 +156,46 @@ impl Planner {
     }
 
     fn new_for(subject: Subject<'_>, plan: &Plan, table: &SensitivityTable, options: &BudgetOptions) -> Result<Self> {
+        if !plan.target().holds_one_format() {
+            return Self::new_with(subject, plan, table, options, None);
+        }
+        // One planner for each format that could be the one for all.
+        let held = table.formats.iter().filter_map(|id| format::find(id)).map(|format| format.id());
+        let held =
+            held.filter(|id| plan.target().allows(id) && format::find(id).is_some_and(|one| one.dtype().is_scheme()));
+        let mut planners: Vec<Self> = Vec::new();
+        let mut fault = None;
+        for id in held {
+            match Self::new_with(subject, plan, table, options, Some(id)) {
+                Ok(planner) => planners.push(planner),
+                Err(err) => fault = Some(err),
+            }
+        }
+        if planners.is_empty() {
+            return match fault {
+                Some(fault) => Err(fault),
+                None => Self::new_with(subject, plan, table, options, Some("")),
+            };
+        }
+        let mut first = planners.remove(0);
+        first.others = planners;
+        Ok(first)
+    }
+
+    /// A planner that quantizes with `only` one format, where that is given.
+    fn new_with(
+        subject: Subject<'_>,
+        plan: &Plan,
+        table: &SensitivityTable,
+        options: &BudgetOptions,
+        only: Option<&'static str>,
+    ) -> Result<Self> {
+        // What the planner chose before, and a base in another format, must not stand in the way of this one.
+        let freed = only.map(|id| plan.freed_for(id)).transpose()?;
+        let plan = freed.as_ref().unwrap_or(plan);
         let resolved = resolve_for(plan, subject)?;
         let mut choices = Choices::new(subject, plan, table, options.speed.as_ref());
+        choices.only = only;
         /// A tie, or none and the tensor's own index.
         type Key = (Option<(usize, Role)>, usize);
         let mut sets: BTreeMap<Key, Vec<usize>> = BTreeMap::new();
@@ -234,12 +274,14 @@ impl Planner {
             metric: table.metric.clone(),
             unit: table.unit.clone(),
             label: table.label,
+            others: Vec::new(),
         })
     }
 
     /// The least that any plan takes, and what sets it.
     pub fn floor(&self) -> &Floor {
-        &self.floor
+        let all = std::iter::once(self).chain(&self.others);
+        all.map(|planner| &planner.floor).min_by_key(|floor| floor.tensor_bytes).unwrap_or(&self.floor)
     }
 
     /// The best that is to be had over all budgets: tensor bytes with padding, and predicted damage,
@@ -249,7 +291,18 @@ impl Planner {
             cost: point.cost + self.fixed_point.cost,
             damage: point.damage + self.fixed_point.damage,
         };
-        self.problem.frontier().iter().map(add).collect()
+        let mut points: Vec<Point> = self.problem.frontier().iter().map(add).collect();
+        for other in &self.others {
+            points.extend(other.frontier());
+        }
+        points.sort_by(|one, other| one.cost.cmp(&other.cost).then(one.damage.total_cmp(&other.damage)));
+        let mut least = f64::INFINITY;
+        points.retain(|point| {
+            let is_better = point.damage < least || least == f64::INFINITY;
+            least = least.min(point.damage);
+            is_better
+        });
+        points
     }
 
     /// Number of choices that are made: tensors, or ties of them.
@@ -280,6 +333,9 @@ impl Planner {
             let fault = Fault::new(Stage::Plan, "there is no limit to plan for");
             return Err(fault.fix("state a size, a speed or a damage").into());
         };
+        if !self.others.is_empty() {
+            return self.propose_best(subject, limits, effort);
+        }
         let fixed = self.fixed_point;
         let solution = self.solve(limits, effort)?;
         let chosen: Vec<Offer> =
@@ -324,6 +380,26 @@ impl Planner {
             warnings: self.warnings.clone(),
         };
         Ok(Proposal { plan, resolved, report })
+    }
+
+    /// The best answer of all planners, each of which knows one format.
+    fn propose_best(&self, subject: Subject<'_>, limits: &[Limit], effort: &Effort) -> Result<Proposal> {
+        let alone = Self { others: Vec::new(), ..self.clone() };
+        let is_by_damage = limits.iter().all(|limit| matches!(limit, Limit::Damage(_)));
+        let rank = |report: &BudgetReport| if is_by_damage { report.tensor_bytes as f64 } else { report.damage };
+        let mut answers: Vec<Result<Proposal>> = Vec::new();
+        for planner in std::iter::once(&alone).chain(&self.others) {
+            answers.push(planner.propose_for(subject, limits, effort));
+        }
+        let bound = answers.iter().flatten().map(|answer| answer.report.bound).fold(f64::INFINITY, f64::min);
+        let best = answers.iter().position(|answer| {
+            let own = answer.as_ref().map_or(f64::INFINITY, |answer| rank(&answer.report));
+            own.is_finite() && answers.iter().flatten().all(|other| own <= rank(&other.report))
+        });
+        let mut best = answers.swap_remove(best.unwrap_or(0))?;
+        best.report.bound = bound.min(best.report.bound);
+        best.report.gap = (rank(&best.report) - best.report.bound).max(0.0);
+        Ok(best)
     }
 
     /// One offer a group that keeps every limit but that of the damage, which is looked at afterwards
@@ -508,6 +584,8 @@ struct Choices<'a> {
     speed: Option<&'a SpeedModel>,
     damages: Damages<'a>,
     rows: HashMap<&'a str, usize>,
+    /// The one format to quantize with, where the target holds one.
+    only: Option<&'static str>,
     /// Tensors and formats without a value.
     missing: Vec<(usize, &'static str)>,
     /// Decided elsewhere, with a damage that is not known.
@@ -518,7 +596,8 @@ impl<'a> Choices<'a> {
     fn new(subject: Subject<'a>, plan: &Plan, table: &'a SensitivityTable, speed: Option<&'a SpeedModel>) -> Self {
         let rows = table.rows.iter().enumerate().map(|(index, row)| (row.name.as_str(), index)).collect();
         let damages = Damages::new(table);
-        Self { subject, target: plan.target(), table, speed, damages, rows, missing: Vec::new(), unknown: Vec::new() }
+        let target = plan.target();
+        Self { subject, target, table, speed, damages, rows, only: None, missing: Vec::new(), unknown: Vec::new() }
     }
 
     /// Time of a tensor stored as `dtype`, where it is known.
@@ -555,7 +634,8 @@ impl<'a> Choices<'a> {
             };
             let stored = cell.fell_back_to.as_deref().and_then(format::find).unwrap_or(asked);
             let format = stored.id();
-            if self.target.allows(format) && offers.iter().all(|offer| offer.format != format) {
+            let is_wanted = stored.dtype().is_plain() || self.only.is_none_or(|only| only == format);
+            if is_wanted && self.target.allows(format) && offers.iter().all(|offer| offer.format != format) {
                 let variance = cell.stderr.unwrap_or(0.0).powi(2);
                 let bytes = padded(self.target, cell.bytes);
                 let secs = self.secs(index, stored.dtype(), tensor.weight_count());

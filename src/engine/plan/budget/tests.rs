@@ -323,6 +323,43 @@ fn a_folder_of_plain_floats_is_planned_too_and_norms_stay() {
 }
 
 #[test]
+fn where_one_format_is_all_there_is_the_best_one_is_found_and_what_it_spares() {
+    let tensors = llama(3);
+    let formats = ["int8_channel", "int4_g128", "int4_g32"];
+    let mut table = table(&tensors, usual);
+    table.formats = formats.map(str::to_owned).to_vec();
+    for row in &mut table.rows {
+        let tensor = tensors.iter().find(|tensor| tensor.name == row.name).expect("its own");
+        let cell = |id: &str| {
+            let format = format::find(id).expect("registered");
+            let damage = usual(tensor) * 4.0_f64.powf(-format.bits_per_weight());
+            SensitivityValue::new(damage, tensor, format, format)
+        };
+        row.cells = formats.iter().map(|id| cell(id)).collect();
+    }
+    let text = "version = 1\ntarget = \"gptq\"\n[default]\nformat = \"int8_g128\"\n";
+    let plan = parse(text);
+    let options = BudgetOptions { ties: Ties::of(Target::Gptq), ..BudgetOptions::default() };
+    let planner = Planner::new_for(subject(&tensors), &plan, &table, &options).expect("plans");
+    let mut damages = Vec::new();
+    for bits in [9.5, 8.5, 7.5] {
+        let proposal = propose(&planner, &tensors, Limit::BitsPerWeight(bits));
+        let mut schemes: Vec<&str> = proposal.resolved.decisions.iter().map(|one| one.dtype.name()).collect();
+        schemes.retain(|name| name.starts_with("int"));
+        schemes.sort_unstable();
+        schemes.dedup();
+        assert!(schemes.len() == 1 && proposal.report.bits_per_weight <= bits, "{schemes:?}");
+        damages.push(proposal.report.damage);
+        // Proposing again from the answer is no other question.
+        let again = Planner::new_for(subject(&tensors), &proposal.plan, &table, &options).expect("plans");
+        assert_eq!(propose(&again, &tensors, Limit::BitsPerWeight(bits)).report.damage, proposal.report.damage);
+    }
+    assert!(damages[0] <= damages[1] && damages[1] <= damages[2], "{damages:?}");
+    let curve = planner.frontier();
+    assert!(curve.windows(2).all(|pair| pair[0].cost < pair[1].cost && pair[0].damage > pair[1].damage));
+}
+
+#[test]
 fn the_rules_of_a_regular_answer_are_few() {
     let tensors = llama(32);
     let plan = Plan::new(Target::Gguf, Some("f1"));
