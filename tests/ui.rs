@@ -178,6 +178,47 @@ fn the_plan_view_changes_recipe_target_and_many_tensors_at_once() {
 }
 
 #[test]
+fn constraints_are_stated_in_the_plan_view_and_follow_every_edit_in_the_strip() {
+    let mut window = Window::new(Start::Opened);
+    window.show(View::Plan);
+    window.click(Role::Button, "State constraints");
+    window.click(Role::CheckBox, "file size");
+    let most = window.document().plan().constraints().max_file_bytes.expect("stated");
+    let chips = |window: &Window, words: &str| window.harness.query_all_by_label_contains(words).count();
+    let chip = format!("file ≤ {}", lapidary::engine::units::bytes(most));
+    // In the view and in the strip: the tensors fill the limit, and metadata come on top.
+    assert_eq!(chips(&window, &format!("{chip} missed")), 2);
+    window.choose("Recipe", "Q2_K");
+    assert_eq!(chips(&window, &format!("{chip} met")), 2);
+    window.click(Role::CheckBox, "decode");
+    assert_eq!(chips(&window, "tok/s unknown"), 2, "no speed is guessed");
+    window.send(Action::Undo);
+    assert_eq!(chips(&window, "tok/s unknown"), 0);
+}
+
+#[test]
+fn a_plan_is_kept_compared_and_turned_legal_from_its_menus() {
+    let mut window = Window::new(Start::Opened);
+    window.show(View::Plan);
+    window.send(Command::NamePlan("mine".to_owned()));
+    window.choose("Recipe", "Q2_K");
+    window.click(Role::Button, "What changed in the plan");
+    assert!(window.says("tensors differ"));
+    window.send(Command::Show(View::Plan));
+    window.harness.key_press(eframe::egui::Key::Escape);
+    window.harness.run();
+    window.click(Role::Button, "History of the plan");
+    window.click(Role::Button, "Return to mine");
+    assert_eq!(window.document().plan().recipe().map(|recipe| recipe.name()), Some("Q4_K_M"));
+    window.harness.key_press(eframe::egui::Key::Escape);
+    window.harness.run();
+    window.click(Role::Button, "Legality for export targets");
+    window.click(Role::Button, "Nearest legal for gptq");
+    assert_eq!(window.document().plan().target(), lapidary::engine::plan::Target::Gptq);
+    assert!(window.document().resolved.is_ok());
+}
+
+#[test]
 fn a_cell_of_the_map_selects_its_tensor() {
     let mut window = Window::new(Start::Opened);
     window.show(View::Sensitivity);

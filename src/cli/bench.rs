@@ -11,9 +11,11 @@ use super::output::{Table, or_dash};
 use super::session::{Answer, Result, Session};
 use crate::engine::kernels::Level;
 use crate::engine::model::Model;
+use crate::engine::scoring::kernel_rates::{self, KernelRates, RateOptions};
 use crate::engine::scoring::kernel_speed::{self, KernelOptions, KernelSpeed};
 use crate::engine::scoring::{SpeedOptions, SpeedResult, speed};
 use crate::engine::units;
+use crate::workbench::keep_rates;
 
 /// Measure prefill and decode speed and memory, or the kernels
 ///
@@ -21,11 +23,16 @@ use crate::engine::units;
 /// --decode-depth 0`: one warm-up first, random tokens, logits of the last one only, no sampling.
 #[derive(Debug, Args)]
 pub(super) struct Bench {
-    #[arg(value_name = "PATH", help = PATH_HELP, required_unless_present = "kernels")]
+    #[arg(value_name = "PATH", help = PATH_HELP, required_unless_present_any = ["kernels", "rates"])]
     path: Option<PathBuf>,
     /// Measure encoders, error scans, profiles and matrix products by themselves, with one thread and with all
+    ///
+    /// Without --filter, and without --quick, the rates of --rates are measured and kept as well.
     #[arg(long, conflicts_with_all = ["path", "prefill_tokens", "decode_tokens", "decode_depth", "repetitions"])]
     kernels: bool,
+    /// Measure what predictions of a plan's speed need, a time for every format, and keep it for `lapidary plan` and the window
+    #[arg(long, conflicts_with_all = ["path", "kernels", "prefill_tokens", "decode_tokens", "decode_depth", "repetitions"])]
+    rates: bool,
     /// With --kernels: only those whose kernel or format has this in its name, such as matmul or q4_k
     #[arg(long, value_name = "TEXT", requires = "kernels")]
     filter: Option<String>,
@@ -82,6 +89,9 @@ struct Kernels<'a> {
 impl Bench {
     pub fn run(&self, session: &Session) -> Result<Answer> {
         let load_average = load_average();
+        if self.rates {
+            return run_rates(session);
+        }
         let Some(path) = &self.path else {
             return self.run_kernels(session, load_average);
         };
@@ -122,10 +132,51 @@ impl Bench {
     fn run_kernels(&self, session: &Session, load_average: Option<f64>) -> Result<Answer> {
         let options = KernelOptions { filter: self.filter.clone(), quick: self.quick };
         let rows = kernel_speed::measure(&options, &session.progress)?;
+        if self.filter.is_none() && !self.quick {
+            let rates = kernel_rates::measure(&RateOptions::default(), &session.progress)?;
+            keep_rates(&session.cache_dir(), &rates)?;
+        }
         let level = Level::detect().name();
         let document = Kernels { version: 1, device: "cpu", level, load_average, kernels: &rows };
         session.answer(&document, || kernels_text(&document))
     }
+}
+
+/// What `--rates` answers.
+#[derive(Debug, Serialize)]
+struct Rates<'a> {
+    /// Where they are kept.
+    kept_in: &'a Path,
+    #[serde(flatten)]
+    rates: &'a KernelRates,
+}
+
+fn run_rates(session: &Session) -> Result<Answer> {
+    let rates = kernel_rates::measure(&RateOptions::default(), &session.progress)?;
+    let path = keep_rates(&session.cache_dir(), &rates)?;
+    session.answer(&Rates { kept_in: &path, rates: &rates }, || rates_text(&rates, &path))
+}
+
+fn rates_text(rates: &KernelRates, path: &Path) -> String {
+    let mut table = Table::new(&["format", ">bytes a weight", ">decode (M weights/s)", ">prefill (M weights/s)"]);
+    for (id, rate) in &rates.formats {
+        table.row([
+            id.clone(),
+            format!("{:.3}", rate.bytes_per_weight),
+            format!("{:.0}", 1e-6 / rate.decode_secs_per_weight),
+            format!("{:.0}", 1e-6 / rate.prefill_secs_per_weight),
+        ]);
+    }
+    format!(
+        "{}\n{}, {} kernels, {} threads; {:.1} GB/s read from memory, {} a product at least\nkept in {}\n",
+        table.render(),
+        rates.machine.cpu,
+        rates.machine.level,
+        rates.machine.threads,
+        rates.memory_bytes_per_second / 1e9,
+        units::duration(rates.product_secs),
+        path.display()
+    )
 }
 
 /// Linux's load average of the last minute.

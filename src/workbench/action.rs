@@ -75,6 +75,9 @@ pub enum Action {
     UnprotectSelection,
     ClearChoices,
     ImprovePlan,
+    FitConstraints,
+    MakePlanLegal,
+    ExportGates,
     LoadPlan,
     SavePlan,
     LoadImportance,
@@ -83,6 +86,8 @@ pub enum Action {
     ImportTensorTypes,
     ExportTensorTypes,
     RunPlan,
+    RunFrontier,
+    MeasureRates,
     Calibrate,
     CalibrateOn,
     ChooseCalibration,
@@ -115,7 +120,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, in menu order.
-    pub const ALL: [Self; 53] = [
+    pub const ALL: [Self; 58] = [
         Self::OpenFile,
         Self::OpenFolder,
         Self::OpenPath,
@@ -133,6 +138,9 @@ impl Action {
         Self::UnprotectSelection,
         Self::ClearChoices,
         Self::ImprovePlan,
+        Self::FitConstraints,
+        Self::MakePlanLegal,
+        Self::ExportGates,
         Self::LoadPlan,
         Self::SavePlan,
         Self::LoadImportance,
@@ -141,6 +149,8 @@ impl Action {
         Self::ImportTensorTypes,
         Self::ExportTensorTypes,
         Self::RunPlan,
+        Self::RunFrontier,
+        Self::MeasureRates,
         Self::Calibrate,
         Self::CalibrateOn,
         Self::ChooseCalibration,
@@ -213,6 +223,24 @@ impl Action {
                 "Let the planner choose for least predicted damage in the bytes the plan takes now; rules made by hand stay",
                 None,
             ),
+            Self::FitConstraints => (
+                G::Plan,
+                "Plan for the constraints",
+                "Let the planner choose for least predicted damage within all constraints; rules made by hand stay",
+                None,
+            ),
+            Self::MakePlanLegal => (
+                G::Plan,
+                "Choose the nearest legal formats",
+                "Replace what the target cannot hold, or its runtimes do not load, by the nearest that they do",
+                None,
+            ),
+            Self::ExportGates => (
+                G::Plan,
+                "Export constraints as gates…",
+                "Write the constraints as a gates.toml that candidates are judged by",
+                None,
+            ),
             Self::LoadPlan => (G::Plan, "Load plan…", "Replace the plan by a plan.toml", None),
             Self::SavePlan => {
                 (G::Plan, "Save plan…", "Write the plan as a plan.toml that the command line takes too", None)
@@ -238,6 +266,18 @@ impl Action {
             Self::RunPlan => {
                 (G::Run, "Run the plan", "Write a candidate file with these choices, then evaluate it", ctrl("R"))
             }
+            Self::RunFrontier => (
+                G::Run,
+                "Run three points of the frontier",
+                "Write and evaluate the planner's best at three sizes, to see measured points on the curve",
+                None,
+            ),
+            Self::MeasureRates => (
+                G::Run,
+                "Measure kernel speeds",
+                "Time one product in every format, which predictions of a plan's speed need; about half a minute, once",
+                None,
+            ),
             Self::Calibrate => (
                 G::Run,
                 "Compute importance",
@@ -390,6 +430,24 @@ impl Action {
                 .or_else(|| {
                     unless(document.is_some_and(|d| d.budget_table().is_some()), "Measure the sensitivity first")
                 }),
+            Self::FitConstraints => no_document()
+                .or_else(|| {
+                    let has_limits =
+                        |d: &super::Document| !d.plan().constraints().limits(d.checkpoint.config.as_ref()).is_empty();
+                    unless(document.is_some_and(has_limits), "State a size, a speed or a KLD first")
+                })
+                .or_else(|| {
+                    unless(document.is_some_and(|d| d.budget_table().is_some()), "Measure the sensitivity first")
+                }),
+            Self::ExportGates => no_document().or_else(|| {
+                unless(document.is_some_and(|d| !d.plan().constraints().is_empty()), "The plan states no constraints")
+            }),
+            Self::RunFrontier => no_document()
+                .or_else(|| {
+                    unless(document.is_some_and(|d| d.budget_table().is_some()), "Measure the sensitivity first")
+                })
+                .or_else(|| unless(!jobs.is_running(JobKind::Pass), "A pass is running")),
+            Self::MeasureRates => unless(!jobs.is_running(JobKind::Rates), "Already measuring"),
             Self::RunPlan => no_document()
                 .or_else(|| unless(document.is_some_and(|d| d.resolved.is_ok()), "The plan has an error"))
                 .or_else(|| unless(!jobs.is_running(JobKind::Pass), "A pass is running")),

@@ -9,16 +9,15 @@ use super::action::Action;
 use super::command::{Command, SelectMode, Subject};
 use super::events::Outcome;
 use super::history::History;
-use super::importance;
 use super::jobs::JobKind;
 use super::measure::{KldRequest, units_of_action};
-use super::project::{self, Project};
+use super::project::Project;
 use super::settings::ThemeChoice;
 use super::state::{CandidateState, Document, Level, Playground, PlaygroundSide, Run, RunId, Selection, View};
 use super::tasks::{self, EvaluationInput, Source};
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::pass;
-use crate::engine::plan::budget::{BudgetOptions, Effort, Limit, Planner, Ties};
+use super::{importance, planning};
+use crate::engine::error::{Error, Result};
+use crate::engine::plan::budget::Limit;
 use crate::engine::plan::{Plan, Recipe, Target};
 use crate::engine::scoring::{GenerateOptions, TaskSet, TextSource};
 use crate::engine::sensitivity::kld::Granularity;
@@ -79,12 +78,14 @@ impl Workbench {
                     Selection { focus: tensors.first().copied(), tensors: tensors.into_iter().collect() };
             }
             Command::SetFormat { tensors, format } => {
+                let tensors = self.tied(&tensors);
                 let name = format!("{} {}", self.subject_of(&tensors), format);
                 self.change_plan(name, |document, plan| {
                     plan.set_format(&document.checkpoint, &names(document, &tensors), format)
                 })?;
             }
             Command::SetProtected { tensors, protect } => {
+                let tensors = self.tied(&tensors);
                 let verb = if protect { "protect" } else { "unprotect" };
                 self.change_plan(format!("{verb} {}", self.subject_of(&tensors)), |document, plan| {
                     plan.set_protected(&document.checkpoint, &names(document, &tensors), protect)
@@ -110,11 +111,36 @@ impl Workbench {
                 *current = *plan;
                 Ok(())
             })?,
+            Command::CopyLayer { from, to } => {
+                self.change_plan(format!("copy layer {from}"), |document, plan| {
+                    plan.copy_layer(&document.checkpoint, from, &to)
+                })?;
+            }
+            Command::SetGlob { glob, treatment } => {
+                self.change_plan(format!("tensors {glob}"), |document, plan| {
+                    plan.set_glob(&document.checkpoint, &glob, treatment)
+                })?;
+            }
+            Command::SetTies(ties) => self.change_plan(format!("ties: {}", ties.name()), |_, plan| {
+                plan.set_ties(ties);
+                Ok(())
+            })?,
+            Command::MakeLegal(target) => return self.make_legal(target),
+            Command::SetConstraints(constraints) => return self.set_constraints(*constraints),
+            Command::NamePlan(name) => self.name_plan(&name),
+            Command::ReturnTo(name) => return self.return_to(&name),
+            Command::ForgetNamed(name) => {
+                self.with_document(|document| document.named.retain(|named| named.name != name));
+            }
+            Command::UndoTo(step) => self.step_history(|history| history.undo_to(step)),
+            Command::ExportGates(path) => return self.export_gates(&path),
             Command::Calibrate(text) => self.calibrate(text),
             Command::LoadImportance(path) => self.load_importance(path),
             Command::ImportTensorTypes(path) => return self.import_tensor_types(&path),
             Command::ExportTensorTypes(path) => return self.export_tensor_types(&path),
-            Command::PlanWithin { limit, metric, continues } => return self.plan_within(limit, metric, continues),
+            Command::PlanWithin { limit, metric, continues } => {
+                return self.plan_within(&[limit], metric, continues);
+            }
             Command::MeasureKld(request) => self.measure_kld(request),
             Command::ChooseCalibration(path) => self.choose_calibration(path),
             Command::RunPlan { name, output } => return self.run_plan(name, output),
@@ -192,6 +218,7 @@ impl Workbench {
             | Action::ChooseCalibration
             | Action::ImportTensorTypes
             | Action::ExportTensorTypes
+            | Action::ExportGates
             | Action::Palette
             | Action::About => {}
             Action::OpenDemo => self.open(Source::Demo),
@@ -227,9 +254,17 @@ impl Workbench {
             Action::ImprovePlan => {
                 let resolved = self.state.document.as_ref().and_then(|document| document.resolved.as_ref().ok());
                 if let Some(limit) = resolved.map(|resolved| Limit::TensorBytes(resolved.padded_bytes)) {
-                    return self.plan_within(limit, None, false);
+                    return self.plan_within(&[limit], None, false);
                 }
             }
+            Action::FitConstraints => return self.fit_constraints(),
+            Action::MakePlanLegal => {
+                if let Some(target) = self.state.document.as_ref().map(|document| document.plan().target()) {
+                    return self.make_legal(target);
+                }
+            }
+            Action::RunFrontier => return self.run_frontier(),
+            Action::MeasureRates => self.measure_rates(),
             Action::RunPlan => return self.run_plan(None, None),
             Action::Calibrate => self.calibrate_again(),
             Action::UseImportance => return self.use_importance(true),
@@ -357,53 +392,7 @@ impl Workbench {
         Ok(())
     }
 
-    /// Makes the planner's answer the plan; dragging along a limit is one step of history.
-    fn plan_within(&mut self, limit: Limit, metric: Option<&str>, continues: bool) -> Result<()> {
-        /// What a slider may take for each of its moves, and for an answer that is asked for once.
-        const EFFORTS: [u64; 2] = [300_000, 4_000_000];
-        const STEP: &str = "plan within a budget";
-        let Some(document) = &mut self.state.document else { return Ok(()) };
-        let table = match metric {
-            Some(id) => document.sensitivity.get(id),
-            None => document.budget_table(),
-        };
-        let Some(table) = table.cloned() else {
-            return Err(Fault::new(Stage::Plan, "a budget needs to know what each tensor minds")
-                .fix("measure the sensitivity first")
-                .into());
-        };
-        let target = document.plan().target();
-        let overhead_bytes = match (limit, document.overhead_bytes) {
-            (Limit::FileBytes(_), Some((known, bytes))) if known == target => bytes,
-            (Limit::FileBytes(_), _) => {
-                let bytes = pass::overhead_bytes(&document.checkpoint, document.plan())?;
-                document.overhead_bytes = Some((target, bytes));
-                bytes
-            }
-            _ => 0,
-        };
-        let options = BudgetOptions { ties: Ties::of(target), overhead_bytes };
-        let planner = Planner::new(&document.checkpoint, document.plan(), &table, &options)?;
-        let effort = Effort { most_states: EFFORTS[usize::from(!continues)] };
-        let proposal = planner.propose(&document.checkpoint, limit, &effort)?;
-        let changed = if continues {
-            document.history.amend(STEP, proposal.plan)
-        } else {
-            document.history.push(STEP, proposal.plan)
-        };
-        if changed {
-            document.resolved = Ok(Arc::new(proposal.resolved));
-            document.is_dirty = true;
-        }
-        if !continues {
-            for warning in proposal.report.warnings {
-                self.state.notify(Level::Warning, warning);
-            }
-        }
-        Ok(())
-    }
-
-    fn step_history(&mut self, step: fn(&mut History<Plan>) -> bool) {
+    fn step_history(&mut self, step: impl FnOnce(&mut History<Plan>) -> bool) {
         if let Some(document) = &mut self.state.document
             && step(&mut document.history)
         {
@@ -451,28 +440,6 @@ impl Workbench {
         }
     }
 
-    fn run_plan(&mut self, name: Option<String>, output: Option<PathBuf>) -> Result<()> {
-        let Some(document) = &self.state.document else { return Ok(()) };
-        let resolved = match &document.resolved {
-            Ok(resolved) => resolved.clone(),
-            Err(err) => return Err(err.clone()),
-        };
-        let plan = document.plan().clone();
-        let name = name.unwrap_or_else(|| name_of_plan(&plan, document));
-        let extension = match plan.target() {
-            Target::Gguf => Some("gguf"),
-            _ => None,
-        };
-        let output = match output {
-            Some(output) => output,
-            None => tasks::candidate_path(&project::output_folder(&document.project_path), &name, extension)?,
-        };
-        let checkpoint = document.checkpoint.clone();
-        let importance = document.importance_in_use().cloned();
-        self.jobs.spawn(JobKind::Pass, format!("compress to {name}"), move |context| {
-            tasks::run_plan(&checkpoint, plan, &resolved, importance, name, &output, context)
-        });
-        Ok(())
     }
 
     pub(super) fn evaluate(&mut self, subject: Subject) {
@@ -584,7 +551,9 @@ impl Workbench {
             }),
             None => fresh(),
         };
+        let (past, named) = opened.project.as_ref().map(planning::kept_plans).unwrap_or_default();
         let mut document = Document {
+            named,
             profiles: vec![None; checkpoint.tensors.len()],
             is_demo: opened.is_demo,
             project_path: opened.project_path,
@@ -593,7 +562,7 @@ impl Workbench {
             resolved: importance::resolved(&plan, &checkpoint, None),
             importance: opened.importance,
             calibration_text: opened.calibration_text,
-            history: History::new(plan),
+            history: History::with_past(past, plan),
             sensitivity: Default::default(),
             units: Default::default(),
             activations: None,
@@ -730,10 +699,11 @@ const DEMO_PROMPT: &str = "17 + 25 =";
 pub(super) fn resolve(document: &mut Document) {
     let importance = document.importance_in_use().map(Arc::as_ref);
     document.resolved = importance::resolved(document.plan(), &document.checkpoint, importance);
+    planning::know_overhead(document);
     document.is_dirty = true;
 }
 
-fn names(document: &Document, tensors: &[usize]) -> Vec<String> {
+pub(super) fn names(document: &Document, tensors: &[usize]) -> Vec<String> {
     tensors
         .iter()
         .filter_map(|&index| document.checkpoint.tensors.get(index))
@@ -743,27 +713,4 @@ fn names(document: &Document, tensors: &[usize]) -> Vec<String> {
 
 pub(super) fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
-}
-
-/// A name for a run that has none: its recipe, and a number of edits on top.
-fn name_of_plan(plan: &Plan, document: &Document) -> String {
-    let base = plan
-        .recipe()
-        .map(|recipe| recipe.name().to_owned())
-        .or_else(|| plan.default_format().map(str::to_owned))
-        .unwrap_or_else(|| "as stored".to_owned());
-    let planned = plan.rules().iter().any(|rule| rule.is_planned);
-    let bits = document.resolved.as_ref().ok().map(|resolved| resolved.new_bits_per_weight()).filter(|_| planned);
-    let base = if let Some(bits) = bits {
-        format!("planned {bits:.2} bpw")
-    } else if plan.rules().is_empty() {
-        base
-    } else {
-        format!("{base}+{}", plan.rules().len())
-    };
-    let taken = |name: &str| document.runs.iter().any(|run| run.name == name);
-    if !taken(&base) {
-        return base;
-    }
-    (2..).map(|number| format!("{base} ({number})")).find(|name| !taken(name)).unwrap_or(base)
 }

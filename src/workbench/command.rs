@@ -9,7 +9,7 @@ use super::measure::KldRequest;
 use super::settings::ThemeChoice;
 use super::state::{RunId, View};
 use crate::engine::plan::budget::Limit;
-use crate::engine::plan::{Plan, Recipe, Target};
+use crate::engine::plan::{Constraints, Plan, Recipe, Target, Ties, Treatment};
 
 /// How a click changes the selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,26 @@ pub enum Command {
     SetProtected { tensors: Vec<usize>, protect: bool },
     /// Takes the choices made for tensors back, so that recipe or default decide.
     ClearChoices { tensors: Vec<usize> },
+    /// Treats the linears of layers as those of another one.
+    CopyLayer { from: usize, to: Vec<usize> },
+    /// Treats all tensors whose names a glob matches.
+    SetGlob { glob: String, treatment: Treatment },
+    /// Which tensors of a layer share a format under the plan's target.
+    SetTies(Ties),
+    /// Turns the plan to a target, with the nearest legal choice wherever it has none.
+    MakeLegal(Target),
+    /// States what the result must keep to.
+    SetConstraints(Box<Constraints>),
+    /// Keeps the plan as it is now under a name.
+    NamePlan(String),
+    /// Makes a plan that was kept the plan, as one step of history.
+    ReturnTo(String),
+    /// Forgets a plan that was kept.
+    ForgetNamed(String),
+    /// Goes back to before the step of history with this index.
+    UndoTo(usize),
+    /// Writes the plan's constraints as gates.
+    ExportGates(PathBuf),
     /// Starts the plan from one of llama.cpp's recipes; none keeps every tensor as it is.
     SetRecipe(Option<Recipe>),
     /// What the result is written for.

@@ -18,6 +18,7 @@ use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
 use crate::engine::plan::Plan;
 use crate::engine::profile::TensorProfile;
+use crate::engine::scoring::kernel_rates::KernelRates;
 use crate::engine::scoring::{GeneratedToken, Generation, TaskSet, TextSource};
 use crate::engine::sensitivity::{SensitivityRow, SensitivityTable, SensitivityValue, UnitTable, UnitValue};
 
@@ -81,6 +82,8 @@ pub(super) enum Outcome {
     Compared { run: RunId, comparison: Option<Box<Comparison>> },
     /// The playground has stopped.
     Generated { subject: Subject, generation: Generation },
+    /// The kernels of this machine are timed.
+    Rates(Box<KernelRates>),
     /// A candidate was copied.
     Exported { output: PathBuf, bytes: u64 },
 }

@@ -40,6 +40,7 @@ pub enum JobKind {
     Compare,
     Generate,
     Export,
+    Rates,
 }
 
 impl JobKind {
@@ -56,6 +57,7 @@ impl JobKind {
                 | Self::Calibrate
                 | Self::Pass
                 | Self::Evaluate
+                | Self::Rates
         )
     }
 }

@@ -15,9 +15,12 @@ mod importance;
 mod jobs;
 mod measure;
 mod measure_tasks;
+mod planning;
 mod poll;
 mod project;
+mod rates;
 mod settings;
+mod standing;
 mod state;
 mod tasks;
 
@@ -32,9 +35,11 @@ pub use importance::KnownImportance;
 pub use jobs::{Executor, JobId, JobKind, JobView};
 pub use measure::{CalibrationInfo, KldRequest, MeasureOn, action_of_units};
 pub use project::Project;
+pub use rates::{keep_rates, known_rates};
 pub use settings::{Settings, ThemeChoice};
+pub use standing::PlanStanding;
 pub use state::{
-    CandidateState, Document, Level, Notice, Playground, PlaygroundSide, Run, RunId, Selection, State, View,
+    CandidateState, Document, Level, NamedPlan, Notice, Playground, PlaygroundSide, Run, RunId, Selection, State, View,
 };
 
 use jobs::Jobs;
@@ -88,7 +93,7 @@ impl Workbench {
         let settings = Settings::load(&options.data_dir);
         let jobs = Jobs::new(options.waker.clone(), options.executor);
         Self {
-            state: State::new(settings),
+            state: State::new(settings, rates::known_rates(&options.cache_dir)),
             jobs,
             models: tasks::ModelCache::default(),
             last_save: std::time::Instant::now(),

@@ -151,8 +151,12 @@ impl Workbench {
                 self.take_importance(&fingerprint, *known, is_computed);
             }
             Outcome::Passed(passed) => {
+                let reused = match passed.report.reused_tensors {
+                    0 => String::new(),
+                    count => format!(", {count} tensors taken over from earlier candidates"),
+                };
                 let text = format!(
-                    "{} written: {} in {}",
+                    "{} written: {} in {}{reused}",
                     passed.name,
                     units::bytes(passed.report.file_bytes),
                     units::seconds(passed.report.elapsed_secs)
@@ -201,6 +205,7 @@ impl Workbench {
                     side.is_done = true;
                 }
             }
+            Outcome::Rates(rates) => self.take_rates(*rates),
             Outcome::Exported { output, bytes } => {
                 let text = format!("{} written to {}", units::bytes(bytes), file_name(&output));
                 self.state.notify(Level::Info, text);

@@ -19,6 +19,7 @@ use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
 use crate::engine::plan::{Plan, ResolvedPlan, Target, budget};
 use crate::engine::profile::TensorProfile;
+use crate::engine::scoring::kernel_rates::KernelRates;
 use crate::engine::scoring::{GeneratedToken, TaskSet, TextSource};
 use crate::engine::sensitivity::{self, SensitivityRow, SensitivityTable, UnitTable};
 
@@ -193,6 +194,15 @@ impl Playground {
     }
 }
 
+/// A plan that was kept under a name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedPlan {
+    /// What it is called; no two are called alike.
+    pub name: String,
+    /// The plan as it was.
+    pub plan: Plan,
+}
+
 /// The open checkpoint and everything made of it.
 #[derive(Debug)]
 pub struct Document {
@@ -210,6 +220,8 @@ pub struct Document {
     pub profile_faults: BTreeMap<usize, Fault>,
     /// The plan with its past.
     pub history: History<Plan>,
+    /// Plans that were kept under a name, in the order in which they were.
+    pub named: Vec<NamedPlan>,
     /// The plan applied to the checkpoint, or why it cannot be.
     pub resolved: Result<Arc<ResolvedPlan>, Error>,
     /// What was measured per tensor and format, by metric (and by [`KldRequest::key`]); partial while
@@ -318,6 +330,8 @@ pub struct State {
     pub notices: Vec<Notice>,
     /// Theme and recent files.
     pub settings: Settings,
+    /// How fast this machine multiplies, once that was measured.
+    pub rates: Option<Arc<KernelRates>>,
     /// Larger text, no editing.
     pub presenter: bool,
     /// Set once the user wants to leave.
@@ -328,13 +342,14 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(settings: Settings) -> Self {
+    pub(super) fn new(settings: Settings, rates: Option<Arc<KernelRates>>) -> Self {
         Self {
             document: None,
             view: View::default(),
             selection: Selection::default(),
             notices: Vec::new(),
             settings,
+            rates,
             presenter: false,
             quit: false,
             opening: None,

@@ -11,15 +11,15 @@ use super::events::{Event, Opened, Outcome, Passed};
 use super::importance::KnownImportance;
 use super::jobs::Context;
 use super::project::{self, Project};
-use super::state::RunId;
+use super::state::{Run, RunId};
 use crate::engine::calibration::{self, Importance, ImportanceOptions};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::{self, ComparisonOptions};
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::evaluation::{self, Baseline, Evaluation, EvaluationOptions};
 use crate::engine::model::{Model, Tokenizer};
-use crate::engine::pass::{self, PassOptions};
-use crate::engine::plan::{Plan, ResolvedPlan};
+use crate::engine::pass::{self, Earlier, PassOptions};
+use crate::engine::plan::{self, Plan, ResolvedPlan, Target};
 use crate::engine::profile::{self, ProfileOptions};
 use crate::engine::progress::Progress;
 use crate::engine::scoring::{self, GenerateOptions, TaskSet, TextSource};
@@ -242,12 +242,45 @@ pub(super) fn load_importance(checkpoint: &Checkpoint, path: &Path) -> Result<Ou
     Ok(Outcome::Calibrated { fingerprint: checkpoint.fingerprint.clone(), known: Box::new(known), is_computed: false })
 }
 
+/// A run whose tensors a pass may take over.
+pub(super) struct Predecessor {
+    candidate: Arc<Checkpoint>,
+    content_hash: String,
+    plan: Plan,
+}
+
+impl Predecessor {
+    /// A run, where its candidate is open.
+    pub(super) fn of(run: &Run) -> Option<Self> {
+        let candidate = run.checkpoint()?.clone();
+        Some(Self { candidate, content_hash: run.content_hash.clone(), plan: run.plan.clone() })
+    }
+
+    /// What a pass needs of it: none where its file is no longer what was written, or another target's.
+    fn earlier(&self, checkpoint: &Checkpoint, target: Target, progress: &Progress) -> Result<Option<Earlier>> {
+        if self.plan.target() != target {
+            return Ok(None);
+        }
+        let Ok(resolved) = plan::resolve(&self.plan, checkpoint) else { return Ok(None) };
+        if self.candidate.content_hash(progress)? != self.content_hash {
+            return Ok(None);
+        }
+        let importance = self.plan.calibration().and_then(|calibration| calibration.imatrix_hash.clone());
+        Ok(Some(Earlier { candidate: self.candidate.clone(), plan: Arc::new(resolved), importance }))
+    }
+}
+
+/// Predecessors that a pass looks at: more of them cost more to check than they save.
+const MOST_PREDECESSORS: usize = 3;
+
 /// Runs a plan and opens what it wrote. `importance` is what the plan uses, where that is loaded.
+#[expect(clippy::too_many_arguments, reason = "a pass and all that it starts from")]
 pub(super) fn run_plan(
     checkpoint: &Checkpoint,
     plan: Plan,
     resolved: &ResolvedPlan,
     importance: Option<Arc<Importance>>,
+    predecessors: &[Predecessor],
     name: String,
     output: &Path,
     context: &Context,
@@ -257,7 +290,13 @@ pub(super) fn run_plan(
         (Some(calibration), None) => Some(calibration.load(checkpoint, &context.progress, &mut warnings)?),
         (_, loaded) => loaded,
     };
-    let options = PassOptions { importance, ..PassOptions::default() };
+    let mut earlier = Vec::new();
+    for one in predecessors {
+        if earlier.len() < MOST_PREDECESSORS {
+            earlier.extend(one.earlier(checkpoint, plan.target(), &context.progress)?);
+        }
+    }
+    let options = PassOptions { importance, earlier, ..PassOptions::default() };
     let mut report = pass::run(checkpoint, resolved, output, &options, &context.progress)?;
     report.warnings.extend(warnings);
     let candidate = Arc::new(Checkpoint::open(output)?);

@@ -60,6 +60,7 @@ pub fn is_dialog(action: Action) -> bool {
             | Action::ChooseCalibration
             | Action::ImportTensorTypes
             | Action::ExportTensorTypes
+            | Action::ExportGates
             | Action::About
     )
 }
@@ -92,6 +93,7 @@ fn command_for(wanted: Wanted, path: PathBuf) -> Command {
         Wanted::Action(Action::ChooseCalibration) => Command::ChooseCalibration(path),
         Wanted::Action(Action::ImportTensorTypes) => Command::ImportTensorTypes(path),
         Wanted::Action(Action::ExportTensorTypes) => Command::ExportTensorTypes(path),
+        Wanted::Action(Action::ExportGates) => Command::ExportGates(path),
         Wanted::Action(_) => Command::Open(path),
     }
 }
@@ -112,6 +114,7 @@ fn title(wanted: &Wanted) -> &'static str {
         Wanted::Action(Action::CalibrateOn | Action::ChooseCalibration) => "Choose a calibration text (.txt or .jsonl)",
         Wanted::Action(Action::ImportTensorTypes) => "Import tensor types (.txt)",
         Wanted::Action(Action::ExportTensorTypes) => "Export tensor types as (.txt)",
+        Wanted::Action(Action::ExportGates) => "Export gates as (.toml)",
         Wanted::Action(_) => "Open a checkpoint or project",
     }
 }
@@ -125,6 +128,9 @@ fn system_dialog(wanted: &Wanted, file_name: String) -> Option<PathBuf> {
             dialog.add_filter("Lapidary project", &["lapidary"]).set_file_name(file_name).save_file()
         }
         Wanted::Action(Action::SavePlan) => dialog.add_filter("Plan", &["toml"]).set_file_name(file_name).save_file(),
+        Wanted::Action(Action::ExportGates) => {
+            dialog.add_filter("Gates", &["toml"]).set_file_name(file_name).save_file()
+        }
         Wanted::Action(Action::ExportTensorTypes) => {
             dialog.add_filter("Tensor types", &["txt"]).set_file_name(file_name).save_file()
         }
@@ -159,6 +165,7 @@ impl Memory {
                     bench.state().document.as_ref().map_or("project", |document| document.checkpoint.name.as_str());
                 let name = match action {
                     Action::SavePlan => "plan.toml".to_owned(),
+                    Action::ExportGates => "gates.toml".to_owned(),
                     Action::ExportTensorTypes => "tensor-types.txt".to_owned(),
                     _ => format!("{stem}.lapidary"),
                 };

@@ -9,6 +9,12 @@
 //! [[gate]]
 //! metric = "kld_mean"
 //! max = 0.05            # a limit in the metric's own unit
+//!
+//! [[gate]]
+//! metric = "request_seconds"   # at the speeds that were measured
+//! prompt_tokens = 512
+//! output_tokens = 128
+//! max = 2.5
 //! ```
 //!
 //! `max_loss` is a test of non-inferiority: it passes where the whole interval lies above the
@@ -31,7 +37,7 @@ use crate::units;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Metrics that a gate may name, those by slice first.
-pub const METRICS: [&str; 15] = [
+pub const METRICS: [&str; 19] = [
     "accuracy",
     "flip_fraction",
     "kld_mean",
@@ -44,9 +50,13 @@ pub const METRICS: [&str; 15] = [
     "perplexity_ratio",
     "bits_per_weight",
     "file_bytes",
+    "weight_bytes",
     "size_ratio",
     "decode_speed_ratio",
     "prefill_speed_ratio",
+    "decode_tokens_per_second",
+    "prefill_tokens_per_second",
+    "request_seconds",
 ];
 
 /// The first of [`METRICS`] are known for every slice.
@@ -76,8 +86,13 @@ pub struct Gate {
     pub max_loss: Option<f64>,
     pub min: Option<f64>,
     pub max: Option<f64>,
+    /// Tokens read and tokens written, of `request_seconds`.
+    pub request_tokens: [usize; 2],
     matcher: Option<GlobMatcher>,
 }
+
+/// Tokens of a request unless the gate says otherwise: llama-bench's pp512 and tg128.
+const REQUEST_TOKENS: [usize; 2] = [512, 128];
 
 /// The verdict of one gate on one slice.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -185,8 +200,10 @@ fn gate_of(
         max_loss: None,
         min: None,
         max: None,
+        request_tokens: REQUEST_TOKENS,
         matcher: None,
     };
+    let mut has_tokens = false;
     for (key, item) in table {
         let line = line_of(table.key(key).and_then(toml_edit::Key::span));
         let fail = |cause: String, remedy: String| (line, Fault::new(Stage::Comparison, cause).fix(remedy));
@@ -231,10 +248,18 @@ fn gate_of(
             }
             "min" => gate.min = Some(number()?),
             "max" => gate.max = Some(number()?),
+            "prompt_tokens" | "output_tokens" => {
+                let count = item.as_integer().and_then(|count| usize::try_from(count).ok());
+                let count = count.ok_or_else(|| {
+                    fail(format!("`{key}` is no number of tokens"), "write a whole number".to_owned())
+                })?;
+                gate.request_tokens[usize::from(key == "output_tokens")] = count;
+                has_tokens = true;
+            }
             _ => {
                 return Err(fail(
                     format!("`{key}` is not a key of a gate"),
-                    "use metric, slice, max_loss, min and max".to_owned(),
+                    "use metric, slice, max_loss, min, max, prompt_tokens and output_tokens".to_owned(),
                 ));
             }
         }
@@ -242,6 +267,9 @@ fn gate_of(
     let fail = |cause: &str, remedy: String| Err((table_line, Fault::new(Stage::Comparison, cause).fix(remedy)));
     if gate.metric.is_empty() {
         return fail("the gate has no metric", format!("add metric = \"…\", one of {}", METRICS.join(", ")));
+    }
+    if has_tokens && gate.metric != "request_seconds" {
+        return fail("this metric counts no tokens", "leave prompt_tokens and output_tokens out".to_owned());
     }
     if gate.max_loss.is_some() && (gate.min.is_some() || gate.max.is_some()) {
         return fail("max_loss stands beside min or max", "write two gates".to_owned());
@@ -417,9 +445,16 @@ impl Gate {
             ),
             "bits_per_weight" => plain(Some(comparison.bits_per_weight)),
             "file_bytes" => plain(Some(comparison.file_bytes as f64)),
+            "weight_bytes" => plain(comparison.weight_bytes.map(|bytes| bytes as f64)),
             "size_ratio" => plain(Some(comparison.size_ratio)),
             "decode_speed_ratio" => plain(comparison.decode_speed_ratio),
             "prefill_speed_ratio" => plain(comparison.prefill_speed_ratio),
+            "decode_tokens_per_second" => plain(comparison.candidate_speed.map(|[decode, _]| decode)),
+            "prefill_tokens_per_second" => plain(comparison.candidate_speed.map(|[_, prefill]| prefill)),
+            "request_seconds" => plain(comparison.candidate_speed.map(|[decode, prefill]| {
+                let [read, written] = self.request_tokens.map(|count| count as f64);
+                read / prefill + written / decode
+            })),
             _ => plain(None),
         }
     }

@@ -138,6 +138,12 @@ pub struct Comparison {
     pub size_ratio: f64,
     pub file_bytes: u64,
     pub bits_per_weight: f64,
+    /// Bytes of the candidate's tensors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_bytes: Option<u64>,
+    /// The candidate's tokens written and tokens read a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate_speed: Option<[f64; 2]>,
     /// Candidate's speed over baseline's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decode_speed_ratio: Option<f64>,
@@ -233,6 +239,11 @@ pub fn compare(
         size_ratio: baseline.size.file_bytes as f64 / candidate.size.file_bytes.max(1) as f64,
         file_bytes: candidate.size.file_bytes,
         bits_per_weight: candidate.size.bits_per_weight,
+        weight_bytes: Some((candidate.size.bits_per_weight * candidate.size.weight_count as f64 / 8.0).round() as u64),
+        candidate_speed: candidate
+            .speed
+            .as_ref()
+            .map(|speed| [speed.decode_tokens_per_second, speed.prefill_tokens_per_second]),
         decode_speed_ratio,
         prefill_speed_ratio,
         baseline_perplexity: baseline.text.as_ref().map(|text| text.perplexity),

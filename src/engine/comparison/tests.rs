@@ -292,3 +292,31 @@ fn a_comparison_survives_a_file() {
     let back: Comparison = serde_json::from_str(&json.to_string()).expect("back");
     assert_same_json(&serde_json::to_value(&back).expect("json"), &json);
 }
+
+#[test]
+fn the_constraints_of_a_plan_become_gates() {
+    use crate::plan::constraints::{MemoryLimit, RequestLimit, SliceMargin};
+    let constraints = crate::plan::Constraints {
+        max_file_bytes: Some(100),
+        max_memory: Some(MemoryLimit::new(562)),
+        min_decode_tokens_per_second: Some(21.0),
+        min_prefill_tokens_per_second: Some(1e9),
+        max_request: Some(RequestLimit { seconds: 1e6, prompt_tokens: 10, output_tokens: 20 }),
+        max_kld: Some(0.05),
+        slices: vec![SliceMargin { slice: "facts/rare".to_owned(), max_loss: 0.02 }],
+    };
+    let text = constraints.to_gates(None);
+    let gates = GateSet::parse(&text, Path::new("gates.toml")).expect("gates");
+    let verdicts: Vec<(String, Verdict)> =
+        gates.judge(&comparison()).into_iter().map(|gate| (gate.metric, gate.verdict)).collect();
+    let expected = [
+        ("file_bytes", Verdict::Pass),
+        ("weight_bytes", Verdict::Fail),
+        ("decode_tokens_per_second", Verdict::Pass),
+        ("prefill_tokens_per_second", Verdict::Fail),
+        ("request_seconds", Verdict::Pass),
+        ("kld_mean", Verdict::Pass),
+        ("accuracy", Verdict::Fail),
+    ];
+    assert_eq!(verdicts, expected.map(|(metric, verdict)| (metric.to_owned(), verdict)), "{text}");
+}

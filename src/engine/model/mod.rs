@@ -15,6 +15,7 @@ mod tokenizer;
 
 pub use backend::{Site, StoredMatrix};
 pub use gradients::{Differentiable, Labels};
+pub use native::Native;
 pub use tokenizer::{TextStream, Tokenizer};
 
 use self::backend::Backend as _;

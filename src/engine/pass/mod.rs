@@ -7,6 +7,7 @@
 
 mod copy;
 mod folder;
+mod reuse;
 mod rtn;
 mod write;
 
@@ -18,6 +19,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 pub use copy::copy_candidate;
+pub use reuse::Earlier;
 
 use super::calibration::Importance;
 use super::checkpoint::{self, Checkpoint};
@@ -33,11 +35,13 @@ pub struct PassOptions {
     pub chunk_weights: usize,
     /// What a plan with an importance matrix needs; see [`plan::Calibration::load`].
     pub importance: Option<Arc<Importance>>,
+    /// Earlier candidates of the same checkpoint, the best to take tensors over from first.
+    pub earlier: Vec<Earlier>,
 }
 
 impl Default for PassOptions {
     fn default() -> Self {
-        Self { chunk_weights: 4 << 20, importance: None }
+        Self { chunk_weights: 4 << 20, importance: None, earlier: Vec::new() }
     }
 }
 
@@ -88,6 +92,9 @@ pub struct PassReport {
     pub new_bytes: u64,
     /// Bytes of everything written.
     pub file_bytes: u64,
+    /// Tensors that were taken over from earlier candidates, which decided them alike.
+    #[serde(default)]
+    pub reused_tensors: usize,
     /// Time from start to renamed file.
     pub elapsed_secs: f64,
     /// What the user should know, one sentence each.
@@ -134,8 +141,11 @@ pub fn run(
     if let Some(folder) = output.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
+    let importance = options.importance.as_deref().filter(|_| plan.has_importance);
+    let reuse = reuse::Reuse::new(checkpoint, plan, importance, &options.earlier, progress, &mut warnings)?;
     progress.begin(Phase::Compressing, plan.old_bytes, Unit::Bytes);
-    let job = write::Job { checkpoint, plan, options, progress, not_finite: RefCell::default() };
+    let job =
+        write::Job { checkpoint, plan, options, reuse: &reuse, progress, not_finite: RefCell::default() };
     let file_bytes = match plan.target {
         Target::Gguf => write::gguf(&job, output, &mut warnings)?,
         _ => folder::folder(&job, output)?,
@@ -162,6 +172,7 @@ pub fn run(
         old_bytes: plan.old_bytes,
         new_bytes: plan.new_bytes,
         file_bytes,
+        reused_tensors: reuse.count(),
         elapsed_secs: started.elapsed().as_secs_f64(),
         warnings,
     })

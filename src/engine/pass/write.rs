@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::path::Path;
 
+use super::reuse::Reuse;
 use super::{PassOptions, folder, rtn};
 use crate::calibration::Importance;
 use crate::checkpoint::{
@@ -19,6 +20,7 @@ pub(super) struct Job<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) plan: &'a ResolvedPlan,
     pub(super) options: &'a PassOptions,
+    pub(super) reuse: &'a Reuse,
     pub(super) progress: &'a Progress,
     /// Tensors in which weights that are NaN or infinite were met, with their number.
     pub(super) not_finite: RefCell<Vec<(String, usize)>>,
@@ -85,6 +87,7 @@ impl Job<'_> {
             shared,
             ..Encoding::plain(row_len)
         };
+        let earlier = self.reuse.rows(decision);
         let (mut raw, mut encoded, mut ordered) = (Vec::new(), Vec::new(), Vec::new());
         let row_bytes = decision.dtype.row_bytes(row_len).ok_or_else(|| {
             Fault::new(Stage::Pass, format!("rows of {row_len} do not fill {} blocks", decision.dtype)).at(&tensor.name)
@@ -93,10 +96,14 @@ impl Job<'_> {
         for first in (0..rows).step_by(step) {
             self.progress.check()?;
             let last = (first + step).min(rows);
-            self.checkpoint.read_rows(tensor, first..last, &mut raw)?;
-            let bytes = if decision.is_copy() {
+            let bytes = if let Some(earlier) = earlier {
+                earlier.read(first..last, &mut encoded)?;
+                &encoded
+            } else if decision.is_copy() {
+                self.checkpoint.read_rows(tensor, first..last, &mut raw)?;
                 &raw
             } else {
+                self.checkpoint.read_rows(tensor, first..last, &mut raw)?;
                 let how = Encoding { first_row: first, ..how };
                 not_finite += rtn::convert(&tensor.name, tensor.dtype, decision.dtype, &how, &raw, &mut encoded)?;
                 &encoded
@@ -112,7 +119,8 @@ impl Job<'_> {
                     write(&ordered)?;
                 }
             }
-            self.progress.advance(raw.len() as u64);
+            let reused = earlier.map_or(0, |_| tensor.byte_count / rows.max(1) as u64 * (last - first) as u64);
+            self.progress.advance(raw.len() as u64 + reused);
         }
         if not_finite > 0 {
             self.not_finite.borrow_mut().push((tensor.name.clone(), not_finite));

@@ -174,26 +174,6 @@ impl ResolvedPlan {
     }
 }
 
-/// One tensor that two plans store differently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// Index among the checkpoint's tensors.
-    pub tensor_index: usize,
-    /// How the first plan stores it.
-    pub before: Dtype,
-    /// How the second plan stores it.
-    pub after: Dtype,
-}
-
-/// The tensors that two plans for the same checkpoint store differently.
-pub fn difference(before: &ResolvedPlan, after: &ResolvedPlan) -> Vec<Difference> {
-    let pairs = before.decisions.iter().zip(&after.decisions);
-    pairs
-        .filter(|(a, b)| a.dtype != b.dtype)
-        .map(|(a, b)| Difference { tensor_index: a.tensor_index, before: a.dtype, after: b.dtype })
-        .collect()
-}
-
 /// The format in which rows of `row_len` weights can be stored when `id` is asked for: itself, its
 /// fall-back, or f16.
 pub fn fit(id: &'static str, row_len: usize) -> &'static str {
@@ -217,23 +197,11 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
 
     let shapes: Vec<TensorShape<'_>> = subject.tensors.iter().map(shape_of).collect();
     let has_importance = plan.calibration.is_some();
-    let base: Vec<(Choice, Why)> = match (plan.recipe, plan.default_format()) {
-        (Some(recipe), _) => choose(recipe, ModelShape::of(subject), has_importance, &shapes)
-            .into_iter()
-            // What llama.cpp leaves alone is sorted out below, by the same rules.
-            .map(|format| (Choice::Format(format.unwrap_or(recipe.base_format())), Why::Recipe(recipe)))
-            .collect(),
-        (None, Some(id)) => vec![(Choice::Format(id), Why::Default); subject.tensors.len()],
-        (None, None) => vec![(Choice::Keep, Why::Untouched); subject.tensors.len()],
-    };
+    let asked = requests(plan, subject, &winners, &shapes);
 
     let mut decisions = Vec::with_capacity(subject.tensors.len());
     for (index, tensor) in subject.tensors.iter().enumerate() {
-        let (requested, why) = match winners[index].map(|rule| (rule, plan.rules[rule].treatment)) {
-            None => base[index],
-            Some((rule, Treatment::Protect)) => (Choice::Keep, Why::Protected(rule)),
-            Some((rule, Treatment::Format { format, .. })) => (Choice::Format(format), Why::Rule(rule)),
-        };
+        let (requested, why) = asked[index];
         let settled = match plan.target {
             Target::Gguf => settle_gguf(tensor, &shapes[index], requested, why)?,
             Target::HuggingFace => settle_hugging_face(tensor, requested, why)?,
@@ -281,6 +249,39 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
         file_type: file_type(plan.recipe, &decisions),
         decisions,
     })
+}
+
+/// What a plan asks for every tensor and who says so, whatever its target makes of it.
+fn requests(
+    plan: &Plan,
+    subject: Subject<'_>,
+    winners: &[Option<usize>],
+    shapes: &[TensorShape<'_>],
+) -> Vec<(Choice, Why)> {
+    let mut asked: Vec<(Choice, Why)> = match (plan.recipe, plan.default_format()) {
+        (Some(recipe), _) => choose(recipe, ModelShape::of(subject), plan.calibration.is_some(), shapes)
+            .into_iter()
+            // What llama.cpp leaves alone is sorted out later, by the same rules.
+            .map(|format| (Choice::Format(format.unwrap_or(recipe.base_format())), Why::Recipe(recipe)))
+            .collect(),
+        (None, Some(id)) => vec![(Choice::Format(id), Why::Default); subject.tensors.len()],
+        (None, None) => vec![(Choice::Keep, Why::Untouched); subject.tensors.len()],
+    };
+    for (asked, winner) in asked.iter_mut().zip(winners) {
+        match winner.map(|rule| (rule, plan.rules[rule].treatment)) {
+            None => {}
+            Some((rule, Treatment::Protect)) => *asked = (Choice::Keep, Why::Protected(rule)),
+            Some((rule, Treatment::Format { format, .. })) => *asked = (Choice::Format(format), Why::Rule(rule)),
+        }
+    }
+    asked
+}
+
+/// As [`requests`], with the rules looked up.
+pub(super) fn requests_of(plan: &Plan, subject: Subject<'_>) -> Result<Vec<(Choice, Why)>> {
+    let (winners, _) = winners(plan, subject)?;
+    let shapes: Vec<TensorShape<'_>> = subject.tensors.iter().map(shape_of).collect();
+    Ok(requests(plan, subject, &winners, &shapes))
 }
 
 /// The method that a rule or the default asks for by name.

@@ -8,6 +8,7 @@
 pub mod completion;
 pub mod generation;
 mod join;
+pub mod kernel_rates;
 pub mod kernel_speed;
 pub mod multiple_choice;
 pub mod random;

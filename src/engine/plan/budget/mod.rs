@@ -8,88 +8,46 @@
 //!
 //! The damage is predicted: a sum of what each change does alone, however those were measured.
 
+mod damages;
 mod floor;
+mod limit;
 mod rules;
+mod several;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 
 use serde::Serialize;
 
-pub use super::knapsack::Effort;
+pub(crate) use damages::Damages;
+pub use damages::predicted_damage;
 pub use floor::{Floor, FloorPart};
+pub use limit::Limit;
 
-use super::knapsack::{Alternative, Goal, Point, Problem};
+pub use super::knapsack::Effort;
+use super::knapsack::{Alternative, Goal, Point, Problem, Solution};
 use super::resolve::{padded, resolve_for, shape_of};
-use super::{Decision, Plan, ResolvedPlan, Subject, Target, Why};
+use super::speed::{Secs, SpeedModel, SpeedPrediction};
+use super::{Decision, Plan, ResolvedPlan, Subject, Target, Ties, Why};
 use crate::checkpoint::{Checkpoint, Role, TensorInfo};
 use crate::error::{Fault, Result, Stage};
 use crate::format::{self, Dtype};
-use crate::sensitivity::{self, Label, SensitivityTable};
+use crate::sensitivity::{Label, SensitivityTable};
 use crate::units;
-
-/// What a proposal must stay within.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Limit {
-    /// The whole file, metadata and tokenizer included.
-    FileBytes(u64),
-    /// All tensors with the padding between them.
-    TensorBytes(u64),
-    /// All tensors over all weights, scales included.
-    BitsPerWeight(f64),
-    /// The predicted damage, in the unit of the sensitivity table.
-    Damage(f64),
-}
-
-impl fmt::Display for Limit {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::FileBytes(count) => write!(out, "a file of {}", units::bytes(*count)),
-            Self::TensorBytes(count) => write!(out, "tensors of {}", units::bytes(*count)),
-            Self::BitsPerWeight(bits) => write!(out, "{bits:.2} bits per weight"),
-            Self::Damage(damage) => write!(out, "a predicted damage of {}", units::significant(*damage)),
-        }
-    }
-}
-
-/// Which tensors of a layer get the same format, because a runtime fuses them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Ties {
-    /// Query, key and value.
-    pub attention: bool,
-    /// Gate and up.
-    pub mlp: bool,
-}
-
-impl Ties {
-    /// What runtimes of the target ask for: llama.cpp nothing, those that fuse linears both.
-    pub fn of(target: Target) -> Self {
-        let is_fused = target != Target::Gguf;
-        Self { attention: is_fused, mlp: is_fused }
-    }
-
-    /// What a tensor is tied by, if it is.
-    fn key(self, tensor: &TensorInfo) -> Option<(usize, Role)> {
-        let first = match tensor.role {
-            Role::Q | Role::K | Role::V if self.attention => Role::Q,
-            Role::Gate | Role::Up if self.mlp => Role::Gate,
-            _ => return None,
-        };
-        Some((tensor.layer?, first))
-    }
-}
+use limit::TimeLimit;
+use several::Cap;
 
 /// What a planner needs to know beside the plan.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct BudgetOptions {
     /// Tensors that must be alike.
     pub ties: Ties,
     /// Bytes of the target's file beside tensors and their padding.
     pub overhead_bytes: u64,
+    /// What limits of speed need.
+    pub speed: Option<SpeedModel>,
 }
 
 /// A plan for a limit.
@@ -106,8 +64,10 @@ pub struct Proposal {
 /// What a proposal comes to and how it compares with the best there could be.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BudgetReport {
-    /// What it had to stay within.
+    /// What it had to stay within; the first where there were several.
     pub limit: Limit,
+    /// All that it had to stay within.
+    pub limits: Vec<Limit>,
     /// Id of the sensitivity metric.
     pub metric: String,
     /// Unit of the damage; empty for a ratio.
@@ -124,6 +84,8 @@ pub struct BudgetReport {
     pub file_bytes: u64,
     /// Bits per weight, scales included.
     pub bits_per_weight: f64,
+    /// How fast it will be here, where kernel rates are known; predicted.
+    pub speed: Option<SpeedPrediction>,
     /// No plan within the limit has less than this of what was made small: damage, or, where the
     /// damage was limited, tensor bytes.
     pub bound: f64,
@@ -144,6 +106,8 @@ struct Offer {
     bytes: u64,
     damage: f64,
     variance: f64,
+    /// Time of its products, where it is known.
+    secs: Option<Secs>,
 }
 
 /// Tensors that are decided together.
@@ -164,12 +128,16 @@ pub struct Planner {
     fixed: BTreeMap<usize, Dtype>,
     fixed_point: Point,
     fixed_variance: f64,
+    /// Time of what is not decided here and of all beside products, where it is known.
+    fixed_secs: Option<Secs>,
     weight_count: u64,
     floor: Floor,
     warnings: Vec<String>,
     metric: String,
     unit: String,
     label: Label,
+    /// The same for other formats, where the target holds one for all and this planner knows one.
+    others: Vec<Planner>,
 }
 
 impl Planner {
@@ -188,8 +156,46 @@ impl Planner {
     }
 
     fn new_for(subject: Subject<'_>, plan: &Plan, table: &SensitivityTable, options: &BudgetOptions) -> Result<Self> {
+        if !plan.target().holds_one_format() {
+            return Self::new_with(subject, plan, table, options, None);
+        }
+        // One planner for each format that could be the one for all.
+        let held = table.formats.iter().filter_map(|id| format::find(id)).map(|format| format.id());
+        let held =
+            held.filter(|id| plan.target().allows(id) && format::find(id).is_some_and(|one| one.dtype().is_scheme()));
+        let mut planners: Vec<Self> = Vec::new();
+        let mut fault = None;
+        for id in held {
+            match Self::new_with(subject, plan, table, options, Some(id)) {
+                Ok(planner) => planners.push(planner),
+                Err(err) => fault = Some(err),
+            }
+        }
+        if planners.is_empty() {
+            return match fault {
+                Some(fault) => Err(fault),
+                None => Self::new_with(subject, plan, table, options, Some("")),
+            };
+        }
+        let mut first = planners.remove(0);
+        first.others = planners;
+        Ok(first)
+    }
+
+    /// A planner that quantizes with `only` one format, where that is given.
+    fn new_with(
+        subject: Subject<'_>,
+        plan: &Plan,
+        table: &SensitivityTable,
+        options: &BudgetOptions,
+        only: Option<&'static str>,
+    ) -> Result<Self> {
+        // What the planner chose before, and a base in another format, must not stand in the way of this one.
+        let freed = only.map(|id| plan.freed_for(id)).transpose()?;
+        let plan = freed.as_ref().unwrap_or(plan);
         let resolved = resolve_for(plan, subject)?;
-        let mut choices = Choices::new(subject, plan, table);
+        let mut choices = Choices::new(subject, plan, table, options.speed.as_ref());
+        choices.only = only;
         /// A tie, or none and the tensor's own index.
         type Key = (Option<(usize, Role)>, usize);
         let mut sets: BTreeMap<Key, Vec<usize>> = BTreeMap::new();
@@ -229,8 +235,11 @@ impl Planner {
 
         let mut fixed_point = Point { cost: 0, damage: 0.0 };
         let mut fixed_variance = 0.0;
+        let mut fixed_secs = options.speed.as_ref().map(SpeedModel::base);
         for &index in fixed.keys() {
             let decision = &resolved.decisions[index];
+            let own = choices.secs(index, decision.dtype, decision.weight_count);
+            fixed_secs = fixed_secs.zip(own).map(|(sum, own)| sum + own);
             fixed_point.cost = fixed_point.cost.saturating_add(padded(plan.target(), decision.new_bytes));
             match choices.predicted(&subject.tensors[index], decision) {
                 Some((damage, stderr)) => {
@@ -253,23 +262,26 @@ impl Planner {
         Ok(Self {
             warnings: choices.warnings(plan),
             plan: plan.clone(),
-            options: *options,
+            options: options.clone(),
             groups,
             problem,
             fixed,
             fixed_point,
             fixed_variance,
+            fixed_secs,
             weight_count: resolved.weight_count,
             floor,
             metric: table.metric.clone(),
             unit: table.unit.clone(),
             label: table.label,
+            others: Vec::new(),
         })
     }
 
     /// The least that any plan takes, and what sets it.
     pub fn floor(&self) -> &Floor {
-        &self.floor
+        let all = std::iter::once(self).chain(&self.others);
+        all.map(|planner| &planner.floor).min_by_key(|floor| floor.tensor_bytes).unwrap_or(&self.floor)
     }
 
     /// The best that is to be had over all budgets: tensor bytes with padding, and predicted damage,
@@ -279,7 +291,18 @@ impl Planner {
             cost: point.cost + self.fixed_point.cost,
             damage: point.damage + self.fixed_point.damage,
         };
-        self.problem.frontier().iter().map(add).collect()
+        let mut points: Vec<Point> = self.problem.frontier().iter().map(add).collect();
+        for other in &self.others {
+            points.extend(other.frontier());
+        }
+        points.sort_by(|one, other| one.cost.cmp(&other.cost).then(one.damage.total_cmp(&other.damage)));
+        let mut least = f64::INFINITY;
+        points.retain(|point| {
+            let is_better = point.damage < least || least == f64::INFINITY;
+            least = least.min(point.damage);
+            is_better
+        });
+        points
     }
 
     /// Number of choices that are made: tensors, or ties of them.
@@ -292,40 +315,64 @@ impl Planner {
     /// # Errors
     /// A limit that no plan can keep: with the floor and what sets it.
     pub fn propose(&self, checkpoint: &Checkpoint, limit: Limit, effort: &Effort) -> Result<Proposal> {
-        self.propose_for(Subject::of(checkpoint), limit, effort)
+        self.propose_within(checkpoint, &[limit], effort)
     }
 
-    fn propose_for(&self, subject: Subject<'_>, limit: Limit, effort: &Effort) -> Result<Proposal> {
-        let fixed = self.fixed_point;
-        let within = |bytes: u64| bytes.checked_sub(fixed.cost).map(Goal::CostAtMost);
-        let goal = match limit {
-            Limit::FileBytes(bytes) => bytes.checked_sub(self.options.overhead_bytes).and_then(within),
-            Limit::TensorBytes(bytes) => within(bytes),
-            // A cast of a float saturates; NaN becomes 0.
-            Limit::BitsPerWeight(bits) => within((bits * self.weight_count as f64 / 8.0) as u64),
-            Limit::Damage(damage) => Some(Goal::DamageAtMost(damage - fixed.damage)),
+    /// The best plan found that keeps every limit: least damage, or fewest bytes where nothing but
+    /// the damage is limited.
+    ///
+    /// # Errors
+    /// No limit at all, one that no plan can keep, or limits that no plan was found to keep together:
+    /// with the floor and what sets it; a limit of speed without kernel rates.
+    pub fn propose_within(&self, checkpoint: &Checkpoint, limits: &[Limit], effort: &Effort) -> Result<Proposal> {
+        self.propose_for(Subject::of(checkpoint), limits, effort)
+    }
+
+    fn propose_for(&self, subject: Subject<'_>, limits: &[Limit], effort: &Effort) -> Result<Proposal> {
+        let Some(&limit) = limits.first() else {
+            let fault = Fault::new(Stage::Plan, "there is no limit to plan for");
+            return Err(fault.fix("state a size, a speed or a damage").into());
         };
-        let solution =
-            goal.and_then(|goal| self.problem.solve_exactly(goal, effort)).ok_or_else(|| self.impossible(limit))?;
+        if !self.others.is_empty() {
+            return self.propose_best(subject, limits, effort);
+        }
+        let fixed = self.fixed_point;
+        let solution = self.solve(limits, effort)?;
         let chosen: Vec<Offer> =
             self.groups.iter().zip(&solution.picks).map(|(group, &pick)| group.offers[pick]).collect();
+        let damage = chosen.iter().map(|offer| offer.damage).sum::<f64>() + fixed.damage;
+        let most = limits.iter().filter_map(|limit| match limit {
+            Limit::Damage(most) => Some(*most),
+            _ => None,
+        });
+        if let Some(most) = most.min_by(f64::total_cmp).filter(|most| damage > most * (1.0 + 1e-9)) {
+            let others = limits.iter().filter(|limit| !matches!(limit, Limit::Damage(_))).map(ToString::to_string);
+            let others: Vec<String> = others.collect();
+            let cause = format!(
+                "no plan was found that keeps within {} and {}: the least damage there is {}",
+                others.join(", "),
+                Limit::Damage(most),
+                units::significant(damage)
+            );
+            return Err(Fault::new(Stage::Plan, cause).fix("allow more of one of them").into());
+        }
         let (plan, resolved) = self.plan_of(subject, &chosen)?;
 
         let variance = self.fixed_variance + chosen.iter().map(|offer| offer.variance).sum::<f64>();
-        let base = match limit {
-            Limit::Damage(_) => fixed.cost as f64,
-            _ => fixed.damage,
-        };
+        let is_by_damage = limits.iter().all(|limit| matches!(limit, Limit::Damage(_)));
+        let base = if is_by_damage { fixed.cost as f64 } else { fixed.damage };
         let report = BudgetReport {
             limit,
+            limits: limits.to_vec(),
             metric: self.metric.clone(),
             unit: self.unit.clone(),
             measured_how: self.label,
-            damage: solution.point.damage + fixed.damage,
+            damage,
             damage_stderr: (variance > 0.0).then(|| variance.sqrt()),
             tensor_bytes: resolved.new_bytes,
             file_bytes: resolved.padded_bytes.saturating_add(self.options.overhead_bytes),
             bits_per_weight: resolved.new_bits_per_weight(),
+            speed: self.options.speed.as_ref().and_then(|speed| speed.predict_for(subject.tensors, &resolved)),
             bound: base + solution.bound,
             gap: solution.gap(),
             is_optimal: solution.is_optimal,
@@ -333,6 +380,131 @@ impl Planner {
             warnings: self.warnings.clone(),
         };
         Ok(Proposal { plan, resolved, report })
+    }
+
+    /// The best answer of all planners, each of which knows one format.
+    fn propose_best(&self, subject: Subject<'_>, limits: &[Limit], effort: &Effort) -> Result<Proposal> {
+        let alone = Self { others: Vec::new(), ..self.clone() };
+        let is_by_damage = limits.iter().all(|limit| matches!(limit, Limit::Damage(_)));
+        let rank = |report: &BudgetReport| if is_by_damage { report.tensor_bytes as f64 } else { report.damage };
+        let mut answers: Vec<Result<Proposal>> = Vec::new();
+        for planner in std::iter::once(&alone).chain(&self.others) {
+            answers.push(planner.propose_for(subject, limits, effort));
+        }
+        let bound = answers.iter().flatten().map(|answer| answer.report.bound).fold(f64::INFINITY, f64::min);
+        let best = answers.iter().position(|answer| {
+            let own = answer.as_ref().map_or(f64::INFINITY, |answer| rank(&answer.report));
+            own.is_finite() && answers.iter().flatten().all(|other| own <= rank(&other.report))
+        });
+        let mut best = answers.swap_remove(best.unwrap_or(0))?;
+        best.report.bound = bound.min(best.report.bound);
+        best.report.gap = (rank(&best.report) - best.report.bound).max(0.0);
+        Ok(best)
+    }
+
+    /// One offer a group that keeps every limit but that of the damage, which is looked at afterwards
+    /// where it is not alone.
+    fn solve(&self, limits: &[Limit], effort: &Effort) -> Result<Solution> {
+        let mut room: Option<(u64, Limit)> = None;
+        let mut caps: Vec<Cap> = Vec::new();
+        for &limit in limits {
+            if let Some(time) = TimeLimit::of(limit) {
+                caps.push(self.time_cap(limit, &time)?);
+            } else if let Some(own) = self.byte_room(limit) {
+                let own = own.ok_or_else(|| self.impossible(limit))?;
+                if own < self.problem.floor().cost {
+                    return Err(self.impossible(limit).into());
+                }
+                room = Some(room.filter(|known| known.0 <= own).unwrap_or((own, limit)));
+            }
+        }
+        let damages = || -> Vec<Vec<f64>> {
+            let of = |group: &Group| group.offers.iter().map(|offer| offer.damage).collect();
+            self.groups.iter().map(of).collect()
+        };
+        match (room, caps.as_slice()) {
+            (None, []) => {
+                let least = |limit: &Limit| match limit {
+                    Limit::Damage(damage) => *damage,
+                    _ => f64::INFINITY,
+                };
+                let most = limits.iter().map(least).fold(f64::INFINITY, f64::min);
+                let goal = Goal::DamageAtMost(most - self.fixed_point.damage);
+                let solution = self.problem.solve_exactly(goal, effort);
+                Ok(solution.ok_or_else(|| self.impossible(Limit::Damage(most)))?)
+            }
+            (Some((room, limit)), []) => {
+                let solution = self.problem.solve_exactly(Goal::CostAtMost(room), effort);
+                Ok(solution.ok_or_else(|| self.impossible(limit))?)
+            }
+            (None, [cap]) => {
+                let solution = several::solve_one(&damages(), cap, effort);
+                Ok(solution.ok_or_else(|| self.not_together(limits))?)
+            }
+            (room, _) => {
+                let bytes = |group: &Group| group.offers.iter().map(|offer| Some(offer.bytes as f64)).collect();
+                caps.extend(room.map(|(room, _)| Cap {
+                    costs: self.groups.iter().map(bytes).collect(),
+                    room: (room as f64).max(1.0),
+                }));
+                let solution = several::solve(&damages(), &caps, effort);
+                Ok(solution.ok_or_else(|| self.not_together(limits))?)
+            }
+        }
+    }
+
+    /// Bytes left for what is decided here, of a limit of bytes; none of them where not even the rest fits.
+    fn byte_room(&self, limit: Limit) -> Option<Option<u64>> {
+        let bytes = match limit {
+            Limit::FileBytes(bytes) => bytes.checked_sub(self.options.overhead_bytes),
+            Limit::TensorBytes(bytes) => Some(bytes),
+            // A cast of a float saturates; NaN becomes 0.
+            Limit::BitsPerWeight(bits) => Some((bits * self.weight_count as f64 / 8.0) as u64),
+            Limit::Memory { bytes, cache_bytes } => bytes.checked_sub(cache_bytes),
+            _ => return None,
+        };
+        Some(bytes.and_then(|bytes| bytes.checked_sub(self.fixed_point.cost)))
+    }
+
+    /// Time left for what is decided here.
+    fn time_cap(&self, limit: Limit, time: &TimeLimit) -> Result<Cap> {
+        let unknown = |cause: &str| -> Fault {
+            let remedy = "measure the kernels of this machine first, with `lapidary bench --rates`";
+            Fault::new(Stage::Plan, format!("{limit} cannot be planned for: {cause}")).fix(remedy)
+        };
+        if self.options.speed.is_none() {
+            return Err(unknown("how fast this machine multiplies was not measured").into());
+        }
+        let fixed = self.fixed_secs.ok_or_else(|| unknown("a format of the plan was not timed here"))?;
+        let part = |offer: &Offer| offer.secs.map(|secs| time.part(secs));
+        let costs: Vec<Vec<Option<f64>>> =
+            self.groups.iter().map(|group| group.offers.iter().map(part).collect()).collect();
+        let cap = Cap { costs, room: time.secs - time.part(fixed) };
+        let least = cap.least();
+        if !least.is_finite() {
+            return Err(unknown("no format that was measured for some tensor was timed here").into());
+        }
+        // Not a number is no time either.
+        if !(cap.room > 0.0 && least <= cap.room) {
+            let rest = time.part(fixed);
+            let cause = format!(
+                "no plan keeps within {limit}: {}, with {} for {} tensors in the fastest format measured for each \
+                 and {} for the rest",
+                time.in_words(least + rest),
+                units::duration(least),
+                self.groups.iter().map(|group| group.tensors.len()).sum::<usize>(),
+                units::duration(rest)
+            );
+            let remedy = "ask for less, or let the planner decide tensors that rules made by hand decide";
+            return Err(Fault::new(Stage::Plan, cause).fix(remedy).into());
+        }
+        Ok(cap)
+    }
+
+    fn not_together(&self, limits: &[Limit]) -> Fault {
+        let all: Vec<String> = limits.iter().map(ToString::to_string).collect();
+        let cause = format!("each limit can be kept, but no plan was found that keeps all: {}", all.join(", "));
+        Fault::new(Stage::Plan, cause).fix("allow more of one of them")
     }
 
     /// The fault for a limit that no plan keeps.
@@ -344,6 +516,9 @@ impl Planner {
                 let cause = format!("no plan keeps within {limit}: the least is {}", units::significant(least));
                 let remedy = "allow more, or let the planner decide tensors that rules made by hand decide";
                 Fault::new(Stage::Plan, cause).fix(remedy)
+            }
+            Limit::Memory { .. } => {
+                fault.fix("allow more, a shorter context or a smaller type of KV cache, or protect less")
             }
             _ => fault.fix("allow more, protect less, or measure the sensitivity of smaller formats"),
         }
@@ -406,7 +581,11 @@ struct Choices<'a> {
     subject: Subject<'a>,
     target: Target,
     table: &'a SensitivityTable,
+    speed: Option<&'a SpeedModel>,
+    damages: Damages<'a>,
     rows: HashMap<&'a str, usize>,
+    /// The one format to quantize with, where the target holds one.
+    only: Option<&'static str>,
     /// Tensors and formats without a value.
     missing: Vec<(usize, &'static str)>,
     /// Decided elsewhere, with a damage that is not known.
@@ -414,9 +593,16 @@ struct Choices<'a> {
 }
 
 impl<'a> Choices<'a> {
-    fn new(subject: Subject<'a>, plan: &Plan, table: &'a SensitivityTable) -> Self {
+    fn new(subject: Subject<'a>, plan: &Plan, table: &'a SensitivityTable, speed: Option<&'a SpeedModel>) -> Self {
         let rows = table.rows.iter().enumerate().map(|(index, row)| (row.name.as_str(), index)).collect();
-        Self { subject, target: plan.target(), table, rows, missing: Vec::new(), unknown: Vec::new() }
+        let damages = Damages::new(table);
+        let target = plan.target();
+        Self { subject, target, table, speed, damages, rows, only: None, missing: Vec::new(), unknown: Vec::new() }
+    }
+
+    /// Time of a tensor stored as `dtype`, where it is known.
+    fn secs(&self, index: usize, dtype: Dtype, weight_count: u64) -> Option<Secs> {
+        self.speed?.tensor(&self.subject.tensors[index], dtype, weight_count)
     }
 
     /// True if the target lets a format be chosen for the tensor and the table knows of it.
@@ -434,7 +620,8 @@ impl<'a> Choices<'a> {
         let mut offers: Vec<Offer> = Vec::new();
         if let Some(stored) = format::of_dtype(tensor.dtype).filter(|stored| self.target.allows(stored.id())) {
             let bytes = padded(self.target, tensor.byte_count);
-            offers.push(Offer { format: stored.id(), bytes, damage: 0.0, variance: 0.0 });
+            let secs = self.secs(index, tensor.dtype, tensor.weight_count());
+            offers.push(Offer { format: stored.id(), bytes, damage: 0.0, variance: 0.0, secs });
         }
         let Some(row) = self.rows.get(tensor.name.as_str()).map(|&row| &self.table.rows[row]) else { return offers };
         for (id, cell) in self.table.formats.iter().zip(&row.cells) {
@@ -445,11 +632,14 @@ impl<'a> Choices<'a> {
                 }
                 continue;
             };
-            let format = cell.fell_back_to.as_deref().and_then(format::find).unwrap_or(asked).id();
-            if self.target.allows(format) && offers.iter().all(|offer| offer.format != format) {
+            let stored = cell.fell_back_to.as_deref().and_then(format::find).unwrap_or(asked);
+            let format = stored.id();
+            let is_wanted = stored.dtype().is_plain() || self.only.is_none_or(|only| only == format);
+            if is_wanted && self.target.allows(format) && offers.iter().all(|offer| offer.format != format) {
                 let variance = cell.stderr.unwrap_or(0.0).powi(2);
                 let bytes = padded(self.target, cell.bytes);
-                offers.push(Offer { format, bytes, damage: cell.value.max(0.0), variance });
+                let secs = self.secs(index, stored.dtype(), tensor.weight_count());
+                offers.push(Offer { format, bytes, damage: cell.value.max(0.0), variance, secs });
             }
         }
         offers
@@ -470,6 +660,7 @@ impl<'a> Choices<'a> {
                             bytes: offer.bytes.saturating_add(other.bytes),
                             damage: offer.damage + other.damage,
                             variance: offer.variance + other.variance,
+                            secs: offer.secs.zip(other.secs).map(|(own, other)| own + other),
                             ..offer
                         })
                     })
@@ -494,7 +685,7 @@ impl<'a> Choices<'a> {
 
     /// Damage of a tensor that is decided elsewhere, with its standard error.
     fn predicted(&self, tensor: &TensorInfo, decision: &Decision) -> Option<(f64, Option<f64>)> {
-        cell_damage(self.table, |name| self.rows.get(name).copied(), tensor, decision)
+        self.damages.of(tensor, decision)
     }
 
     fn warnings(&self, plan: &Plan) -> Vec<String> {
@@ -538,34 +729,4 @@ impl<'a> Choices<'a> {
         }
         warnings
     }
-}
-
-/// Sum of the damages of a plan's choices; none where one of them is not in the table.
-pub fn predicted_damage(table: &SensitivityTable, checkpoint: &Checkpoint, resolved: &ResolvedPlan) -> Option<f64> {
-    let rows: HashMap<&str, usize> =
-        table.rows.iter().enumerate().map(|(index, row)| (row.name.as_str(), index)).collect();
-    resolved.decisions.iter().try_fold(0.0, |sum, decision| {
-        let tensor = checkpoint.tensors.get(decision.tensor_index)?;
-        Some(sum + cell_damage(table, |name| rows.get(name).copied(), tensor, decision)?.0)
-    })
-}
-
-/// What one decision does by the table, with its standard error; nothing where the stored values
-/// stay or the tensor is none that sensitivity is about.
-fn cell_damage<'a>(
-    table: &SensitivityTable,
-    row_of: impl Fn(&'a str) -> Option<usize>,
-    tensor: &'a TensorInfo,
-    decision: &Decision,
-) -> Option<(f64, Option<f64>)> {
-    if decision.is_copy() || !sensitivity::is_default_subject(tensor) {
-        return Some((0.0, None));
-    }
-    let format = format::of_dtype(decision.dtype)?;
-    let column = table.column(format.id());
-    if format.dtype().is_plain() && column.is_none() {
-        return Some((0.0, None));
-    }
-    let cell = table.rows.get(row_of(&tensor.name)?)?.cells.get(column?)?.as_ref()?;
-    Some((cell.value, cell.stderr))
 }
