@@ -50,7 +50,8 @@ pub(super) struct MakePlan {
     /// Write the plan's types to this file, for llama-quantize --tensor-type-file
     #[arg(long, value_name = "FILE")]
     write_tensor_types: Option<PathBuf>,
-    /// What the result is written for: gguf; hugging_face (float types only); compressed-tensors, bitsandbytes, gptq or awq
+    /// What the result is written for: gguf; hugging_face (float types only); compressed-tensors, bitsandbytes, gptq or awq;
+    /// lapidary, a folder of our own for layers that differ in shape
     #[arg(long, value_name = "TARGET", value_parser = target, default_value = "gguf")]
     target: Target,
     #[command(flatten)]
@@ -67,6 +68,8 @@ pub(super) struct TensorRow {
     pub method: &'static str,
     pub reason: String,
     pub weight_count: u64,
+    /// Fewer where the plan prunes.
+    pub new_weight_count: u64,
     pub old_bytes: u64,
     pub new_bytes: u64,
     pub old_bits_per_weight: f64,
@@ -88,6 +91,8 @@ struct Document<'a> {
     /// The plan's text.
     toml: String,
     weight_count: u64,
+    /// Fewer where the plan prunes.
+    new_weight_count: u64,
     old_bytes: u64,
     new_bytes: u64,
     /// With the padding between tensors; metadata and tokenizer come on top.
@@ -139,6 +144,7 @@ impl MakePlan {
             imatrix: self.imatrix.as_deref(),
             toml: plan.to_toml(),
             weight_count: resolved.weight_count,
+            new_weight_count: resolved.new_weight_count,
             old_bytes: resolved.old_bytes,
             new_bytes: resolved.new_bytes,
             padded_bytes: resolved.padded_bytes,
@@ -192,10 +198,15 @@ pub(super) fn rows(resolved: &ResolvedPlan, checkpoint: &Checkpoint) -> Vec<Tens
         .map(|decision| TensorRow {
             name: checkpoint.tensors[decision.tensor_index].name.clone(),
             from: decision.old_dtype.name(),
-            to: decision.dtype.name(),
-            method: if decision.is_copy() { "copy" } else { decision.method.name() },
+            to: if decision.is_removed() { "removed" } else { decision.dtype.name() },
+            method: match decision.is_copy() {
+                _ if decision.is_removed() => "removed",
+                true => "copy",
+                false => decision.method.name(),
+            },
             reason: decision.sentence(),
             weight_count: decision.weight_count,
+            new_weight_count: decision.new_weight_count,
             old_bytes: decision.old_bytes,
             new_bytes: decision.new_bytes,
             old_bits_per_weight: units::bits_per_weight(decision.old_bytes, decision.weight_count),
@@ -220,7 +231,8 @@ pub(super) fn table(rows: &[TensorRow]) -> String {
         ]);
     }
     let sum = |value: fn(&TensorRow) -> u64| rows.iter().map(value).fold(0, u64::saturating_add);
-    let (weights, old, new) = (sum(|row| row.weight_count), sum(|row| row.old_bytes), sum(|row| row.new_bytes));
+    let (old, new) = (sum(|row| row.old_bytes), sum(|row| row.new_bytes));
+    let (weights, new_weights) = (sum(|row| row.weight_count), sum(|row| row.new_weight_count));
     table.row([
         "all".to_owned(),
         String::new(),
@@ -228,7 +240,7 @@ pub(super) fn table(rows: &[TensorRow]) -> String {
         units::bytes(old),
         units::bytes(new),
         format!("{:.2}", units::bits_per_weight(old, weights)),
-        format!("{:.2}", units::bits_per_weight(new, weights)),
+        format!("{:.2}", units::bits_per_weight(new, new_weights)),
         String::new(),
     ]);
     table.render()

@@ -306,7 +306,7 @@ pub(super) fn run_plan(
         (Some(calibration), None) => Some(calibration.load(checkpoint, &context.progress, &mut warnings)?),
         (_, loaded) => loaded,
     };
-    let options = PassOptions { importance, ..PassOptions::default() };
+    let options = PassOptions { importance, means: plan.load_means()?, ..PassOptions::default() };
     let mut report = pass::run(checkpoint, resolved, output, &options, &context.progress)?;
     report.warnings.extend(warnings);
     let candidate = Arc::new(Checkpoint::open(output)?);

@@ -7,6 +7,7 @@
 
 mod copy;
 mod folder;
+mod prune;
 mod rtn;
 mod write;
 
@@ -23,6 +24,7 @@ use super::checkpoint::{self, Checkpoint};
 use super::error::{Error, Fault, Result, Stage};
 use super::plan::{self, Plan, ResolvedPlan, Target};
 use super::progress::{Phase, Progress, Unit};
+use super::structure::means::InputMeans;
 use super::units;
 
 /// How a pass is run.
@@ -32,11 +34,13 @@ pub struct PassOptions {
     pub chunk_weights: usize,
     /// What a plan with an importance matrix needs; see [`plan::Calibration::load`].
     pub importance: Option<Arc<Importance>>,
+    /// What a plan needs that makes up for the mean of what it takes away; see [`plan::Prune::means`].
+    pub means: Option<Arc<InputMeans>>,
 }
 
 impl Default for PassOptions {
     fn default() -> Self {
-        Self { chunk_weights: 4 << 20, importance: None }
+        Self { chunk_weights: 4 << 20, importance: None, means: None }
     }
 }
 
@@ -47,13 +51,16 @@ pub struct TensorReport {
     pub name: String,
     /// Stored as, before.
     pub from: String,
-    /// Stored as, now.
+    /// Stored as, now; `removed` where it went with its layer.
     pub to: String,
     /// How its values were chosen: copy, rtn or imatrix.
     #[serde(default)]
     pub method: String,
-    /// Number of weights.
+    /// Number of weights before.
     pub weight_count: u64,
+    /// Number of weights now; none in reports of versions that did not prune.
+    #[serde(default)]
+    pub new_weight_count: Option<u64>,
     /// Bytes before.
     pub old_bytes: u64,
     /// Bytes now.
@@ -67,7 +74,7 @@ impl TensorReport {
     pub fn bits_per_weight(&self) -> (f64, f64) {
         (
             units::bits_per_weight(self.old_bytes, self.weight_count),
-            units::bits_per_weight(self.new_bytes, self.weight_count),
+            units::bits_per_weight(self.new_bytes, self.new_weight_count.unwrap_or(self.weight_count)),
         )
     }
 }
@@ -79,8 +86,11 @@ pub struct PassReport {
     pub output: PathBuf,
     /// Every tensor, in the order of the file.
     pub tensors: Vec<TensorReport>,
-    /// Number of weights.
+    /// Number of weights before.
     pub weight_count: u64,
+    /// Number of weights now; none in reports of versions that did not prune.
+    #[serde(default)]
+    pub new_weight_count: Option<u64>,
     /// Tensor bytes before.
     pub old_bytes: u64,
     /// Tensor bytes now.
@@ -101,7 +111,7 @@ impl PassReport {
 
     /// Bits per weight of all tensors, now.
     pub fn new_bits_per_weight(&self) -> f64 {
-        units::bits_per_weight(self.new_bytes, self.weight_count)
+        units::bits_per_weight(self.new_bytes, self.new_weight_count.unwrap_or(self.weight_count))
     }
 }
 
@@ -133,21 +143,30 @@ pub fn run(
     if let Some(folder) = output.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
-    progress.begin(Phase::Compressing, plan.old_bytes, Unit::Bytes);
-    let job = write::Job { checkpoint, plan, options, progress };
+    let pruned = prune::apply(checkpoint, plan, options, progress)?;
+    let job = match &pruned {
+        Some(pruned) => {
+            write::Job { checkpoint: &pruned.checkpoint, plan: &pruned.plan, options: &pruned.options, progress }
+        }
+        None => write::Job { checkpoint, plan, options, progress },
+    };
+    progress.begin(Phase::Compressing, job.plan.old_bytes, Unit::Bytes);
     let file_bytes = match plan.target {
         Target::Gguf => write::gguf(&job, output, &mut warnings)?,
         _ => folder::folder(&job, output)?,
     };
+    let staying: Vec<&str> = job.plan.decisions.iter().map(|decision| job.method(decision)).collect();
+    let mut methods = staying.into_iter();
     let tensors = plan
         .decisions
         .iter()
         .map(|decision| TensorReport {
             name: checkpoint.tensors[decision.tensor_index].name.clone(),
             from: decision.old_dtype.name().to_owned(),
-            to: decision.dtype.name().to_owned(),
-            method: job.method(decision).to_owned(),
+            to: if decision.is_removed() { "removed" } else { decision.dtype.name() }.to_owned(),
+            method: if decision.is_removed() { "removed" } else { methods.next().unwrap_or("copy") }.to_owned(),
             weight_count: decision.weight_count,
+            new_weight_count: Some(decision.new_weight_count),
             old_bytes: decision.old_bytes,
             new_bytes: decision.new_bytes,
             reason: decision.sentence(),
@@ -157,6 +176,7 @@ pub fn run(
         output: output.to_owned(),
         tensors,
         weight_count: plan.weight_count,
+        new_weight_count: Some(plan.new_weight_count),
         old_bytes: plan.old_bytes,
         new_bytes: plan.new_bytes,
         file_bytes,
@@ -172,7 +192,10 @@ pub fn run(
 /// A plan made for other tensors, a network that the target cannot name, a tokenizer that cannot be read.
 pub fn file_bytes(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<u64> {
     check_fit(checkpoint, plan)?;
-    write::file_bytes(checkpoint, plan)
+    match prune::outline(checkpoint, plan) {
+        Some((checkpoint, plan)) => write::file_bytes(&checkpoint, &plan),
+        None => write::file_bytes(checkpoint, plan),
+    }
 }
 
 /// Bytes that the target's file has beside tensors and their padding, whatever formats are chosen: for
@@ -190,7 +213,7 @@ pub fn overhead_bytes(checkpoint: &Checkpoint, plan: &Plan) -> Result<u64> {
     Ok(match resolved.target {
         Target::Gguf if resolved.has_importance => overhead + write::MOST_IMATRIX_BYTES,
         Target::Gguf => overhead,
-        Target::HuggingFace => overhead + MOST_GROWTH * checkpoint.tensors.len() as u64,
+        Target::HuggingFace | Target::Lapidary => overhead + MOST_GROWTH * checkpoint.tensors.len() as u64,
         _ => overhead + MOST_PARTS_GROWTH * checkpoint.tensors.len() as u64,
     })
 }
@@ -213,3 +236,6 @@ fn check_fit(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<()> {
             .into())
     }
 }
+
+#[cfg(test)]
+mod prune_tests;

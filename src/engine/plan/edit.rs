@@ -423,7 +423,7 @@ fn overlaps(a: &[usize], b: &[usize]) -> bool {
 }
 
 /// Sets a value and keeps the spaces and comments around an old one.
-fn set_value(table: &mut dyn TableLike, key: &str, value: impl Into<Value>) {
+pub(super) fn set_value(table: &mut dyn TableLike, key: &str, value: impl Into<Value>) {
     let mut value = value.into();
     match table.get_mut(key).and_then(Item::as_value_mut) {
         Some(old) => {

@@ -23,6 +23,8 @@
 //! imatrix = "model.imatrix.gguf"
 //! ```
 //!
+//! `[prune]` takes units out of the network, by their index in the checkpoint as it is; see [`Prune`].
+//!
 //! [`budget`] makes rules of its own, marked `planned = true`: they stand before the others, so that
 //! what is said by hand wins, and the next budget replaces them.
 
@@ -33,8 +35,11 @@ mod edit;
 pub mod knapsack;
 mod matcher;
 mod nearest;
+mod prune;
+mod prune_text;
 pub mod recipe;
 mod resolve;
+mod shapes;
 pub mod tensor_types;
 mod text;
 
@@ -48,8 +53,10 @@ use toml_edit::DocumentMut;
 
 pub use calibration::{Calibration, check_importance};
 pub use matcher::{LayerSet, Matcher};
+pub use prune::{AddedBias, Prune, units_of};
 pub use recipe::Recipe;
 pub use resolve::{Choice, Decision, Difference, ResolvedPlan, Why, difference, fit, resolve};
+pub use shapes::{EvenShape, can_hold, nearest_even, wants_even};
 
 use super::checkpoint::{Checkpoint, ModelConfig, TensorInfo};
 use super::error::{Fault, Result, Stage};
@@ -75,12 +82,21 @@ pub enum Target {
     Gptq,
     /// A Hugging Face folder with AWQ's packing: one format of 4-bit groups with zeros.
     Awq,
+    /// A folder as Hugging Face's whose layers may differ in shape: only this program reads it then.
+    Lapidary,
 }
 
 impl Target {
     /// Every target.
-    pub const ALL: [Self; 6] =
-        [Self::Gguf, Self::HuggingFace, Self::CompressedTensors, Self::Bitsandbytes, Self::Gptq, Self::Awq];
+    pub const ALL: [Self; 7] = [
+        Self::Gguf,
+        Self::HuggingFace,
+        Self::CompressedTensors,
+        Self::Bitsandbytes,
+        Self::Gptq,
+        Self::Awq,
+        Self::Lapidary,
+    ];
 
     /// The target as plans write it.
     pub fn name(self) -> &'static str {
@@ -91,13 +107,14 @@ impl Target {
             Self::Bitsandbytes => "bitsandbytes",
             Self::Gptq => "gptq",
             Self::Awq => "awq",
+            Self::Lapidary => "lapidary",
         }
     }
 
     /// How the target packs quantized weights into safetensors, if it does.
     pub fn scheme(self) -> Option<Scheme> {
         match self {
-            Self::Gguf | Self::HuggingFace => None,
+            Self::Gguf | Self::HuggingFace | Self::Lapidary => None,
             Self::CompressedTensors => Some(Scheme::CompressedTensors),
             Self::Bitsandbytes => Some(Scheme::Bitsandbytes),
             Self::Gptq => Some(Scheme::Gptq),
@@ -257,6 +274,7 @@ pub struct Plan {
     default: Option<Treatment>,
     rules: Vec<Rule>,
     calibration: Option<Calibration>,
+    prune: Prune,
     /// The text that the fields above were read from, edited along with them.
     document: DocumentMut,
     /// The file the plan came from, for errors.
@@ -271,6 +289,7 @@ impl PartialEq for Plan {
             && self.default == other.default
             && self.rules == other.rules
             && self.calibration == other.calibration
+            && self.prune == other.prune
     }
 }
 
@@ -290,6 +309,7 @@ impl Plan {
             default: None,
             rules: Vec::new(),
             calibration: None,
+            prune: Prune::default(),
             document,
             path: None,
         }

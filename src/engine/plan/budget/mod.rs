@@ -259,7 +259,7 @@ impl Planner {
             fixed,
             fixed_point,
             fixed_variance,
-            weight_count: resolved.weight_count,
+            weight_count: resolved.new_weight_count,
             floor,
             metric: table.metric.clone(),
             unit: table.unit.clone(),
@@ -558,7 +558,7 @@ fn cell_damage<'a>(
     tensor: &'a TensorInfo,
     decision: &Decision,
 ) -> Option<(f64, Option<f64>)> {
-    if decision.is_copy() || !sensitivity::is_default_subject(tensor) {
+    if decision.is_copy() || decision.is_removed() || !sensitivity::is_default_subject(tensor) {
         return Some((0.0, None));
     }
     let format = format::of_dtype(decision.dtype)?;
