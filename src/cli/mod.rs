@@ -17,6 +17,7 @@ mod output;
 mod plan;
 mod profile;
 mod progress_bar;
+mod prune;
 mod run;
 mod sensitivity;
 mod session;

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::PATH_HELP;
 use super::budget::{Budget, BudgetSection};
 use super::output::{self, Table};
+use super::prune::{PruneArgs, PruneSection};
 use super::session::{Answer, Result, Session};
 use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::Checkpoint;
@@ -56,6 +57,8 @@ pub(super) struct MakePlan {
     target: Target,
     #[command(flatten)]
     budget: Budget,
+    #[command(flatten)]
+    prune: PruneArgs,
 }
 
 /// What happens to one tensor, of a plan or of a pass.
@@ -100,6 +103,8 @@ struct Document<'a> {
     old_bits_per_weight: f64,
     new_bits_per_weight: f64,
     warnings: &'a [String],
+    /// What is taken away, where the plan prunes by score.
+    prune: Option<PruneSection>,
     /// How good the plan is, where it was made for a limit.
     budget: Option<BudgetSection>,
     tensors: Vec<TensorRow>,
@@ -111,7 +116,8 @@ impl MakePlan {
         output::check_target(self.output.as_deref(), &[&checkpoint])?;
         output::check_target(self.write_tensor_types.as_deref(), &[&checkpoint])?;
         let importance = self.imatrix.as_deref().map(Importance::read).transpose()?.map(Arc::new);
-        let by_hand = self.plan(&checkpoint, importance.as_deref())?;
+        let mut by_hand = self.plan(&checkpoint, importance.as_deref())?;
+        let prune = self.prune.apply(session, &self.path, &checkpoint, &mut by_hand, self.output.as_deref())?;
         let (plan, mut resolved, budget) =
             match self.budget.propose(session, &checkpoint, &by_hand, importance.clone())? {
                 None => {
@@ -151,11 +157,15 @@ impl MakePlan {
             old_bits_per_weight: resolved.old_bits_per_weight(),
             new_bits_per_weight: resolved.new_bits_per_weight(),
             warnings: &resolved.warnings,
+            prune,
             budget,
             tensors: rows(&resolved, &checkpoint),
         };
         session.answer(&document, || {
             let mut text = table(&document.tensors);
+            if let Some(prune) = &document.prune {
+                text.push_str(&format!("\n{}", prune.text()));
+            }
             match &document.budget {
                 Some(budget) => text.push_str(&format!("\n{}", budget.text(resolved.target))),
                 None => text.push_str("\nTensors only: a file's metadata and tokenizer come on top.\n"),

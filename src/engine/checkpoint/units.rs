@@ -146,7 +146,12 @@ fn kept(layer: usize, shape: &LayerShape, units: &LayerUnits) -> Result<KeptLaye
     let Some(&first) = kv_heads.first() else {
         let list = if units.kv_groups.is_empty() { "heads" } else { "kv_groups" };
         let cause = format!("all query heads of layer {layer} would go");
-        return Err(illegal(here, list, cause, format!("keep one KV group, or take the layer with layers = [{layer}]")));
+        return Err(illegal(
+            here,
+            list,
+            cause,
+            format!("keep one KV group, or take the layer with layers = [{layer}]"),
+        ));
     };
     if let Some(&other) = kv_heads.iter().find(|&&kv| left(kv) != left(first)) {
         let (fewer, more) = if left(other) < left(first) { (other, first) } else { (first, other) };

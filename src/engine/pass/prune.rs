@@ -46,8 +46,7 @@ pub(super) fn apply(
 /// The same for a look at sizes: added biases are zeros.
 pub(super) fn outline(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Option<(Checkpoint, ResolvedPlan)> {
     let structure = plan.structure.as_deref()?;
-    let Pruned { checkpoint, plan, .. } =
-        with_biases(checkpoint, plan, structure, Vec::new(), PassOptions::default());
+    let Pruned { checkpoint, plan, .. } = with_biases(checkpoint, plan, structure, Vec::new(), PassOptions::default());
     Some((checkpoint, plan))
 }
 
@@ -69,7 +68,8 @@ fn with_biases(
     let decisions = decisions
         .map(|((index, tensor), decision)| {
             let added = || plan.added.iter().find(|added| added.name == tensor.name);
-            let dtype = decision.map(|decision| decision.dtype).or_else(|| Some(added()?.dtype)).unwrap_or(tensor.dtype);
+            let dtype =
+                decision.map(|decision| decision.dtype).or_else(|| Some(added()?.dtype)).unwrap_or(tensor.dtype);
             Decision {
                 tensor_index: index,
                 requested: decision.map_or(Choice::Keep, |decision| decision.requested),

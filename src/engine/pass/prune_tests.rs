@@ -266,7 +266,8 @@ fn taking_nothing_away_changes_no_byte() {
     let structure = Structure::new(demo.require_config().expect("config"), &Removal::default()).expect("legal");
     let view = demo.pruned(&structure, Vec::new());
     let (first, second) = (folder.path().join("a"), folder.path().join("b"));
-    let [first, second] = [run_plan(&demo, &plain, &first), run_plan(&view, &Plan::new(Target::HuggingFace, None), &second)];
+    let [first, second] =
+        [run_plan(&demo, &plain, &first), run_plan(&view, &Plan::new(Target::HuggingFace, None), &second)];
     let hash = |checkpoint: &Checkpoint| checkpoint.content_hash(&Progress::default()).expect("hash");
     assert_eq!(hash(&first), hash(&second));
     // A plan that took units away and gave them back is the plan that it was.
@@ -327,7 +328,9 @@ fn targets_refuse_what_their_loaders_refuse() {
     }
     // Six heads of eight do not divide 256; four do.
     let mut even = String::new();
-    (0..6).for_each(|layer| even += &format!("[prune.layer.{layer}]\nkv_groups = [{layer}]\n").replace("[4]", "[0]").replace("[5]", "[1]"));
+    (0..6).for_each(|layer| {
+        even += &format!("[prune.layer.{layer}]\nkv_groups = [{layer}]\n").replace("[4]", "[0]").replace("[5]", "[1]")
+    });
     let message = refused(&text(&even, "hugging_face"));
     assert!(message.contains("6 query heads do not divide the width 256"), "{message}");
     for (prune, line, cause) in [

@@ -105,9 +105,8 @@ impl Plan {
         removal.units.retain(|_, units| !units.is_empty());
         if !removal.is_empty() {
             let config = self.shape_of(subject)?;
-            Structure::new(config, &removal).map_err(|illegal| {
-                Fault::new(Stage::Plan, illegal.cause).fix(illegal.remedy)
-            })?;
+            Structure::new(config, &removal)
+                .map_err(|illegal| Fault::new(Stage::Plan, illegal.cause).fix(illegal.remedy))?;
         }
         let old = std::mem::replace(&mut self.prune.removal, removal);
         self.write_removal(&old);
@@ -160,7 +159,9 @@ impl Plan {
         if self.checkpoint.as_deref().is_some_and(|fingerprint| fingerprint != subject.fingerprint) {
             let cause = "the plan was made for another checkpoint, where these units may be others";
             let fault = self.fault_at(cause, |root| root.get("checkpoint")?.span());
-            return Err(fault.fix(format!("open that checkpoint, remove [prune], or write checkpoint = \"{}\"", subject.fingerprint)).into());
+            return Err(fault
+                .fix(format!("open that checkpoint, remove [prune], or write checkpoint = \"{}\"", subject.fingerprint))
+                .into());
         }
         let config = self.shape_of(subject)?;
         let structure = Structure::new(config, removal).map_err(|illegal| self.prune_fault(&illegal))?;

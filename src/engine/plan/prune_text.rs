@@ -202,7 +202,11 @@ impl Plan {
 /// Where an index stands in a list, or the list.
 fn span_in(table: &dyn TableLike, list: &str, index: Option<usize>) -> Option<Range<usize>> {
     let item = table.get(list)?;
-    let holds = |value: &&Value| bounds(value).is_some_and(|(first, last)| Some(first..=last).is_some_and(|range| index.is_some_and(|index| range.contains(&index))));
+    let holds = |value: &&Value| {
+        bounds(value).is_some_and(|(first, last)| {
+            Some(first..=last).is_some_and(|range| index.is_some_and(|index| range.contains(&index)))
+        })
+    };
     let element = item.as_array()?.iter().find(holds).and_then(Value::span);
     element.or_else(|| item.span())
 }

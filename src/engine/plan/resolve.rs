@@ -313,12 +313,7 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
             weight_count: weight_count(stored),
             new_weight_count: weight_count(tensor),
             old_bytes: stored.byte_count,
-            new_bytes: match plan.target.scheme() {
-                // Parts that another program wrote may lie in other words than ours.
-                Some(scheme) if settled.dtype.is_scheme() => containers::byte_count(scheme, settled.dtype, tensor),
-                _ if settled.dtype == tensor.dtype => tensor.byte_count,
-                _ => byte_count(settled.dtype, tensor),
-            },
+            new_bytes: stored_bytes(plan.target, settled.dtype, tensor),
         });
     }
     let staying: Vec<Decision> = decisions.iter().filter(|decision| !decision.is_removed()).copied().collect();
@@ -581,6 +576,16 @@ fn byte_count(dtype: Dtype, tensor: &TensorInfo) -> u64 {
     let rows = product(tensor.shape.split_last().map_or(&[], |(_, outer)| outer));
     let blocks = (tensor.row_len() as u64).div_ceil(dtype.block_len() as u64);
     rows.saturating_mul(blocks).saturating_mul(dtype.block_bytes() as u64)
+}
+
+/// Bytes of a tensor stored as `dtype` in the target's file, padding not counted.
+pub(super) fn stored_bytes(target: Target, dtype: Dtype, tensor: &TensorInfo) -> u64 {
+    match target.scheme() {
+        // Parts that another program wrote may lie in other words than ours.
+        Some(scheme) if dtype.is_scheme() => containers::byte_count(scheme, dtype, tensor),
+        _ if dtype == tensor.dtype => tensor.byte_count,
+        _ => byte_count(dtype, tensor),
+    }
 }
 
 /// Says once what concerns many tensors.

@@ -113,7 +113,10 @@ pub(super) fn refusal(target: Target, structure: &Structure) -> Option<Refusal> 
     let config = &structure.config;
     let cause = if config.is_uniform() {
         let heads = config.layers.first().map_or(0, |layer| layer.heads);
-        format!("{heads} query heads do not divide the width {}, which loaders of {target} folders refuse", config.hidden)
+        format!(
+            "{heads} query heads do not divide the width {}, which loaders of {target} folders refuse",
+            config.hidden
+        )
     } else {
         format!("the layers would differ in shape, which loaders of {target} folders refuse")
     };

@@ -315,7 +315,11 @@ impl Plan {
     }
 
     /// Lines are looked up in the text as it is now, and only when something is wrong.
-    pub(super) fn fault_at(&self, cause: impl Into<String>, find: impl FnOnce(&Table) -> Option<Range<usize>>) -> Fault {
+    pub(super) fn fault_at(
+        &self,
+        cause: impl Into<String>,
+        find: impl FnOnce(&Table) -> Option<Range<usize>>,
+    ) -> Fault {
         let text = self.to_toml();
         let span = Document::parse(text.as_str()).ok().and_then(|document| find(document.as_table()));
         Source { text: &text, path: self.path.as_deref() }.fault(span, cause)

@@ -25,7 +25,11 @@ struct Window {
 
 impl Window {
     fn new(shape: &LayerShape) -> Self {
-        Self { heads: vec![0.0; shape.heads], kv_groups: vec![0.0; shape.kv_heads], channels: vec![0.0; shape.mlp_channels] }
+        Self {
+            heads: vec![0.0; shape.heads],
+            kv_groups: vec![0.0; shape.kv_heads],
+            channels: vec![0.0; shape.mlp_channels],
+        }
     }
 
     /// Adds one matrix's products of weight and gradient.
@@ -117,6 +121,6 @@ fn average(windows: &[Vec<Window>], layer: usize) -> LayerScores {
     let (heads, head_stderr): (Vec<f64>, Vec<f64>) = mean(|window| &window.heads).into_iter().unzip();
     let values = |pick: fn(&Window) -> &[f64]| mean(pick).into_iter().map(|found| found.0).collect::<Vec<f64>>();
     let (kv_groups, channels) = (values(|window| &window.kv_groups), values(|window| &window.channels));
-    let layer = kv_groups.iter().chain(&channels).sum();
+    let layer = Some(kv_groups.iter().chain(&channels).sum());
     LayerScores { heads, kv_groups, channels, layer, head_stderr }
 }

@@ -36,7 +36,11 @@ impl InputMeans {
         let tensors: Vec<SafeTensor> = self
             .linears
             .iter()
-            .map(|(&(layer, role), values)| SafeTensor { name: name_of(layer, role), shape: vec![values.len()], dtype: Dtype::F32 })
+            .map(|(&(layer, role), values)| SafeTensor {
+                name: name_of(layer, role),
+                shape: vec![values.len()],
+                dtype: Dtype::F32,
+            })
             .collect();
         let mut writer = SafetensorsWriter::create(path, &tensors)?;
         for values in self.linears.values() {

@@ -55,15 +55,8 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, cheapest first.
-    pub const ALL: [Self; 7] = [
-        Self::Random,
-        Self::Magnitude,
-        Self::Minitron,
-        Self::Wanda,
-        Self::Flap,
-        Self::Taylor,
-        Self::MaskGradient,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Random, Self::Magnitude, Self::Minitron, Self::Wanda, Self::Flap, Self::Taylor, Self::MaskGradient];
 
     /// The name on the command line and in files.
     pub fn name(self) -> &'static str {
@@ -116,8 +109,9 @@ pub struct LayerScores {
     pub kv_groups: Vec<f64>,
     /// One per MLP channel.
     pub channels: Vec<f64>,
-    /// The layer as a whole.
-    pub layer: f64,
+    /// The layer as a whole, where the metric says something of layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<f64>,
     /// Standard errors of the heads' scores over the sample's windows; empty where they are not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub head_stderr: Vec<f64>,
@@ -167,7 +161,8 @@ impl LayerScores {
         let heads: Vec<f64> = o.chunks_exact(head_dim).map(|columns| combine.of(columns)).collect();
         let group = shape.heads / shape.kv_heads;
         let kv_groups: Vec<f64> = heads.chunks_exact(group).map(|heads| combine.of(heads)).collect();
-        let layer = combine.of(&[combine.of(&kv_groups), combine.of(down)]);
+        // Standardised scores say nothing of whole layers: their mean is the same for all.
+        let layer = (combine != Combine::Mean).then(|| combine.of(&[combine.of(&kv_groups), combine.of(down)]));
         Self { heads, kv_groups, channels: down.to_vec(), layer, head_stderr: Vec::new() }
     }
 }
@@ -258,9 +253,9 @@ fn fold_columns(
     const CHUNK_WEIGHTS: usize = 1 << 20;
     let stem = if role == Role::O { "self_attn.o_proj" } else { "mlp.down_proj" };
     let name = format!("model.layers.{layer}.{stem}.weight");
-    let tensor = checkpoint.tensor(&name).ok_or_else(|| {
-        Fault::new(Stage::Sensitivity, "the tensor is missing").at(name).file(&checkpoint.path)
-    })?;
+    let tensor = checkpoint
+        .tensor(&name)
+        .ok_or_else(|| Fault::new(Stage::Sensitivity, "the tensor is missing").at(name).file(&checkpoint.path))?;
     let (rows, cols) = (tensor.row_count(), tensor.row_len());
     let mut columns = vec![0.0; cols];
     let (mut raw, mut values) = (Vec::new(), Vec::new());

@@ -75,7 +75,7 @@ pub fn select(
 ) -> Result<Removal> {
     check(config, scores, take)?;
     let mut removal = Removal::default();
-    let whole: Vec<f64> = scores.layers.iter().map(|layer| layer.layer).collect();
+    let whole: Vec<f64> = scores.layers.iter().map(|layer| layer.layer.unwrap_or_default()).collect();
     removal.layers.extend(lowest(&whole, take.layers.min(config.layers.len() - 1)));
     let staying: Vec<usize> = (0..config.layers.len()).filter(|layer| !removal.layers.contains(layer)).collect();
     match take.share {
@@ -121,14 +121,22 @@ fn check(config: &ModelConfig, scores: &UnitScores, take: &Take) -> Result<()> {
     let fault = |cause: String| Fault::new(Stage::Plan, cause);
     for (name, share) in [("KV groups", take.kv_groups), ("query heads", take.heads), ("channels", take.channels)] {
         if !(0.0..1.0).contains(&share) {
-            return Err(fault(format!("a share of {share} of the {name} cannot go")).fix("give a share from 0 to below 1").into());
+            return Err(fault(format!("a share of {share} of the {name} cannot go"))
+                .fix("give a share from 0 to below 1")
+                .into());
         }
     }
     let fits = |(own, shape): (&LayerScores, &crate::checkpoint::LayerShape)| {
         (own.heads.len(), own.kv_groups.len(), own.channels.len()) == (shape.heads, shape.kv_heads, shape.mlp_channels)
     };
     if scores.layers.len() != config.layers.len() || !scores.layers.iter().zip(&config.layers).all(fits) {
-        return Err(fault("the scores are of another network".to_owned()).fix("score the units of this checkpoint").into());
+        return Err(fault("the scores are of another network".to_owned())
+            .fix("score the units of this checkpoint")
+            .into());
+    }
+    if take.layers > 0 && scores.layers.iter().any(|layer| layer.layer.is_none()) {
+        let cause = format!("scores by {} do not rank layers", scores.metric);
+        return Err(fault(cause).fix("use taylor, or name the layers").into());
     }
     let is_global = Metric::find(&scores.metric).is_some_and(Metric::is_global);
     if take.share == Share::All && !is_global {

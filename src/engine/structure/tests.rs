@@ -43,7 +43,10 @@ fn a_share_of_every_layer_leaves_every_layer_alike() {
     let removal = select(&config, &scores, &take, &|_| 8).expect("selects");
     let left = Structure::new(&config, &removal).expect("legal");
     // 28 channels would stay; in eights that is 32, the next lower being as far.
-    assert!(left.config.layers.iter().all(|layer| *layer == LayerShape { heads: 2, kv_heads: 2, mlp_channels: 32 }), "{left:?}");
+    assert!(
+        left.config.layers.iter().all(|layer| *layer == LayerShape { heads: 2, kv_heads: 2, mlp_channels: 32 }),
+        "{left:?}"
+    );
     for (layer, units) in &removal.units {
         let own = &scores.layers[*layer];
         let stays = |unit: &usize| !units.channels.contains(unit);
@@ -87,7 +90,9 @@ fn nothing_and_too_much_are_answered() {
 #[test]
 fn a_group_costs_what_its_weights_are_worth_in_channels() {
     // The values of the reference for FLAP's general costs: (2g + 2)·d/3.
-    for (group, head_dim, channels) in [(1.0, 128.0, 170.67), (4.0, 128.0, 426.67), (8.0, 64.0, 384.0), (7.0, 128.0, 682.67)] {
+    for (group, head_dim, channels) in
+        [(1.0, 128.0, 170.67), (4.0, 128.0, 426.67), (8.0, 64.0, 384.0), (7.0, 128.0, 682.67)]
+    {
         assert!(((2.0f64 * group + 2.0) * head_dim / 3.0 - channels).abs() < 0.01);
     }
     let shape = LayerShape { heads: 8, kv_heads: 2, mlp_channels: 100 };
@@ -120,7 +125,9 @@ fn every_metric_scores_every_unit_of_the_demo_and_repeats() {
         assert_eq!(Metric::find(metric.name()), Some(metric));
         for layer in &first.layers {
             assert_eq!((layer.heads.len(), layer.kv_groups.len(), layer.channels.len()), (8, 4, 512));
-            let distinct = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect::<std::collections::BTreeSet<_>>().len();
+            let distinct = |values: &[f64]| {
+                values.iter().map(|value| value.to_bits()).collect::<std::collections::BTreeSet<_>>().len()
+            };
             assert!(distinct(&layer.heads) == 8 && distinct(&layer.channels) > 400, "{}", metric.name());
         }
         assert_eq!(means.is_some(), matches!(metric, Metric::Minitron | Metric::Wanda | Metric::Flap));
@@ -195,7 +202,9 @@ fn write_with(checkpoint: &Checkpoint, name: &str, values: &[f32], path: &Path) 
         let mut decoded = Vec::new();
         checkpoint.decode_rows(tensor, 0..tensor.row_count(), &mut Vec::new(), &mut decoded).expect("decodes");
         let own = if tensor.name == name { values } else { &decoded };
-        writer.write_tensor_rows(&own.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>()).expect("writes");
+        writer
+            .write_tensor_rows(&own.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
+            .expect("writes");
     }
     writer.finish().expect("finishes");
 }
@@ -220,7 +229,8 @@ fn the_bias_keeps_the_mean_of_what_went_and_is_exact_for_constants() {
     let tensor = demo.tensor("model.layers.1.mlp.down_proj.weight").expect("there");
     demo.decode_rows(tensor, 0..256, &mut Vec::new(), &mut weights).expect("decodes");
     for (row, &bias) in weights.chunks_exact(512).zip(&biases[1].1) {
-        let dot = |range: std::ops::Range<usize>| range.map(|at| f64::from(row[at]) * f64::from(inputs[at])).sum::<f64>();
+        let dot =
+            |range: std::ops::Range<usize>| range.map(|at| f64::from(row[at]) * f64::from(inputs[at])).sum::<f64>();
         let sliced = dot(0..100) + dot(300..512) + f64::from(bias);
         assert!((sliced - dot(0..512)).abs() < 1e-6, "{sliced}");
     }

@@ -23,7 +23,8 @@ pub use super::knapsack::Effort;
 pub use floor::{Floor, FloorPart};
 
 use super::knapsack::{Alternative, Goal, Point, Problem};
-use super::resolve::{padded, resolve_for, shape_of};
+use super::prune::Left;
+use super::resolve::{padded, resolve_for, shape_of, stored_bytes};
 use super::{Decision, Plan, ResolvedPlan, Subject, Target, Why};
 use crate::checkpoint::{Checkpoint, Role, TensorInfo};
 use crate::error::{Fault, Result, Stage};
@@ -189,7 +190,8 @@ impl Planner {
 
     fn new_for(subject: Subject<'_>, plan: &Plan, table: &SensitivityTable, options: &BudgetOptions) -> Result<Self> {
         let resolved = resolve_for(plan, subject)?;
-        let mut choices = Choices::new(subject, plan, table);
+        let left = plan.left_for(subject, &mut Vec::new())?;
+        let mut choices = Choices::new(subject, plan, table, left.as_ref());
         /// A tie, or none and the tensor's own index.
         type Key = (Option<(usize, Role)>, usize);
         let mut sets: BTreeMap<Key, Vec<usize>> = BTreeMap::new();
@@ -208,7 +210,7 @@ impl Planner {
                 if by_hand {
                     decided_by_hand.push(index);
                 }
-                !by_hand && choices.is_free(&subject.tensors[index])
+                !by_hand && choices.is_free(index)
             });
             for &index in &settled {
                 fixed.insert(index, resolved.decisions[index].dtype);
@@ -227,7 +229,8 @@ impl Planner {
         let problem = Problem::new(&groups.iter().map(alternatives).collect::<Vec<_>>())
             .map_err(|err| Fault::new(Stage::Plan, err.to_string()).fix("measure the sensitivity again"))?;
 
-        let mut fixed_point = Point { cost: 0, damage: 0.0 };
+        let added = resolved.added.iter().map(|bias| padded(plan.target(), bias.bytes()));
+        let mut fixed_point = Point { cost: added.fold(0, u64::saturating_add), damage: 0.0 };
         let mut fixed_variance = 0.0;
         for &index in fixed.keys() {
             let decision = &resolved.decisions[index];
@@ -407,6 +410,8 @@ struct Choices<'a> {
     target: Target,
     table: &'a SensitivityTable,
     rows: HashMap<&'a str, usize>,
+    /// The network that is left, where the plan prunes.
+    left: Option<&'a Left>,
     /// Tensors and formats without a value.
     missing: Vec<(usize, &'static str)>,
     /// Decided elsewhere, with a damage that is not known.
@@ -414,26 +419,40 @@ struct Choices<'a> {
 }
 
 impl<'a> Choices<'a> {
-    fn new(subject: Subject<'a>, plan: &Plan, table: &'a SensitivityTable) -> Self {
+    fn new(subject: Subject<'a>, plan: &Plan, table: &'a SensitivityTable, left: Option<&'a Left>) -> Self {
         let rows = table.rows.iter().enumerate().map(|(index, row)| (row.name.as_str(), index)).collect();
-        Self { subject, target: plan.target(), table, rows, missing: Vec::new(), unknown: Vec::new() }
+        Self { subject, target: plan.target(), table, rows, left, missing: Vec::new(), unknown: Vec::new() }
+    }
+
+    /// What stays of a tensor where the plan prunes, if anything does.
+    fn part(&self, index: usize) -> Option<&'a TensorInfo> {
+        match self.left {
+            None => self.subject.tensors.get(index),
+            Some(left) => Some(&left.tensors[left.places[index]?]),
+        }
     }
 
     /// True if the target lets a format be chosen for the tensor and the table knows of it.
-    fn is_free(&self, tensor: &TensorInfo) -> bool {
-        (tensor.dtype.is_float() || !tensor.dtype.is_plain())
+    fn is_free(&self, index: usize) -> bool {
+        let tensor = &self.subject.tensors[index];
+        self.part(index).is_some()
+            && (tensor.dtype.is_float() || !tensor.dtype.is_plain())
             && format::is_decodable(tensor.dtype)
             && tensor.shape.len() > 1
             && (self.target != Target::Gguf || shape_of(tensor).may_quantize())
             && self.rows.contains_key(tensor.name.as_str())
     }
 
-    /// All that a tensor may become, the stored type first.
+    /// All that a tensor may become, the stored type first. Of a tensor that pruning makes smaller, bytes are
+    /// those of what stays, and the damage counts by its share of the weights.
     fn offers(&mut self, index: usize) -> Vec<Offer> {
         let tensor = &self.subject.tensors[index];
+        let Some(part) = self.part(index) else { return Vec::new() };
+        let is_whole = part.shape == tensor.shape;
+        let share = part.weight_count() as f64 / tensor.weight_count().max(1) as f64;
         let mut offers: Vec<Offer> = Vec::new();
-        if let Some(stored) = format::of_dtype(tensor.dtype).filter(|stored| self.target.allows(stored.id())) {
-            let bytes = padded(self.target, tensor.byte_count);
+        if let Some(stored) = format::of_dtype(part.dtype).filter(|stored| self.target.allows(stored.id())) {
+            let bytes = padded(self.target, part.byte_count);
             offers.push(Offer { format: stored.id(), bytes, damage: 0.0, variance: 0.0 });
         }
         let Some(row) = self.rows.get(tensor.name.as_str()).map(|&row| &self.table.rows[row]) else { return offers };
@@ -445,11 +464,14 @@ impl<'a> Choices<'a> {
                 }
                 continue;
             };
-            let format = cell.fell_back_to.as_deref().and_then(format::find).unwrap_or(asked).id();
+            let measured = cell.fell_back_to.as_deref().and_then(format::find).unwrap_or(asked);
+            let fitting = if is_whole { measured } else { format::fitting(measured, part.row_len()) };
+            let format = fitting.id();
             if self.target.allows(format) && offers.iter().all(|offer| offer.format != format) {
-                let variance = cell.stderr.unwrap_or(0.0).powi(2);
-                let bytes = padded(self.target, cell.bytes);
-                offers.push(Offer { format, bytes, damage: cell.value.max(0.0), variance });
+                let variance = (cell.stderr.unwrap_or(0.0) * share).powi(2);
+                let bytes = if is_whole { cell.bytes } else { stored_bytes(self.target, fitting.dtype(), part) };
+                let bytes = padded(self.target, bytes);
+                offers.push(Offer { format, bytes, damage: cell.value.max(0.0) * share, variance });
             }
         }
         offers
