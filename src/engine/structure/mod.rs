@@ -11,11 +11,13 @@ pub mod activations;
 pub mod flap;
 pub mod gradient;
 pub mod magnitude;
+pub mod masks;
 pub mod means;
 pub mod minitron;
 pub mod random;
 pub mod sample;
 pub mod select;
+pub mod sparse_gpt;
 pub mod wanda;
 
 #[cfg(test)]
