@@ -128,7 +128,7 @@ impl BudgetSection {
 }
 
 /// Reads a size.
-fn size(text: &str) -> std::result::Result<u64, String> {
+pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
     units::parse_bytes(text).ok_or_else(|| "write a size such as 3.2GiB, 800MB or 1234567".to_owned())
 }
 

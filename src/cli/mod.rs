@@ -13,6 +13,7 @@ mod demo;
 mod evaluate;
 mod generate;
 mod inspect;
+mod mask;
 mod output;
 mod plan;
 mod profile;
@@ -87,6 +88,7 @@ enum Command {
     Sensitivity(sensitivity::Sensitivity),
     Plan(plan::MakePlan),
     Run(run::Run),
+    Mask(mask::Mask),
     Evaluate(evaluate::Evaluate),
     Compare(compare::Compare),
     Bench(bench::Bench),
@@ -199,6 +201,7 @@ fn run_command(command: Command, json: bool) -> ExitCode {
         Command::Sensitivity(arguments) => arguments.run(&session),
         Command::Plan(arguments) => arguments.run(&session),
         Command::Run(arguments) => arguments.run(&session),
+        Command::Mask(arguments) => arguments.run(&session),
         Command::Evaluate(arguments) => arguments.run(&session),
         Command::Compare(arguments) => arguments.run(&session),
         Command::Bench(arguments) => arguments.run(&session),

@@ -40,6 +40,7 @@ pub use gguf_write::{GgufLayout, GgufTensor, GgufWriter};
 pub use hf_export::hugging_face_config;
 pub use imatrix::{ImatrixEntry, ImatrixFile};
 pub use output::ensure_not_source;
+pub use pruned::RowMap;
 pub use role::Role;
 pub use safetensors_write::{FolderWriter, SafeTensor, SafetensorsWriter, safetensors_bytes};
 pub use units::{IllegalRemoval, KeptLayer, LayerUnits, Removal, Structure};

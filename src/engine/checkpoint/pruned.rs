@@ -5,11 +5,13 @@
 //! works on a pruned one. Rows of any type move as they are; columns that cut through the blocks of
 //! a packed type are decoded and read as f32.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::units::{Cut, KeptLayer, Structure, UnitKind, cut_of};
-use super::{Checkpoint, Container, Role, TensorInfo};
+use super::{Checkpoint, Container, ModelConfig, Role, TensorInfo};
 use crate::error::Result;
 use crate::format::Dtype;
 use crate::target::gguf_names;
@@ -66,6 +68,14 @@ pub(crate) enum View {
     Part(Box<Part>),
     /// f32 values of a vector that pruning adds.
     Values(Vec<f32>),
+    /// Another tensor's rows, decoded and changed.
+    Mapped(Box<TensorInfo>, Arc<dyn RowMap>),
+}
+
+/// A change of a matrix, row by row.
+pub trait RowMap: Send + Sync + fmt::Debug {
+    /// Changes the values of one row.
+    fn map(&self, row: usize, values: &mut [f32]);
 }
 
 #[derive(Clone, Debug)]
@@ -184,13 +194,37 @@ impl Checkpoint {
                 None => tensors.push(vector),
             }
         }
+        self.view(tensors, Some(structure.config.clone()), &hasher)
+    }
+
+    /// This checkpoint with some tensors read as f32 and changed; reads nothing. `what` tells the change
+    /// from others of the same tensors.
+    pub fn mapped(&self, maps: &BTreeMap<String, Arc<dyn RowMap>>, what: &str) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.fingerprint.as_bytes());
+        hasher.update(what.as_bytes());
+        let tensor = |tensor: &TensorInfo| match maps.get(&tensor.name) {
+            Some(map) => TensorInfo {
+                dtype: Dtype::F32,
+                byte_count: 4 * tensor.weight_count(),
+                permuted_heads: None,
+                parts: None,
+                view: Some(Arc::new(View::Mapped(Box::new(tensor.clone()), Arc::clone(map)))),
+                ..tensor.clone()
+            },
+            None => tensor.clone(),
+        };
+        self.view(self.tensors.iter().map(tensor).collect(), self.config.clone(), &hasher)
+    }
+
+    fn view(&self, tensors: Vec<TensorInfo>, config: Option<ModelConfig>, hasher: &blake3::Hasher) -> Self {
         Self {
             path: self.path.clone(),
             name: self.name.clone(),
             container: self.container,
             tensors,
-            config: Some(structure.config.clone()),
-            config_fault: None,
+            config_fault: if config.is_some() { None } else { self.config_fault.clone() },
+            config,
             warnings: self.warnings.clone(),
             fingerprint: hasher.finalize().to_hex().to_string(),
             source: Arc::clone(&self.source),
@@ -206,6 +240,15 @@ impl Checkpoint {
         out: &mut Vec<u8>,
     ) -> Result<()> {
         let part = match view {
+            View::Mapped(source, map) => {
+                let (first, mut values) = (rows.start, Vec::new());
+                self.decode_rows(source, rows, &mut Vec::new(), &mut values)?;
+                for (offset, row) in values.chunks_exact_mut(source.row_len().max(1)).enumerate() {
+                    map.map(first + offset, row);
+                    out.extend(row.iter().flat_map(|value| value.to_le_bytes()));
+                }
+                return Ok(());
+            }
             View::Values(values) => {
                 let len = tensor.row_len();
                 out.extend(values[rows.start * len..rows.end * len].iter().flat_map(|value| value.to_le_bytes()));

@@ -239,3 +239,6 @@ fn check_fit(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<()> {
 
 #[cfg(test)]
 mod prune_tests;
+
+#[cfg(test)]
+mod prune_oracle_tests;

@@ -47,7 +47,7 @@ impl AddedBias {
 }
 
 /// A network that stays, with the checkpoint's tensors as far as they stay.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Left {
     pub(crate) structure: Structure,
     /// Those that stay, in the checkpoint's order and under their new names.

@@ -92,49 +92,78 @@ impl InputStatistics {
     }
 }
 
-/// Inputs of `o` and `down` of every layer.
+/// Inputs of the linears of every layer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Activations {
     linears: BTreeMap<(usize, Role), InputStatistics>,
 }
 
 impl Activations {
-    /// Runs the model once over the sample.
+    /// Runs the model once over the sample and looks at what `o` and `down` multiply, which is what units give.
     ///
     /// # Errors
     /// A token beyond the vocabulary, or cancel.
     pub fn watch(model: &Model, sample: &Sample, progress: &Progress) -> Result<Self> {
-        progress.begin(Phase::Calibrating, sample.tokens(), Unit::Tokens);
+        Self::watch_roles(model, sample, &[Role::O, Role::Down], progress)
+    }
+
+    /// The same for the linears of these roles.
+    ///
+    /// # Errors
+    /// As [`Activations::watch`].
+    pub fn watch_roles(model: &Model, sample: &Sample, roles: &[Role], progress: &Progress) -> Result<Self> {
         let mut found = Self::default();
-        let longest = sample.windows.iter().map(Vec::len).max().unwrap_or(1).max(1);
-        for windows in sample.windows.chunks((BATCH_TOKENS / longest).max(1)) {
-            progress.check()?;
-            let mut batch = Batch::default();
-            windows.iter().for_each(|ids| drop(batch.push(ids, None, None)));
-            let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
-            model.watch_linears(&batch, progress, &mut |input| found.add(&input, &lengths))?;
-            progress.advance(batch.ids.len() as u64);
-        }
+        run(model, sample, progress, &mut |input, lengths| found.add(&input, roles, lengths))?;
         Ok(found)
     }
 
-    fn add(&mut self, input: &LinearInput<'_>, lengths: &[usize]) {
-        let (Some(layer), Some(&role)) = (input.layer, input.roles.first()) else { return };
-        if matches!(role, Role::O | Role::Down) {
-            self.linears.entry((layer, role)).or_default().add(input.values, input.width, lengths);
+    fn add(&mut self, input: &LinearInput<'_>, roles: &[Role], lengths: &[usize]) {
+        let (Some(layer), Some(&first)) = (input.layer, input.roles.first()) else { return };
+        if input.roles.iter().any(|role| roles.contains(role)) {
+            self.linears.entry((layer, first)).or_default().add(input.values, input.width, lengths);
         }
     }
 
-    /// What was seen of one linear; nothing where it was not seen.
+    /// What was seen of one linear, whose input may be shared; nothing where it was not seen.
     pub fn of(&self, layer: usize, role: Role) -> InputStatistics {
-        self.linears.get(&(layer, role)).cloned().unwrap_or_default()
+        self.linears.get(&(layer, shared_input(role))).cloned().unwrap_or_default()
     }
 
-    /// The means, for [`InputMeans::biases`].
+    /// The means of what units give, for [`InputMeans::biases`].
     pub fn means(&self) -> InputMeans {
         let means = |own: &InputStatistics| own.means().map(|mean| mean as f32).collect();
-        InputMeans { linears: self.linears.iter().map(|(&key, own)| (key, means(own))).collect() }
+        let units = self.linears.iter().filter(|((_, role), _)| matches!(role, Role::O | Role::Down));
+        InputMeans { linears: units.map(|(&key, own)| (key, means(own))).collect() }
     }
+}
+
+/// The first of the linears that share `role`'s input.
+pub(super) fn shared_input(role: Role) -> Role {
+    match role {
+        Role::K | Role::V => Role::Q,
+        Role::Up => Role::Gate,
+        other => other,
+    }
+}
+
+/// Runs the model once over the sample; `see` gets every input with the lengths of its sequences.
+pub(super) fn run(
+    model: &Model,
+    sample: &Sample,
+    progress: &Progress,
+    see: &mut dyn FnMut(LinearInput<'_>, &[usize]),
+) -> Result<()> {
+    progress.begin(Phase::Calibrating, sample.tokens(), Unit::Tokens);
+    let longest = sample.windows.iter().map(Vec::len).max().unwrap_or(1).max(1);
+    for windows in sample.windows.chunks((BATCH_TOKENS / longest).max(1)) {
+        progress.check()?;
+        let mut batch = Batch::default();
+        windows.iter().for_each(|ids| drop(batch.push(ids, None, None)));
+        let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
+        model.watch_linears(&batch, progress, &mut |input| see(input, &lengths))?;
+        progress.advance(batch.ids.len() as u64);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

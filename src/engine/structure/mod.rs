@@ -18,6 +18,7 @@ pub mod random;
 pub mod sample;
 pub mod select;
 pub mod sparse_gpt;
+pub mod study;
 pub mod wanda;
 
 #[cfg(test)]
