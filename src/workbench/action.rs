@@ -95,6 +95,7 @@ pub enum Action {
     ShowWeights,
     ShowSensitivity,
     ShowPlan,
+    ShowHeads,
     ShowRuns,
     ShowCompare,
     ShowPlayground,
@@ -106,7 +107,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, in menu order.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 45] = [
         Self::OpenFile,
         Self::OpenFolder,
         Self::OpenPath,
@@ -144,6 +145,7 @@ impl Action {
         Self::ShowWeights,
         Self::ShowSensitivity,
         Self::ShowPlan,
+        Self::ShowHeads,
         Self::ShowRuns,
         Self::ShowCompare,
         Self::ShowPlayground,
@@ -259,9 +261,10 @@ impl Action {
             }
             Self::ShowSensitivity => (G::View, "Sensitivity", "How much each tensor minds each format", ctrl("3")),
             Self::ShowPlan => (G::View, "Plan", "The choices, tensor by tensor, and what they cost", ctrl("4")),
-            Self::ShowRuns => (G::View, "Runs", "Every candidate with size, distance, speed and accuracy", ctrl("5")),
-            Self::ShowCompare => (G::View, "Compare", "Candidates against the original, slice by slice", ctrl("6")),
-            Self::ShowPlayground => (G::View, "Playground", "Original and candidate writing side by side", ctrl("7")),
+            Self::ShowHeads => (G::View, "Heads", "Which heads, channels and layers are taken away", ctrl("5")),
+            Self::ShowRuns => (G::View, "Runs", "Every candidate with size, distance, speed and accuracy", ctrl("6")),
+            Self::ShowCompare => (G::View, "Compare", "Candidates against the original, slice by slice", ctrl("7")),
+            Self::ShowPlayground => (G::View, "Playground", "Original and candidate writing side by side", ctrl("8")),
             Self::ToggleTheme => (G::View, "Light or dark", "Switch between the light and the dark theme", None),
             Self::TogglePresenter => (G::View, "Presenter mode", "Larger text and no editing controls", bare("F5")),
             Self::Palette => (G::Help, "Command palette", "Find anything that can be done by its name", ctrl("K")),
@@ -296,6 +299,7 @@ impl Action {
             Self::ShowWeights => View::Weights,
             Self::ShowSensitivity => View::Sensitivity,
             Self::ShowPlan => View::Plan,
+            Self::ShowHeads => View::Heads,
             Self::ShowRuns => View::Runs,
             Self::ShowCompare => View::Compare,
             Self::ShowPlayground => View::Playground,

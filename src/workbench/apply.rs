@@ -107,6 +107,8 @@ impl Workbench {
                 *current = *plan;
                 Ok(())
             })?,
+            Command::ScoreUnits(metric) => self.score_units(metric),
+            Command::EditUnits { edit, what } => return self.edit_units(edit, what),
             Command::Calibrate(text) => self.calibrate(text),
             Command::LoadImportance(path) => self.load_importance(path),
             Command::ImportTensorTypes(path) => return self.import_tensor_types(&path),
@@ -262,6 +264,7 @@ impl Workbench {
             | Action::ShowWeights
             | Action::ShowSensitivity
             | Action::ShowPlan
+            | Action::ShowHeads
             | Action::ShowRuns
             | Action::ShowCompare
             | Action::ShowPlayground => {
@@ -601,6 +604,7 @@ impl Workbench {
             calibration_text: opened.calibration_text,
             history: History::new(plan),
             sensitivity: Default::default(),
+            unit_scores: Default::default(),
             tasks: opened.tasks,
             text: opened.text,
             baseline: None,

@@ -7,8 +7,10 @@ use super::action::Action;
 use super::jobs::JobId;
 use super::settings::ThemeChoice;
 use super::state::{RunId, View};
+use super::units::UnitEdit;
 use crate::engine::plan::budget::Limit;
 use crate::engine::plan::{Plan, Recipe, Target};
+use crate::engine::structure::Metric;
 
 /// How a click changes the selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,10 @@ pub enum Command {
     PlanWithin { limit: Limit, metric: Option<&'static str>, continues: bool },
     /// Measures KLD per tensor for these formats over so many tokens.
     MeasureKld { formats: Vec<&'static str>, tokens: usize },
+    /// Scores every head, KV group and channel.
+    ScoreUnits(Metric),
+    /// Changes which units the plan takes away.
+    EditUnits { edit: UnitEdit, what: String },
     /// Computes how much each input column matters on a text, and lets the plan use it.
     Calibrate(PathBuf),
     /// Reads an importance matrix of llama.cpp's, and lets the plan use it.

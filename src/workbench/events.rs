@@ -18,6 +18,7 @@ use crate::engine::plan::Plan;
 use crate::engine::profile::TensorProfile;
 use crate::engine::scoring::{GeneratedToken, Generation, TaskSet, TextSource};
 use crate::engine::sensitivity::{SensitivityRow, SensitivityTable, SensitivityValue};
+use crate::engine::structure::UnitScores;
 
 /// Told by a job.
 #[derive(Debug)]
@@ -58,6 +59,8 @@ pub(super) enum Outcome {
     Sensitivity { fingerprint: String, table: SensitivityTable },
     /// Importance was computed, or read from a file.
     Calibrated { fingerprint: String, known: Box<KnownImportance>, is_computed: bool },
+    /// Units were scored.
+    Scored { fingerprint: String, scores: Box<UnitScores> },
     /// A candidate was written.
     Passed(Box<Passed>),
     /// A model was evaluated.

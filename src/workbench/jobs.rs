@@ -31,6 +31,7 @@ pub enum JobKind {
     Kld,
     Calibrate,
     LoadImportance,
+    ScoreUnits,
     Pass,
     Evaluate,
     Compare,
@@ -41,7 +42,16 @@ pub enum JobKind {
 impl JobKind {
     /// True for work that wants every core.
     fn is_heavy(self) -> bool {
-        matches!(self, Self::Profile | Self::WeightError | Self::Kld | Self::Calibrate | Self::Pass | Self::Evaluate)
+        matches!(
+            self,
+            Self::Profile
+                | Self::WeightError
+                | Self::Kld
+                | Self::Calibrate
+                | Self::ScoreUnits
+                | Self::Pass
+                | Self::Evaluate
+        )
     }
 }
 

@@ -18,6 +18,7 @@ mod project;
 mod settings;
 mod state;
 mod tasks;
+mod units;
 
 use std::path::PathBuf;
 use std::task::Waker;
@@ -33,6 +34,7 @@ pub use settings::{Settings, ThemeChoice};
 pub use state::{
     CandidateState, Document, Level, Notice, Playground, PlaygroundSide, Run, RunId, Selection, State, View,
 };
+pub use units::UnitEdit;
 
 use jobs::Jobs;
 

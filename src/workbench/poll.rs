@@ -142,6 +142,11 @@ impl Workbench {
             Outcome::Calibrated { fingerprint, known, is_computed } => {
                 self.take_importance(&fingerprint, *known, is_computed);
             }
+            Outcome::Scored { fingerprint, scores } => {
+                if let Some(document) = self.document_of(&fingerprint) {
+                    document.unit_scores.insert(scores.metric.clone(), Arc::from(scores));
+                }
+            }
             Outcome::Passed(passed) => {
                 let text = format!(
                     "{} written: {} in {}",

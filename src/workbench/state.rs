@@ -17,6 +17,7 @@ use crate::engine::plan::{Plan, ResolvedPlan, Target, budget};
 use crate::engine::profile::TensorProfile;
 use crate::engine::scoring::{GeneratedToken, TaskSet, TextSource};
 use crate::engine::sensitivity::{self, SensitivityRow, SensitivityTable};
+use crate::engine::structure::UnitScores;
 
 /// What the centre of the window shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -27,6 +28,7 @@ pub enum View {
     Weights,
     Sensitivity,
     Plan,
+    Heads,
     Runs,
     Compare,
     Playground,
@@ -34,8 +36,16 @@ pub enum View {
 
 impl View {
     /// Every view, in tab order.
-    pub const ALL: [Self; 7] =
-        [Self::Overview, Self::Weights, Self::Sensitivity, Self::Plan, Self::Runs, Self::Compare, Self::Playground];
+    pub const ALL: [Self; 8] = [
+        Self::Overview,
+        Self::Weights,
+        Self::Sensitivity,
+        Self::Plan,
+        Self::Heads,
+        Self::Runs,
+        Self::Compare,
+        Self::Playground,
+    ];
 
     /// The tab's title.
     pub fn title(self) -> &'static str {
@@ -44,6 +54,7 @@ impl View {
             Self::Weights => "Weights",
             Self::Sensitivity => "Sensitivity",
             Self::Plan => "Plan",
+            Self::Heads => "Heads",
             Self::Runs => "Runs",
             Self::Compare => "Compare",
             Self::Playground => "Playground",
@@ -210,6 +221,8 @@ pub struct Document {
     pub resolved: Result<Arc<ResolvedPlan>, Error>,
     /// What was measured per tensor and format, by metric; partial while it is being measured.
     pub sensitivity: BTreeMap<String, Arc<SensitivityTable>>,
+    /// What every unit is worth, by metric, once it is scored.
+    pub unit_scores: BTreeMap<String, Arc<UnitScores>>,
     /// How much each column of each matrix matters, once it is computed or loaded.
     pub importance: Option<KnownImportance>,
     /// The text that importance is computed on, unless told otherwise.

@@ -27,6 +27,7 @@ use crate::engine::scoring::{self, GenerateOptions, ScoredText, TaskSet, TextOpt
 use crate::engine::sensitivity::kld::{self, KldOptions};
 use crate::engine::sensitivity::weight::{self, WeightOptions};
 use crate::engine::sensitivity::{SensitivityTable, select_formats, select_tensors};
+use crate::engine::structure::{self, Metric, Sample, SampleOptions, ScoreOptions};
 
 /// A model with its tokenizer, ready to run.
 pub(super) struct Ready {
@@ -289,6 +290,28 @@ pub(super) fn calibrate(
 pub(super) fn load_importance(checkpoint: &Checkpoint, path: &Path) -> Result<Outcome> {
     let known = KnownImportance::new(Importance::read(path)?, None, checkpoint)?;
     Ok(Outcome::Calibrated { fingerprint: checkpoint.fingerprint.clone(), known: Box::new(known), is_computed: false })
+}
+
+/// Scores every unit.
+pub(super) fn score_units(
+    checkpoint: &Checkpoint,
+    metric: Metric,
+    text: Option<&TextSource>,
+    context: &Context,
+) -> Result<Outcome> {
+    /// Windows that say enough of every unit and are looked at in seconds.
+    const WINDOWS: usize = 64;
+    let sample = match text {
+        Some(text) => {
+            let options = SampleOptions { context: None, max_windows: Some(WINDOWS) };
+            let codec = Tokenizer::of_checkpoint(checkpoint)?;
+            Some(Sample::new(text, &codec, checkpoint.require_config()?, &options)?)
+        }
+        None => None,
+    };
+    let options = ScoreOptions { sample: sample.as_ref(), seed: 0 };
+    let (scores, _) = structure::scores(checkpoint, metric, &options, &context.progress)?;
+    Ok(Outcome::Scored { fingerprint: checkpoint.fingerprint.clone(), scores: Box::new(scores) })
 }
 
 /// Runs a plan and opens what it wrote. `importance` is what the plan uses, where that is loaded.

@@ -210,3 +210,75 @@ fn span_in(table: &dyn TableLike, list: &str, index: Option<usize>) -> Option<Ra
     let element = item.as_array()?.iter().find(holds).and_then(Value::span);
     element.or_else(|| item.span())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Target;
+
+    const TEXT: &str = r#"version = 1
+target = "gguf"
+
+[prune] # what the team agreed on
+layers = [4] # hardly matters
+
+# Layer 3 repeats itself.
+[prune.layer.3]
+kv_groups = [1]
+channels = [3, "7-9"] # the quiet ones
+"#;
+
+    fn parse(text: &str) -> Plan {
+        Plan::parse(text, None).expect("reads")
+    }
+
+    /// Edits without a checkpoint, as [`Plan::set_removal`] does after its checks.
+    fn set(plan: &mut Plan, removal: Removal) {
+        let old = std::mem::replace(&mut plan.prune.removal, removal);
+        plan.write_removal(&old);
+    }
+
+    #[test]
+    fn lists_and_ranges_are_read() {
+        let plan = parse(TEXT);
+        let removal = &plan.prune().removal;
+        assert_eq!(removal.layers, [4].into());
+        assert_eq!(removal.units[&3].kv_groups, [1].into());
+        assert_eq!(removal.units[&3].channels, [3, 7, 8, 9].into());
+        assert_eq!(plan.to_toml(), TEXT);
+        assert_ne!(plan, parse("version = 1\ntarget = \"gguf\"\n"), "what goes counts");
+    }
+
+    #[test]
+    fn edits_keep_comments_and_come_back() {
+        let mut plan = parse(TEXT);
+        let before = plan.prune().removal.clone();
+        let mut more = before.clone();
+        more.layer_mut(3).channels.extend([10, 11]);
+        more.layer_mut(0).heads.extend([0, 2, 4, 5, 6]);
+        set(&mut plan, more.clone());
+        let text = plan.to_toml();
+        for kept in ["# what the team agreed on", "# hardly matters", "# Layer 3 repeats itself.", "# the quiet ones"] {
+            assert!(text.contains(kept), "{kept} in\n{text}");
+        }
+        assert!(text.contains("channels = [3, \"7-11\"]") && text.contains("heads = [0, 2, \"4-6\"]"), "{text}");
+        assert_eq!(parse(&text).prune().removal, more);
+        set(&mut plan, before);
+        assert_eq!(parse(&plan.to_toml()), parse(TEXT));
+        set(&mut plan, Removal::default());
+        assert!(!plan.to_toml().contains("prune"), "{}", plan.to_toml());
+    }
+
+    #[test]
+    fn a_plan_that_prunes_nothing_yet_gets_its_section() {
+        let mut plan = Plan::new(Target::HuggingFace, Some("f"));
+        let mut removal = Removal::default();
+        removal.layer_mut(1).kv_groups.insert(0);
+        set(&mut plan, removal.clone());
+        assert_eq!(parse(&plan.to_toml()), plan);
+        assert!(plan.to_toml().contains("[prune.layer.1]\nkv_groups = [0]\n"), "{}", plan.to_toml());
+        removal.layers.insert(2);
+        set(&mut plan, removal);
+        assert_eq!(parse(&plan.to_toml()), plan, "{}", plan.to_toml());
+    }
+}

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::prune::{Left, added_biases};
+use super::prune::added_biases;
 use super::recipe::{ModelShape, Recipe, TensorShape, choose};
 use super::{AddedBias, Method, Plan, Subject, Target, Treatment, containers};
 use crate::checkpoint::{Checkpoint, Role, Structure, TensorInfo};

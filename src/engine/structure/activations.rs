@@ -158,7 +158,9 @@ pub(super) fn run(
     for windows in sample.windows.chunks((BATCH_TOKENS / longest).max(1)) {
         progress.check()?;
         let mut batch = Batch::default();
-        windows.iter().for_each(|ids| drop(batch.push(ids, None, None)));
+        for ids in windows {
+            batch.push(ids, None, None);
+        }
         let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
         model.watch_linears(&batch, progress, &mut |input| see(input, &lengths))?;
         progress.advance(batch.ids.len() as u64);

@@ -21,8 +21,9 @@ pub(super) fn score(
 ) -> Result<Vec<LayerScores>> {
     by_columns(config, Combine::Mean, |layer, role| {
         let weights = column_squares(checkpoint, layer, role, progress)?;
-        let variances = seen.of(layer, role).variances();
-        let mut scores: Vec<f64> = weights.into_iter().zip(variances).map(|(weight, var)| weight * var).collect();
+        let inputs = seen.of(layer, role);
+        let mut scores: Vec<f64> =
+            weights.into_iter().zip(inputs.variances()).map(|(weight, variance)| weight * variance).collect();
         if role == Role::O {
             scores.iter_mut().for_each(|score| *score *= *score);
         }

@@ -16,6 +16,7 @@ pub mod means;
 pub mod minitron;
 pub mod random;
 pub mod sample;
+pub mod schedule;
 pub mod select;
 pub mod sparse_gpt;
 pub mod study;

@@ -151,7 +151,11 @@ fn check(config: &ModelConfig, scores: &UnitScores, take: &Take) -> Result<()> {
 fn ranking(config: &ModelConfig, scores: &UnitScores, staying: &[usize], is_by_kind: bool) -> Vec<Ranked> {
     let is_global = Metric::find(&scores.metric).is_some_and(Metric::is_global);
     let norm = |values: &[f64]| match is_by_kind && !is_global {
-        true => values.iter().map(|value| value * value).sum::<f64>().sqrt().max(f64::MIN_POSITIVE),
+        // What went in an earlier step of a schedule is below everything.
+        true => {
+            let finite = values.iter().filter(|value| value.is_finite());
+            finite.map(|value| value * value).sum::<f64>().sqrt().max(f64::MIN_POSITIVE)
+        }
         false => 1.0,
     };
     let mut ranked = Vec::new();
