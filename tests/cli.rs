@@ -113,6 +113,7 @@ fn help_lists_exactly_the_commands_that_work() {
         "sensitivity",
         "plan",
         "run",
+        "mask",
         "evaluate",
         "compare",
         "bench",
@@ -122,7 +123,7 @@ fn help_lists_exactly_the_commands_that_work() {
     ];
     assert_eq!(listed, expected);
     assert!(help.contains("3 a gate failed") && help.contains("`demo` is the bundled model"), "{help}");
-    for command in &expected[..11] {
+    for command in &expected[..12] {
         let output = lapidary([command, "--help"]);
         let help = text(&output.stdout);
         assert_eq!(output.status.code(), Some(0));

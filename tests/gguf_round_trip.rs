@@ -120,7 +120,7 @@ fn uneven_layers_biases_and_stretched_rotation_survive() {
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("tokenizer"), "{warnings:?}");
         assert_eq!(
-            lookup(&metadata, "llama.attention.head_count").and_then(GgufValue::as_array),
+            lookup(&metadata, "deci.attention.head_count").and_then(GgufValue::as_array),
             Some(&GgufArray::I32(vec![4, 3]))
         );
         let written = Checkpoint::open(&path).expect("opens");

@@ -55,6 +55,7 @@ pub struct Memory {
     pub weights: views::weights::Memory,
     pub sensitivity: views::sensitivity::Memory,
     pub plan: views::plan::Memory,
+    pub heads: views::heads::Memory,
     pub runs: views::runs::Memory,
     pub compare: views::compare::Memory,
     pub playground: views::playground::Memory,

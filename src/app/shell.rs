@@ -139,6 +139,7 @@ impl LapidaryApp {
             View::Weights => views::weights::weights_ui(ui, &mut cx),
             View::Sensitivity => views::sensitivity::sensitivity_ui(ui, &mut cx),
             View::Plan => views::plan::plan_ui(ui, &mut cx),
+            View::Heads => views::heads::heads_ui(ui, &mut cx),
             View::Runs => views::runs::runs_ui(ui, &mut cx),
             View::Compare => views::compare::compare_ui(ui, &mut cx),
             View::Playground => views::playground::playground_ui(ui, &mut cx),

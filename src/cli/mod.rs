@@ -14,11 +14,13 @@ mod evaluate;
 mod generate;
 mod inspect;
 mod limits;
+mod mask;
 mod output;
 mod plan;
 mod plan_diff;
 mod profile;
 mod progress_bar;
+mod prune;
 mod run;
 mod sensitivity;
 mod session;
@@ -88,6 +90,7 @@ enum Command {
     Sensitivity(sensitivity::Sensitivity),
     Plan(plan::MakePlan),
     Run(run::Run),
+    Mask(mask::Mask),
     Evaluate(evaluate::Evaluate),
     Compare(compare::Compare),
     Bench(bench::Bench),
@@ -201,6 +204,7 @@ fn run_command(command: Command, json: bool) -> ExitCode {
         Command::Sensitivity(arguments) => arguments.run(&session),
         Command::Plan(arguments) => arguments.run(&session),
         Command::Run(arguments) => arguments.run(&session),
+        Command::Mask(arguments) => arguments.run(&session),
         Command::Evaluate(arguments) => arguments.run(&session),
         Command::Compare(arguments) => arguments.run(&session),
         Command::Bench(arguments) => arguments.run(&session),

@@ -10,6 +10,7 @@ use super::PATH_HELP;
 use super::budget::{Budget, BudgetSection};
 use super::output::{self, Table};
 use super::plan_diff;
+use super::prune::{PruneArgs, PruneSection};
 use super::run::read_plan;
 use super::session::{Answer, Result, Session};
 use crate::engine::calibration::Importance;
@@ -80,12 +81,14 @@ pub(super) struct MakePlan {
     /// Write the plan's types to this file, for llama-quantize --tensor-type-file
     #[arg(long, value_name = "FILE")]
     write_tensor_types: Option<PathBuf>,
-    /// What the result is written for: gguf; hugging_face (float types only); compressed-tensors, bitsandbytes, gptq or awq
-    /// [default: gguf, or what --from says]
+    /// What the result is written for: gguf; hugging_face (float types only); compressed-tensors, bitsandbytes, gptq or awq;
+    /// lapidary, a folder of our own for layers that differ in shape [default: gguf, or what --from says]
     #[arg(long, value_name = "TARGET", value_parser = target)]
     target: Option<Target>,
     #[command(flatten)]
     budget: Budget,
+    #[command(flatten)]
+    prune: PruneArgs,
 }
 
 /// A role in some layers or in all, with its format.
@@ -115,6 +118,8 @@ pub(super) struct TensorRow {
     pub method: &'static str,
     pub reason: String,
     pub weight_count: u64,
+    /// Fewer where the plan prunes.
+    pub new_weight_count: u64,
     pub old_bytes: u64,
     pub new_bytes: u64,
     pub old_bits_per_weight: f64,
@@ -136,6 +141,8 @@ struct Document<'a> {
     /// The plan's text.
     toml: String,
     weight_count: u64,
+    /// Fewer where the plan prunes.
+    new_weight_count: u64,
     old_bytes: u64,
     new_bytes: u64,
     /// With the padding between tensors; metadata and tokenizer come on top.
@@ -143,6 +150,8 @@ struct Document<'a> {
     old_bits_per_weight: f64,
     new_bits_per_weight: f64,
     warnings: &'a [String],
+    /// What is taken away, where the plan prunes by score.
+    prune: Option<PruneSection>,
     /// How good the plan is, where it was made for limits.
     budget: Option<BudgetSection>,
     /// What the result must keep to.
@@ -166,7 +175,8 @@ impl MakePlan {
             output::check_target(output.as_deref(), &[&checkpoint])?;
         }
         let importance = self.imatrix.as_deref().map(Importance::read).transpose()?.map(Arc::new);
-        let by_hand = self.plan(&checkpoint, importance.as_deref())?;
+        let mut by_hand = self.plan(&checkpoint, importance.as_deref())?;
+        let prune = self.prune.apply(session, &self.path, &checkpoint, &mut by_hand, self.output.as_deref())?;
         let speed = known_rates(&session.cache_dir()).map(|rates| SpeedModel::new(rates, &checkpoint));
         let proposal =
             self.budget.propose(session, &self.path, &checkpoint, &by_hand, speed.as_ref(), importance.clone())?;
@@ -197,6 +207,7 @@ impl MakePlan {
             imatrix: self.imatrix.as_deref(),
             toml: plan.to_toml(),
             weight_count: resolved.weight_count,
+            new_weight_count: resolved.new_weight_count,
             old_bytes: resolved.old_bytes,
             new_bytes: resolved.new_bytes,
             padded_bytes: resolved.padded_bytes,
@@ -207,6 +218,7 @@ impl MakePlan {
             constraints: plan.constraints(),
             predicted_speed,
             targets: targets(&plan, &checkpoint)?,
+            prune,
             budget,
             tensors: rows(&resolved, &checkpoint),
         };
@@ -233,6 +245,9 @@ impl MakePlan {
 
     fn text(&self, document: &Document<'_>, target: Target) -> String {
         let mut text = table(&document.tensors);
+        if let Some(prune) = &document.prune {
+            text.push_str(&format!("\n{}", prune.text()));
+        }
         match &document.budget {
             Some(budget) => text.push_str(&format!("\n{}", budget.text(target))),
             None => text.push_str("\nTensors only: a file's metadata and tokenizer come on top.\n"),
@@ -348,10 +363,15 @@ pub(super) fn rows(resolved: &ResolvedPlan, checkpoint: &Checkpoint) -> Vec<Tens
         .map(|decision| TensorRow {
             name: checkpoint.tensors[decision.tensor_index].name.clone(),
             from: decision.old_dtype.name(),
-            to: decision.dtype.name(),
-            method: if decision.is_copy() { "copy" } else { decision.method.name() },
+            to: if decision.is_removed() { "removed" } else { decision.dtype.name() },
+            method: match decision.is_copy() {
+                _ if decision.is_removed() => "removed",
+                true => "copy",
+                false => decision.method.name(),
+            },
             reason: decision.sentence(),
             weight_count: decision.weight_count,
+            new_weight_count: decision.new_weight_count,
             old_bytes: decision.old_bytes,
             new_bytes: decision.new_bytes,
             old_bits_per_weight: units::bits_per_weight(decision.old_bytes, decision.weight_count),
@@ -376,7 +396,8 @@ pub(super) fn table(rows: &[TensorRow]) -> String {
         ]);
     }
     let sum = |value: fn(&TensorRow) -> u64| rows.iter().map(value).fold(0, u64::saturating_add);
-    let (weights, old, new) = (sum(|row| row.weight_count), sum(|row| row.old_bytes), sum(|row| row.new_bytes));
+    let (old, new) = (sum(|row| row.old_bytes), sum(|row| row.new_bytes));
+    let (weights, new_weights) = (sum(|row| row.weight_count), sum(|row| row.new_weight_count));
     table.row([
         "all".to_owned(),
         String::new(),
@@ -384,7 +405,7 @@ pub(super) fn table(rows: &[TensorRow]) -> String {
         units::bytes(old),
         units::bytes(new),
         format!("{:.2}", units::bits_per_weight(old, weights)),
-        format!("{:.2}", units::bits_per_weight(new, weights)),
+        format!("{:.2}", units::bits_per_weight(new, new_weights)),
         String::new(),
     ]);
     table.render()

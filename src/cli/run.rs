@@ -60,6 +60,8 @@ struct Document<'a> {
     /// The candidate's id: BLAKE3 of its files.
     content_hash: String,
     weight_count: u64,
+    /// Fewer where the plan prunes.
+    new_weight_count: u64,
     old_bytes: u64,
     new_bytes: u64,
     old_file_bytes: u64,
@@ -96,7 +98,7 @@ impl Run {
             warnings.iter().for_each(|warning| session.warn(warning));
         }
         let earlier = self.earlier(&checkpoint, session)?;
-        let options = PassOptions { importance, earlier, ..PassOptions::default() };
+        let options = PassOptions { importance, earlier, means: plan.load_means()?, ..PassOptions::default() };
         let report = pass::run(&checkpoint, &resolved, &self.output, &options, &session.progress)?;
         let candidate = Checkpoint::open(&self.output)?;
         report.warnings.iter().for_each(|warning| session.warn(warning));
@@ -109,6 +111,7 @@ impl Run {
             output: &report.output,
             content_hash: candidate.content_hash(&session.progress)?,
             weight_count: report.weight_count,
+            new_weight_count: resolved.new_weight_count,
             old_bytes: report.old_bytes,
             new_bytes: report.new_bytes,
             old_file_bytes: checkpoint.file_bytes(),

@@ -24,6 +24,8 @@ pub mod calibration;
 
 pub mod sensitivity;
 
+pub mod structure;
+
 pub mod plan;
 
 pub mod pass;

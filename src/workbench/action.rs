@@ -109,6 +109,7 @@ pub enum Action {
     ShowWeights,
     ShowSensitivity,
     ShowPlan,
+    ShowHeads,
     ShowRuns,
     ShowCompare,
     ShowPlayground,
@@ -120,7 +121,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, in menu order.
-    pub const ALL: [Self; 58] = [
+    pub const ALL: [Self; 59] = [
         Self::OpenFile,
         Self::OpenFolder,
         Self::OpenPath,
@@ -172,6 +173,7 @@ impl Action {
         Self::ShowWeights,
         Self::ShowSensitivity,
         Self::ShowPlan,
+        Self::ShowHeads,
         Self::ShowRuns,
         Self::ShowCompare,
         Self::ShowPlayground,
@@ -356,9 +358,10 @@ impl Action {
             }
             Self::ShowSensitivity => (G::View, "Sensitivity", "How much each tensor minds each format", ctrl("3")),
             Self::ShowPlan => (G::View, "Plan", "The choices, tensor by tensor, and what they cost", ctrl("4")),
-            Self::ShowRuns => (G::View, "Runs", "Every candidate with size, distance, speed and accuracy", ctrl("5")),
-            Self::ShowCompare => (G::View, "Compare", "Candidates against the original, slice by slice", ctrl("6")),
-            Self::ShowPlayground => (G::View, "Playground", "Original and candidate writing side by side", ctrl("7")),
+            Self::ShowHeads => (G::View, "Heads", "Which heads, channels and layers are taken away", ctrl("5")),
+            Self::ShowRuns => (G::View, "Runs", "Every candidate with size, distance, speed and accuracy", ctrl("6")),
+            Self::ShowCompare => (G::View, "Compare", "Candidates against the original, slice by slice", ctrl("7")),
+            Self::ShowPlayground => (G::View, "Playground", "Original and candidate writing side by side", ctrl("8")),
             Self::ToggleTheme => (G::View, "Light or dark", "Switch between the light and the dark theme", None),
             Self::TogglePresenter => (G::View, "Presenter mode", "Larger text and no editing controls", bare("F5")),
             Self::Palette => (G::Help, "Command palette", "Find anything that can be done by its name", ctrl("K")),
@@ -393,6 +396,7 @@ impl Action {
             Self::ShowWeights => View::Weights,
             Self::ShowSensitivity => View::Sensitivity,
             Self::ShowPlan => View::Plan,
+            Self::ShowHeads => View::Heads,
             Self::ShowRuns => View::Runs,
             Self::ShowCompare => View::Compare,
             Self::ShowPlayground => View::Playground,

@@ -134,6 +134,8 @@ impl Workbench {
             }
             Command::UndoTo(step) => self.step_history(|history| history.undo_to(step)),
             Command::ExportGates(path) => return self.export_gates(&path),
+            Command::ScoreUnits(metric) => self.score_units(metric),
+            Command::EditUnits { edit, what } => return self.edit_units(edit, what),
             Command::Calibrate(text) => self.calibrate(text),
             Command::LoadImportance(path) => self.load_importance(path),
             Command::ImportTensorTypes(path) => return self.import_tensor_types(&path),
@@ -314,6 +316,7 @@ impl Workbench {
             | Action::ShowWeights
             | Action::ShowSensitivity
             | Action::ShowPlan
+            | Action::ShowHeads
             | Action::ShowRuns
             | Action::ShowCompare
             | Action::ShowPlayground => {
@@ -567,6 +570,7 @@ impl Workbench {
             units: Default::default(),
             activations: None,
             calibration_info: None,
+            unit_scores: Default::default(),
             tasks: opened.tasks,
             text: opened.text,
             baseline: None,

@@ -8,8 +8,10 @@ use super::jobs::JobId;
 use super::measure::KldRequest;
 use super::settings::ThemeChoice;
 use super::state::{RunId, View};
+use super::units::UnitEdit;
 use crate::engine::plan::budget::Limit;
 use crate::engine::plan::{Constraints, Plan, Recipe, Target, Ties, Treatment};
+use crate::engine::structure::Metric;
 
 /// How a click changes the selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +95,10 @@ pub enum Command {
     MeasureKld(KldRequest),
     /// Measures sensitivity and importance on this text from now on.
     ChooseCalibration(PathBuf),
+    /// Scores every head, KV group and channel.
+    ScoreUnits(Metric),
+    /// Changes which units the plan takes away.
+    EditUnits { edit: UnitEdit, what: String },
     /// Computes how much each input column matters on a text, and lets the plan use it.
     Calibrate(PathBuf),
     /// Reads an importance matrix of llama.cpp's, and lets the plan use it.

@@ -21,6 +21,7 @@ use crate::engine::profile::TensorProfile;
 use crate::engine::scoring::kernel_rates::KernelRates;
 use crate::engine::scoring::{GeneratedToken, Generation, TaskSet, TextSource};
 use crate::engine::sensitivity::{SensitivityRow, SensitivityTable, SensitivityValue, UnitTable, UnitValue};
+use crate::engine::structure::UnitScores;
 
 /// Told by a job.
 #[derive(Debug)]
@@ -69,6 +70,8 @@ pub(super) enum Outcome {
     LookedAtCalibration { fingerprint: String, info: CalibrationInfo, tells: bool },
     /// Importance was computed, or read from a file.
     Calibrated { fingerprint: String, known: Box<KnownImportance>, is_computed: bool },
+    /// Units were scored.
+    Scored { fingerprint: String, scores: Box<UnitScores> },
     /// A candidate was written.
     Passed(Box<Passed>),
     /// A model was evaluated.

@@ -35,6 +35,7 @@ pub enum JobKind {
     LookAtText,
     Calibrate,
     LoadImportance,
+    ScoreUnits,
     Pass,
     Evaluate,
     Compare,
@@ -55,6 +56,7 @@ impl JobKind {
                 | Self::Kld
                 | Self::Units
                 | Self::Calibrate
+                | Self::ScoreUnits
                 | Self::Pass
                 | Self::Evaluate
                 | Self::Rates

@@ -23,6 +23,7 @@ mod settings;
 mod standing;
 mod state;
 mod tasks;
+mod units;
 
 use std::path::PathBuf;
 use std::task::Waker;
@@ -41,6 +42,7 @@ pub use standing::PlanStanding;
 pub use state::{
     CandidateState, Document, Level, NamedPlan, Notice, Playground, PlaygroundSide, Run, RunId, Selection, State, View,
 };
+pub use units::UnitEdit;
 
 use jobs::Jobs;
 

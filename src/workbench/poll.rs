@@ -150,6 +150,11 @@ impl Workbench {
             Outcome::Calibrated { fingerprint, known, is_computed } => {
                 self.take_importance(&fingerprint, *known, is_computed);
             }
+            Outcome::Scored { fingerprint, scores } => {
+                if let Some(document) = self.document_of(&fingerprint) {
+                    document.unit_scores.insert(scores.metric.clone(), Arc::from(scores));
+                }
+            }
             Outcome::Passed(passed) => {
                 let reused = match passed.report.reused_tensors {
                     0 => String::new(),

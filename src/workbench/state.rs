@@ -22,6 +22,7 @@ use crate::engine::profile::TensorProfile;
 use crate::engine::scoring::kernel_rates::KernelRates;
 use crate::engine::scoring::{GeneratedToken, TaskSet, TextSource};
 use crate::engine::sensitivity::{self, SensitivityRow, SensitivityTable, UnitTable};
+use crate::engine::structure::UnitScores;
 
 /// What the centre of the window shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -32,6 +33,7 @@ pub enum View {
     Weights,
     Sensitivity,
     Plan,
+    Heads,
     Runs,
     Compare,
     Playground,
@@ -39,8 +41,16 @@ pub enum View {
 
 impl View {
     /// Every view, in tab order.
-    pub const ALL: [Self; 7] =
-        [Self::Overview, Self::Weights, Self::Sensitivity, Self::Plan, Self::Runs, Self::Compare, Self::Playground];
+    pub const ALL: [Self; 8] = [
+        Self::Overview,
+        Self::Weights,
+        Self::Sensitivity,
+        Self::Plan,
+        Self::Heads,
+        Self::Runs,
+        Self::Compare,
+        Self::Playground,
+    ];
 
     /// The tab's title.
     pub fn title(self) -> &'static str {
@@ -49,6 +59,7 @@ impl View {
             Self::Weights => "Weights",
             Self::Sensitivity => "Sensitivity",
             Self::Plan => "Plan",
+            Self::Heads => "Heads",
             Self::Runs => "Runs",
             Self::Compare => "Compare",
             Self::Playground => "Playground",
@@ -233,6 +244,8 @@ pub struct Document {
     pub activations: Option<Arc<Activations>>,
     /// How the calibration text is mixed, once it was looked at.
     pub calibration_info: Option<CalibrationInfo>,
+    /// What every unit is worth, by metric, once it is scored.
+    pub unit_scores: BTreeMap<String, Arc<UnitScores>>,
     /// How much each column of each matrix matters, once it is computed or loaded.
     pub importance: Option<KnownImportance>,
     /// The text that importance is computed on and sensitivity measured on, unless told otherwise.

@@ -23,6 +23,7 @@ use crate::engine::plan::{self, Plan, ResolvedPlan, Target};
 use crate::engine::profile::{self, ProfileOptions};
 use crate::engine::progress::Progress;
 use crate::engine::scoring::{self, GenerateOptions, TaskSet, TextSource};
+use crate::engine::structure::{self, Metric, Sample, SampleOptions, ScoreOptions};
 
 /// A model with its tokenizer, ready to run.
 pub(super) struct Ready {
@@ -273,6 +274,28 @@ impl Predecessor {
 /// Predecessors that a pass looks at: more of them cost more to check than they save.
 const MOST_PREDECESSORS: usize = 3;
 
+/// Scores every unit.
+pub(super) fn score_units(
+    checkpoint: &Checkpoint,
+    metric: Metric,
+    text: Option<&TextSource>,
+    context: &Context,
+) -> Result<Outcome> {
+    /// Windows that say enough of every unit and are looked at in seconds.
+    const WINDOWS: usize = 64;
+    let sample = match text {
+        Some(text) => {
+            let options = SampleOptions { context: None, max_windows: Some(WINDOWS) };
+            let codec = Tokenizer::of_checkpoint(checkpoint)?;
+            Some(Sample::new(text, &codec, checkpoint.require_config()?, &options)?)
+        }
+        None => None,
+    };
+    let options = ScoreOptions { sample: sample.as_ref(), seed: 0 };
+    let (scores, _) = structure::scores(checkpoint, metric, &options, &context.progress)?;
+    Ok(Outcome::Scored { fingerprint: checkpoint.fingerprint.clone(), scores: Box::new(scores) })
+}
+
 /// Runs a plan and opens what it wrote. `importance` is what the plan uses, where that is loaded.
 #[expect(clippy::too_many_arguments, reason = "a pass and all that it starts from")]
 pub(super) fn run_plan(
@@ -296,7 +319,7 @@ pub(super) fn run_plan(
             earlier.extend(one.earlier(checkpoint, plan.target(), &context.progress)?);
         }
     }
-    let options = PassOptions { importance, earlier, ..PassOptions::default() };
+    let options = PassOptions { importance, earlier, means: plan.load_means()?, ..PassOptions::default() };
     let mut report = pass::run(checkpoint, resolved, output, &options, &context.progress)?;
     report.warnings.extend(warnings);
     let candidate = Arc::new(Checkpoint::open(output)?);

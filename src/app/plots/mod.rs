@@ -14,6 +14,7 @@ pub mod distribution;
 pub mod export;
 mod frame;
 pub mod frontier;
+pub mod head_map;
 pub mod heat_map;
 pub mod histogram;
 pub mod labels;

@@ -3,6 +3,7 @@
 mod common;
 pub mod compare;
 mod compare_data;
+pub mod heads;
 mod importance;
 pub mod overview;
 pub mod plan;

@@ -129,6 +129,7 @@ fn target_text(target: Target) -> &'static str {
         Target::Bitsandbytes => "bitsandbytes folder",
         Target::Gptq => "GPTQ folder",
         Target::Awq => "AWQ folder",
+        Target::Lapidary => "Lapidary folder",
     }
 }
 

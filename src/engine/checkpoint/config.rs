@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::TensorInfo;
+use super::hf_export::{OWN_ARCHITECTURE, OWN_MODEL_TYPE};
 use super::role::Role;
 use crate::error::{Fault, Stage};
 
@@ -279,8 +280,8 @@ pub(super) fn from_json(
     let keys = Keys { map, path };
     let architecture = map.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
     let model_type = keys.text("model_type");
-    if model_type.unwrap_or("llama") != "llama"
-        || architecture.is_some_and(|name| name != "LlamaForCausalLM")
+    if !matches!(model_type.unwrap_or("llama"), "llama" | OWN_MODEL_TYPE)
+        || architecture.is_some_and(|name| !matches!(name, "LlamaForCausalLM" | OWN_ARCHITECTURE))
         || (model_type.is_none() && architecture.is_none())
     {
         let name = model_type.or(architecture).unwrap_or("(not named)");

@@ -41,6 +41,7 @@ fn tensors(layers: &[LayerShape], hidden: usize, vocab: usize, head_dim: usize) 
                 offset: 0,
                 permuted_heads: None,
                 parts: None,
+                view: None,
             }
         })
         .collect()

@@ -1,6 +1,7 @@
-//! The decoder's shape from a GGUF's `llama.*` metadata.
+//! The decoder's shape from a GGUF's `llama.*` or `deci.*` metadata.
 //!
-//! Keys and their defaults are those of llama.cpp's `llama-arch.cpp` and `llama-model.cpp` (MIT).
+//! Keys and their defaults are those of llama.cpp's `llama-arch.cpp` and `llama-model.cpp` (MIT). Its
+//! `deci` is `llama` with numbers of heads and channels of each layer's own (`models/deci.cpp`).
 
 use std::path::Path;
 
@@ -10,7 +11,12 @@ use super::gguf_value::{GgufValue, lookup};
 use super::role::Role;
 use crate::error::{Fault, Stage};
 
-/// Reads `llama.*` keys; the errors name key and file.
+/// True for llama.cpp's names of the network that runs here.
+pub(super) fn is_llama(architecture: &str) -> bool {
+    matches!(architecture, "llama" | "deci")
+}
+
+/// Reads `llama.*` keys, or the same ones of `deci`; the errors name key and file.
 pub(super) struct LlamaKeys<'a> {
     pub metadata: &'a [(String, GgufValue)],
     pub path: &'a Path,
@@ -25,7 +31,11 @@ impl<'a> LlamaKeys<'a> {
     }
 
     fn get(&self, key: &str) -> Option<&'a GgufValue> {
-        lookup(self.metadata, key)
+        let architecture = || lookup(self.metadata, "general.architecture").and_then(GgufValue::as_str);
+        match key.strip_prefix("llama.") {
+            Some(rest) if architecture() == Some("deci") => lookup(self.metadata, &format!("deci.{rest}")),
+            _ => lookup(self.metadata, key),
+        }
     }
 
     fn size_of(&self, key: &str, number: Option<u64>) -> Result<usize, Fault> {
@@ -99,7 +109,7 @@ pub(super) fn from_metadata(
             .fix("its tensors can still be listed and profiled")
             .file(path)
     };
-    if architecture != "llama" {
+    if !is_llama(architecture) {
         return Err(cannot_run(
             "general.architecture",
             format!("architecture {architecture} cannot be run yet, only llama"),

@@ -31,30 +31,35 @@ pub fn gguf_metadata_of(
     let mut warnings = Vec::new();
     let mut set = |key: &str, value: GgufValue| metadata.push((key.to_owned(), value));
     let number = |value: usize| GgufValue::U32(u32::try_from(value).unwrap_or(u32::MAX));
-    set("general.architecture", GgufValue::String("llama".to_owned()));
+    let architecture = gguf_architecture(config);
+    set("general.architecture", GgufValue::String(architecture.to_owned()));
     set("general.type", GgufValue::String("model".to_owned()));
     let name = checkpoint
         .gguf_metadata()
         .and_then(|old| super::lookup(old, "general.name")?.as_str())
         .unwrap_or(&checkpoint.name);
     set("general.name", GgufValue::String(name.to_owned()));
-    set("llama.block_count", number(config.layers.len()));
-    set("llama.context_length", number(config.context));
-    set("llama.embedding_length", number(config.hidden));
-    set("llama.feed_forward_length", per_layer(&config.layers, |layer| layer.mlp_channels));
-    set("llama.attention.head_count", per_layer(&config.layers, |layer| layer.heads));
-    set("llama.attention.head_count_kv", per_layer(&config.layers, |layer| layer.kv_heads));
-    set("llama.rope.freq_base", GgufValue::F32(config.rope.theta as f32));
-    set("llama.attention.layer_norm_rms_epsilon", GgufValue::F32(config.norm_eps as f32));
-    set("llama.attention.key_length", number(config.head_dim));
-    set("llama.attention.value_length", number(config.head_dim));
-    set("llama.vocab_size", number(config.vocab));
-    set("llama.rope.dimension_count", number(config.head_dim));
+    let mut model = |key: &str, value: GgufValue| set(&format!("{architecture}.{key}"), value);
+    model("block_count", number(config.layers.len()));
+    model("context_length", number(config.context));
+    model("embedding_length", number(config.hidden));
+    model("feed_forward_length", per_layer(&config.layers, |layer| layer.mlp_channels));
+    model("attention.head_count", per_layer(&config.layers, |layer| layer.heads));
+    model("attention.head_count_kv", per_layer(&config.layers, |layer| layer.kv_heads));
+    model("rope.freq_base", GgufValue::F32(config.rope.theta as f32));
+    model("attention.layer_norm_rms_epsilon", GgufValue::F32(config.norm_eps as f32));
+    model("attention.key_length", number(config.head_dim));
+    model("attention.value_length", number(config.head_dim));
+    model("vocab_size", number(config.vocab));
+    model("rope.dimension_count", number(config.head_dim));
     set("general.quantization_version", GgufValue::U32(2));
     set("general.file_type", GgufValue::U32(file_type));
     match checkpoint.gguf_metadata() {
         Some(old) => {
             for (key, value) in old {
+                // A model whose layers no longer agree, or agree again, goes by the other name.
+                let rest = ["llama.", "deci."].iter().find_map(|prefix| key.strip_prefix(prefix));
+                let key = &rest.map_or_else(|| key.clone(), |rest| format!("{architecture}.{rest}"));
                 let is_stale = key == "general.alignment"
                     || STALE_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
                     || metadata.iter().any(|(known, _)| known == key);
@@ -66,6 +71,12 @@ pub fn gguf_metadata_of(
         None => metadata.extend(gguf_vocab::tokenizer_metadata(checkpoint, config, &mut warnings)?),
     }
     Ok((metadata, warnings))
+}
+
+/// The architecture that llama.cpp reads `config` by: its `llama` takes one number of heads and of
+/// channels for all layers, its `deci` one a layer and is the same network otherwise.
+pub fn gguf_architecture(config: &ModelConfig) -> &'static str {
+    if config.is_uniform() { "llama" } else { "deci" }
 }
 
 /// One number where all layers agree, else an array, as llama.cpp reads it.

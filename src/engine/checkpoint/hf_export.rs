@@ -5,10 +5,20 @@ use serde_json::{Map, Value, json};
 use super::config::ModelConfig;
 use crate::format::Dtype;
 
+/// The model type of folders whose layers differ in shape.
+pub(super) const OWN_MODEL_TYPE: &str = "lapidary_llama";
+
+/// The architecture of such folders.
+pub(super) const OWN_ARCHITECTURE: &str = "LapidaryLlamaForCausalLM";
+
+/// What such folders say to who opens them with another program.
+const OWN_NOTE: &str = "Llama with heads and channels that differ from layer to layer. Only Lapidary reads this folder; \
+     for llama.cpp, export it as GGUF.";
+
 /// A `config.json` for `config`, keeping every other key of the source's (`base`).
 ///
-/// Numbers that differ between layers are written as lists, which this program reads; transformers
-/// needs them equal. `dtype` is the type of most weights.
+/// Numbers that differ between layers are written as lists, under a model type of our own: transformers
+/// needs them equal, and so refuses the folder by a name that says why. `dtype` is the type of most weights.
 pub fn hugging_face_config(
     config: &ModelConfig,
     base: Option<&Map<String, Value>>,
@@ -71,6 +81,16 @@ pub fn hugging_face_config(
     set("num_attention_heads", per_layer(&|layer| config.layers[layer].heads));
     set("num_key_value_heads", per_layer(&|layer| config.layers[layer].kv_heads));
     set("intermediate_size", per_layer(&|layer| config.layers[layer].mlp_channels));
+    let is_ours = map.get("model_type").and_then(Value::as_str) == Some(OWN_MODEL_TYPE);
+    if !config.is_uniform() {
+        map.insert("architectures".to_owned(), json!([OWN_ARCHITECTURE]));
+        map.insert("model_type".to_owned(), json!(OWN_MODEL_TYPE));
+        map.insert("lapidary_note".to_owned(), json!(OWN_NOTE));
+    } else if is_ours {
+        map.insert("architectures".to_owned(), json!(["LlamaForCausalLM"]));
+        map.insert("model_type".to_owned(), json!("llama"));
+        map.remove("lapidary_note");
+    }
     // The newer spelling, if the source has it.
     if map.contains_key("dtype") {
         map.insert("dtype".to_owned(), json!(name));

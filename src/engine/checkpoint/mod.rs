@@ -23,23 +23,27 @@ mod packed_bnb;
 mod packed_ct;
 mod packed_gptq;
 mod packed_rows;
+mod pruned;
 mod read;
 mod role;
 mod safetensors;
 mod safetensors_write;
 mod survey;
+mod units;
 
 use std::path::{Path, PathBuf};
 
 pub use config::{LayerShape, ModelConfig, Rope, RopeScaling};
-pub use gguf_export::{ROPE_FREQS, gguf_metadata_of, rope_freqs};
+pub use gguf_export::{ROPE_FREQS, gguf_architecture, gguf_metadata_of, rope_freqs};
 pub use gguf_value::{GgufArray, GgufStrings, GgufValue, Metadata, lookup};
 pub use gguf_write::{GgufLayout, GgufTensor, GgufWriter};
 pub use hf_export::hugging_face_config;
 pub use imatrix::{ImatrixEntry, ImatrixFile};
 pub use output::ensure_not_source;
+pub use pruned::RowMap;
 pub use role::Role;
 pub use safetensors_write::{FolderWriter, SafeTensor, SafetensorsWriter, safetensors_bytes};
+pub use units::{IllegalRemoval, KeptLayer, LayerUnits, Removal, Structure};
 
 use super::error::{Fault, Result};
 use super::format::Dtype;
@@ -80,6 +84,8 @@ pub struct TensorInfo {
     pub(crate) permuted_heads: Option<usize>,
     /// Where the parts of a packed weight lie; its rows are put together from them.
     pub(crate) parts: Option<std::sync::Arc<packed::Parts>>,
+    /// What it is made of, where it is only a part of a stored tensor.
+    pub(crate) view: Option<std::sync::Arc<pruned::View>>,
 }
 
 impl TensorInfo {
@@ -129,7 +135,7 @@ pub struct Checkpoint {
     /// BLAKE3 of headers, config and sizes, in hex: tells one checkpoint from another at once.
     pub fingerprint: String,
     /// Open files and what was read beside the tensors.
-    source: open::Source,
+    source: std::sync::Arc<open::Source>,
 }
 
 impl Checkpoint {

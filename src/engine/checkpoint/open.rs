@@ -148,6 +148,7 @@ fn safetensors_tensor(entry: safetensors::Entry, file: usize) -> TensorInfo {
         offset: entry.offset,
         permuted_heads: None,
         parts: None,
+        view: None,
     }
 }
 
@@ -293,7 +294,7 @@ fn finish_safetensors(
         config_fault,
         warnings,
         fingerprint: hasher.finalize().to_hex().to_string(),
-        source,
+        source: source.into(),
     })
 }
 
@@ -310,7 +311,8 @@ fn open_gguf(path: &Path) -> Result<Checkpoint> {
     hash_header(&mut hasher, &data, header.data_start)?;
     let metadata = header.metadata;
     let mut warnings = header.warnings;
-    let is_llama = lookup(&metadata, "general.architecture").and_then(GgufValue::as_str) == Some("llama");
+    let architecture = lookup(&metadata, "general.architecture").and_then(GgufValue::as_str);
+    let is_llama = architecture.is_some_and(gguf_config::is_llama);
     let mut tensors: Vec<TensorInfo> = header
         .entries
         .into_iter()
@@ -331,6 +333,7 @@ fn open_gguf(path: &Path) -> Result<Checkpoint> {
                 offset: entry.offset,
                 permuted_heads: None,
                 parts: None,
+                view: None,
             }
         })
         .collect();
@@ -359,7 +362,7 @@ fn open_gguf(path: &Path) -> Result<Checkpoint> {
         config_fault,
         warnings,
         fingerprint: hasher.finalize().to_hex().to_string(),
-        source: Source { data: vec![data], metadata: Some(metadata), ..Source::default() },
+        source: Source { data: vec![data], metadata: Some(metadata), ..Source::default() }.into(),
     })
 }
 

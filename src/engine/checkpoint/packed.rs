@@ -205,6 +205,7 @@ pub(super) fn assemble(tensors: &[TensorInfo], config: &Map<String, Value>, data
                 offset: tensor.offset,
                 permuted_heads: None,
                 parts: Some(Arc::new(weight.parts)),
+                view: None,
             });
         } else if !is_consumed[index] {
             assembled.push(tensor.clone());

@@ -26,6 +26,9 @@ impl Checkpoint {
         if rows.start > rows.end || rows.end > row_count {
             return Err(self.tensor_fault(tensor, format!("rows {rows:?} of {row_count} were asked for")));
         }
+        if let Some(view) = &tensor.view {
+            return self.read_view(tensor, view, rows, out);
+        }
         if let Some(parts) = &tensor.parts {
             return self.read_packed(tensor, parts, rows, out);
         }

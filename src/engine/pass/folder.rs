@@ -25,6 +25,13 @@ const SIDECARS: [&str; 5] = [
 fn folder_files(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let config = checkpoint.require_config()?;
     let mut json = checkpoint::hugging_face_config(config, checkpoint.config_json(), plan.main_dtype());
+    // Biases may come or go with pruning, and a GGUF does not say which there are.
+    let has_bias = |stem: &str| checkpoint.tensors.iter().any(|tensor| tensor.name.ends_with(stem));
+    for (key, stem) in [("attention_bias", ".o_proj.bias"), ("mlp_bias", ".down_proj.bias")] {
+        if has_bias(stem) {
+            json.insert(key.to_owned(), Value::Bool(true));
+        }
+    }
     let quantization = quantization_config(checkpoint, plan);
     if let Some(quantization) = &quantization {
         json.insert("quantization_config".to_owned(), quantization.clone());

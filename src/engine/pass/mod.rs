@@ -7,6 +7,7 @@
 
 mod copy;
 mod folder;
+mod prune;
 mod reuse;
 mod rtn;
 mod write;
@@ -26,6 +27,7 @@ use super::checkpoint::{self, Checkpoint};
 use super::error::{Error, Fault, Result, Stage};
 use super::plan::{self, Plan, ResolvedPlan, Target};
 use super::progress::{Phase, Progress, Unit};
+use super::structure::means::InputMeans;
 use super::units;
 
 /// How a pass is run.
@@ -37,11 +39,13 @@ pub struct PassOptions {
     pub importance: Option<Arc<Importance>>,
     /// Earlier candidates of the same checkpoint, the best to take tensors over from first.
     pub earlier: Vec<Earlier>,
+    /// What a plan needs that makes up for the mean of what it takes away; see [`plan::Prune::means`].
+    pub means: Option<Arc<InputMeans>>,
 }
 
 impl Default for PassOptions {
     fn default() -> Self {
-        Self { chunk_weights: 4 << 20, importance: None, earlier: Vec::new() }
+        Self { chunk_weights: 4 << 20, importance: None, earlier: Vec::new(), means: None }
     }
 }
 
@@ -52,13 +56,16 @@ pub struct TensorReport {
     pub name: String,
     /// Stored as, before.
     pub from: String,
-    /// Stored as, now.
+    /// Stored as, now; `removed` where it went with its layer.
     pub to: String,
     /// How its values were chosen: copy, rtn or imatrix.
     #[serde(default)]
     pub method: String,
-    /// Number of weights.
+    /// Number of weights before.
     pub weight_count: u64,
+    /// Number of weights now; none in reports of versions that did not prune.
+    #[serde(default)]
+    pub new_weight_count: Option<u64>,
     /// Bytes before.
     pub old_bytes: u64,
     /// Bytes now.
@@ -72,7 +79,7 @@ impl TensorReport {
     pub fn bits_per_weight(&self) -> (f64, f64) {
         (
             units::bits_per_weight(self.old_bytes, self.weight_count),
-            units::bits_per_weight(self.new_bytes, self.weight_count),
+            units::bits_per_weight(self.new_bytes, self.new_weight_count.unwrap_or(self.weight_count)),
         )
     }
 }
@@ -84,8 +91,11 @@ pub struct PassReport {
     pub output: PathBuf,
     /// Every tensor, in the order of the file.
     pub tensors: Vec<TensorReport>,
-    /// Number of weights.
+    /// Number of weights before.
     pub weight_count: u64,
+    /// Number of weights now; none in reports of versions that did not prune.
+    #[serde(default)]
+    pub new_weight_count: Option<u64>,
     /// Tensor bytes before.
     pub old_bytes: u64,
     /// Tensor bytes now.
@@ -109,7 +119,7 @@ impl PassReport {
 
     /// Bits per weight of all tensors, now.
     pub fn new_bits_per_weight(&self) -> f64 {
-        units::bits_per_weight(self.new_bytes, self.weight_count)
+        units::bits_per_weight(self.new_bytes, self.new_weight_count.unwrap_or(self.weight_count))
     }
 }
 
@@ -141,25 +151,41 @@ pub fn run(
     if let Some(folder) = output.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
+    let pruned = prune::apply(checkpoint, plan, options, progress)?;
+    let (source, staying, options) = match &pruned {
+        Some(pruned) => (&pruned.checkpoint, &pruned.plan, &pruned.options),
+        None => (checkpoint, plan, options),
+    };
     let importance = options.importance.as_deref().filter(|_| plan.has_importance);
-    let reuse = reuse::Reuse::new(checkpoint, plan, importance, &options.earlier, progress, &mut warnings)?;
-    progress.begin(Phase::Compressing, plan.old_bytes, Unit::Bytes);
-    let job =
-        write::Job { checkpoint, plan, options, reuse: &reuse, progress, not_finite: RefCell::default() };
+    // What an earlier plan made of whole tensors is of no use to one that takes parts away.
+    let earlier = if pruned.is_some() { &[] } else { options.earlier.as_slice() };
+    let reuse = reuse::Reuse::new(source, staying, importance, earlier, progress, &mut warnings)?;
+    let job = write::Job {
+        checkpoint: source,
+        plan: staying,
+        options,
+        reuse: &reuse,
+        progress,
+        not_finite: RefCell::default(),
+    };
+    progress.begin(Phase::Compressing, job.plan.old_bytes, Unit::Bytes);
     let file_bytes = match plan.target {
         Target::Gguf => write::gguf(&job, output, &mut warnings)?,
         _ => folder::folder(&job, output)?,
     };
     warnings.extend(warning_of_not_finite(&job.not_finite.take()));
+    let staying: Vec<&str> = job.plan.decisions.iter().map(|decision| job.method(decision)).collect();
+    let mut methods = staying.into_iter();
     let tensors = plan
         .decisions
         .iter()
         .map(|decision| TensorReport {
             name: checkpoint.tensors[decision.tensor_index].name.clone(),
             from: decision.old_dtype.name().to_owned(),
-            to: decision.dtype.name().to_owned(),
-            method: job.method(decision).to_owned(),
+            to: if decision.is_removed() { "removed" } else { decision.dtype.name() }.to_owned(),
+            method: if decision.is_removed() { "removed" } else { methods.next().unwrap_or("copy") }.to_owned(),
             weight_count: decision.weight_count,
+            new_weight_count: Some(decision.new_weight_count),
             old_bytes: decision.old_bytes,
             new_bytes: decision.new_bytes,
             reason: decision.sentence(),
@@ -169,6 +195,7 @@ pub fn run(
         output: output.to_owned(),
         tensors,
         weight_count: plan.weight_count,
+        new_weight_count: Some(plan.new_weight_count),
         old_bytes: plan.old_bytes,
         new_bytes: plan.new_bytes,
         file_bytes,
@@ -200,7 +227,10 @@ fn warning_of_not_finite(tensors: &[(String, usize)]) -> Option<String> {
 /// A plan made for other tensors, a network that the target cannot name, a tokenizer that cannot be read.
 pub fn file_bytes(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<u64> {
     check_fit(checkpoint, plan)?;
-    write::file_bytes(checkpoint, plan)
+    match prune::outline(checkpoint, plan) {
+        Some((checkpoint, plan)) => write::file_bytes(&checkpoint, &plan),
+        None => write::file_bytes(checkpoint, plan),
+    }
 }
 
 /// Bytes that the target's file has beside tensors and their padding, whatever formats are chosen: for
@@ -218,7 +248,7 @@ pub fn overhead_bytes(checkpoint: &Checkpoint, plan: &Plan) -> Result<u64> {
     Ok(match resolved.target {
         Target::Gguf if resolved.has_importance => overhead + write::MOST_IMATRIX_BYTES,
         Target::Gguf => overhead,
-        Target::HuggingFace => overhead + MOST_GROWTH * checkpoint.tensors.len() as u64,
+        Target::HuggingFace | Target::Lapidary => overhead + MOST_GROWTH * checkpoint.tensors.len() as u64,
         _ => overhead + MOST_PARTS_GROWTH * checkpoint.tensors.len() as u64,
     })
 }
@@ -241,3 +271,9 @@ fn check_fit(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<()> {
             .into())
     }
 }
+
+#[cfg(test)]
+mod prune_tests;
+
+#[cfg(test)]
+mod prune_oracle_tests;

@@ -203,7 +203,7 @@ pub(super) fn main_dtype(decisions: &[Decision]) -> Dtype {
         .into_iter()
         .max_by_key(|&dtype| {
             let same = decisions.iter().filter(|decision| decision.dtype == dtype);
-            same.map(|decision| decision.weight_count).fold(0, u64::saturating_add)
+            same.map(|decision| decision.new_weight_count).fold(0, u64::saturating_add)
         })
         .unwrap_or(Dtype::F32)
 }

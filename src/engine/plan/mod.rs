@@ -29,6 +29,8 @@
 //! imatrix = "model.imatrix.gguf"
 //! ```
 //!
+//! `[prune]` takes units out of the network, by their index in the checkpoint as it is; see [`Prune`].
+//!
 //! [`budget`] makes rules of its own, marked `planned = true`: they stand before the others, so that
 //! what is said by hand wins, and the next budget replaces them.
 
@@ -43,8 +45,11 @@ mod layers;
 pub mod legality;
 mod matcher;
 mod nearest;
+mod prune;
+mod prune_text;
 pub mod recipe;
 mod resolve;
+mod shapes;
 pub mod speed;
 pub mod standing;
 pub mod tensor_types;
@@ -64,8 +69,10 @@ pub(crate) use changes::is_alike;
 pub use changes::{Change, Changes, changes};
 pub use constraints::Constraints;
 pub use matcher::{LayerSet, Matcher};
+pub use prune::{AddedBias, Prune, units_of};
 pub use recipe::Recipe;
-pub use resolve::{Choice, Decision, ResolvedPlan, Why, fit, resolve};
+pub use resolve::{Choice, Decision, Difference, ResolvedPlan, Why, difference, fit, resolve};
+pub use shapes::{EvenShape, can_hold, nearest_even, wants_even};
 pub use ties::Ties;
 
 use super::checkpoint::{Checkpoint, ModelConfig, TensorInfo};
@@ -92,12 +99,21 @@ pub enum Target {
     Gptq,
     /// A Hugging Face folder with AWQ's packing: one format of 4-bit groups with zeros.
     Awq,
+    /// A folder as Hugging Face's whose layers may differ in shape: only this program reads it then.
+    Lapidary,
 }
 
 impl Target {
     /// Every target.
-    pub const ALL: [Self; 6] =
-        [Self::Gguf, Self::HuggingFace, Self::CompressedTensors, Self::Bitsandbytes, Self::Gptq, Self::Awq];
+    pub const ALL: [Self; 7] = [
+        Self::Gguf,
+        Self::HuggingFace,
+        Self::CompressedTensors,
+        Self::Bitsandbytes,
+        Self::Gptq,
+        Self::Awq,
+        Self::Lapidary,
+    ];
 
     /// The target as plans write it.
     pub fn name(self) -> &'static str {
@@ -108,13 +124,14 @@ impl Target {
             Self::Bitsandbytes => "bitsandbytes",
             Self::Gptq => "gptq",
             Self::Awq => "awq",
+            Self::Lapidary => "lapidary",
         }
     }
 
     /// How the target packs quantized weights into safetensors, if it does.
     pub fn scheme(self) -> Option<Scheme> {
         match self {
-            Self::Gguf | Self::HuggingFace => None,
+            Self::Gguf | Self::HuggingFace | Self::Lapidary => None,
             Self::CompressedTensors => Some(Scheme::CompressedTensors),
             Self::Bitsandbytes => Some(Scheme::Bitsandbytes),
             Self::Gptq => Some(Scheme::Gptq),
@@ -282,6 +299,7 @@ pub struct Plan {
     constraints: Constraints,
     /// Ties by target, where they are not what its runtimes ask for.
     ties: Vec<(Target, Ties)>,
+    prune: Prune,
     /// The text that the fields above were read from, edited along with them.
     document: DocumentMut,
     /// The file the plan came from, for errors.
@@ -298,6 +316,7 @@ impl PartialEq for Plan {
             && self.calibration == other.calibration
             && self.constraints == other.constraints
             && self.ties == other.ties
+            && self.prune == other.prune
     }
 }
 
@@ -319,6 +338,7 @@ impl Plan {
             calibration: None,
             constraints: Constraints::default(),
             ties: Vec::new(),
+            prune: Prune::default(),
             document,
             path: None,
         }

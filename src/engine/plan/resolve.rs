@@ -3,10 +3,16 @@
 //! Runs on every click: headers only, no file is read. What a GGUF may hold follows llama.cpp:
 //! vectors, norms and biases are f32, some matrices are never quantized, and rows that do not fill
 //! a format's blocks fall back (`tensor_type_fallback` in `src/llama-quant.cpp`, MIT licence).
+//!
+//! Rules speak of the checkpoint's names and layers; recipes, blocks and bytes are those of the network
+//! that is left where the plan prunes.
 
+use std::sync::Arc;
+
+use super::prune::{Left, added_biases};
 use super::recipe::{ModelShape, Recipe, TensorShape, choose};
-use super::{Method, Plan, Subject, Target, Treatment, containers};
-use crate::checkpoint::{Checkpoint, Role, TensorInfo};
+use super::{AddedBias, Method, Plan, Subject, Target, Treatment, containers};
+use crate::checkpoint::{Checkpoint, Role, Structure, TensorInfo};
 use crate::error::{Fault, Result, Stage};
 use crate::format::{self, Dtype};
 use crate::units;
@@ -46,6 +52,8 @@ pub enum Why {
     Undecodable,
     /// What the target quantizes are the linears of layers.
     KeptByTarget(Target),
+    /// Its layer is taken away.
+    Removed,
 }
 
 /// What happens to one tensor.
@@ -57,16 +65,20 @@ pub struct Decision {
     pub requested: Choice,
     /// How the tensor is stored now.
     pub old_dtype: Dtype,
-    /// How it will be stored; where equal to `old_dtype`, its bytes are copied.
+    /// How it will be stored; where equal to `source_dtype`, its bytes are copied.
     pub dtype: Dtype,
+    /// How a pass reads it: as it is stored, or as f32 where pruning cuts through its blocks.
+    pub source_dtype: Dtype,
     /// Who decided.
     pub why: Why,
     /// How the values of `dtype` are to be chosen; without data for the tensor, rtn is what remains.
     pub method: Method,
     /// The format that rows of this length cannot be stored in, where the tensor fell back.
     pub fell_back_from: Option<&'static str>,
-    /// Number of weights.
+    /// Number of weights in the checkpoint.
     pub weight_count: u64,
+    /// Number of weights in the result, fewer where the plan prunes.
+    pub new_weight_count: u64,
     /// Bytes in the checkpoint.
     pub old_bytes: u64,
     /// Bytes in the result, padding not counted.
@@ -74,14 +86,37 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// True if stored bytes are copied as they are.
+    /// A tensor that goes with its layer.
+    fn removed(tensor_index: usize, tensor: &TensorInfo) -> Self {
+        Self {
+            tensor_index,
+            requested: Choice::Keep,
+            old_dtype: tensor.dtype,
+            dtype: tensor.dtype,
+            source_dtype: tensor.dtype,
+            why: Why::Removed,
+            method: Method::Rtn,
+            fell_back_from: None,
+            weight_count: weight_count(tensor),
+            new_weight_count: 0,
+            old_bytes: tensor.byte_count,
+            new_bytes: 0,
+        }
+    }
+
+    /// True if the tensor is not in the result.
+    pub fn is_removed(&self) -> bool {
+        self.why == Why::Removed
+    }
+
+    /// True if what stays of it is copied byte for byte.
     pub fn is_copy(&self) -> bool {
-        self.dtype == self.old_dtype
+        self.dtype == self.source_dtype && !self.is_removed()
     }
 
     /// Bits per weight in the result, scales included.
     pub fn bits_per_weight(&self) -> f64 {
-        units::bits_per_weight(self.new_bytes, self.weight_count)
+        units::bits_per_weight(self.new_bytes, self.new_weight_count)
     }
 
     /// Who decided and why, as one sentence.
@@ -104,6 +139,7 @@ impl Decision {
             Why::NotFloat => "It holds no floating-point weights, so it stays".to_owned(),
             Why::KeptByTarget(target) => format!("{target} quantizes the linears of layers, so this stays plain"),
             Why::Undecodable => format!("{dtype} can only be copied, not converted"),
+            Why::Removed => "Its layer is taken away".to_owned(),
         };
         if let Some(from) = self.fell_back_from {
             let from = format::find(from).map(|format| format.dtype());
@@ -122,6 +158,10 @@ impl Decision {
         } else if self.method.is_for_integers() && !self.is_copy() {
             text += &format!("; scales by {}", self.method.name());
         }
+        if !self.is_removed() && self.new_weight_count < self.weight_count {
+            let left = 100.0 * self.new_weight_count as f64 / self.weight_count as f64;
+            text += &format!("; {left:.1} % of its weights stay");
+        }
         text.push('.');
         text
     }
@@ -138,8 +178,14 @@ pub struct ResolvedPlan {
     pub has_importance: bool,
     /// One decision per tensor, in the checkpoint's order.
     pub decisions: Vec<Decision>,
-    /// Weights of all tensors.
+    /// The network that the plan leaves, where it takes something away.
+    pub structure: Option<Arc<Structure>>,
+    /// Biases that the result has and the checkpoint does not.
+    pub added: Vec<AddedBias>,
+    /// Weights of all tensors of the checkpoint.
     pub weight_count: u64,
+    /// Weights of the result.
+    pub new_weight_count: u64,
     /// Tensor bytes in the checkpoint.
     pub old_bytes: u64,
     /// Tensor bytes in the result, neither padding nor metadata counted.
@@ -160,7 +206,7 @@ impl ResolvedPlan {
 
     /// Bits per weight in the result, scales included, padding and metadata not.
     pub fn new_bits_per_weight(&self) -> f64 {
-        units::bits_per_weight(self.new_bytes, self.weight_count)
+        units::bits_per_weight(self.new_bytes, self.new_weight_count)
     }
 
     /// The float type that most plain weights of the result have.
@@ -170,7 +216,7 @@ impl ResolvedPlan {
 
     /// True if any tensor of the result is quantized, which GGUF metadata must say.
     pub fn is_quantized(&self) -> bool {
-        self.decisions.iter().any(|decision| !decision.dtype.is_plain())
+        self.decisions.iter().any(|decision| !decision.dtype.is_plain() && !decision.is_removed())
     }
 }
 
@@ -194,24 +240,36 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
     check_target(plan)?;
     check_importance(plan)?;
     let (winners, mut warnings) = winners(plan, subject)?;
+    let left = plan.left_for(subject, &mut warnings)?;
+    let result = left.as_ref().map_or(subject, |left| Subject {
+        tensors: &left.tensors,
+        config: Some(&left.structure.config),
+        fingerprint: subject.fingerprint,
+    });
 
-    let shapes: Vec<TensorShape<'_>> = subject.tensors.iter().map(shape_of).collect();
+    let shapes: Vec<TensorShape<'_>> = result.tensors.iter().map(shape_of).collect();
     let has_importance = plan.calibration.is_some();
-    let asked = requests(plan, subject, &winners, &shapes);
+    let asked = requests(plan, result, &winners_of_left(&winners, left.as_ref()), &shapes);
 
     let mut decisions = Vec::with_capacity(subject.tensors.len());
-    for (index, tensor) in subject.tensors.iter().enumerate() {
-        let (requested, why) = asked[index];
+    for (index, stored) in subject.tensors.iter().enumerate() {
+        let Some(place) = left.as_ref().map_or(Some(index), |left| left.places[index]) else {
+            decisions.push(Decision::removed(index, stored));
+            continue;
+        };
+        let tensor = &result.tensors[place];
+        let (requested, why) = asked[place];
         let settled = match plan.target {
-            Target::Gguf => settle_gguf(tensor, &shapes[index], requested, why)?,
-            Target::HuggingFace => settle_hugging_face(tensor, requested, why)?,
+            Target::Gguf => settle_gguf(tensor, &shapes[place], requested, why)?,
+            Target::HuggingFace | Target::Lapidary => settle_hugging_face(tensor, requested, why)?,
             target => containers::settle(target, tensor, requested, why)?,
         };
         decisions.push(Decision {
             tensor_index: index,
             requested,
-            old_dtype: tensor.dtype,
+            old_dtype: stored.dtype,
             dtype: settled.dtype,
+            source_dtype: tensor.dtype,
             why: settled.why,
             method: match asked_method(plan, winners[index]) {
                 Some(Method::Rtn) => Method::Rtn,
@@ -220,35 +278,51 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
                 _ => Method::Rtn,
             },
             fell_back_from: settled.fell_back_from,
-            weight_count: weight_count(tensor),
-            old_bytes: tensor.byte_count,
-            new_bytes: match plan.target.scheme() {
-                // Parts that another program wrote may lie in other words than ours.
-                Some(scheme) if settled.dtype.is_scheme() => containers::byte_count(scheme, settled.dtype, tensor),
-                _ if settled.dtype == tensor.dtype => tensor.byte_count,
-                _ => byte_count(settled.dtype, tensor),
-            },
+            weight_count: weight_count(stored),
+            new_weight_count: weight_count(tensor),
+            old_bytes: stored.byte_count,
+            new_bytes: stored_bytes(plan.target, settled.dtype, tensor),
         });
     }
-    warn_of_tensors(&decisions, subject, &mut warnings);
-    warn_of_losses(&decisions, &mut warnings);
-    containers::check(plan.target, &decisions, subject, &mut warnings)?;
+    let staying: Vec<Decision> = decisions.iter().filter(|decision| !decision.is_removed()).copied().collect();
+    warn_of_tensors(&staying, subject, &mut warnings);
+    warn_of_losses(&staying, &mut warnings);
+    containers::check(plan.target, &staying, subject, &mut warnings)?;
 
+    // In a GGUF vectors are f32; elsewhere a bias is as its neighbours.
+    let bias_dtype = if plan.target == Target::Gguf { Dtype::F32 } else { containers::main_dtype(&staying) };
+    let added = left.as_ref().map_or_else(Vec::new, |left| added_biases(plan, left, bias_dtype));
+    let more = |value: fn(&AddedBias) -> u64| added.iter().map(value).fold(0, u64::saturating_add);
     let sum = |value: fn(&Decision) -> u64| decisions.iter().map(value).fold(0, u64::saturating_add);
-    let padded_bytes =
-        decisions.iter().fold(0_u64, |sum, decision| sum.saturating_add(padded(plan.target, decision.new_bytes)));
+    let bytes = decisions.iter().map(|decision| decision.new_bytes).chain(added.iter().map(AddedBias::bytes));
+    let padded_bytes = bytes.fold(0_u64, |sum, bytes| sum.saturating_add(padded(plan.target, bytes)));
     Ok(ResolvedPlan {
         target: plan.target,
         recipe: plan.recipe,
         has_importance,
         weight_count: sum(|decision| decision.weight_count),
+        new_weight_count: sum(|decision| decision.new_weight_count) + more(|bias| bias.len as u64),
         old_bytes: sum(|decision| decision.old_bytes),
-        new_bytes: sum(|decision| decision.new_bytes),
+        new_bytes: sum(|decision| decision.new_bytes).saturating_add(more(AddedBias::bytes)),
         padded_bytes,
         warnings,
-        file_type: file_type(plan.recipe, &decisions),
+        file_type: file_type(plan.recipe, &staying),
+        added,
+        structure: left.map(|left| Arc::new(left.structure)),
         decisions,
     })
+}
+
+/// The rules that win, by tensor of what is left where the plan prunes.
+fn winners_of_left(winners: &[Option<usize>], left: Option<&Left>) -> Vec<Option<usize>> {
+    let Some(left) = left else { return winners.to_vec() };
+    let mut of_left = vec![None; left.tensors.len()];
+    for (winner, place) in winners.iter().zip(&left.places) {
+        if let Some(place) = *place {
+            of_left[place] = *winner;
+        }
+    }
+    of_left
 }
 
 /// What a plan asks for every tensor and who says so, whatever its target makes of it.
@@ -517,6 +591,16 @@ fn byte_count(dtype: Dtype, tensor: &TensorInfo) -> u64 {
     rows.saturating_mul(blocks).saturating_mul(dtype.block_bytes() as u64)
 }
 
+/// Bytes of a tensor stored as `dtype` in the target's file, padding not counted.
+pub(super) fn stored_bytes(target: Target, dtype: Dtype, tensor: &TensorInfo) -> u64 {
+    match target.scheme() {
+        // Parts that another program wrote may lie in other words than ours.
+        Some(scheme) if dtype.is_scheme() => containers::byte_count(scheme, dtype, tensor),
+        _ if dtype == tensor.dtype => tensor.byte_count,
+        _ => byte_count(dtype, tensor),
+    }
+}
+
 /// Says once what concerns many tensors.
 fn warn_of_tensors(decisions: &[Decision], subject: Subject<'_>, warnings: &mut Vec<String>) {
     let mut warn = |test: &dyn Fn(&Decision) -> bool, one: &str, many: &str| {
@@ -544,6 +628,11 @@ fn warn_of_tensors(decisions: &[Decision], subject: Subject<'_>, warnings: &mut 
         &|decision| decision.requested == Choice::Keep && decision.old_dtype == Dtype::F64 && !decision.is_copy(),
         "is rounded from f64, which GGUF models do not use",
         "are rounded from f64, which GGUF models do not use",
+    );
+    warn(
+        &|decision| decision.requested == Choice::Keep && decision.source_dtype != decision.old_dtype,
+        "is read as f32, because what is pruned cuts through its blocks; choose a format for it",
+        "are read as f32, because what is pruned cuts through their blocks; choose a format for them",
     );
 }
 
@@ -593,7 +682,7 @@ fn file_type(recipe: Option<Recipe>, decisions: &[Decision]) -> u32 {
         let weights = decisions
             .iter()
             .filter(|decision| decision.dtype == dtype)
-            .map(|decision| decision.weight_count)
+            .map(|decision| decision.new_weight_count)
             .fold(0, u64::saturating_add);
         if weights > most.0 {
             most = (weights, file_type);

@@ -27,6 +27,7 @@ pub(super) fn tensor(name: &str, shape: &[usize], dtype: Dtype) -> TensorInfo {
         offset: 0,
         permuted_heads: None,
         parts: None,
+        view: None,
     }
 }
 
@@ -109,7 +110,12 @@ fn mistakes_are_refused_with_line_reason_and_the_nearest_legal_choice() {
         ("version = 1\n[[rule]]\nmatch = \"*\"\nfromat = \"f16\"\n", 4, "no key \"fromat\"", "\"format\""),
         ("version = 1\n[[rules]]\nmatch = \"*\"\n", 2, "no key \"rules\"", "\"rule\""),
         ("version = 1\n[default]\nformat = \"q4_k\"\nmethod = \"gptq\"\n", 4, "no method \"gptq\"", "\"rtn\""),
-        ("version = 1\n\n[prune]\nlayers = [4]\n", 3, "does not prune", "remove [prune]"),
+        ("version = 1\n\n[prune]\nlayers = 4\n", 4, "not a list", "\"4-7\""),
+        ("version = 1\n[prune]\nlayers = [0,\n -1]\n", 4, "neither an index", "\"3-5\""),
+        ("version = 1\n[prune]\nlayer = 3\n", 3, "not a table", "[prune.layer.3]"),
+        ("version = 1\n[prune.layer.x]\nheads = [1]\n", 2, "no layer", "[prune.layer.3]"),
+        ("version = 1\n[prune.layer.1]\nhead = [1]\n", 3, "no key \"head\"", "\"heads\""),
+        ("version = 1\n[prune.layer.1]\nchannels = [\"0-99999999\"]\n", 3, "neither an index", "\"3-5\""),
         ("version = 1\n[calibration]\n", 2, "neither", "imatrix"),
         ("version = 1\n[calibration]\nimatirx = \"a\"\n", 3, "no key \"imatirx\"", "\"imatrix\""),
         ("version = 1\n[calibration]\ntext = \"a\"\ncontext = 0\n", 4, "whole number", "512"),

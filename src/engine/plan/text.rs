@@ -1,7 +1,7 @@
 //! Plans as TOML: reading with a line for every complaint, and writing back what was read.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml_edit::{Document, Item, Key, Table, TableLike};
 
@@ -18,19 +18,16 @@ use crate::error::{Fault, Result, Stage};
 /// Longer files are no plans.
 const MOST_BYTES: usize = 16 << 20;
 
-const ROOT_KEYS: [&str; 9] =
-    ["version", "checkpoint", "target", "recipe", "default", "rule", "calibration", "constraints", "ties"];
+const ROOT_KEYS: [&str; 10] =
+    ["version", "checkpoint", "target", "recipe", "default", "rule", "calibration", "constraints", "ties", "prune"];
 const DEFAULT_KEYS: [&str; 2] = ["format", "method"];
 const RULE_KEYS: [&str; 7] = ["match", "role", "layers", "format", "method", "protect", "planned"];
-
-/// Parts of a plan that another version of this program knows.
-const NOT_YET: [(&str, &str); 1] = [("prune", "this version does not prune")];
 
 /// A string of the plan and where it stands.
 type Spanned<'t> = (&'t str, Option<Range<usize>>);
 
 /// The plan's text while it is read; turns byte ranges into lines.
-struct Source<'a> {
+pub(super) struct Source<'a> {
     text: &'a str,
     path: Option<&'a Path>,
 }
@@ -50,33 +47,33 @@ impl Source<'_> {
         }
     }
 
-    fn fault(&self, span: Option<Range<usize>>, cause: impl Into<String>) -> Fault {
+    /// A file named in the plan, which lies beside it unless its path says otherwise.
+    pub(super) fn beside(&self, path: &str) -> PathBuf {
+        match self.path.and_then(Path::parent) {
+            Some(folder) => folder.join(path),
+            None => path.into(),
+        }
+    }
+
+    pub(super) fn fault(&self, span: Option<Range<usize>>, cause: impl Into<String>) -> Fault {
         self.place(Fault::new(Stage::Plan, cause), span)
     }
 
     /// Refuses keys that are not in `known`.
-    fn check_keys(&self, table: &dyn TableLike, known: &[&str], place: &str) -> Result<()> {
+    pub(super) fn check_keys(&self, table: &dyn TableLike, known: &[&str], place: &str) -> Result<()> {
         for (name, _) in table.iter() {
             if known.contains(&name) {
                 continue;
             }
             let span = table.key(name).and_then(Key::span);
-            let later = NOT_YET.iter().find(|part| place.is_empty() && part.0 == name);
-            return Err(match later {
-                Some((_, reason)) => {
-                    self.fault(span, format!("\"{name}\" is not supported: {reason}")).fix(format!("remove [{name}]"))
-                }
-                None => {
-                    self.fault(span, format!("there is no key \"{name}\"{place}")).fix(nearest::advice(name, known))
-                }
-            }
-            .into());
+            let fault = self.fault(span, format!("there is no key \"{name}\"{place}"));
+            return Err(fault.fix(nearest::advice(name, known)).into());
         }
         Ok(())
     }
 
     /// A string, if the key is there.
-    fn text<'t>(&self, table: &'t dyn TableLike, key: &str) -> Result<Option<Spanned<'t>>> {
+    pub(super) fn text<'t>(&self, table: &'t dyn TableLike, key: &str) -> Result<Option<Spanned<'t>>> {
         let Some(item) = table.get(key) else {
             return Ok(None);
         };
@@ -236,7 +233,7 @@ impl Source<'_> {
 }
 
 /// A TOML item's type with its article.
-fn kind(item: &Item) -> String {
+pub(super) fn kind(item: &Item) -> String {
     let name = item.type_name();
     let article = if name.starts_with(['a', 'i']) { "an" } else { "a" };
     format!("{article} {name}")
@@ -317,9 +314,10 @@ impl Plan {
         let calibration = root.get("calibration").map(|item| source.calibration(item)).transpose()?;
         let constraints = root.get("constraints").map(|item| source.constraints(item)).transpose()?.unwrap_or_default();
         let ties = root.get("ties").map(|item| source.ties(item)).transpose()?.unwrap_or_default();
+        let prune = root.get("prune").map(|item| source.prune(item)).transpose()?.unwrap_or_default();
         let path = path.map(Path::to_owned);
         let document = document.into_mut();
-        Ok(Self { checkpoint, target, recipe, default, rules, calibration, constraints, ties, document, path })
+        Ok(Self { checkpoint, target, recipe, default, rules, calibration, constraints, ties, prune, document, path })
     }
 
     /// The plan as text: what was read, with edits in their places and comments kept.
@@ -344,7 +342,11 @@ impl Plan {
     }
 
     /// Lines are looked up in the text as it is now, and only when something is wrong.
-    fn fault_at(&self, cause: impl Into<String>, find: impl FnOnce(&Table) -> Option<Range<usize>>) -> Fault {
+    pub(super) fn fault_at(
+        &self,
+        cause: impl Into<String>,
+        find: impl FnOnce(&Table) -> Option<Range<usize>>,
+    ) -> Fault {
         let text = self.to_toml();
         let span = Document::parse(text.as_str()).ok().and_then(|document| find(document.as_table()));
         Source { text: &text, path: self.path.as_deref() }.fault(span, cause)

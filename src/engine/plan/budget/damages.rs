@@ -22,7 +22,7 @@ impl<'a> Damages<'a> {
     /// What one decision does, with its standard error; nothing where the stored values stay or the
     /// tensor is none that sensitivity is about.
     pub(crate) fn of(&self, tensor: &TensorInfo, decision: &Decision) -> Option<(f64, Option<f64>)> {
-        if decision.is_copy() || !sensitivity::is_default_subject(tensor) {
+        if decision.is_copy() || decision.is_removed() || !sensitivity::is_default_subject(tensor) {
             return Some((0.0, None));
         }
         let format = format::of_dtype(decision.dtype)?;

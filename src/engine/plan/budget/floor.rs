@@ -100,7 +100,7 @@ impl Floor {
             parts.push(FloorPart { what, bytes: inputs.overhead_bytes });
         }
         parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
-        let weights = inputs.decisions.iter().map(|decision| decision.weight_count).fold(0, u64::saturating_add);
+        let weights = inputs.decisions.iter().map(|decision| decision.new_weight_count).fold(0, u64::saturating_add);
         Self {
             tensor_bytes,
             file_bytes: tensor_bytes.saturating_add(inputs.overhead_bytes),

@@ -28,7 +28,8 @@ pub use limit::Limit;
 
 pub use super::knapsack::Effort;
 use super::knapsack::{Alternative, Goal, Point, Problem, Solution};
-use super::resolve::{padded, resolve_for, shape_of};
+use super::prune::Left;
+use super::resolve::{padded, resolve_for, shape_of, stored_bytes};
 use super::speed::{Secs, SpeedModel, SpeedPrediction};
 use super::{Decision, Plan, ResolvedPlan, Subject, Target, Ties, Why};
 use crate::checkpoint::{Checkpoint, Role, TensorInfo};
@@ -194,7 +195,8 @@ impl Planner {
         let freed = only.map(|id| plan.freed_for(id)).transpose()?;
         let plan = freed.as_ref().unwrap_or(plan);
         let resolved = resolve_for(plan, subject)?;
-        let mut choices = Choices::new(subject, plan, table, options.speed.as_ref());
+        let left = plan.left_for(subject, &mut Vec::new())?;
+        let mut choices = Choices::new(subject, plan, table, options.speed.as_ref(), left.as_ref());
         choices.only = only;
         /// A tie, or none and the tensor's own index.
         type Key = (Option<(usize, Role)>, usize);
@@ -214,7 +216,7 @@ impl Planner {
                 if by_hand {
                     decided_by_hand.push(index);
                 }
-                !by_hand && choices.is_free(&subject.tensors[index])
+                !by_hand && choices.is_free(index)
             });
             for &index in &settled {
                 fixed.insert(index, resolved.decisions[index].dtype);
@@ -233,12 +235,13 @@ impl Planner {
         let problem = Problem::new(&groups.iter().map(alternatives).collect::<Vec<_>>())
             .map_err(|err| Fault::new(Stage::Plan, err.to_string()).fix("measure the sensitivity again"))?;
 
-        let mut fixed_point = Point { cost: 0, damage: 0.0 };
+        let added = resolved.added.iter().map(|bias| padded(plan.target(), bias.bytes()));
+        let mut fixed_point = Point { cost: added.fold(0, u64::saturating_add), damage: 0.0 };
         let mut fixed_variance = 0.0;
         let mut fixed_secs = options.speed.as_ref().map(SpeedModel::base);
         for &index in fixed.keys() {
             let decision = &resolved.decisions[index];
-            let own = choices.secs(index, decision.dtype, decision.weight_count);
+            let own = choices.secs(index, decision.dtype, decision.new_weight_count);
             fixed_secs = fixed_secs.zip(own).map(|(sum, own)| sum + own);
             fixed_point.cost = fixed_point.cost.saturating_add(padded(plan.target(), decision.new_bytes));
             match choices.predicted(&subject.tensors[index], decision) {
@@ -269,7 +272,7 @@ impl Planner {
             fixed_point,
             fixed_variance,
             fixed_secs,
-            weight_count: resolved.weight_count,
+            weight_count: resolved.new_weight_count,
             floor,
             metric: table.metric.clone(),
             unit: table.unit.clone(),
@@ -586,6 +589,8 @@ struct Choices<'a> {
     rows: HashMap<&'a str, usize>,
     /// The one format to quantize with, where the target holds one.
     only: Option<&'static str>,
+    /// The network that is left, where the plan prunes.
+    left: Option<&'a Left>,
     /// Tensors and formats without a value.
     missing: Vec<(usize, &'static str)>,
     /// Decided elsewhere, with a damage that is not known.
@@ -593,11 +598,18 @@ struct Choices<'a> {
 }
 
 impl<'a> Choices<'a> {
-    fn new(subject: Subject<'a>, plan: &Plan, table: &'a SensitivityTable, speed: Option<&'a SpeedModel>) -> Self {
+    fn new(
+        subject: Subject<'a>,
+        plan: &Plan,
+        table: &'a SensitivityTable,
+        speed: Option<&'a SpeedModel>,
+        left: Option<&'a Left>,
+    ) -> Self {
         let rows = table.rows.iter().enumerate().map(|(index, row)| (row.name.as_str(), index)).collect();
         let damages = Damages::new(table);
         let target = plan.target();
-        Self { subject, target, table, speed, damages, rows, only: None, missing: Vec::new(), unknown: Vec::new() }
+        let (missing, unknown) = (Vec::new(), Vec::new());
+        Self { subject, target, table, speed, damages, rows, only: None, left, missing, unknown }
     }
 
     /// Time of a tensor stored as `dtype`, where it is known.
@@ -605,22 +617,36 @@ impl<'a> Choices<'a> {
         self.speed?.tensor(&self.subject.tensors[index], dtype, weight_count)
     }
 
+    /// What stays of a tensor where the plan prunes, if anything does.
+    fn part(&self, index: usize) -> Option<&'a TensorInfo> {
+        match self.left {
+            None => self.subject.tensors.get(index),
+            Some(left) => Some(&left.tensors[left.places[index]?]),
+        }
+    }
+
     /// True if the target lets a format be chosen for the tensor and the table knows of it.
-    fn is_free(&self, tensor: &TensorInfo) -> bool {
-        (tensor.dtype.is_float() || !tensor.dtype.is_plain())
+    fn is_free(&self, index: usize) -> bool {
+        let tensor = &self.subject.tensors[index];
+        self.part(index).is_some()
+            && (tensor.dtype.is_float() || !tensor.dtype.is_plain())
             && format::is_decodable(tensor.dtype)
             && tensor.shape.len() > 1
             && (self.target != Target::Gguf || shape_of(tensor).may_quantize())
             && self.rows.contains_key(tensor.name.as_str())
     }
 
-    /// All that a tensor may become, the stored type first.
+    /// All that a tensor may become, the stored type first. Of a tensor that pruning makes smaller, bytes are
+    /// those of what stays, and the damage counts by its share of the weights.
     fn offers(&mut self, index: usize) -> Vec<Offer> {
         let tensor = &self.subject.tensors[index];
+        let Some(part) = self.part(index) else { return Vec::new() };
+        let is_whole = part.shape == tensor.shape;
+        let share = part.weight_count() as f64 / tensor.weight_count().max(1) as f64;
         let mut offers: Vec<Offer> = Vec::new();
-        if let Some(stored) = format::of_dtype(tensor.dtype).filter(|stored| self.target.allows(stored.id())) {
-            let bytes = padded(self.target, tensor.byte_count);
-            let secs = self.secs(index, tensor.dtype, tensor.weight_count());
+        if let Some(stored) = format::of_dtype(part.dtype).filter(|stored| self.target.allows(stored.id())) {
+            let bytes = padded(self.target, part.byte_count);
+            let secs = self.secs(index, part.dtype, part.weight_count());
             offers.push(Offer { format: stored.id(), bytes, damage: 0.0, variance: 0.0, secs });
         }
         let Some(row) = self.rows.get(tensor.name.as_str()).map(|&row| &self.table.rows[row]) else { return offers };
@@ -632,14 +658,16 @@ impl<'a> Choices<'a> {
                 }
                 continue;
             };
-            let stored = cell.fell_back_to.as_deref().and_then(format::find).unwrap_or(asked);
+            let measured = cell.fell_back_to.as_deref().and_then(format::find).unwrap_or(asked);
+            let stored = if is_whole { measured } else { format::fitting(measured, part.row_len()) };
             let format = stored.id();
             let is_wanted = stored.dtype().is_plain() || self.only.is_none_or(|only| only == format);
             if is_wanted && self.target.allows(format) && offers.iter().all(|offer| offer.format != format) {
-                let variance = cell.stderr.unwrap_or(0.0).powi(2);
-                let bytes = padded(self.target, cell.bytes);
-                let secs = self.secs(index, stored.dtype(), tensor.weight_count());
-                offers.push(Offer { format, bytes, damage: cell.value.max(0.0), variance, secs });
+                let variance = (cell.stderr.unwrap_or(0.0) * share).powi(2);
+                let bytes = if is_whole { cell.bytes } else { stored_bytes(self.target, stored.dtype(), part) };
+                let bytes = padded(self.target, bytes);
+                let secs = self.secs(index, stored.dtype(), part.weight_count());
+                offers.push(Offer { format, bytes, damage: cell.value.max(0.0) * share, variance, secs });
             }
         }
         offers

@@ -1,0 +1,251 @@
+//! The pruning of `lapidary plan`: how much goes, by which score, and what that leaves.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::session::{Failure, Result, Session};
+use crate::engine::checkpoint::{Checkpoint, Removal, Structure};
+use crate::engine::model::Tokenizer;
+use crate::engine::plan::{Plan, resolve};
+use crate::engine::scoring::TextSource;
+use crate::engine::structure::{
+    InputMeans, Metric, Sample, SampleOptions, ScoreOptions, Share, Take, UnitScores, scores, select,
+};
+use crate::engine::units;
+
+/// What the plan takes out of the network.
+#[derive(Debug, Args)]
+pub(super) struct PruneArgs {
+    /// Take this share of the KV groups away, each with its query heads, such as 0.25
+    #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Pruning")]
+    prune_groups: Option<f64>,
+    /// Take this share of the query heads away, as many from every KV group
+    #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Pruning")]
+    prune_heads: Option<f64>,
+    /// Take this share of the MLP channels away
+    #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Pruning")]
+    prune_channels: Option<f64>,
+    /// Take so many layers away, those with the lowest scores
+    #[arg(long, value_name = "N", help_heading = "Pruning")]
+    prune_layers: Option<usize>,
+    /// Take these layers away, such as 3,4; counted from 0
+    #[arg(
+        long,
+        value_name = "LAYERS",
+        value_delimiter = ',',
+        conflicts_with = "prune_layers",
+        help_heading = "Pruning"
+    )]
+    remove_layers: Vec<usize>,
+    /// Take this share of the weights of all KV groups and channels away, by one ranking over all layers
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with_all = ["prune_groups", "prune_channels"], help_heading = "Pruning")]
+    prune_weights: Option<f64>,
+    /// Shares are of the whole network: layers may lose more or less, and then differ in shape
+    #[arg(long, conflicts_with = "prune_weights", help_heading = "Pruning")]
+    prune_across: bool,
+    /// What units are taken away by: random, magnitude, minitron, wanda, flap, taylor or mask_gradient
+    #[arg(long, value_name = "SCORE", value_parser = metric, default_value = "flap", help_heading = "Pruning")]
+    score: Metric,
+    /// The text that units are scored on [default for `demo`: its calibration text]
+    #[arg(long, value_name = "TEXT", help_heading = "Pruning")]
+    calibration: Option<PathBuf>,
+    /// At most so many windows of the text
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Pruning")]
+    windows: usize,
+    /// For the score random
+    #[arg(long, value_name = "SEED", default_value_t = 0, help_heading = "Pruning")]
+    prune_seed: u64,
+    /// MLP channels stay in multiples of this [default: the block of the format that each layer's down gets]
+    #[arg(long, value_name = "N", help_heading = "Pruning")]
+    multiple: Option<usize>,
+    /// Keep the mean of what goes as biases; their inputs' means are written beside the plan
+    #[arg(long, requires = "output", help_heading = "Pruning")]
+    compensate: bool,
+}
+
+/// What is taken away and what is left, as a part of a document.
+#[derive(Debug, Serialize)]
+pub(super) struct PruneSection {
+    score: &'static str,
+    text_hash: Option<String>,
+    tokens: u64,
+    removed_layers: usize,
+    /// Of layers that stay.
+    removed_kv_groups: usize,
+    removed_heads: usize,
+    removed_channels: usize,
+    old_layer_weights: u64,
+    new_layer_weights: u64,
+    /// Multiply-adds of one token, attention over earlier tokens not counted.
+    old_multiplies_per_token: u64,
+    new_multiplies_per_token: u64,
+    old_kv_bytes_per_token: u64,
+    new_kv_bytes_per_token: u64,
+    /// The file of input means, where the plan makes up for what goes.
+    means: Option<PathBuf>,
+}
+
+/// Reads a share.
+fn share(text: &str) -> std::result::Result<f64, String> {
+    let share = text.parse::<f64>().ok().filter(|share| (0.0..1.0).contains(share));
+    share.ok_or_else(|| "give a share from 0 to below 1, such as 0.25".to_owned())
+}
+
+/// Reads a score's name.
+fn metric(name: &str) -> std::result::Result<Metric, String> {
+    Metric::find(name).ok_or_else(|| format!("the scores are {}", Metric::ALL.map(Metric::name).join(", ")))
+}
+
+impl PruneArgs {
+    fn take(&self) -> Take {
+        let share = match (self.prune_weights, self.prune_across) {
+            (Some(_), _) => Share::All,
+            (None, true) => Share::Kind,
+            (None, false) => Share::Layer,
+        };
+        Take {
+            share,
+            kv_groups: self.prune_weights.or(self.prune_groups).unwrap_or(0.0),
+            heads: self.prune_heads.unwrap_or(0.0),
+            channels: self.prune_weights.or(self.prune_channels).unwrap_or(0.0),
+            layers: self.prune_layers.unwrap_or(0),
+        }
+    }
+
+    /// Puts what is to go into the plan, whose formats are decided; `output` is the plan's file.
+    pub(super) fn apply(
+        &self,
+        session: &Session,
+        path: &Path,
+        checkpoint: &Checkpoint,
+        plan: &mut Plan,
+        output: Option<&Path>,
+    ) -> Result<Option<PruneSection>> {
+        let take = self.take();
+        let named = Removal { layers: self.remove_layers.iter().copied().collect(), ..Removal::default() };
+        let is_by_score = take.kv_groups + take.heads + take.channels > 0.0 || take.layers > 0;
+        if !is_by_score && named.is_empty() {
+            return Ok(None);
+        }
+        let config = checkpoint.require_config()?;
+        let mut scored: Option<(UnitScores, Option<InputMeans>)> = None;
+        let mut removal = named;
+        if is_by_score {
+            let sample = self.sample(session, path, checkpoint)?;
+            let options = ScoreOptions { sample: sample.as_ref(), seed: self.prune_seed };
+            let (found, means) = scores(checkpoint, self.score, &options, &session.progress)?;
+            let multiple = self.multiples(checkpoint, plan)?;
+            removal.add(&select(config, &found, &take, &|layer| multiple.get(layer).copied().unwrap_or(1))?);
+            scored = Some((found, means));
+        }
+        plan.set_removal(checkpoint, removal)?;
+        let mut written = None;
+        if let (true, Some(output)) = (self.compensate, output) {
+            let Some(means) = scored.as_ref().and_then(|found| found.1.as_ref()) else {
+                return Err(Failure::Usage(
+                    "--compensate needs a score that looks at activations: flap, wanda or minitron".to_owned(),
+                ));
+            };
+            let path = output.with_extension("means.safetensors");
+            means.write(&path)?;
+            // Beside the plan, so by its name alone.
+            plan.set_means(path.file_name().map(PathBuf::from));
+            written = Some(path);
+        }
+        let Some(structure) = plan.structure(checkpoint)? else { return Ok(None) };
+        Ok(Some(self.section(&structure, scored.map(|found| found.0), written)))
+    }
+
+    fn sample(&self, session: &Session, path: &Path, checkpoint: &Checkpoint) -> Result<Option<Sample>> {
+        if !self.score.needs_sample() {
+            return Ok(None);
+        }
+        let text = match &self.calibration {
+            Some(text) => text.clone(),
+            None => session.demo_file(&[path], "calibration.txt")?.ok_or_else(|| {
+                Failure::Usage(format!("the score {} needs a text: give one with --calibration", self.score.name()))
+            })?,
+        };
+        let text = TextSource::read(&text)?;
+        let options = SampleOptions { context: None, max_windows: Some(self.windows) };
+        let codec = Tokenizer::of_checkpoint(checkpoint)?;
+        Ok(Some(Sample::new(&text, &codec, checkpoint.require_config()?, &options)?))
+    }
+
+    /// How many channels of each layer go together: what the blocks of its `down` hold.
+    fn multiples(&self, checkpoint: &Checkpoint, plan: &Plan) -> Result<Vec<usize>> {
+        let layers = checkpoint.require_config()?.layers.len();
+        if let Some(multiple) = self.multiple {
+            return Ok(vec![multiple.max(1); layers]);
+        }
+        let mut multiples = vec![1; layers];
+        for decision in &resolve(plan, checkpoint)?.decisions {
+            let tensor = &checkpoint.tensors[decision.tensor_index];
+            if let (Some(layer), true) = (tensor.layer, tensor.name.ends_with(".mlp.down_proj.weight")) {
+                multiples[layer] = decision.dtype.block_len();
+            }
+        }
+        Ok(multiples)
+    }
+
+    fn section(&self, structure: &Structure, scores: Option<UnitScores>, means: Option<PathBuf>) -> PruneSection {
+        let (old, new) = (&structure.original, &structure.config);
+        let pairs = || structure.layers.iter().zip(&new.layers).map(|(kept, left)| (&old.layers[kept.source], left));
+        PruneSection {
+            score: self.score.name(),
+            text_hash: scores.as_ref().and_then(|scores| scores.text_hash.clone()),
+            tokens: scores.map_or(0, |scores| scores.tokens),
+            removed_layers: old.layers.len() - new.layers.len(),
+            removed_kv_groups: pairs().map(|(old, new)| old.kv_heads - new.kv_heads).sum(),
+            removed_heads: pairs().map(|(old, new)| old.heads - new.heads).sum(),
+            removed_channels: pairs().map(|(old, new)| old.mlp_channels - new.mlp_channels).sum(),
+            old_layer_weights: old.layer_weights(),
+            new_layer_weights: new.layer_weights(),
+            old_multiplies_per_token: old.multiplies_per_token(),
+            new_multiplies_per_token: new.multiplies_per_token(),
+            old_kv_bytes_per_token: old.kv_bytes_per_token(),
+            new_kv_bytes_per_token: new.kv_bytes_per_token(),
+            means,
+        }
+    }
+}
+
+impl PruneSection {
+    /// The section in words.
+    pub(super) fn text(&self) -> String {
+        let percent = |new: u64, old: u64| format!("{:.1} %", 100.0 * new as f64 / old.max(1) as f64);
+        let mut text = format!(
+            "Taken away: {} layers; of the others {} KV groups, {} query heads and {} MLP channels, by {}.\n\
+             Left: {} of {} weights of layers ({}), {} of the multiply-adds of a token, {} of its KV cache.\n",
+            self.removed_layers,
+            self.removed_kv_groups,
+            self.removed_heads,
+            self.removed_channels,
+            self.score,
+            units::count(self.new_layer_weights),
+            units::count(self.old_layer_weights),
+            percent(self.new_layer_weights, self.old_layer_weights),
+            percent(self.new_multiplies_per_token, self.old_multiplies_per_token),
+            percent(self.new_kv_bytes_per_token, self.old_kv_bytes_per_token),
+        );
+        if let Some(means) = &self.means {
+            text.push_str(&format!("Mean inputs written to {}\n", means.display()));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_and_scores_are_read_and_mistakes_answered() {
+        assert_eq!(share("0.25"), Ok(0.25));
+        assert!(share("1").is_err() && share("-0.1").is_err() && share("a").is_err());
+        assert_eq!(metric("flap"), Ok(Metric::Flap));
+        assert!(metric("flop").is_err_and(|message| message.contains("mask_gradient")));
+    }
+}

@@ -1,0 +1,315 @@
+//! A checkpoint read through a mask: what sparsity costs in quality, and nothing that it saves.
+//!
+//! The answer is a checkpoint like any other: it can be evaluated as it is, quantized by a plan, or
+//! written. Its tensors are as large and as slow as before; see [`super::masks`].
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::activations::{self, shared_input};
+use super::masks::{Pattern, mask_row};
+use super::{Activations, Sample, sparse_gpt};
+use crate::checkpoint::{Checkpoint, Role, RowMap, TensorInfo};
+use crate::error::{Fault, Result, Stage};
+use crate::model::Model;
+use crate::progress::{Phase, Progress, Unit};
+
+/// How weights are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaskMethod {
+    /// Smallest in the tensor.
+    Magnitude,
+    /// Smallest in the row by weight times input.
+    Wanda,
+    /// By second moments; what stays makes up for what goes.
+    SparseGpt,
+}
+
+impl MaskMethod {
+    /// Every method.
+    pub const ALL: [Self; 3] = [Self::Magnitude, Self::Wanda, Self::SparseGpt];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Magnitude => "magnitude",
+            Self::Wanda => "wanda",
+            Self::SparseGpt => "sparsegpt",
+        }
+    }
+
+    /// The method called `name`.
+    pub fn find(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|method| method.name() == name)
+    }
+}
+
+/// What a mask is, in the words that every user of one must see.
+pub const STATEMENT: &str = "A mask is for study: the tensors are as large as before and no step runs faster, unless a runtime has a kernel for the pattern.";
+
+/// What was masked.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MaskReport {
+    /// [`MaskMethod::name`].
+    pub method: &'static str,
+    /// As the field writes it: `2:4`, `0.5`.
+    pub pattern: String,
+    /// Matrices masked.
+    pub tensors: usize,
+    /// Their weights.
+    pub weights: u64,
+    /// Sum over matrices of `½ tr(ΔW H ΔWᵀ)`, where the method has second moments.
+    pub loss: Option<f64>,
+    /// [`STATEMENT`].
+    pub statement: &'static str,
+}
+
+/// The smallest weights of a tensor: those below a magnitude, and of those that have it the first.
+#[derive(Debug)]
+struct Smallest {
+    magnitude: f32,
+    /// Index within the tensor after the last weight of just this magnitude that goes.
+    ties_until: usize,
+}
+
+impl RowMap for Smallest {
+    fn map(&self, row: usize, values: &mut [f32]) {
+        let first = row * values.len();
+        for (at, value) in values.iter_mut().enumerate() {
+            let size = value.abs();
+            if size < self.magnitude || (size == self.magnitude && first + at < self.ties_until) {
+                *value = 0.0;
+            }
+        }
+    }
+}
+
+/// Rows masked by themselves.
+#[derive(Debug)]
+struct Rows {
+    norms: Option<Vec<f32>>,
+    pattern: Pattern,
+}
+
+impl RowMap for Rows {
+    fn map(&self, _: usize, values: &mut [f32]) {
+        mask_row(values, self.norms.as_deref(), self.pattern);
+    }
+}
+
+/// Values that were computed.
+#[derive(Debug)]
+struct Computed(Vec<f32>);
+
+impl RowMap for Computed {
+    fn map(&self, row: usize, values: &mut [f32]) {
+        let len = values.len();
+        values.copy_from_slice(&self.0[row * len..(row + 1) * len]);
+    }
+}
+
+fn decode(checkpoint: &Checkpoint, tensor: &TensorInfo) -> Result<Vec<f32>> {
+    let mut values = Vec::new();
+    checkpoint.decode_rows(tensor, 0..tensor.row_count(), &mut Vec::new(), &mut values)?;
+    Ok(values)
+}
+
+fn smallest(checkpoint: &Checkpoint, tensor: &TensorInfo, share: f64) -> Result<Smallest> {
+    let values = decode(checkpoint, tensor)?;
+    let count = (values.len() as f64 * share).floor() as usize;
+    if count == 0 {
+        return Ok(Smallest { magnitude: 0.0, ties_until: 0 });
+    }
+    let mut sizes: Vec<f32> = values.iter().map(|value| value.abs()).collect();
+    let (below, magnitude, _) = sizes.select_nth_unstable_by(count - 1, f32::total_cmp);
+    let magnitude = *magnitude;
+    let ties = 1 + below.iter().filter(|size| **size == magnitude).count();
+    let ties_until = values.iter().enumerate().filter(|(_, value)| value.abs() == magnitude).nth(ties - 1);
+    Ok(Smallest { magnitude, ties_until: ties_until.map_or(0, |(index, _)| index + 1) })
+}
+
+/// Reads `checkpoint` through a mask on the linears of its layers. SparseGPT holds the masked matrices in
+/// memory, at most `most_bytes` of them, and looks at the sample once for every layer; inputs are those of
+/// the model before the mask.
+///
+/// # Errors
+/// A method that needs a text without one, a model too large, weights that cannot be decoded, or cancel.
+pub fn masked(
+    checkpoint: &Checkpoint,
+    method: MaskMethod,
+    pattern: Pattern,
+    sample: Option<&Sample>,
+    most_bytes: u64,
+    progress: &Progress,
+) -> Result<(Checkpoint, MaskReport)> {
+    let subjects: Vec<&TensorInfo> =
+        checkpoint.tensors.iter().filter(|tensor| tensor.role.is_layer_linear() && tensor.shape.len() == 2).collect();
+    let weights: u64 = subjects.iter().map(|tensor| tensor.weight_count()).sum();
+    let need = |sample: Option<&'_ Sample>| {
+        sample.cloned().ok_or_else(|| {
+            Fault::new(Stage::Sensitivity, format!("the method {} needs a text", method.name()))
+                .fix("give a text, or choose magnitude")
+        })
+    };
+    let mut maps: BTreeMap<String, Arc<dyn RowMap>> = BTreeMap::new();
+    let mut loss = None;
+    match method {
+        MaskMethod::Magnitude => {
+            progress.begin(Phase::MeasuringWeights, weights, Unit::Items);
+            for tensor in &subjects {
+                progress.check()?;
+                let map: Arc<dyn RowMap> = match pattern {
+                    Pattern::Share(share) => Arc::new(smallest(checkpoint, tensor, share)?),
+                    Pattern::Blocks { .. } => Arc::new(Rows { norms: None, pattern }),
+                };
+                maps.insert(tensor.name.clone(), map);
+                progress.advance(tensor.weight_count());
+            }
+        }
+        MaskMethod::Wanda => {
+            let sample = need(sample)?;
+            let model = Model::load(checkpoint, progress)?;
+            let roles = [Role::Q, Role::O, Role::Gate, Role::Down];
+            let seen = Activations::watch_roles(&model, &sample, &roles, progress)?;
+            for tensor in &subjects {
+                let Some(layer) = tensor.layer else { continue };
+                let norms = seen.of(layer, tensor.role).mean_squares().map(|square| square.sqrt() as f32).collect();
+                maps.insert(tensor.name.clone(), Arc::new(Rows { norms: Some(norms), pattern }));
+            }
+        }
+        MaskMethod::SparseGpt => {
+            if weights.saturating_mul(4) > most_bytes {
+                return Err(Fault::new(Stage::Sensitivity, "the masked matrices do not fit the memory allowed")
+                    .fix("use Wanda, which streams, or allow more memory")
+                    .file(&checkpoint.path)
+                    .into());
+            }
+            let (made, total) = sparse_gpt(checkpoint, &subjects, pattern, &need(sample)?, progress)?;
+            maps = made;
+            loss = Some(total);
+        }
+    }
+    let report = MaskReport {
+        method: method.name(),
+        pattern: pattern.to_string(),
+        tensors: maps.len(),
+        weights,
+        loss,
+        statement: STATEMENT,
+    };
+    let hash = sample.map_or("", |sample| sample.text_hash.as_str());
+    Ok((checkpoint.mapped(&maps, &format!("{} {pattern} {hash}", method.name())), report))
+}
+
+type Made = (BTreeMap<String, Arc<dyn RowMap>>, f64);
+
+/// Sweeps layer by layer, so that the second moments of one layer are in memory at a time.
+fn sparse_gpt(
+    checkpoint: &Checkpoint,
+    subjects: &[&TensorInfo],
+    pattern: Pattern,
+    sample: &Sample,
+    progress: &Progress,
+) -> Result<Made> {
+    let model = Model::load(checkpoint, progress)?;
+    let mut maps: BTreeMap<String, Arc<dyn RowMap>> = BTreeMap::new();
+    let mut total = 0.0;
+    for layer in 0..model.config.layers.len() {
+        let moments: Mutex<BTreeMap<Role, Vec<f64>>> = Mutex::default();
+        activations::run(&model, sample, progress, &mut |input, _| {
+            if let (true, Some(&first), Ok(mut moments)) =
+                (input.layer == Some(layer), input.roles.first(), moments.lock())
+            {
+                let own = moments.entry(first).or_insert_with(|| vec![0.0; input.width * input.width]);
+                add_products(own, input.values, input.width);
+            }
+        })?;
+        let mut moments = moments.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let scale = 2.0 / sample.tokens().max(1) as f64;
+        moments.values_mut().flatten().for_each(|value| *value *= scale);
+        for tensor in subjects.iter().filter(|tensor| tensor.layer == Some(layer)) {
+            let Some(hessian) = moments.get(&shared_input(tensor.role)) else { continue };
+            let mut values = decode(checkpoint, tensor)?;
+            let swept = sparse_gpt::sweep(&mut values, tensor.row_len(), hessian, pattern, None, progress)?;
+            total += swept.loss;
+            maps.insert(tensor.name.clone(), Arc::new(Computed(values)));
+        }
+    }
+    Ok((maps, total))
+}
+
+/// Adds `x xᵀ` of every row.
+fn add_products(sums: &mut [f64], rows: &[f32], width: usize) {
+    sums.par_chunks_exact_mut(width).enumerate().for_each(|(a, sums)| {
+        for row in rows.chunks_exact(width) {
+            let left = f64::from(row[a]);
+            sums.iter_mut().zip(row).for_each(|(sum, &right)| *sum += left * f64::from(right));
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::{Batch, Tokenizer};
+    use crate::scoring::TextSource;
+    use crate::structure::SampleOptions;
+
+    fn zeros(values: &[f32]) -> usize {
+        values.iter().filter(|value| **value == 0.0).count()
+    }
+
+    #[test]
+    fn masks_on_the_demo_have_their_share_and_sparsegpt_moves_the_outputs_least() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo");
+        let demo = Checkpoint::open(&folder).expect("opens");
+        let progress = Progress::default();
+        let text = TextSource::read(&folder.join("calibration.txt")).expect("reads");
+        let codec = Tokenizer::of_checkpoint(&demo).expect("tokenizer");
+        let options = SampleOptions { context: Some(64), max_windows: Some(8) };
+        let sample = Sample::new(&text, &codec, demo.require_config().expect("config"), &options).expect("cuts");
+        let mut batch = Batch::default();
+        batch.push(&sample.windows[0], None, None);
+        let states = |checkpoint: &Checkpoint| {
+            Model::load(checkpoint, &progress).expect("loads").hidden(&batch, &mut [], &progress).expect("runs")
+        };
+        let whole = states(&demo);
+        let mut distances = Vec::new();
+        for method in MaskMethod::ALL {
+            assert_eq!(MaskMethod::find(method.name()), Some(method));
+            let make = |pattern| masked(&demo, method, pattern, Some(&sample), 1 << 30, &progress).expect("masks");
+            let (view, report) = make(Pattern::TWO_OF_FOUR);
+            assert_eq!((report.tensors, report.pattern.as_str()), (42, "2:4"));
+            assert!(report.statement.contains("no step runs faster"));
+            for tensor in view.tensors.iter().filter(|tensor| tensor.role.is_layer_linear()) {
+                let values = decode(&view, tensor).expect("decodes");
+                assert!(values.chunks_exact(4).all(|group| zeros(group) >= 2), "{}", tensor.name);
+            }
+            assert_ne!(view.fingerprint, demo.fingerprint);
+            let distance: f64 = states(&view).iter().zip(&whole).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+            distances.push(distance);
+            if method != MaskMethod::SparseGpt {
+                let (view, _) = make(Pattern::Share(0.3));
+                let tensor = view.tensor("model.layers.2.mlp.up_proj.weight").expect("there");
+                let values = decode(&view, tensor).expect("decodes");
+                let (all, wide) = (values.len(), tensor.row_len());
+                let original = decode(&demo, demo.tensor(&tensor.name).expect("there")).expect("decodes");
+                let expected = match method {
+                    MaskMethod::Magnitude => (all as f64 * 0.3).floor() as usize,
+                    _ => (wide as f64 * 0.3).floor() as usize * tensor.row_count(),
+                };
+                assert_eq!(zeros(&values), expected.max(zeros(&original)), "{}", method.name());
+                assert!(values.iter().zip(&original).all(|(new, old)| *new == 0.0 || new == old));
+            }
+        }
+        let [magnitude, wanda, sparse_gpt] = distances[..] else { panic!("three methods") };
+        assert!(sparse_gpt < wanda && sparse_gpt < magnitude, "{magnitude} {wanda} {sparse_gpt}");
+        let fault = masked(&demo, MaskMethod::Wanda, Pattern::TWO_OF_FOUR, None, 0, &progress).expect_err("refused");
+        assert!(fault.to_string().contains("needs a text"), "{fault}");
+    }
+}
