@@ -16,6 +16,8 @@ pub mod frontier;
 pub mod heat_map;
 pub mod histogram;
 pub mod labels;
+pub mod lines;
+pub mod radar;
 pub mod ridges;
 pub mod scatter;
 pub mod slices;

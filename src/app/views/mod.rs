@@ -3,6 +3,7 @@
 mod common;
 pub mod compare;
 mod compare_data;
+mod compare_parts;
 mod importance;
 pub mod overview;
 pub mod plan;
