@@ -40,6 +40,9 @@ pub(super) struct Measure {
     /// Write 50 items N times with different seeds at temperature 0.7 to see whether the model agrees with itself
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=100))]
     seeds: Option<u32>,
+    /// Keep finished items in this folder and go on there after an interruption
+    #[arg(long, value_name = "FOLDER")]
+    resume: Option<PathBuf>,
     /// A text for perplexity, and KLD where there is a baseline [default for `demo`: its own]
     #[arg(long, value_name = "T.txt")]
     pub text: Option<PathBuf>,
@@ -95,6 +98,7 @@ impl Measure {
             options: EvaluationOptions {
                 text: TextOptions { convention: self.perplexity, context: self.context, max_tokens: self.tokens },
                 max_items_per_slice: self.max_items.map(|count| count as usize),
+                journal: self.resume.clone(),
                 seeds: self.seeds.map(|seeds| SeedOptions { seeds: seeds as usize, ..SeedOptions::default() }),
                 ..EvaluationOptions::default()
             },

@@ -88,6 +88,7 @@ pub fn compare_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             figures_ui(ui, document, run, comparison, &memory);
             memory.parts.figures_ui(ui, comparison);
             flips_ui(ui, comparison, &mut memory);
+            super::report::report_card_ui(ui, document, run);
         }
     });
     cx.memory.compare = memory;

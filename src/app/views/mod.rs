@@ -11,6 +11,7 @@ mod plan_budget;
 mod plan_formats;
 mod plan_frontier;
 pub mod playground;
+mod report;
 pub mod runs;
 pub mod sensitivity;
 pub mod weights;

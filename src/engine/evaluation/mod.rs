@@ -4,6 +4,7 @@
 //! stable, units are in their names, and `baseline` holds the same for the model it was measured
 //! against. The entry is [`evaluate`].
 
+mod journal;
 mod reliability;
 mod run;
 

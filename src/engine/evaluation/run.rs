@@ -2,14 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::{EVALUATION_VERSION, Evaluation, ModelRef, SizeResult, reliability, slices, written};
+use super::{EVALUATION_VERSION, Evaluation, ModelRef, SizeResult, journal, reliability, slices, written};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Fault, Result, Stage};
 use crate::model::{Model, Tokenizer};
 use crate::progress::Progress;
 use crate::scoring::{
-    ScoredText, SeedOptions, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, score_tasks, speed,
-    stability,
+    ScoredText, SeedOptions, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, speed, stability,
 };
 use crate::units;
 
@@ -96,6 +95,8 @@ pub struct EvaluationOptions {
     pub speed: Option<SpeedOptions>,
     /// Writes items several times with different seeds to see whether the model agrees with itself.
     pub seeds: Option<SeedOptions>,
+    /// Folder in which finished items are kept, so that an interrupted evaluation goes on where it was.
+    pub journal: Option<PathBuf>,
     /// What computes, for the key.
     pub device: String,
 }
@@ -107,6 +108,7 @@ impl Default for EvaluationOptions {
             max_items_per_slice: None,
             speed: Some(SpeedOptions::default()),
             seeds: None,
+            journal: None,
             device: "cpu".to_owned(),
         }
     }
@@ -192,14 +194,16 @@ pub fn evaluate(
     }
     if let Some(items) = items {
         if let (Some(baseline), Some((reference, false))) = (baseline, &mut reference) {
-            reference.items = score_tasks(baseline.subject.model, baseline.subject.codec, items, progress)?;
+            let journal = options.journal.as_deref().map(|folder| (folder, reference.key.as_str()));
+            let (model, codec) = (baseline.subject.model, baseline.subject.codec);
+            reference.items = journal::score(model, codec, items, journal, progress)?;
             reference.summarize_items();
             if let Some(seeds) = &options.seeds {
-                let (model, codec) = (baseline.subject.model, baseline.subject.codec);
                 reference.seeds = stability::seed_agreement(model, codec, items, seeds, progress)?;
             }
         }
-        document.items = score_tasks(subject.model, subject.codec, items, progress)?;
+        let journal = options.journal.as_deref().map(|folder| (folder, document.key.as_str()));
+        document.items = journal::score(subject.model, subject.codec, items, journal, progress)?;
         document.summarize_items();
         if let Some(seeds) = &options.seeds {
             document.seeds = stability::seed_agreement(subject.model, subject.codec, items, seeds, progress)?;

@@ -119,6 +119,11 @@ pub fn report(input: &ReportInput) -> Result<Report> {
     })
 }
 
+/// BLAKE3 of a text, in hex.
+pub fn hash_of(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}
+
 /// The verdict as a word.
 pub(crate) fn verdict_name(verdict: Verdict) -> &'static str {
     match verdict {

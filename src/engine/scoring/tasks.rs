@@ -5,7 +5,7 @@
 //! text, a number or a yes or no are fields that results can be sliced by; longer ones are notes.
 //! Files of the common benchmarks come in through [`super::task_files`].
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -457,31 +457,60 @@ pub fn score_tasks(
     tasks: &TaskSet,
     progress: &Progress,
 ) -> Result<Vec<ItemResult>> {
+    score_remaining(model, codec, tasks, &[], usize::MAX, &mut |_| Ok(()), progress)
+}
+
+/// The same without scoring those that are `done`, `at_once` items at a time; `on_scored` is told of each lot, so
+/// that it can be kept if the rest never comes.
+pub fn score_remaining(
+    model: &dyn TokenModel,
+    codec: &dyn TextCodec,
+    tasks: &TaskSet,
+    done: &[ItemResult],
+    at_once: usize,
+    on_scored: &mut dyn FnMut(&[ItemResult]) -> Result<()>,
+    progress: &Progress,
+) -> Result<Vec<ItemResult>> {
     let special = chat::SpecialCodec(codec);
     let codec = if tasks.has_special_tokens { &special } else { codec };
+    let known: HashMap<&str, &ItemResult> = done.iter().map(|result| (result.id.as_str(), result)).collect();
+    let mut results: Vec<Option<ItemResult>> =
+        tasks.items.iter().map(|item| known.get(item.id.as_str()).map(|&result| result.clone())).collect();
+    let remaining: Vec<usize> = (0..results.len()).filter(|&index| results[index].is_none()).collect();
     progress.begin(Phase::ScoringTasks, tasks.items.len() as u64, Unit::Items);
-    let mut choosing = Vec::new();
-    let mut writing = Vec::new();
-    for (index, item) in tasks.items.iter().enumerate() {
-        match item.kind {
-            TaskKind::MultipleChoice { .. } | TaskKind::MultipleContext { .. } => choosing.push(index),
-            TaskKind::ExactMatch { .. } | TaskKind::Generate { .. } | TaskKind::ChainOfThought { .. } => {
-                writing.push(index);
-            }
+    progress.advance((results.len() - remaining.len()) as u64);
+    for lot in remaining.chunks(at_once.max(1)) {
+        let items: Vec<&TaskItem> = lot.iter().map(|&index| &tasks.items[index]).collect();
+        let scored = score_items(model, codec, &items, progress)?;
+        on_scored(&scored)?;
+        for (&index, result) in lot.iter().zip(scored) {
+            results[index] = Some(result);
         }
-    }
-    let mut results: Vec<Option<ItemResult>> = vec![None; tasks.items.len()];
-    let chosen: Vec<&TaskItem> = choosing.iter().map(|&index| &tasks.items[index]).collect();
-    for (index, result) in choosing.into_iter().zip(multiple_choice::score(model, codec, &chosen, progress)?) {
-        results[index] = Some(result);
-    }
-    let written: Vec<&TaskItem> = writing.iter().map(|&index| &tasks.items[index]).collect();
-    for (index, result) in writing.into_iter().zip(completion::score(model, codec, &written, progress)?) {
-        results[index] = Some(result);
     }
     let mut results: Vec<ItemResult> = results.into_iter().flatten().collect();
     count_rare_tokens(codec, &mut results, model.vocab())?;
     Ok(results)
+}
+
+/// Scores some items: those that choose together, then those that write.
+fn score_items(
+    model: &dyn TokenModel,
+    codec: &dyn TextCodec,
+    items: &[&TaskItem],
+    progress: &Progress,
+) -> Result<Vec<ItemResult>> {
+    let chooses =
+        |item: &TaskItem| matches!(item.kind, TaskKind::MultipleChoice { .. } | TaskKind::MultipleContext { .. });
+    let (choosing, writing): (Vec<usize>, Vec<usize>) = (0..items.len()).partition(|&index| chooses(items[index]));
+    let pick = |indices: &[usize]| -> Vec<&TaskItem> { indices.iter().map(|&index| items[index]).collect() };
+    let mut results: Vec<Option<ItemResult>> = vec![None; items.len()];
+    for (index, result) in choosing.iter().zip(multiple_choice::score(model, codec, &pick(&choosing), progress)?) {
+        results[*index] = Some(result);
+    }
+    for (index, result) in writing.iter().zip(completion::score(model, codec, &pick(&writing), progress)?) {
+        results[*index] = Some(result);
+    }
+    Ok(results.into_iter().flatten().collect())
 }
 
 /// Notes for every item how often the rarest token of its right answer occurs in all right answers.
