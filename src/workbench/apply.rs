@@ -443,8 +443,6 @@ impl Workbench {
         }
     }
 
-    }
-
     pub(super) fn evaluate(&mut self, subject: Subject) {
         let Some(document) = &self.state.document else { return };
         if document.cannot_run().is_some() || !document.has_data() {

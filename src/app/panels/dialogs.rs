@@ -104,6 +104,8 @@ fn title(wanted: &Wanted) -> &'static str {
         Wanted::Plot(Format::Png, _) => "Save the picture as (.png)",
         Wanted::Plot(Format::Svg, _) => "Save the drawing as (.svg)",
         Wanted::Plot(Format::Csv, _) => "Save the numbers as (.csv)",
+        Wanted::Plot(Format::Html, _) => "Save the document as (.html)",
+        Wanted::Plot(Format::Markdown, _) => "Save the document as (.md)",
         Wanted::Action(Action::OpenFolder) => "Open a model folder",
         Wanted::Action(Action::SaveProjectAs) => "Save the project as",
         Wanted::Action(Action::LoadTasks) => "Choose tasks (.jsonl)",

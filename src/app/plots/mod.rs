@@ -18,6 +18,8 @@ pub mod head_map;
 pub mod heat_map;
 pub mod histogram;
 pub mod labels;
+pub mod lines;
+pub mod radar;
 pub mod ridges;
 pub mod scatter;
 pub mod slices;

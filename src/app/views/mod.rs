@@ -3,6 +3,7 @@
 mod common;
 pub mod compare;
 mod compare_data;
+mod compare_parts;
 pub mod heads;
 mod importance;
 pub mod overview;
@@ -15,6 +16,7 @@ mod plan_history;
 mod plan_many;
 mod plan_target;
 pub mod playground;
+mod report;
 pub mod runs;
 pub mod sensitivity;
 mod sensitivity_curves;
