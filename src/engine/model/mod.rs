@@ -20,7 +20,6 @@ pub use tokenizer::{TextStream, Tokenizer};
 
 use self::backend::Backend as _;
 use self::llama::{Hooks, Llama, Place, Start};
-use self::native::Native;
 use super::checkpoint::{Checkpoint, ModelConfig, Role};
 use super::error::{Fault, Result, Stage};
 use super::progress::Progress;

@@ -71,7 +71,7 @@ pub use constraints::Constraints;
 pub use matcher::{LayerSet, Matcher};
 pub use prune::{AddedBias, Prune, units_of};
 pub use recipe::Recipe;
-pub use resolve::{Choice, Decision, Difference, ResolvedPlan, Why, difference, fit, resolve};
+pub use resolve::{Choice, Decision, ResolvedPlan, Why, fit, resolve};
 pub use shapes::{EvenShape, can_hold, nearest_even, wants_even};
 pub use ties::Ties;
 

@@ -77,7 +77,8 @@ impl GroupedText {
         for item in &tasks.items {
             let answer = match &item.kind {
                 TaskKind::MultipleChoice { choices, answer, .. } => choices.get(*answer).cloned().unwrap_or_default(),
-                TaskKind::ExactMatch { answer, .. } => answer.clone(),
+                TaskKind::MultipleContext { continuation, .. } => continuation.clone(),
+                TaskKind::ExactMatch { answer, .. } | TaskKind::ChainOfThought { answer, .. } => answer.clone(),
                 TaskKind::Generate { reference, .. } => reference.clone(),
             };
             slices.entry(format!("{} / {}", item.task, item.slice)).or_default().push((item.kind.prompt(), answer));
