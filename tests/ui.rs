@@ -486,7 +486,7 @@ fn predicted_metrics_are_measured_in_the_window_and_show_what_the_model_sees() {
     assert!(window.document().activations.is_some());
     assert!(window.says("of the vocabulary"));
     assert!(window.says("Spearman's ρ"), "three metrics can be compared");
-    assert!(window.says("KLD by Fisher information · "), "{:?}", window.document().sensitivity.keys());
+    assert!(window.says("Output error · KLD by Fisher information"), "{:?}", window.document().sensitivity.keys());
 }
 
 #[test]
