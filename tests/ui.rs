@@ -469,7 +469,7 @@ fn predicted_metrics_are_measured_in_the_window_and_show_what_the_model_sees() {
     assert!(window.says("story"), "the mixture is visible");
     for (metric, button, id) in [
         ("Metric Output error", "Predict output error", "output"),
-        ("Metric KLD by Fisher information", "Predict KLD from gradients", "fisher"),
+        ("Metric KLD by Fisher information", "Estimate KLD from gradients", "fisher"),
     ] {
         window.click(Role::Tab, metric);
         assert!(window.says("Not measured yet"));
