@@ -354,7 +354,11 @@ fn output_error_layers_and_heads_are_measured_and_finished_cells_are_taken_over(
         let first = ["sensitivity", "demo", "--calibration", path_text(&few), "--tokens", "200"];
         json(first.iter().chain(arguments).copied())
     };
-    let output = measure(&["--metric", "output", "--formats", "q8_0,q2_k"]);
+    let inputs = folder.path().join("inputs.json");
+    let output = measure(&["--metric", "output", "--formats", "q8_0,q2_k", "--activations", path_text(&inputs)]);
+    let inputs: Value = serde_json::from_slice(&std::fs::read(&inputs).expect("written")).expect("JSON");
+    assert_eq!(inputs["inputs"].as_array().map(Vec::len), Some(25), "four a layer and the head's");
+    assert_eq!(inputs["inputs"][3]["largest"].as_array().map(Vec::len), Some(512));
     let cells = &output["rows"][4]["cells"];
     assert!(number(&cells[0]["value"]) < number(&cells[1]["value"]), "{cells}");
     assert_eq!(output["label"], "predicted");

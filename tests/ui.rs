@@ -510,7 +510,7 @@ fn predicted_metrics_are_measured_in_the_window_and_show_what_the_model_sees() {
     assert!(window.says("story"), "the mixture is visible");
     for (metric, button, id) in [
         ("Metric Output error", "Predict output error", "output"),
-        ("Metric KLD by Fisher information", "Predict KLD from gradients", "fisher"),
+        ("Metric KLD by Fisher information", "Estimate KLD from gradients", "fisher"),
     ] {
         window.click(Role::Tab, metric);
         assert!(window.says("Not measured yet"));
@@ -527,7 +527,7 @@ fn predicted_metrics_are_measured_in_the_window_and_show_what_the_model_sees() {
     assert!(window.document().activations.is_some());
     assert!(window.says("of the vocabulary"));
     assert!(window.says("Spearman's ρ"), "three metrics can be compared");
-    assert!(window.says("KLD by Fisher information · "), "{:?}", window.document().sensitivity.keys());
+    assert!(window.says("Output error · KLD by Fisher information"), "{:?}", window.document().sensitivity.keys());
 }
 
 #[test]

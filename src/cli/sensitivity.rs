@@ -59,6 +59,9 @@ pub(super) struct Sensitivity {
     /// For kld: end a cell once its standard error is this share of its value, such as 0.1
     #[arg(long, value_name = "SHARE", value_parser = share)]
     stop_at: Option<f64>,
+    /// For output: write what every linear is given, channel by channel, to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    activations: Option<PathBuf>,
     /// Show the figures of one group of the text: a domain, or `task / slice`
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
@@ -96,6 +99,9 @@ impl Sensitivity {
         }
         if self.group.is_some() && self.metric != kld::METRIC.id {
             return Err(Failure::Usage(format!("--group needs a measured metric; {} has no groups", self.metric)));
+        }
+        if self.activations.is_some() && self.metric != output_metric::METRIC.id {
+            return Err(Failure::Usage("--activations belongs to --metric output".to_owned()));
         }
         let table = match self.metric.as_str() {
             id if id == kld::METRIC.id => self.kld(session)?,
@@ -153,6 +159,9 @@ impl Sensitivity {
             OutputOptions { formats: self.formats(), importance: self.importance()?, ..OutputOptions::default() };
         let (table, activations) =
             output_error(&loaded.checkpoint, &loaded.model, &text, &options, &session.progress, &mut |_, _| {})?;
+        if let Some(path) = &self.activations {
+            output::write_file(path, &to_json(&activations)?)?;
+        }
         activations.warnings().iter().for_each(|warning| session.warn(warning));
         if !table.diagonal_only.is_empty() {
             session.warn(format!(

@@ -309,7 +309,7 @@ impl Action {
             ),
             Self::MeasureFisher => (
                 G::Run,
-                "Predict KLD from gradients",
+                "Estimate KLD from gradients",
                 "Fisher information times squared error, for every tensor and format, from one backward pass a window",
                 None,
             ),

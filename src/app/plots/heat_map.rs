@@ -39,7 +39,7 @@ pub struct HeatMap {
     pub metric: String,
     /// Its unit; may be empty.
     pub unit: String,
-    /// Under which treatment: `q4_k`.
+    /// Under which treatment: `q4_k`; empty where there is but one.
     pub format: String,
     /// Roles, from the top.
     pub rows: Vec<String>,
@@ -313,7 +313,8 @@ fn hatch(canvas: &mut dyn Canvas, rect: Rect, tokens: &Tokens) {
 
 impl Plot for HeatMap {
     fn title(&self) -> String {
-        format!("{} by layer, {}", self.metric, self.format)
+        let treatment = if self.format.is_empty() { String::new() } else { format!(", {}", self.format) };
+        format!("{} by layer{treatment}", self.metric)
     }
 
     fn draw(&self, canvas: &mut dyn Canvas, rect: Rect, tokens: &Tokens) {
@@ -432,23 +433,25 @@ impl HeatMap {
             Slot::Pending => "not measured yet".to_owned(),
             Slot::Absent => "none".to_owned(),
         };
-        format!("layer {} {} {} {value}", self.columns[column], self.rows[row], self.format)
+        let treatment = if self.format.is_empty() { String::new() } else { format!("{} ", self.format) };
+        format!("layer {} {} {treatment}{value}", self.columns[column], self.rows[row])
     }
 
     fn hover(&self, ui: &Ui, bounds: Rect, pointer: Pos2, row: usize, column: usize) {
         let title = format!("layer {} {}", self.columns[column], self.rows[row]);
+        let name = if self.format.is_empty() { self.metric.as_str() } else { self.format.as_str() };
         let lines = match self.slot(row, column) {
             Slot::Done(cell) => {
                 let figure = number_with_interval(cell.value, cell.stderr.unwrap_or(0.0), "");
                 let text = format!("{} {}", figure.text(), self.unit);
                 let is_noise = self.noise_floor.is_some_and(|floor| cell.value < floor);
-                let mut lines = vec![(self.format.as_str(), text.trim_end().to_owned())];
+                let mut lines = vec![(name, text.trim_end().to_owned())];
                 if is_noise {
                     lines.push(("below", "noise floor".to_owned()));
                 }
                 lines
             }
-            _ => vec![(self.format.as_str(), "not measured yet".to_owned())],
+            _ => vec![(name, "not measured yet".to_owned())],
         };
         readout(ui, bounds, pointer, &title, &lines);
     }

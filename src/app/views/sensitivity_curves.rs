@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use eframe::egui::{Grid as Rows, Ui};
+use eframe::egui::{Grid as Rows, Ui, vec2};
 
 use super::common::{self, Grid, caption_ui, figure_ui, head_ui};
 use super::sensitivity::select_mode;
@@ -203,19 +203,7 @@ pub(super) fn trust_ui(ui: &mut Ui, curves: &Curves, format: &str) {
         if curves.agreement.pairs.is_empty() {
             caption_ui(ui, "Measure a second metric to see whether both rank the tensors alike");
         } else {
-            Rows::new("agreement").num_columns(3).spacing([space::M, space::XS]).show(ui, |ui| {
-                head_ui(ui, "metrics", false);
-                head_ui(ui, "Spearman's ρ", true);
-                head_ui(ui, "tensors", true);
-                ui.end_row();
-                for (one, other, rho, count) in &curves.agreement.pairs {
-                    ui.label(format!("{one} · {other}"))
-                        .on_hover_text("1 is the same order, 0 no relation, −1 the opposite order");
-                    figure_ui(ui, units::minus(&format!("{rho:.2}")));
-                    figure_ui(ui, count.to_string());
-                    ui.end_row();
-                }
-            });
+            agreement_ui(ui, &curves.agreement.pairs);
         }
         section_ui(ui, "Additivity");
         let Some(found) = &curves.additivity else {
@@ -233,6 +221,25 @@ pub(super) fn trust_ui(ui: &mut Ui, curves: &Curves, format: &str) {
         let weak = ui.tokens().weak;
         let words = Type::Small.text(format!("The whole is {ratio:.2} times the sum: {}", trust(ratio))).color(weak);
         ui.label(words).on_hover_text("The sum is of one text, the whole of the text that candidates are evaluated on");
+    });
+}
+
+/// Pairs of metrics with Spearman's coefficient.
+fn agreement_ui(ui: &mut Ui, pairs: &[(&str, &str, f64, usize)]) {
+    // Cells of a fixed width: a figure that takes what is left would widen the grid frame by frame.
+    let cell = vec2(88.0, space::ROW_COMPACT);
+    Rows::new("agreement").num_columns(3).spacing(vec2(space::S, space::XS)).show(ui, |ui| {
+        head_ui(ui, "metrics", false);
+        ui.allocate_ui(cell, |ui| head_ui(ui, "Spearman's ρ", true));
+        ui.allocate_ui(cell, |ui| head_ui(ui, "tensors", true));
+        ui.end_row();
+        for (one, other, rho, count) in pairs {
+            ui.label(format!("{one} · {other}"))
+                .on_hover_text("1 is the same order, 0 no relation, −1 the opposite order");
+            ui.allocate_ui(cell, |ui| figure_ui(ui, units::minus(&format!("{rho:.2}"))));
+            ui.allocate_ui(cell, |ui| figure_ui(ui, count.to_string()));
+            ui.end_row();
+        }
     });
 }
 

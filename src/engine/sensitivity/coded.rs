@@ -7,6 +7,9 @@ use crate::error::{Fault, Result, Stage};
 use crate::format::{self, Dtype, Encoding, Format};
 use crate::progress::Progress;
 
+/// What a metric makes of weights and of what they come back as.
+type Value<'a> = dyn FnMut(&[f32], &[f32]) -> Option<f64> + 'a;
+
 /// A tensor's weights in f32.
 pub(super) struct Decoded<'a> {
     tensor: &'a TensorInfo,
@@ -60,7 +63,7 @@ impl<'a> Decoded<'a> {
         &self,
         formats: &[&'static dyn Format],
         progress: &Progress,
-        value: &mut dyn FnMut(&[f32], &[f32]) -> Option<f64>,
+        value: &mut Value<'_>,
     ) -> Result<Vec<Option<super::SensitivityValue>>> {
         let mut known: Vec<(&str, Option<f64>)> = Vec::new();
         let mut cells = Vec::with_capacity(formats.len());

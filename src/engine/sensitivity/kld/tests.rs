@@ -95,7 +95,8 @@ fn known_cells_are_not_measured_again_and_other_texts_are_not_mixed() {
     let (wider, cells) = demo.measure(&again);
     assert_eq!(cells, [(1, 2), (0, 2), (1, 0), (0, 0)], "next to four bits first, and q3_k is there");
     assert_eq!(wider.cell(names[0], "q3_k"), first.cell(names[0], "q3_k"));
-    assert_eq!(wider.with(&first), wider);
+    assert_eq!(wider.with(&first).formats, ["q8_0", "q4_k", "q3_k"]);
+    assert_eq!(wider.with(&first).cell(names[0], "q8_0"), wider.cell(names[0], "q8_0"));
     let mut other = first.clone();
     other.basis.as_mut().expect("of a text").hash = "another".to_owned();
     let again = KldOptions { known: Some(Arc::new(other)), ..options(&["q3_k"], names) };
