@@ -18,6 +18,9 @@ use crate::workbench::{Action, Command, Document, PlanStanding, RunId, State, Vi
 /// Metrics whose sum predicts the plan's damage, the one that says most first.
 const METRICS: [&str; 3] = ["kld", "fisher", "weight"];
 
+/// What was measured of a run, and whether it is stale.
+type Measured = (RunId, Option<Arc<Evaluation>>, Option<Arc<Comparison>>, bool);
+
 /// What the standing is made of, to see when it must be made anew.
 #[derive(Default)]
 struct Sources {
@@ -25,7 +28,7 @@ struct Sources {
     resolved: Option<Arc<ResolvedPlan>>,
     tables: [Option<Arc<SensitivityTable>>; 3],
     baseline: Option<Arc<Evaluation>>,
-    runs: Vec<(RunId, Option<Arc<Evaluation>>, Option<Arc<Comparison>>, bool)>,
+    runs: Vec<Measured>,
     rates: Option<Arc<KernelRates>>,
 }
 

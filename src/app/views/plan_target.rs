@@ -17,13 +17,20 @@ use crate::workbench::{Command, Document};
 /// Issues that are listed for a target; the rest are counted.
 const MOST_ISSUES: usize = 4;
 
+/// What one target makes of the plan.
+struct Found {
+    target: Target,
+    runtime: &'static str,
+    /// What it would not take, or why that could not be looked at.
+    issues: Result<Vec<Issue>, String>,
+}
+
 /// What the menu remembers between frames.
 #[derive(Default)]
 pub(super) struct Memory {
     checkpoint: Option<Arc<Checkpoint>>,
     plan: Option<Plan>,
-    /// By target, or why it could not be looked at.
-    found: Vec<(Target, &'static str, Result<Vec<Issue>, String>)>,
+    found: Vec<Found>,
 }
 
 impl Memory {
@@ -37,7 +44,7 @@ impl Memory {
         self.plan = Some(document.plan().clone());
         let look = |(target, runtime)| {
             let issues = legality(document.plan(), &document.checkpoint, target).map_err(|err| err.to_string());
-            (target, runtime, issues)
+            Found { target, runtime, issues }
         };
         self.found = RUNTIMES.into_iter().map(look).collect();
     }
@@ -46,18 +53,16 @@ impl Memory {
 /// The menu: every target with what it would not take.
 pub(super) fn targets_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &Memory) {
     let own = document.plan().target();
-    let is_wrong = memory
-        .found
-        .iter()
-        .any(|(target, _, issues)| *target == own && issues.as_ref().map_or(true, |issues| !issues.is_empty()));
+    let has_issues = |found: &Found| found.issues.as_ref().map_or(true, |issues| !issues.is_empty());
+    let is_wrong = memory.found.iter().any(|found| found.target == own && has_issues(found));
     let color = if is_wrong { ui.tokens().undecided } else { ui.tokens().text };
     let config = MenuConfig::new().close_behavior(PopupCloseBehavior::CloseOnClickOutside);
     let menu = MenuButton::new(Type::Body.text("Legal for…").color(color)).config(config);
     let (response, _) = menu.ui(ui, |ui| {
         ui.set_min_width(420.0);
         ScrollArea::vertical().max_height(460.0).show(ui, |ui| {
-            for (target, runtime, issues) in &memory.found {
-                target_ui(ui, cx, own, *target, runtime, issues);
+            for found in &memory.found {
+                target_ui(ui, cx, own, found);
             }
         });
     });
@@ -66,14 +71,8 @@ pub(super) fn targets_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memo
         .accessible_name("Legality for export targets");
 }
 
-fn target_ui(
-    ui: &mut Ui,
-    cx: &mut Cx<'_>,
-    own: Target,
-    target: Target,
-    runtime: &str,
-    issues: &Result<Vec<Issue>, String>,
-) {
+fn target_ui(ui: &mut Ui, cx: &mut Cx<'_>, own: Target, found: &Found) {
+    let Found { target, runtime, issues } = found;
     let issues = match issues {
         Ok(issues) => issues.as_slice(),
         Err(err) => {
@@ -82,15 +81,15 @@ fn target_ui(
         }
     };
     ui.horizontal(|ui| {
-        ui.label(Type::Strong.text(runtime));
+        ui.label(Type::Strong.text(*runtime));
         state_word_ui(ui, if issues.is_empty() { State::Met } else { State::Missed });
-        let text = match (issues.is_empty(), target == own) {
+        let text = match (issues.is_empty(), *target == own) {
             (true, true) => return,
             (true, false) => format!("Write for {target}"),
             (false, _) => format!("Nearest legal for {target}"),
         };
         if secondary_button_ui(ui, &text, true).on_hover_text("One step of undo").clicked() {
-            cx.send(Command::MakeLegal(target));
+            cx.send(Command::MakeLegal(*target));
         }
     });
     for issue in issues.iter().take(MOST_ISSUES) {

@@ -84,7 +84,7 @@ fn changes_for(
     after: &ResolvedPlan,
     table: Option<&SensitivityTable>,
 ) -> Changes {
-    let damages = table.map(|table| budget::Damages::new(table));
+    let damages = table.map(budget::Damages::new);
     let damage = |decision: &Decision| Some(damages.as_ref()?.of(tensors.get(decision.tensor_index)?, decision)?.0);
     let all = |plan: &ResolvedPlan| plan.decisions.iter().try_fold(0.0, |sum, decision| Some(sum + damage(decision)?));
     let pairs = before.decisions.iter().zip(&after.decisions);

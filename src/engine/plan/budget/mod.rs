@@ -8,6 +8,7 @@
 //!
 //! The damage is predicted: a sum of what each change does alone, however those were measured.
 
+mod choices;
 mod damages;
 mod floor;
 mod limit;
@@ -17,7 +18,7 @@ mod several;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -28,15 +29,20 @@ pub use limit::Limit;
 
 pub use super::knapsack::Effort;
 use super::knapsack::{Alternative, Goal, Point, Problem, Solution};
+<<<<<<< HEAD
 use super::prune::Left;
 use super::resolve::{padded, resolve_for, shape_of, stored_bytes};
+=======
+use super::resolve::{padded, resolve_for};
+>>>>>>> plan
 use super::speed::{Secs, SpeedModel, SpeedPrediction};
-use super::{Decision, Plan, ResolvedPlan, Subject, Target, Ties, Why};
-use crate::checkpoint::{Checkpoint, Role, TensorInfo};
+use super::{Decision, Plan, ResolvedPlan, Subject, Ties, Why};
+use crate::checkpoint::{Checkpoint, Role};
 use crate::error::{Fault, Result, Stage};
 use crate::format::{self, Dtype};
 use crate::sensitivity::{Label, SensitivityTable};
 use crate::units;
+use choices::Choices;
 use limit::TimeLimit;
 use several::Cap;
 
@@ -343,7 +349,7 @@ impl Planner {
         let solution = self.solve(limits, effort)?;
         let chosen: Vec<Offer> =
             self.groups.iter().zip(&solution.picks).map(|(group, &pick)| group.offers[pick]).collect();
-        let damage = chosen.iter().map(|offer| offer.damage).sum::<f64>() + fixed.damage;
+        let damage = solution.point.damage + fixed.damage;
         let most = limits.iter().filter_map(|limit| match limit {
             Limit::Damage(most) => Some(*most),
             _ => None,
@@ -578,6 +584,7 @@ fn is_by_hand(plan: &Plan, decision: &Decision) -> bool {
         _ => false,
     }
 }
+<<<<<<< HEAD
 
 /// What may be chosen for tensors, and what is not known of them.
 struct Choices<'a> {
@@ -758,3 +765,5 @@ impl<'a> Choices<'a> {
         warnings
     }
 }
+=======
+>>>>>>> plan
