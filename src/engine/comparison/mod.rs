@@ -10,6 +10,7 @@ pub mod gates;
 mod paired;
 pub mod pareto;
 pub mod resample;
+pub mod scorecard;
 pub mod speculation;
 pub mod stats;
 mod verdict;

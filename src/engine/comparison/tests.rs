@@ -116,7 +116,7 @@ pub(crate) fn pair_of_models() -> (Evaluation, Evaluation) {
     (base, cand)
 }
 
-fn comparison() -> Comparison {
+pub(crate) fn comparison() -> Comparison {
     let (base, cand) = pair_of_models();
     compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison")
 }

@@ -3,6 +3,7 @@
 use super::document::{Block, Document, Table};
 use super::svg::{Bar, Line, Plot, Shape};
 use super::{LoggedEntry, ReportInput, points, verdict_name};
+use crate::comparison::scorecard::Scorecard;
 use crate::comparison::{Cascade, Comparison, SliceComparison, speculation::Speculation};
 use crate::evaluation::{Reliability, Written};
 use crate::scoring::{DistanceBin, TextDistance, TextResult};
@@ -389,6 +390,30 @@ pub(super) fn cascade_curve(cascade: &Cascade) -> Option<Plot> {
         has_diagonal: false,
         shape: Shape::Lines(vec![Line { name: "cascade".to_owned(), points }]),
     })
+}
+
+/// Abilities and axes over the baseline's, the smallest named.
+pub(super) fn scorecard(document: &mut Document, card: &Scorecard) {
+    let mut abilities = Table::new(&["ability", ">items", ">baseline %", ">candidate %", ">kept %", "worst slice"]);
+    for ability in &card.abilities {
+        abilities.row([
+            ability.name.clone(),
+            ability.items.to_string(),
+            points(ability.baseline_accuracy),
+            points(ability.candidate_accuracy),
+            or_dash(ability.share.map(points)),
+            ability.worst_slice.clone(),
+        ]);
+    }
+    document.table(abilities);
+    let mut axes = Table::new(&["axis (LLMCBench)", ">over the baseline", "from"]);
+    for axis in &card.axes {
+        axes.row([axis.name.clone(), or_dash(axis.value.map(|value| format!("{value:.3}"))), axis.from.clone()]);
+    }
+    document.table(axes);
+    if let Some((name, value)) = &card.least {
+        document.text(format!("The least: {name}, {value:.3} of the baseline's. Means hide it."));
+    }
 }
 
 /// The items that went from right to wrong, with both outputs.

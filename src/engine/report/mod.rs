@@ -17,6 +17,7 @@ pub use card::CardOptions;
 pub use document::{Block, Document, Table};
 pub use svg::{Bar, Line, Plot, Shape};
 
+use super::comparison::scorecard::scorecard;
 use super::comparison::{Cascade, Comparison, Verdict, speculation::Speculation};
 use super::error::{Fault, Result, Stage};
 use super::evaluation::Evaluation;
@@ -148,13 +149,13 @@ fn document_of(input: &ReportInput) -> Document {
     document.plot(figures::scatter(input));
     document.text("Intervals are 95 %. Differences are candidate minus baseline on the same items.");
     for reported in &input.candidates {
-        candidate(&mut document, reported, input.candidates.len() > 1);
+        candidate(&mut document, &input.baseline, reported, input.candidates.len() > 1);
     }
     provenance(&mut document, input);
     document
 }
 
-fn candidate(document: &mut Document, reported: &Reported, is_one_of_many: bool) {
+fn candidate(document: &mut Document, baseline: &Evaluation, reported: &Reported, is_one_of_many: bool) {
     let comparison = &reported.comparison;
     document.chapter(&if is_one_of_many {
         format!("{} against {}", comparison.candidate.name, comparison.baseline.name)
@@ -183,6 +184,12 @@ fn candidate(document: &mut Document, reported: &Reported, is_one_of_many: bool)
     for view in &comparison.views {
         document.section(&format!("By {}", view.by));
         document.table(figures::slices(&view.slices));
+    }
+    if !comparison.slices.is_empty() {
+        document.section("Scorecard");
+        let (before, after) = (baseline.size.resident_bytes, reported.evaluation.size.resident_bytes);
+        let ratio = (before > 0 && after > 0).then(|| before as f64 / after as f64);
+        figures::scorecard(document, &scorecard(comparison, ratio));
     }
     if let Some(text) = &comparison.text {
         document.section("Text");
