@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::super::resolve::{padded, shape_of};
+use super::super::prune::Left;
+use super::super::resolve::{self, padded, shape_of};
 use super::super::speed::{Secs, SpeedModel};
 use super::super::{Decision, Plan, ResolvedPlan, Subject, Target, containers};
 use super::{Damages, Group, Offer};
@@ -21,6 +22,8 @@ pub(super) struct Choices<'a> {
     rows: HashMap<&'a str, usize>,
     /// The one format to quantize with, where the target holds one.
     pub(super) only: Option<&'static str>,
+    /// The network that is left, where the plan prunes.
+    left: Option<&'a Left>,
     /// Tensors and formats without a value.
     missing: Vec<(usize, &'static str)>,
     /// Decided elsewhere, with a damage that is not known.
@@ -33,11 +36,13 @@ impl<'a> Choices<'a> {
         plan: &Plan,
         table: &'a SensitivityTable,
         speed: Option<&'a SpeedModel>,
+        left: Option<&'a Left>,
     ) -> Self {
         let rows = table.rows.iter().enumerate().map(|(index, row)| (row.name.as_str(), index)).collect();
         let damages = Damages::new(table);
         let target = plan.target();
-        Self { subject, target, table, speed, damages, rows, only: None, missing: Vec::new(), unknown: Vec::new() }
+        let (missing, unknown) = (Vec::new(), Vec::new());
+        Self { subject, target, table, speed, damages, rows, only: None, left, missing, unknown }
     }
 
     /// Time of a tensor stored as `dtype`, where it is known.
@@ -45,9 +50,19 @@ impl<'a> Choices<'a> {
         self.speed?.tensor(&self.subject.tensors[index], dtype, weight_count)
     }
 
+    /// What stays of a tensor where the plan prunes, if anything does.
+    fn part(&self, index: usize) -> Option<&'a TensorInfo> {
+        match self.left {
+            None => self.subject.tensors.get(index),
+            Some(left) => Some(&left.tensors[left.places[index]?]),
+        }
+    }
+
     /// True if the target lets a format be chosen for the tensor and the table knows of it.
-    pub(super) fn is_free(&self, tensor: &TensorInfo) -> bool {
-        (tensor.dtype.is_float() || !tensor.dtype.is_plain())
+    pub(super) fn is_free(&self, index: usize) -> bool {
+        let tensor = &self.subject.tensors[index];
+        self.part(index).is_some()
+            && (tensor.dtype.is_float() || !tensor.dtype.is_plain())
             && format::is_decodable(tensor.dtype)
             && tensor.shape.len() > 1
             && self.may_quantize(tensor)
@@ -71,13 +86,17 @@ impl<'a> Choices<'a> {
         containers::holds(scheme, dtype, tensor).then(|| containers::byte_count(scheme, dtype, tensor))
     }
 
-    /// All that a tensor may become, the stored type first.
+    /// All that a tensor may become, the stored type first. Of a tensor that pruning makes smaller, bytes are
+    /// those of what stays, and the damage counts by its share of the weights.
     fn offers(&mut self, index: usize) -> Vec<Offer> {
         let tensor = &self.subject.tensors[index];
+        let Some(part) = self.part(index) else { return Vec::new() };
+        let is_whole = part.shape == tensor.shape;
+        let share = part.weight_count() as f64 / tensor.weight_count().max(1) as f64;
         let mut offers: Vec<Offer> = Vec::new();
-        if let Some(stored) = format::of_dtype(tensor.dtype).filter(|stored| self.target.allows(stored.id())) {
-            let bytes = padded(self.target, tensor.byte_count);
-            let secs = self.secs(index, tensor.dtype, tensor.weight_count());
+        if let Some(stored) = format::of_dtype(part.dtype).filter(|stored| self.target.allows(stored.id())) {
+            let bytes = padded(self.target, part.byte_count);
+            let secs = self.secs(index, part.dtype, part.weight_count());
             offers.push(Offer { format: stored.id(), bytes, damage: 0.0, variance: 0.0, secs });
         }
         let Some(row) = self.rows.get(tensor.name.as_str()).map(|&row| &self.table.rows[row]) else { return offers };
@@ -89,14 +108,19 @@ impl<'a> Choices<'a> {
                 }
                 continue;
             };
-            let stored = cell.fell_back_to.as_deref().and_then(format::find).unwrap_or(asked);
+            let measured = cell.fell_back_to.as_deref().and_then(format::find).unwrap_or(asked);
+            let stored = if is_whole { measured } else { format::fitting(measured, part.row_len()) };
             let format = stored.id();
             let is_wanted = stored.dtype().is_plain() || self.only.is_none_or(|only| only == format);
             if is_wanted && self.target.allows(format) && offers.iter().all(|offer| offer.format != format) {
-                let variance = cell.stderr.unwrap_or(0.0).powi(2);
-                let Some(bytes) = self.stored_bytes(tensor, stored.dtype(), cell.bytes) else { continue };
-                let secs = self.secs(index, stored.dtype(), tensor.weight_count());
-                offers.push(Offer { format, bytes, damage: cell.value.max(0.0), variance, secs });
+                let variance = (cell.stderr.unwrap_or(0.0) * share).powi(2);
+                let plainly = match is_whole {
+                    true => cell.bytes,
+                    false => resolve::stored_bytes(self.target, stored.dtype(), part),
+                };
+                let Some(bytes) = self.stored_bytes(part, stored.dtype(), plainly) else { continue };
+                let secs = self.secs(index, stored.dtype(), part.weight_count());
+                offers.push(Offer { format, bytes, damage: cell.value.max(0.0) * share, variance, secs });
             }
         }
         offers
