@@ -131,11 +131,11 @@ impl Budget {
         let config = checkpoint.require_config()?;
         let tokenizer = Tokenizer::of_checkpoint(checkpoint)?;
         let options = TextOptions { max_tokens: Some(FISHER_TOKENS), ..TextOptions::default() };
-        let text = TextSource::read(&text)?;
-        let scored = ScoredText::new(&tokenizer, &text, config.context, config.vocab, &options)?;
+        let documents = Documents::read(&text)?;
+        let text = GroupedText::of_documents(&tokenizer, &documents, config.context, config.vocab, &options)?;
         let formats = plan.target().formats().map(str::to_owned).collect();
         let options = FisherOptions { formats, importance, ..FisherOptions::default() };
-        Ok(fisher::predicted_kld(checkpoint, &scored, &options, &session.progress, &mut |_, _| {})?)
+        Ok(fisher::predicted_kld(checkpoint, &text, &options, &session.progress, &mut |_, _| {})?)
     }
 }
 

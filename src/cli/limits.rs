@@ -104,7 +104,7 @@ impl Limits {
 }
 
 /// Reads a size.
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     let bytes = units::parse_bytes(text).filter(|bytes| *bytes > 0);
     bytes.ok_or_else(|| "write a size such as 3.2GiB, 800MB or 1234567".to_owned())
 }
