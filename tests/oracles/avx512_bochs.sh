@@ -27,7 +27,7 @@ strip -o "$work/program" "$binary"
 cd "$work"
 {
   echo '.section .rodata; .global command_line; command_line:'
-  for word in test --test-threads 1 "$@"; do printf '.asciz "%s"\n' "$word"; done
+  for word in test --test-threads 1 --nocapture "$@"; do printf '.asciz "%s"\n' "$word"; done
   echo '.byte 0'
 } > command_line.S
 gcc -c -o rom.o "$here/avx512_bochs/rom.S"

@@ -2,7 +2,7 @@
  * Rust test binary makes. Threads take turns, and switch only where they wait or yield. There is one
  * address space, all of it writable, and no protection: this serves tests, in an emulator, and nothing else.
  *
- * Memory, identity mapped: this file from 1 MiB; the program where it wants to be, from 4 MiB, with its
+ * Memory, identity mapped: this file from 1 MiB; the program where it wants to be, from 2 MiB, with its
  * break after it; its stack below 256 MiB; anonymous mappings to 768 MiB; the program's file after that. */
 
 typedef unsigned char u8;
@@ -11,15 +11,15 @@ typedef unsigned long u64;
 typedef long i64;
 
 enum {
-    BASE = 0x400000,
+    BASE = 0x200000,
     STACK_BYTES = 8 << 20,
     STACK_END = 0x10000000,
     MAPS = 0x10000000,
     MAPS_END = 0x30000000,
     PROGRAM = 0x30000000,
     PAGE = 4096,
-    THREADS = 64,
-    KERNEL_STACK = 16384,
+    THREADS = 32,
+    KERNEL_STACK = 8192,
 };
 
 enum { EAGAIN = 11, ENOMEM = 12, ENODEV = 19, EINVAL = 22, ENOTTY = 25, ENOSYS = 38, ENOENT = 2, ETIMEDOUT = 110 };

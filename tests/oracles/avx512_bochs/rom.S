@@ -6,8 +6,8 @@
 
         .set    PROGRAM, 0x30000000
         .set    PROGRAM_PAGES, 16384
-        .set    TABLES, 0x3f0000          # page tables, above the loader
-        .set    STACK, 0x3f0000
+        .set    TABLES, 0x1f0000          # page tables, above the loader
+        .set    STACK, 0x1f0000
 
         .section .text
         .code16
