@@ -86,7 +86,7 @@ enum Command {
     Profile(profile::Profile),
     Calibrate(calibrate::Calibrate),
     Sensitivity(sensitivity::Sensitivity),
-    Plan(plan::MakePlan),
+    Plan(Box<plan::MakePlan>),
     Run(run::Run),
     Mask(mask::Mask),
     Evaluate(evaluate::Evaluate),
