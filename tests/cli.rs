@@ -686,3 +686,77 @@ fn types_go_to_llama_cpps_form_and_come_back() {
     let message = fails(1, ["plan", "demo", "--recipe", "Q8_0", "--tensor-type-file", name]);
     assert!(message.contains("line 1") && message.contains("types.txt"), "{message}");
 }
+
+#[test]
+fn heads_and_channels_are_taken_away_and_the_file_shrinks() {
+    let folder = folder();
+    let plan = folder.path().join("plan.toml");
+    let shares = ["--prune-groups", "0.5", "--prune-channels", "0.5", "--windows", "4"];
+    let made = json(["plan", "demo", "--recipe", "Q8_0", "-o", path_text(&plan)].into_iter().chain(shares));
+    let prune = &made["prune"];
+    assert_eq!((&prune["score"], &prune["removed_kv_groups"]), (&Value::from("flap"), &Value::from(12)));
+    assert_eq!(prune["removed_channels"], 6 * 256, "whole blocks of q8_0");
+    assert_eq!(number(&prune["new_kv_bytes_per_token"]) * 2.0, number(&prune["old_kv_bytes_per_token"]));
+    assert!(number(&made["new_weight_count"]) < number(&made["weight_count"]));
+
+    let smaller = folder.path().join("smaller.gguf");
+    let run = json(["run", "demo", "--plan", path_text(&plan), "-o", path_text(&smaller)]);
+    let whole = json(["run", "demo", "--recipe", "Q8_0", "-o", path_text(&folder.path().join("whole.gguf"))]);
+    assert!(number(&run["file_bytes"]) < 0.75 * number(&whole["file_bytes"]));
+    let shape = json(["inspect", path_text(&smaller)]);
+    assert_eq!(shape["tensors"].as_array().map(Vec::len), Some(56), "{shape}");
+    json(["generate", path_text(&smaller), "--prompt", "Anna", "--max-tokens", "4"]);
+
+    // Its mean stays with --compensate, and a folder that loaders of even layers read has even layers.
+    let compensated = folder.path().join("compensated.toml");
+    let args = ["plan", "demo", "--target", "hugging_face", "--compensate", "-o", path_text(&compensated)];
+    json(args.into_iter().chain(shares));
+    assert!(folder.path().join("compensated.means.safetensors").exists());
+    let output = folder.path().join("folder");
+    json(["run", "demo", "--plan", path_text(&compensated), "-o", path_text(&output)]);
+    let config = std::fs::read_to_string(output.join("config.json")).expect("reads");
+    assert!(config.contains("\"attention_bias\": true") && config.contains("\"num_attention_heads\": 4"), "{config}");
+    let uneven = ["plan", "demo", "--target", "hugging_face", "--prune-weights", "0.3", "--windows", "4"];
+    let message = fails(1, uneven);
+    assert!(message.contains("differ in shape") && message.contains("target = \"gguf\""), "{message}");
+    assert!(fails(2, ["plan", "demo", "--prune-groups", "1.5"]).contains("below 1"));
+}
+
+#[test]
+fn a_mask_is_written_and_called_a_mask() {
+    let folder = folder();
+    let output = folder.path().join("masked");
+    let made = json(["mask", "demo", "--method", "magnitude", "--pattern", "2:4", "-o", path_text(&output)]);
+    assert_eq!((&made["tensors"], &made["pattern"]), (&Value::from(42), &Value::from("2:4")));
+    assert!(made["statement"].as_str().is_some_and(|text| text.contains("as large as before")));
+    let ratio = number(&made["file_bytes"]) / number(&made["old_file_bytes"]);
+    assert!((0.99..1.01).contains(&ratio), "a mask saves nothing: {ratio}");
+}
+
+#[test]
+fn pruning_in_steps_keeps_every_step_and_stops_at_a_limit() {
+    let folder = folder();
+    let plan = folder.path().join("plan.toml");
+    let take = ["--prune-groups", "0.5", "--prune-channels", "0.5", "--windows", "2", "--target", "lapidary"];
+    let args = ["plan", "demo", "--prune-steps", "2", "-o", path_text(&plan)];
+    let made = json(args.into_iter().chain(take));
+    let steps = made["prune"]["steps"].as_array().expect("steps").clone();
+    assert_eq!(steps.len(), 2);
+    assert!(number(&steps[0]["kld"]) < number(&steps[1]["kld"]));
+    let first = folder.path().join("plan.step-1.toml");
+    assert!(first.exists() && folder.path().join("plan.step-2.toml").exists());
+
+    let limit = ((number(&steps[0]["kld"]) + number(&steps[1]["kld"])) / 2.0).to_string();
+    let again = folder.path().join("again.toml");
+    let args = ["plan", "demo", "--prune-steps", "2", "--prune-max-kld", &limit, "-o", path_text(&again)];
+    let stopped = json(args.into_iter().chain(take));
+    assert_eq!(
+        (stopped["prune"]["steps"].as_array().map(Vec::len), &stopped["prune"]["is_stopped"]),
+        (Some(1), &Value::from(true))
+    );
+    let resumed = folder.path().join("resumed.toml");
+    let args = ["plan", "demo", "--prune-steps", "1", "--prune-from", path_text(&first), "-o", path_text(&resumed)];
+    json(args.into_iter().chain(take));
+    let read = |path: &Path| std::fs::read_to_string(path).expect("reads");
+    assert_eq!(read(&resumed), read(&plan), "from the first step, one more leads to the same end");
+}

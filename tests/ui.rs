@@ -491,6 +491,7 @@ fn importance_is_computed_and_dropped_from_its_card() {
     assert_eq!(window.errors(), Vec::<&str>::new());
 }
 
+<<<<<<< HEAD
 /// A calibration set of a few documents, so that measuring takes seconds.
 fn choose_short_calibration(window: &mut Window) {
     let whole = std::fs::read_to_string(window.document().checkpoint.path.join("calibration.jsonl")).expect("text");
@@ -592,4 +593,32 @@ fn kld_by_group_is_shown_cells_are_not_measured_twice_and_shift_click_protects()
     assert_eq!(window.document().history.undo_name(), Some(format!("protect {DOWN}").as_str()));
     assert!(window.says("protected"));
     assert_eq!(window.errors(), Vec::<&str>::new());
+=======
+#[test]
+fn heads_are_scored_taken_away_and_given_back() {
+    let mut window = Window::new(Start::Opened);
+    window.show(View::Heads);
+    assert!(window.says("not scored yet"));
+    window.click(Role::Button, "Score units");
+    assert_eq!(window.errors(), Vec::<&str>::new());
+    assert!(window.document().unit_scores.contains_key("flap"));
+    window.click(Role::Button, "layer 2 KV group 1 stays");
+    let removal = |window: &Window| window.document().plan().prune().removal.clone();
+    assert_eq!(removal(&window).units[&2].kv_groups, [1].into());
+    window.click(Role::Button, "layer 2 KV group 1 goes");
+    assert!(removal(&window).is_empty());
+    window.click(Role::Button, "layer 4 stays");
+    assert_eq!(removal(&window).layers, [4].into());
+    window.send(Action::Undo);
+    assert!(removal(&window).is_empty());
+
+    window.click(Role::Button, "Take the lowest");
+    let resolved = window.document().resolved.as_ref().expect("resolves");
+    assert!(resolved.new_weight_count < resolved.weight_count);
+    assert!(removal(&window).units.values().all(|units| units.kv_groups.len() == 1));
+    window.send(Command::SetTarget(lapidary::engine::plan::Target::HuggingFace));
+    assert!(window.says("Make the layers even"), "six heads do not divide the width");
+    window.click(Role::Button, "Give all back");
+    assert!(removal(&window).is_empty());
+>>>>>>> prune
 }

@@ -5,13 +5,17 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
+use super::output::write_file;
 use super::session::{Failure, Result, Session};
 use crate::engine::checkpoint::{Checkpoint, Removal, Structure};
+use crate::engine::error::Error;
 use crate::engine::model::Tokenizer;
 use crate::engine::plan::{Plan, resolve};
 use crate::engine::scoring::TextSource;
+use crate::engine::sensitivity::Label;
+use crate::engine::structure::schedule::{Schedule, ScheduleOptions, Step, schedule};
 use crate::engine::structure::{
-    InputMeans, Metric, Sample, SampleOptions, ScoreOptions, Share, Take, UnitScores, scores, select,
+    InputMeans, MeasuredUnits, Metric, Sample, SampleOptions, ScoreOptions, Share, Take, UnitScores, scores, select,
 };
 use crate::engine::units;
 
@@ -48,6 +52,9 @@ pub(super) struct PruneArgs {
     /// What units are taken away by: random, magnitude, minitron, wanda, flap, taylor or mask_gradient
     #[arg(long, value_name = "SCORE", value_parser = metric, default_value = "flap", help_heading = "Pruning")]
     score: Metric,
+    /// Values of layers, heads or KV groups that `lapidary sensitivity` wrote go over the score's; may be repeated
+    #[arg(long, value_name = "TABLE.json", help_heading = "Pruning")]
+    units: Vec<PathBuf>,
     /// The text that units are scored on [default for `demo`: its calibration text]
     #[arg(long, value_name = "TEXT", help_heading = "Pruning")]
     calibration: Option<PathBuf>,
@@ -60,6 +67,18 @@ pub(super) struct PruneArgs {
     /// MLP channels stay in multiples of this [default: the block of the format that each layer's down gets]
     #[arg(long, value_name = "N", help_heading = "Pruning")]
     multiple: Option<usize>,
+    /// Get there in so many steps: scored anew before each, measured after it, and its plan written beside the plan
+    #[arg(long, value_name = "N", requires = "output", value_parser = clap::value_parser!(u16).range(1..=100), help_heading = "Pruning")]
+    prune_steps: Option<u16>,
+    /// With steps, stop before the mean KLD of the next token passes so many nats
+    #[arg(long, value_name = "NATS", requires = "prune_steps", help_heading = "Pruning")]
+    prune_max_kld: Option<f64>,
+    /// With steps, the text that they are measured on [default for `demo`: its evaluation text]
+    #[arg(long, value_name = "TEXT", requires = "prune_steps", help_heading = "Pruning")]
+    measure_on: Option<PathBuf>,
+    /// With steps, go on from what this plan takes away
+    #[arg(long, value_name = "PLAN.toml", requires = "prune_steps", help_heading = "Pruning")]
+    prune_from: Option<PathBuf>,
     /// Keep the mean of what goes as biases; their inputs' means are written beside the plan
     #[arg(long, requires = "output", help_heading = "Pruning")]
     compensate: bool,
@@ -68,7 +87,9 @@ pub(super) struct PruneArgs {
 /// What is taken away and what is left, as a part of a document.
 #[derive(Debug, Serialize)]
 pub(super) struct PruneSection {
-    score: &'static str,
+    score: String,
+    /// predicted, or measured with weights only where a table of units was.
+    label: &'static str,
     text_hash: Option<String>,
     tokens: u64,
     removed_layers: usize,
@@ -83,6 +104,10 @@ pub(super) struct PruneSection {
     new_multiplies_per_token: u64,
     old_kv_bytes_per_token: u64,
     new_kv_bytes_per_token: u64,
+    /// The steps that were kept, each with its KLD in nats; measured, weights only.
+    steps: Vec<Step>,
+    /// True if a step was not taken, because it would have passed the limit.
+    is_stopped: bool,
     /// The file of input means, where the plan makes up for what goes.
     means: Option<PathBuf>,
 }
@@ -132,12 +157,28 @@ impl PruneArgs {
         let config = checkpoint.require_config()?;
         let mut scored: Option<(UnitScores, Option<InputMeans>)> = None;
         let mut removal = named;
+        let mut schedule: Option<Schedule> = None;
         if is_by_score {
             let sample = self.sample(session, path, checkpoint)?;
             let options = ScoreOptions { sample: sample.as_ref(), seed: self.prune_seed };
-            let (found, means) = scores(checkpoint, self.score, &options, &session.progress)?;
+            let (mut found, means) = scores(checkpoint, self.score, &options, &session.progress)?;
+            for path in &self.units {
+                MeasuredUnits::read(path)?.lay_over(&mut found, config)?;
+            }
             let multiple = self.multiples(checkpoint, plan)?;
-            removal.add(&select(config, &found, &take, &|layer| multiple.get(layer).copied().unwrap_or(1))?);
+            let multiple = |layer: usize| multiple.get(layer).copied().unwrap_or(1);
+            match (&sample, self.prune_steps) {
+                (Some(sample), Some(steps)) => {
+                    let done =
+                        self.steps(session, path, checkpoint, plan, output, sample, usize::from(steps), &multiple)?;
+                    removal.add(&done.steps.last().map(|step| step.removal.clone()).unwrap_or_default());
+                    schedule = Some(done);
+                }
+                (None, Some(_)) => {
+                    return Err(Failure::Usage("--prune-steps needs a score that looks at a text".to_owned()));
+                }
+                (_, None) => removal.add(&select(config, &found, &take, &multiple)?),
+            }
             scored = Some((found, means));
         }
         plan.set_removal(checkpoint, removal)?;
@@ -155,23 +196,94 @@ impl PruneArgs {
             written = Some(path);
         }
         let Some(structure) = plan.structure(checkpoint)? else { return Ok(None) };
-        Ok(Some(self.section(&structure, scored.map(|found| found.0), written)))
+        let mut section = self.section(&structure, scored.map(|found| found.0), written);
+        if let Some(schedule) = schedule {
+            section.is_stopped = schedule.refused.is_some();
+            section.steps = schedule.steps;
+        }
+        Ok(Some(section))
+    }
+
+    /// Takes units away step by step; the plan of every step is written beside the plan.
+    #[expect(clippy::too_many_arguments, reason = "what the command was given, handed on once")]
+    fn steps(
+        &self,
+        session: &Session,
+        path: &Path,
+        checkpoint: &Checkpoint,
+        plan: &Plan,
+        output: Option<&Path>,
+        sample: &Sample,
+        steps: usize,
+        multiple: &dyn Fn(usize) -> usize,
+    ) -> Result<Schedule> {
+        let start = match &self.prune_from {
+            Some(from) => {
+                let text = std::fs::read_to_string(from).map_err(Error::io("read", from))?;
+                Plan::parse(&text, Some(from))?.prune().removal.clone()
+            }
+            None => Removal::default(),
+        };
+        let text = self.text(session, path, self.measure_on.as_deref(), "evaluation.txt", "--measure-on")?;
+        let held_out = self.windows(checkpoint, &text)?;
+        if held_out.text_hash == sample.text_hash {
+            session.warn("steps are measured on the text that units are scored on: give another with --measure-on");
+        }
+        let options = ScheduleOptions {
+            metric: self.score,
+            seed: self.prune_seed,
+            take: self.take(),
+            steps,
+            max_kld: self.prune_max_kld,
+            start,
+        };
+        let mut failure = None;
+        let mut keep = |step: &Step| {
+            let Some(output) = output else { return };
+            let mut own = plan.clone();
+            let kept = own.set_removal(checkpoint, step.removal.clone());
+            let file = output.with_extension(format!("step-{}.toml", step.index));
+            if let Err(err) = kept.map_err(Failure::from).and_then(|()| write_file(&file, &own.to_toml())) {
+                failure.get_or_insert(err);
+            }
+        };
+        let done = schedule(checkpoint, sample, &held_out, &options, multiple, &session.progress, &mut keep)?;
+        match failure {
+            Some(failure) => Err(failure),
+            None => Ok(done),
+        }
+    }
+
+    /// A text that was given, or the demo's own.
+    fn text(
+        &self,
+        session: &Session,
+        path: &Path,
+        given: Option<&Path>,
+        own: &str,
+        option: &str,
+    ) -> Result<TextSource> {
+        let text = match given {
+            Some(text) => text.to_owned(),
+            None => session.demo_file(&[path], own)?.ok_or_else(|| {
+                Failure::Usage(format!("the score {} needs a text: give one with {option}", self.score.name()))
+            })?,
+        };
+        Ok(TextSource::read(&text)?)
+    }
+
+    fn windows(&self, checkpoint: &Checkpoint, text: &TextSource) -> Result<Sample> {
+        let options = SampleOptions { context: None, max_windows: Some(self.windows) };
+        let codec = Tokenizer::of_checkpoint(checkpoint)?;
+        Ok(Sample::new(text, &codec, checkpoint.require_config()?, &options)?)
     }
 
     fn sample(&self, session: &Session, path: &Path, checkpoint: &Checkpoint) -> Result<Option<Sample>> {
         if !self.score.needs_sample() {
             return Ok(None);
         }
-        let text = match &self.calibration {
-            Some(text) => text.clone(),
-            None => session.demo_file(&[path], "calibration.txt")?.ok_or_else(|| {
-                Failure::Usage(format!("the score {} needs a text: give one with --calibration", self.score.name()))
-            })?,
-        };
-        let text = TextSource::read(&text)?;
-        let options = SampleOptions { context: None, max_windows: Some(self.windows) };
-        let codec = Tokenizer::of_checkpoint(checkpoint)?;
-        Ok(Some(Sample::new(&text, &codec, checkpoint.require_config()?, &options)?))
+        let text = self.text(session, path, self.calibration.as_deref(), "calibration.txt", "--calibration")?;
+        Ok(Some(self.windows(checkpoint, &text)?))
     }
 
     /// How many channels of each layer go together: what the blocks of its `down` hold.
@@ -194,7 +306,8 @@ impl PruneArgs {
         let (old, new) = (&structure.original, &structure.config);
         let pairs = || structure.layers.iter().zip(&new.layers).map(|(kept, left)| (&old.layers[kept.source], left));
         PruneSection {
-            score: self.score.name(),
+            score: scores.as_ref().map_or_else(|| "by name".to_owned(), |scores| scores.metric.clone()),
+            label: scores.as_ref().map_or(Label::Predicted, |scores| scores.label).name(),
             text_hash: scores.as_ref().and_then(|scores| scores.text_hash.clone()),
             tokens: scores.map_or(0, |scores| scores.tokens),
             removed_layers: old.layers.len() - new.layers.len(),
@@ -207,6 +320,8 @@ impl PruneArgs {
             new_multiplies_per_token: new.multiplies_per_token(),
             old_kv_bytes_per_token: old.kv_bytes_per_token(),
             new_kv_bytes_per_token: new.kv_bytes_per_token(),
+            steps: Vec::new(),
+            is_stopped: false,
             means,
         }
     }
@@ -217,19 +332,32 @@ impl PruneSection {
     pub(super) fn text(&self) -> String {
         let percent = |new: u64, old: u64| format!("{:.1} %", 100.0 * new as f64 / old.max(1) as f64);
         let mut text = format!(
-            "Taken away: {} layers; of the others {} KV groups, {} query heads and {} MLP channels, by {}.\n\
+            "Taken away: {} layers; of the others {} KV groups, {} query heads and {} MLP channels; by {} ({}).\n\
              Left: {} of {} weights of layers ({}), {} of the multiply-adds of a token, {} of its KV cache.\n",
             self.removed_layers,
             self.removed_kv_groups,
             self.removed_heads,
             self.removed_channels,
             self.score,
+            self.label,
             units::count(self.new_layer_weights),
             units::count(self.old_layer_weights),
             percent(self.new_layer_weights, self.old_layer_weights),
             percent(self.new_multiplies_per_token, self.old_multiplies_per_token),
             percent(self.new_kv_bytes_per_token, self.old_kv_bytes_per_token),
         );
+        for step in &self.steps {
+            text.push_str(&format!(
+                "Step {}: {} weights of layers, KLD {} ± {} nats (measured, weights only)\n",
+                step.index,
+                units::count(step.layer_weights),
+                units::significant(step.kld),
+                units::significant(step.kld_stderr)
+            ));
+        }
+        if self.is_stopped {
+            text.push_str("The next step would have passed the limit and was not taken.\n");
+        }
         if let Some(means) = &self.means {
             text.push_str(&format!("Mean inputs written to {}\n", means.display()));
         }

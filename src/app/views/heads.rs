@@ -17,7 +17,7 @@ use crate::engine::checkpoint::{LayerUnits, ModelConfig, Removal, Structure};
 use crate::engine::plan::{Target, nearest_even, units_of};
 use crate::engine::structure::{Metric, Share, Take, UnitScores};
 use crate::engine::units;
-use crate::workbench::{Command, Document, JobKind, UnitEdit};
+use crate::workbench::{Command, Document, JobKind, Run, UnitEdit};
 
 /// What a click is about.
 const UNITS: [&str; 2] = ["KV groups", "Query heads"];
@@ -363,6 +363,41 @@ fn outcome_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, config: &ModelC
         }
         key_values_ui(ui, &lines);
         legality_ui(ui, cx, document, &structure);
+    });
+}
+
+/// What a run took away, original and candidate side by side; nothing where it took nothing.
+pub(super) fn went_ui(ui: &mut Ui, document: &Document, run: &Run) {
+    let removal = &run.plan.prune().removal;
+    let Some(config) = document.checkpoint.config.as_ref().filter(|_| !removal.is_empty()) else { return };
+    let Ok(structure) = Structure::new(config, removal) else { return };
+    card_ui(ui, |ui| {
+        section_with_ui(ui, "Heads, channels and layers that went", |ui| {
+            caption_ui(ui, "original and candidate");
+        });
+        // Any metric that is there: what went is told beside what it was worth.
+        let scores = document.unit_scores.values().next().map(Arc::as_ref);
+        let map = map_of(config, removal, scores);
+        head_map_ui(ui, &map, height_for(map.layers.len()), false, false);
+        let (old, new) = (&structure.original, &structure.config);
+        let heads = |config: &ModelConfig| config.layers.iter().map(|layer| layer.heads).sum::<usize>();
+        let groups = |config: &ModelConfig| config.layers.iter().map(|layer| layer.kv_heads).sum::<usize>();
+        let channels = |config: &ModelConfig| config.layers.iter().map(|layer| layer.mlp_channels).sum::<usize>();
+        let pair = |old: String, new: String| format!("{old} → {new}");
+        let count = |count: usize| count.to_string();
+        let weights = pair(units::count(old.layer_weights()), units::count(new.layer_weights()));
+        let cache = pair(units::bytes(old.kv_bytes_per_token()), units::bytes(new.kv_bytes_per_token()));
+        key_values_ui(
+            ui,
+            &[
+                KeyValue::new("layers", pair(count(old.layers.len()), count(new.layers.len())), ""),
+                KeyValue::new("query heads", pair(count(heads(old)), count(heads(new))), ""),
+                KeyValue::new("KV heads", pair(count(groups(old)), count(groups(new))), ""),
+                KeyValue::new("MLP channels", pair(count(channels(old)), count(channels(new))), ""),
+                KeyValue::new("weights of layers", weights, ""),
+                KeyValue::new("KV cache of a token, f32", cache, ""),
+            ],
+        );
     });
 }
 

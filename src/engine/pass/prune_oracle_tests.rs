@@ -36,7 +36,7 @@ fn plans(demo: &Checkpoint) -> Vec<(&'static str, Plan)> {
     };
     let groups = |layer: usize| LayerUnits {
         kv_groups: [layer % 4, (layer + 1) % 4].into(),
-        channels: (0..512).filter(|channel| (channel + layer) % 4 == 0).collect(),
+        channels: (0..512).filter(|channel| (channel + layer).is_multiple_of(4)).collect(),
         ..LayerUnits::default()
     };
     let heads = |layer: usize| LayerUnits {

@@ -370,3 +370,36 @@ fn the_nearest_even_plan_takes_nothing_that_was_to_stay() {
     union.add(&even.removal);
     assert_eq!(&union, &plan.prune().removal, "nothing else goes");
 }
+
+#[test]
+fn bits_and_structure_share_one_budget() {
+    use crate::plan::budget::{BudgetOptions, Effort, Limit, Planner};
+    use crate::sensitivity::weight::{WeightOptions, weight_error};
+
+    let demo = demo();
+    let progress = Progress::default();
+    let formats = ["q8_0", "q4_k"].map(str::to_owned).to_vec();
+    let options = WeightOptions { formats, ..WeightOptions::default() };
+    let table = weight_error(&demo, &options, &progress, &mut |_, _| {}).expect("measures");
+    let whole = Plan::new(Target::Gguf, Some(&demo.fingerprint));
+    let mut pruned = whole.clone();
+    let mut removal = Removal { layers: [4].into(), ..Removal::default() };
+    for layer in [0, 1, 2, 3, 5] {
+        *removal.layer_mut(layer) = LayerUnits { channels: (0..256).collect(), ..LayerUnits::default() };
+    }
+    pruned.set_removal(&demo, removal).expect("legal");
+    let planner = |plan: &Plan| Planner::new(&demo, plan, &table, &BudgetOptions::default()).expect("prepares");
+    let (of_whole, of_pruned) = (planner(&whole), planner(&pruned));
+    assert!(of_pruned.floor().tensor_bytes < of_whole.floor().tensor_bytes * 3 / 4);
+    let bytes = of_whole.floor().tensor_bytes;
+    let proposal = of_pruned.propose(&demo, Limit::TensorBytes(bytes), &Effort::default()).expect("fits");
+    assert!(proposal.resolved.padded_bytes <= bytes && proposal.resolved.structure.is_some());
+    assert_eq!(proposal.plan.prune(), pruned.prune(), "what goes is not the planner's to change");
+    assert!(
+        proposal.report.damage
+            < of_whole.propose(&demo, Limit::TensorBytes(bytes), &Effort::default()).expect("fits").report.damage
+    );
+    let folder = tempfile::tempdir().expect("tempdir");
+    let written = run_plan(&demo, &proposal.plan, &folder.path().join("budget.gguf"));
+    assert_eq!(written.tensor_bytes(), proposal.resolved.new_bytes);
+}
