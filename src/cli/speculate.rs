@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::PATH_HELP;
 use super::output::points;
 use super::session::{Answer, Result, Session};
-use crate::engine::scoring::{GenerateOptions, SpeculativeGeneration, generate, speculate};
+use crate::engine::scoring::{Drafting, GenerateOptions, SpeculativeGeneration, generate, speculate};
 
 /// Continue a prompt with a smaller model as draft: the same text, sooner where the draft is good
 #[derive(Debug, Args)]
@@ -67,9 +67,8 @@ impl Speculate {
         let started = Instant::now();
         let alone = generate(model, codec, &self.prompt, &options, progress, &mut |_| {})?;
         let alone_secs = started.elapsed().as_secs_f64();
-        let drafting = usize::from(self.draft_tokens);
-        let generation =
-            speculate(model, &draft.model, codec, &self.prompt, drafting, &options, progress, &mut |_| {})?;
+        let drafting = Drafting { target: model, draft: &draft.model, length: usize::from(self.draft_tokens) };
+        let generation = speculate(drafting, codec, &self.prompt, &options, progress, &mut |_| {})?;
         let per_token = |seconds: f64, count: usize| seconds / count.max(1) as f64;
         let alone_ids: Vec<u32> = alone.tokens.iter().map(|token| token.id).collect();
         let document = Document {

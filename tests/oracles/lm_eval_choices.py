@@ -1,6 +1,6 @@
 """What lm-evaluation-harness itself chooses on the demo's multiple-choice items.
 
-    pip install lm_eval==0.4.9 transformers torch
+    pip install lm_eval==0.4.13 transformers torch
     python tests/oracles/lm_eval_choices.py > tests/fixtures/lm_eval_choices.json
 
 Items are every n-th of each multiple-choice slice of assets/demo/tasks.jsonl. The task is made as a YAML task of the

@@ -142,7 +142,7 @@ mod tests {
             slice: "s".into(),
             metric: "acc".into(),
             fields: BTreeMap::from([
-                ("language".to_owned(), if id % 4 == 0 { "de" } else { "en" }.to_owned()),
+                ("language".to_owned(), if id.is_multiple_of(4) { "de" } else { "en" }.to_owned()),
                 ("name".to_owned(), id.to_string()),
             ]),
             correct,
@@ -151,7 +151,8 @@ mod tests {
             ..ItemResult::default()
         };
         let base: Vec<ItemResult> = (0..200).map(|id| item(id, true)).collect();
-        let candidate: Vec<ItemResult> = (0..200).map(|id| item(id, id % 4 != 0 || id % 8 == 0)).collect();
+        let candidate: Vec<ItemResult> =
+            (0..200).map(|id| item(id, !id.is_multiple_of(4) || id.is_multiple_of(8))).collect();
         let pairs = Pairs::new(base.iter().zip(&candidate).collect());
         let options = ComparisonOptions { resamples: 500, ..ComparisonOptions::default() };
         let views = views(&pairs, &options, &Progress::default()).expect("views");

@@ -36,7 +36,7 @@ pub(crate) mod fake;
 pub use distance::{DistanceBin, KldHistogram, Percentiles, TextDistance};
 pub use generation::{GenerateOptions, GeneratedToken, Generation, generate};
 pub use softmax::{TokenDistance, token_distance};
-pub use speculative::{SpeculativeGeneration, speculate};
+pub use speculative::{Drafting, SpeculativeGeneration, speculate};
 pub use speed::{SpeedOptions, SpeedResult};
 pub use speed_grid::{SpeedCell, SpeedGridOptions};
 pub use stability::{SeedAgreement, SeedOptions};

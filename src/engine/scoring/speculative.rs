@@ -139,22 +139,32 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Continues `prompt` as `target` would, with drafts of `draft_len` tokens by `draft`.
+/// A model and the one that drafts for it.
+#[derive(Clone, Copy)]
+pub struct Drafting<'a> {
+    /// Whose text it will be.
+    pub target: &'a dyn TokenModel,
+    /// Who proposes.
+    pub draft: &'a dyn TokenModel,
+    /// Tokens proposed at once.
+    pub length: usize,
+}
+
+/// Continues `prompt` as the target would, with drafts.
 ///
 /// `on_text` is told the text so far after every cycle.
 ///
 /// # Errors
 /// Where the models have different vocabularies.
 pub fn speculate(
-    target: &dyn TokenModel,
-    draft: &dyn TokenModel,
+    drafting: Drafting<'_>,
     codec: &dyn TextCodec,
     prompt: &str,
-    draft_len: usize,
     options: &GenerateOptions,
     progress: &Progress,
     on_text: &mut dyn FnMut(&str),
 ) -> Result<SpeculativeGeneration> {
+    let Drafting { target, draft, length: draft_len } = drafting;
     if target.vocab() != draft.vocab() {
         let cause = format!("the target has {} tokens, the draft {}", target.vocab(), draft.vocab());
         return Err(Fault::new(Stage::Model, cause).fix("draft with a model of the same tokenizer").into());
@@ -267,8 +277,15 @@ mod tests {
                 let prompt = format!("prompt {index}");
                 let progress = Progress::default();
                 let alone = generate(&target, &codec, &prompt, &options, &progress, &mut |_| {}).expect("text");
-                let ours = speculate(&target, &draft, &codec, &prompt, length, &options, &progress, &mut |_| {})
-                    .expect("text");
+                let ours = speculate(
+                    Drafting { target: &target, draft: &draft, length },
+                    &codec,
+                    &prompt,
+                    &options,
+                    &progress,
+                    &mut |_| {},
+                )
+                .expect("text");
                 let expected: Vec<u32> = alone.tokens.iter().map(|token| token.id).collect();
                 assert_eq!((&ours.ids, ours.stop), (&expected, alone.stop), "noise {noise}, {length} drafts");
                 acceptances += ours.acceptance() / 20.0;
@@ -286,8 +303,15 @@ mod tests {
         let (mut drafted, mut accepted) = (0, 0);
         for seed in 0..200 {
             let options = GenerateOptions { max_tokens: 20, temperature: 1.0, seed, ..GenerateOptions::default() };
-            let ours =
-                speculate(&target, &draft, &codec, "p", 1, &options, &Progress::default(), &mut |_| {}).expect("text");
+            let ours = speculate(
+                Drafting { target: &target, draft: &draft, length: 1 },
+                &codec,
+                "p",
+                &options,
+                &Progress::default(),
+                &mut |_| {},
+            )
+            .expect("text");
             drafted += ours.drafted;
             accepted += ours.accepted;
         }
@@ -312,11 +336,9 @@ mod tests {
         assert!(distribution(&[f32::NAN], 1.0, 0).is_none());
         let other = FakeModel { vocab: 7, ..FakeModel::default() };
         let result = speculate(
-            &FakeModel::default(),
-            &other,
+            Drafting { target: &FakeModel::default(), draft: &other, length: 2 },
             &FakeCodec::default(),
             "p",
-            2,
             &GenerateOptions::default(),
             &Progress::default(),
             &mut |_| {},
