@@ -491,7 +491,6 @@ fn importance_is_computed_and_dropped_from_its_card() {
     assert_eq!(window.errors(), Vec::<&str>::new());
 }
 
-<<<<<<< HEAD
 /// A calibration set of a few documents, so that measuring takes seconds.
 fn choose_short_calibration(window: &mut Window) {
     let whole = std::fs::read_to_string(window.document().checkpoint.path.join("calibration.jsonl")).expect("text");
@@ -593,7 +592,8 @@ fn kld_by_group_is_shown_cells_are_not_measured_twice_and_shift_click_protects()
     assert_eq!(window.document().history.undo_name(), Some(format!("protect {DOWN}").as_str()));
     assert!(window.says("protected"));
     assert_eq!(window.errors(), Vec::<&str>::new());
-=======
+}
+
 #[test]
 fn heads_are_scored_taken_away_and_given_back() {
     let mut window = Window::new(Start::Opened);
@@ -620,5 +620,4 @@ fn heads_are_scored_taken_away_and_given_back() {
     assert!(window.says("Make the layers even"), "six heads do not divide the width");
     window.click(Role::Button, "Give all back");
     assert!(removal(&window).is_empty());
->>>>>>> prune
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::limits::Limits;
 use super::session::{Result, Session};
-use crate::engine::calibration::Importance;
+use crate::engine::calibration::{Documents, Importance};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::error::{Fault, Stage};
 use crate::engine::model::Tokenizer;
@@ -16,10 +16,10 @@ use crate::engine::pass;
 use crate::engine::plan::budget::{BudgetOptions, BudgetReport, Effort, Limit, Planner, Proposal};
 use crate::engine::plan::speed::SpeedModel;
 use crate::engine::plan::{Plan, Target, Ties};
-use crate::engine::scoring::{ScoredText, TextOptions, TextSource};
+use crate::engine::scoring::TextOptions;
 use crate::engine::sensitivity::fisher::{self, FisherOptions};
 use crate::engine::sensitivity::weight::{self, WeightOptions};
-use crate::engine::sensitivity::{self, SensitivityTable};
+use crate::engine::sensitivity::{self, GroupedText, SensitivityTable};
 use crate::engine::units;
 
 /// Tokens over which gradients are taken where no table is given.
