@@ -120,7 +120,8 @@ pub fn main(window: Option<OpenWindow>) -> ExitCode {
             Ok(path) => Some(path),
             Err(err) => return usage(&err),
         },
-        Some(command) => return run_command(command, json),
+        // On a worker thread: a parallel step that begins there costs a queue entry, not two switches of threads.
+        Some(command) => return rayon::scope(|_| run_command(command, json)),
     };
     open_window(window, path)
 }

@@ -11,6 +11,7 @@ mod reuse;
 mod rtn;
 mod write;
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -143,11 +144,12 @@ pub fn run(
     let importance = options.importance.as_deref().filter(|_| plan.has_importance);
     let reuse = reuse::Reuse::new(checkpoint, plan, importance, &options.earlier, progress, &mut warnings)?;
     progress.begin(Phase::Compressing, plan.old_bytes, Unit::Bytes);
-    let job = write::Job { checkpoint, plan, options, reuse: &reuse, progress };
+    let job = write::Job { checkpoint, plan, options, reuse: &reuse, progress, not_finite: RefCell::default() };
     let file_bytes = match plan.target {
         Target::Gguf => write::gguf(&job, output, &mut warnings)?,
         _ => folder::folder(&job, output)?,
     };
+    warnings.extend(warning_of_not_finite(&job.not_finite.take()));
     let tensors = plan
         .decisions
         .iter()
@@ -173,6 +175,21 @@ pub fn run(
         elapsed_secs: started.elapsed().as_secs_f64(),
         warnings,
     })
+}
+
+/// What to say of tensors that hold weights which are no numbers.
+fn warning_of_not_finite(tensors: &[(String, usize)]) -> Option<String> {
+    let (worst, count) = tensors.iter().max_by_key(|(_, count)| *count)?;
+    let others = match tensors.len() - 1 {
+        0 => String::new(),
+        1 => " and 1 tensor more".to_owned(),
+        more => format!(" and {more} tensors more"),
+    };
+    Some(format!(
+        "{worst} has {} weights that are NaN or infinite{others}: the checkpoint is damaged, and so is what was written \
+         of it. `lapidary profile` counts them by tensor; fetch the checkpoint again.",
+        units::count(*count as u64)
+    ))
 }
 
 /// Bytes of everything that [`run`] would write for this plan, but for what its metadata tell of an

@@ -1,5 +1,6 @@
 //! Streaming tensors through a pass, and the GGUF file that it may end in.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use super::reuse::Reuse;
@@ -21,6 +22,8 @@ pub(super) struct Job<'a> {
     pub(super) options: &'a PassOptions,
     pub(super) reuse: &'a Reuse,
     pub(super) progress: &'a Progress,
+    /// Tensors in which weights that are NaN or infinite were met, with their number.
+    pub(super) not_finite: RefCell<Vec<(String, usize)>>,
 }
 
 impl Job<'_> {
@@ -89,6 +92,7 @@ impl Job<'_> {
         let row_bytes = decision.dtype.row_bytes(row_len).ok_or_else(|| {
             Fault::new(Stage::Pass, format!("rows of {row_len} do not fill {} blocks", decision.dtype)).at(&tensor.name)
         })?;
+        let mut not_finite = 0;
         for first in (0..rows).step_by(step) {
             self.progress.check()?;
             let last = (first + step).min(rows);
@@ -101,7 +105,7 @@ impl Job<'_> {
             } else {
                 self.checkpoint.read_rows(tensor, first..last, &mut raw)?;
                 let how = Encoding { first_row: first, ..how };
-                rtn::convert(&tensor.name, tensor.dtype, decision.dtype, &how, &raw, &mut encoded)?;
+                not_finite += rtn::convert(&tensor.name, tensor.dtype, decision.dtype, &how, &raw, &mut encoded)?;
                 &encoded
             };
             match permuted_heads {
@@ -117,6 +121,9 @@ impl Job<'_> {
             }
             let reused = earlier.map_or(0, |_| tensor.byte_count / rows.max(1) as u64 * (last - first) as u64);
             self.progress.advance(raw.len() as u64 + reused);
+        }
+        if not_finite > 0 {
+            self.not_finite.borrow_mut().push((tensor.name.clone(), not_finite));
         }
         Ok(())
     }
