@@ -13,7 +13,7 @@ use crate::engine::checkpoint::Checkpoint;
 use crate::engine::error::{Fault, Stage};
 use crate::engine::model::Tokenizer;
 use crate::engine::pass;
-use crate::engine::plan::budget::{BudgetOptions, BudgetReport, Effort, Limit, Planner, Proposal};
+use crate::engine::plan::budget::{self, BudgetOptions, BudgetReport, Effort, Limit, Planner, Proposal};
 use crate::engine::plan::speed::SpeedModel;
 use crate::engine::plan::{Plan, Target, Ties};
 use crate::engine::scoring::TextOptions;
@@ -90,17 +90,22 @@ impl Budget {
             let fault = Fault::new(Stage::Plan, "the plan states no constraint that can be planned for");
             return Err(fault.fix("give --size, --memory, --min-decode-tps or another limit").into());
         }
+        let options = BudgetOptions {
+            ties: plan.ties(),
+            overhead_bytes: pass::overhead_bytes(checkpoint, plan)?,
+            speed: speed.cloned(),
+        };
+        if self.sensitivity.is_none() {
+            // Measuring takes longer than seeing that nothing fits.
+            let sizes = budget::outline(checkpoint, plan.target());
+            Planner::new(checkpoint, plan, &sizes, &options)?.refuse_impossible(&limits)?;
+        }
         let table = self.table(session, path, checkpoint, plan, importance)?;
         if limits.iter().any(|limit| matches!(limit, Limit::Damage(_))) && table.unit != "nats" {
             let cause = format!("the metric {} predicts no KLD", table.metric);
             let path = self.sensitivity.as_deref().unwrap_or(&checkpoint.path);
             return Err(Fault::new(Stage::Plan, cause).fix(MEASURE_KLD).file(path).into());
         }
-        let options = BudgetOptions {
-            ties: plan.ties(),
-            overhead_bytes: pass::overhead_bytes(checkpoint, plan)?,
-            speed: speed.cloned(),
-        };
         let planner = Planner::new(checkpoint, plan, &table, &options)?;
         Ok(Some((planner.propose_within(checkpoint, &limits, &Effort::default())?, table)))
     }

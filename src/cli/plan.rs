@@ -339,7 +339,7 @@ fn checks(
     let facts = Facts {
         file_bytes: pass::file_bytes(checkpoint, resolved).ok(),
         weight_bytes: resolved.new_bytes,
-        config: checkpoint.config.as_ref(),
+        config: resolved.structure.as_ref().map(|left| &left.config).or(checkpoint.config.as_ref()),
         speed,
         kld: nats.and_then(|table| predicted_damage(table, checkpoint, resolved)),
         ..Facts::default()

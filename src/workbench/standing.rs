@@ -44,7 +44,7 @@ impl Document {
         let facts = Facts {
             file_bytes: self.overhead_bytes().map(|bytes| resolved.padded_bytes.saturating_add(bytes)),
             weight_bytes: resolved.new_bytes,
-            config: self.checkpoint.config.as_ref(),
+            config: resolved.structure.as_ref().map(|left| &left.config).or(self.checkpoint.config.as_ref()),
             speed,
             kld: ["kld", "fisher"].into_iter().find_map(|metric| self.predicted_damage(metric)),
             measured: own.map(|run| measured(run, constraints, self)).unwrap_or_default(),
@@ -75,9 +75,11 @@ impl Document {
             && run.plan.calibration() == self.plan().calibration()
             && run.report.tensors.len() == resolved.decisions.len()
             && run.report.tensors.iter().zip(&resolved.decisions).all(|(report, decision)| {
+                let method = decision.method.name();
                 let is_same_method =
-                    decision.is_copy() || report.method == decision.method.name() || report.method == "rtn";
-                report.to == decision.dtype.name() && report.new_bytes == decision.new_bytes && is_same_method
+                    decision.is_copy() || decision.is_removed() || report.method == method || report.method == "rtn";
+                let to = if decision.is_removed() { "removed" } else { decision.dtype.name() };
+                report.to == to && report.new_bytes == decision.new_bytes && is_same_method
             })
     }
 }

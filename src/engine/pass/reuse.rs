@@ -68,7 +68,7 @@ impl Reuse {
         warnings: &mut Vec<String>,
     ) -> Result<Self> {
         let mut reuse = Self::default();
-        for one in earlier.iter().filter(|one| one.plan.decisions.len() == plan.decisions.len()) {
+        for one in earlier.iter().filter(|one| is_of_whole(&one.plan, plan)) {
             let by_name: HashMap<&str, usize> =
                 one.candidate.tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.as_str(), at)).collect();
             let mut differing = 0;
@@ -111,6 +111,11 @@ impl Reuse {
         let (candidate, at) = self.found.get(&decision.tensor_index)?;
         Some(Rows { candidate, tensor: candidate.tensors.get(*at)? })
     }
+}
+
+/// True if an earlier plan was for the same tensors and took nothing away.
+fn is_of_whole(earlier: &ResolvedPlan, plan: &ResolvedPlan) -> bool {
+    earlier.structure.is_none() && earlier.decisions.len() == plan.decisions.len()
 }
 
 /// True if both decisions give the same bytes by what is known of them. What is copied needs no help.

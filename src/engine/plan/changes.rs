@@ -111,12 +111,15 @@ fn changes_for(
 
 /// True if both decisions lead to the same bytes.
 pub(crate) fn is_alike(one: &Decision, other: &Decision) -> bool {
-    let same = (one.dtype, one.new_bytes, one.weight_count) == (other.dtype, other.new_bytes, other.weight_count);
-    same && (one.is_copy() || one.method == other.method)
+    let key = |one: &Decision| (one.dtype, one.new_bytes, one.new_weight_count, one.is_removed());
+    key(one) == key(other) && (one.is_copy() || one.method == other.method)
 }
 
 /// The type, and the method where that is what differs.
 fn in_words(decision: &Decision, other: &Decision) -> String {
+    if decision.is_removed() {
+        return "removed".to_owned();
+    }
     if decision.dtype == other.dtype && decision.method != other.method {
         return format!("{} by {}", decision.dtype, decision.method.name());
     }

@@ -222,7 +222,7 @@ fn is_choosable(target: Target, tensor: &TensorInfo, is_by_rule: bool) -> bool {
     let is_matrix = tensor.shape.len() == 2 && (tensor.dtype.is_float() || !tensor.dtype.is_plain());
     match target {
         Target::Gguf => is_matrix && shape_of(tensor).may_quantize(),
-        Target::HuggingFace => is_matrix,
+        Target::HuggingFace | Target::Lapidary => is_matrix,
         Target::CompressedTensors => {
             is_matrix && (tensor.role.is_layer_linear() || tensor.role == Role::Head && is_by_rule)
         }

@@ -174,8 +174,8 @@ impl SpeedModel {
     }
 
     pub(super) fn predict_for(&self, tensors: &[TensorInfo], resolved: &ResolvedPlan) -> Option<SpeedPrediction> {
-        let decisions = resolved.decisions.iter();
-        let stored = decisions.map(|one| Some((tensors.get(one.tensor_index)?, one.dtype, one.weight_count)));
+        let decisions = resolved.decisions.iter().filter(|one| !one.is_removed());
+        let stored = decisions.map(|one| Some((tensors.get(one.tensor_index)?, one.dtype, one.new_weight_count)));
         let stored: Option<Vec<_>> = stored.collect();
         Some(self.prediction(self.products(stored?.into_iter())?))
     }

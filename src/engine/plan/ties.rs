@@ -22,9 +22,9 @@ impl Ties {
     /// The names of all there are.
     pub const NAMES: [&str; 4] = ["all", "attention", "mlp", "none"];
 
-    /// What runtimes of the target ask for: llama.cpp nothing, those that fuse linears both.
+    /// What runtimes of the target ask for: llama.cpp and ours nothing, those that fuse linears both.
     pub fn of(target: Target) -> Self {
-        let is_fused = target != Target::Gguf;
+        let is_fused = !matches!(target, Target::Gguf | Target::Lapidary);
         Self { attention: is_fused, mlp: is_fused }
     }
 

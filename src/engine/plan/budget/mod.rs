@@ -12,6 +12,7 @@ mod choices;
 mod damages;
 mod floor;
 mod limit;
+mod outline;
 mod rules;
 mod several;
 
@@ -26,6 +27,7 @@ pub(crate) use damages::Damages;
 pub use damages::predicted_damage;
 pub use floor::{Floor, FloorPart};
 pub use limit::Limit;
+pub use outline::outline;
 
 pub use super::knapsack::Effort;
 use super::knapsack::{Alternative, Goal, Point, Problem, Solution};
@@ -242,7 +244,11 @@ impl Planner {
         let mut fixed_secs = options.speed.as_ref().map(SpeedModel::base);
         for &index in fixed.keys() {
             let decision = &resolved.decisions[index];
-            let own = choices.secs(index, decision.dtype, decision.new_weight_count);
+            let own = if decision.is_removed() {
+                Some(Secs::default())
+            } else {
+                choices.secs(index, decision.dtype, decision.new_weight_count)
+            };
             fixed_secs = fixed_secs.zip(own).map(|(sum, own)| sum + own);
             fixed_point.cost = fixed_point.cost.saturating_add(padded(plan.target(), decision.new_bytes));
             match choices.predicted(&subject.tensors[index], decision) {
@@ -406,9 +412,18 @@ impl Planner {
         Ok(best)
     }
 
-    /// One offer a group that keeps every limit but that of the damage, which is looked at afterwards
-    /// where it is not alone.
-    fn solve(&self, limits: &[Limit], effort: &Effort) -> Result<Solution> {
+    /// Refuses a size or a time that no plan keeps, without looking for one that does; damages do not matter.
+    ///
+    /// # Errors
+    /// As [`Planner::propose_within`], for one limit at a time.
+    pub fn refuse_impossible(&self, limits: &[Limit]) -> Result<()> {
+        let mut answers = std::iter::once(self).chain(&self.others).map(|planner| planner.rooms(limits).map(|_| ()));
+        let first = answers.next().unwrap_or(Ok(()));
+        if first.is_ok() || answers.any(|answer| answer.is_ok()) { Ok(()) } else { first }
+    }
+
+    /// What each limit leaves for what is decided here: the tightest of bytes, and times.
+    fn rooms(&self, limits: &[Limit]) -> Result<(Option<(u64, Limit)>, Vec<Cap>)> {
         let mut room: Option<(u64, Limit)> = None;
         let mut caps: Vec<Cap> = Vec::new();
         for &limit in limits {
@@ -422,6 +437,13 @@ impl Planner {
                 room = Some(room.filter(|known| known.0 <= own).unwrap_or((own, limit)));
             }
         }
+        Ok((room, caps))
+    }
+
+    /// One offer a group that keeps every limit but that of the damage, which is looked at afterwards
+    /// where it is not alone.
+    fn solve(&self, limits: &[Limit], effort: &Effort) -> Result<Solution> {
+        let (room, mut caps) = self.rooms(limits)?;
         let damages = || -> Vec<Vec<f64>> {
             let of = |group: &Group| group.offers.iter().map(|offer| offer.damage).collect();
             self.groups.iter().map(of).collect()

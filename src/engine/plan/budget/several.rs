@@ -3,7 +3,7 @@
 //! The surrogate relaxation (Glover, "Surrogate constraints", Operations Research 16, 1968): limits
 //! are brought to the same unit, weighted and added up to one, which a knapsack answers. Whatever
 //! keeps all of them keeps their sum, so each answer bounds the best; limits that an answer breaks
-//! get more weight in the next round. Size and time go nearly together, so few rounds suffice.
+//! get more weight in the next round, and single exchanges bring the answer itself within all of them.
 
 use super::super::knapsack::{Alternative, Effort, Goal, Problem, Solution};
 
@@ -74,7 +74,9 @@ pub(super) fn solve(damages: &[Vec<f64>], caps: &[Cap], effort: &Effort) -> Opti
     let keeps_all = |picks: &[usize]| caps.iter().all(|cap| cap.total(picks) <= cap.room);
     let mut weights = vec![1.0 / caps.len() as f64; caps.len()];
     let (mut best, mut bound): (Option<Solution>, f64) = (None, f64::NEG_INFINITY);
-    let mut keep = |found: Solution| {
+    let mut keep = |mut found: Solution| {
+        repair(damages, caps, &mut found.picks);
+        found.point.damage = damages.iter().zip(&found.picks).map(|(group, &pick)| group[pick]).sum();
         if keeps_all(&found.picks) && best.as_ref().is_none_or(|best| found.point.damage < best.point.damage) {
             best = Some(found);
         }
@@ -90,25 +92,14 @@ pub(super) fn solve(damages: &[Vec<f64>], caps: &[Cap], effort: &Effort) -> Opti
             keep(at_once);
             break;
         }
-        // A little less than there is, so that the last round has something to show.
-        let tighter = WHOLE - (WHOLE >> 10) * (round as u64 + 1);
-        problem.solve(Goal::CostAtMost(tighter)).into_iter().for_each(&mut keep);
+        // It breaks one limit and leaves room in another: exchanges bring most such answers within all.
+        keep(at_once);
         let step = 3.0 / (1.0 + round as f64 / 6.0);
         for (weight, share) in weights.iter_mut().zip(&shares) {
             *weight = (*weight * (step * (share.min(4.0) - 1.0)).exp()).max(1e-6);
         }
         let sum: f64 = weights.iter().sum();
         weights.iter_mut().for_each(|weight| *weight /= sum);
-    }
-    for percent in 1..=80 {
-        if best.is_some() {
-            break;
-        }
-        let problem = weighted(damages, caps, &weights)?;
-        let found = problem.solve(Goal::CostAtMost(WHOLE / 100 * (100 - percent)))?;
-        if keeps_all(&found.picks) {
-            best = Some(found);
-        }
     }
     let mut best = best?;
     fill(damages, caps, &mut best.picks);
@@ -118,6 +109,42 @@ pub(super) fn solve(damages: &[Vec<f64>], caps: &[Cap], effort: &Effort) -> Opti
     best.bound = bound.min(best.objective);
     best.is_optimal = best.objective - best.bound <= best.objective.abs() * 1e-9;
     Some(best)
+}
+
+/// Exchanges alternatives one by one, at least damage for the excess that it takes away, until every
+/// limit is kept or no exchange helps.
+fn repair(damages: &[Vec<f64>], caps: &[Cap], picks: &mut [usize]) {
+    const MOST_EXCHANGES: usize = 256;
+    let excess =
+        |totals: &[f64]| -> f64 { caps.iter().zip(totals).map(|(cap, total)| (total / cap.room - 1.0).max(0.0)).sum() };
+    let usual: f64 = damages.iter().zip(picks.iter()).map(|(group, &pick)| group[pick]).sum();
+    let least_loss = (usual / damages.len().max(1) as f64).max(f64::MIN_POSITIVE) * 1e-6;
+    let mut totals: Vec<f64> = caps.iter().map(|cap| cap.total(picks)).collect();
+    for _ in 0..MOST_EXCHANGES {
+        let now = excess(&totals);
+        if now <= 0.0 {
+            return;
+        }
+        let mut found: Option<(f64, usize, usize)> = None;
+        for (group, all) in damages.iter().enumerate() {
+            let from = picks[group];
+            for (to, damage) in all.iter().enumerate().filter(|(to, _)| *to != from) {
+                let then: Option<Vec<f64>> = caps
+                    .iter()
+                    .zip(&totals)
+                    .map(|(cap, total)| Some(total + cap.costs[group][to]? - cap.costs[group][from]?))
+                    .collect();
+                let Some(gain) = then.map(|then| now - excess(&then)).filter(|gain| *gain > 1e-12) else { continue };
+                let rate = gain / (damage - all[from]).max(least_loss);
+                if found.is_none_or(|found| rate > found.0) {
+                    found = Some((rate, group, to));
+                }
+            }
+        }
+        let Some((_, group, to)) = found else { return };
+        picks[group] = to;
+        totals = caps.iter().map(|cap| cap.total(picks)).collect();
+    }
 }
 
 /// Spends what is left on the single exchanges that save most.
