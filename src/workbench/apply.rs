@@ -605,6 +605,7 @@ impl Workbench {
             history: History::new(plan),
             sensitivity: Default::default(),
             unit_scores: Default::default(),
+            attention: None,
             tasks: opened.tasks,
             text: opened.text,
             baseline: None,

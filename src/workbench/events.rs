@@ -19,6 +19,7 @@ use crate::engine::profile::TensorProfile;
 use crate::engine::scoring::{GeneratedToken, Generation, TaskSet, TextSource};
 use crate::engine::sensitivity::{SensitivityRow, SensitivityTable, SensitivityValue};
 use crate::engine::structure::UnitScores;
+use crate::engine::structure::attention::AttentionPatterns;
 
 /// Told by a job.
 #[derive(Debug)]
@@ -60,7 +61,7 @@ pub(super) enum Outcome {
     /// Importance was computed, or read from a file.
     Calibrated { fingerprint: String, known: Box<KnownImportance>, is_computed: bool },
     /// Units were scored.
-    Scored { fingerprint: String, scores: Box<UnitScores> },
+    Scored { fingerprint: String, scores: Box<UnitScores>, attention: Option<Arc<AttentionPatterns>> },
     /// A candidate was written.
     Passed(Box<Passed>),
     /// A model was evaluated.

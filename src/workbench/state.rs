@@ -18,6 +18,7 @@ use crate::engine::profile::TensorProfile;
 use crate::engine::scoring::{GeneratedToken, TaskSet, TextSource};
 use crate::engine::sensitivity::{self, SensitivityRow, SensitivityTable};
 use crate::engine::structure::UnitScores;
+use crate::engine::structure::attention::AttentionPatterns;
 
 /// What the centre of the window shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -223,6 +224,8 @@ pub struct Document {
     pub sensitivity: BTreeMap<String, Arc<SensitivityTable>>,
     /// What every unit is worth, by metric, once it is scored.
     pub unit_scores: BTreeMap<String, Arc<UnitScores>>,
+    /// What heads look at, once units were scored on a text.
+    pub attention: Option<Arc<AttentionPatterns>>,
     /// How much each column of each matrix matters, once it is computed or loaded.
     pub importance: Option<KnownImportance>,
     /// The text that importance is computed on, unless told otherwise.

@@ -27,7 +27,7 @@ use crate::engine::scoring::{self, GenerateOptions, ScoredText, TaskSet, TextOpt
 use crate::engine::sensitivity::kld::{self, KldOptions};
 use crate::engine::sensitivity::weight::{self, WeightOptions};
 use crate::engine::sensitivity::{SensitivityTable, select_formats, select_tensors};
-use crate::engine::structure::{self, Metric, Sample, SampleOptions, ScoreOptions};
+use crate::engine::structure::{self, Metric, Sample, SampleOptions, ScoreOptions, attention};
 
 /// A model with its tokenizer, ready to run.
 pub(super) struct Ready {
@@ -292,11 +292,12 @@ pub(super) fn load_importance(checkpoint: &Checkpoint, path: &Path) -> Result<Ou
     Ok(Outcome::Calibrated { fingerprint: checkpoint.fingerprint.clone(), known: Box::new(known), is_computed: false })
 }
 
-/// Scores every unit.
+/// Scores every unit; with a text and `wants_patterns`, looks at what heads attend to as well.
 pub(super) fn score_units(
     checkpoint: &Checkpoint,
     metric: Metric,
     text: Option<&TextSource>,
+    wants_patterns: bool,
     context: &Context,
 ) -> Result<Outcome> {
     /// Windows that say enough of every unit and are looked at in seconds.
@@ -311,7 +312,14 @@ pub(super) fn score_units(
     };
     let options = ScoreOptions { sample: sample.as_ref(), seed: 0 };
     let (scores, _) = structure::scores(checkpoint, metric, &options, &context.progress)?;
-    Ok(Outcome::Scored { fingerprint: checkpoint.fingerprint.clone(), scores: Box::new(scores) })
+    let attention = match sample.filter(|_| wants_patterns) {
+        Some(sample) => {
+            let model = Model::load(checkpoint, &context.progress)?;
+            Some(Arc::new(attention::patterns(checkpoint, &model, &sample, &context.progress)?))
+        }
+        None => None,
+    };
+    Ok(Outcome::Scored { fingerprint: checkpoint.fingerprint.clone(), scores: Box::new(scores), attention })
 }
 
 /// Runs a plan and opens what it wrote. `importance` is what the plan uses, where that is loaded.

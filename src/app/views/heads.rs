@@ -108,6 +108,7 @@ impl Memory {
         });
         if !is_current {
             self.map = map_of(config, removal, scores.map(Arc::as_ref));
+            self.map.attention = document.attention.clone();
             self.shaped = Some(Shaped {
                 resolved: resolved.cloned(),
                 structure: Structure::new(config, removal).ok(),
@@ -145,7 +146,8 @@ fn map_of(config: &ModelConfig, removal: &Removal, scores: Option<&UnitScores>) 
             is_gone: removal.layers.contains(&index),
         }
     });
-    HeadMap { metric: scores.map_or_else(String::new, |scores| scores.metric.clone()), layers: layers.collect() }
+    let metric = scores.map_or_else(String::new, |scores| scores.metric.clone());
+    HeadMap { metric, layers: layers.collect(), attention: None }
 }
 
 fn toolbar_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memory) {

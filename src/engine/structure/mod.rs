@@ -8,6 +8,7 @@
 //! which knows nothing of scores.
 
 pub mod activations;
+pub mod attention;
 pub mod flap;
 pub mod gradient;
 pub mod magnitude;
