@@ -25,7 +25,9 @@ mod window {
     use egui_kittest::{Harness, kittest::Queryable as _};
     use lapidary::app::{LapidaryApp, shell, theme};
     use lapidary::engine::plan::Recipe;
-    use lapidary::workbench::{Action, Command, Executor, Level, Options, SelectMode, ThemeChoice, View, Workbench};
+    use lapidary::workbench::{
+        Action, Command, Executor, KldRequest, Level, Options, SelectMode, ThemeChoice, View, Workbench,
+    };
 
     /// What the overlay, the comparison and the playground show.
     const SHOWN: &str = "Q2_K";
@@ -58,7 +60,8 @@ mod window {
             send(&mut window, Command::LoadTasks(path));
         }
         let tokens = if is_quick { 1024 } else { 8192 };
-        send(&mut window, Command::MeasureKld { formats: vec!["q6_k", "q4_k", "q2_k"], tokens });
+        let request = KldRequest { formats: vec!["q6_k", "q4_k", "q2_k"], tokens, ..KldRequest::default() };
+        send(&mut window, Command::MeasureKld(request));
         wait(&mut window, "sensitivity");
         for name in ["Q4_K_M", "Q2_K"] {
             send(&mut window, Command::SetRecipe(Recipe::find(name)));

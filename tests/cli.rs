@@ -332,6 +332,58 @@ fn sensitivity_is_measured_by_weights_and_by_kld() {
     let measured = json(["sensitivity", "demo", "--formats", "q2_k", "--metric", "kld", "--tokens", "1"]);
     assert_eq!(measured["label"], "measured_weights_only");
     assert!(number(&measured["rows"][0]["cells"][0]["value"]) > 0.0);
+    let groups = measured["basis"]["groups"].as_array().expect("the demo's text has domains");
+    let name = groups.iter().find(|group| group["tokens"] != 0).expect("a group")["name"].as_str().expect("a name");
+    let arguments = ["sensitivity", "demo", "--formats", "q2_k", "--metric", "kld", "--tokens", "1"];
+    let of_group = json(arguments.into_iter().chain(["--group", name]));
+    let own = measured["basis"]["groups"].as_array().expect("groups").iter().position(|group| group["name"] == name);
+    let cell = &measured["rows"][3]["cells"][0]["groups"][own.expect("it is there")];
+    assert_eq!(of_group["rows"][3]["cells"][0]["value"], cell["value"]);
+    let message = fails(2, arguments.into_iter().chain(["--group", "nowhere"]));
+    assert!(message.contains(name), "{message}");
+}
+
+#[test]
+fn output_error_layers_and_heads_are_measured_and_finished_cells_are_taken_over() {
+    let folder = folder();
+    let few = folder.path().join("few.jsonl");
+    let whole = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/calibration.jsonl"));
+    let lines: String = whole.expect("reads").lines().take(12).map(|line| format!("{line}\n")).collect();
+    std::fs::write(&few, lines).expect("writes");
+    let measure = |arguments: &[&str]| {
+        let first = ["sensitivity", "demo", "--calibration", path_text(&few), "--tokens", "200"];
+        json(first.iter().chain(arguments).copied())
+    };
+    let inputs = folder.path().join("inputs.json");
+    let output = measure(&["--metric", "output", "--formats", "q8_0,q2_k", "--activations", path_text(&inputs)]);
+    let inputs: Value = serde_json::from_slice(&std::fs::read(&inputs).expect("written")).expect("JSON");
+    assert_eq!(inputs["inputs"].as_array().map(Vec::len), Some(25), "four a layer and the head's");
+    assert_eq!(inputs["inputs"][3]["largest"].as_array().map(Vec::len), Some(512));
+    let cells = &output["rows"][4]["cells"];
+    assert!(number(&cells[0]["value"]) < number(&cells[1]["value"]), "{cells}");
+    assert_eq!(output["label"], "predicted");
+
+    let influence = measure(&["--metric", "block_influence"]);
+    assert_eq!((influence["values"].as_array().map(Vec::len), &influence["kind"]), (Some(6), &"layer".into()));
+    let file = folder.path().join("groups.json");
+    let groups = measure(&["--metric", "kv_group_ablation", "-o", path_text(&file)]);
+    assert_eq!(groups["values"].as_array().map(Vec::len), Some(24));
+    assert_eq!(groups, measure(&["--metric", "kv_group_ablation", "-o", path_text(&file)]), "taken over");
+
+    // A cell that is there already stays as it is, even where it says something else.
+    let file = folder.path().join("kld.json");
+    let mut table =
+        measure(&["--metric", "kld", "--formats", "q4_k", "--granularity", "layer", "-o", path_text(&file)]);
+    assert_eq!((&table["metric"], table["rows"].as_array().map(Vec::len)), (&"kld_layer".into(), Some(6)));
+    table["rows"][2]["cells"][0]["value"] = 77.0.into();
+    table["rows"][3]["cells"][0] = Value::Null;
+    let partial = folder.path().join("kld.json.partial");
+    std::fs::write(&partial, table.to_string()).expect("writes");
+    std::fs::remove_file(&file).expect("removes");
+    let again = measure(&["--metric", "kld", "--formats", "q4_k", "--granularity", "layer", "-o", path_text(&file)]);
+    assert_eq!(again["rows"][2]["cells"][0]["value"], 77.0);
+    assert!(number(&again["rows"][3]["cells"][0]["value"]) > 0.0);
+    assert!(file.is_file() && !partial.exists());
 }
 
 #[test]
@@ -411,7 +463,7 @@ fn wrong_usage_exits_with_2_and_says_what_there_is() {
         (&["plan", "demo", "--size", "much"], "--size"),
         (&["plan", "demo", "--set", "*"], "GLOB=FORMAT"),
         (&["inspect", "demo", "--threads", "0"], "--threads"),
-        (&["sensitivity", "demo", "--metric", "hessian"], "weight, fisher, kld"),
+        (&["sensitivity", "demo", "--metric", "hessian"], "weight, output, fisher, kld"),
         (&["evaluate", "demo", "--perplexity", "mine"], "strided"),
         (&["compare", "demo"], "<CANDIDATE>"),
     ];

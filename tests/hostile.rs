@@ -11,6 +11,8 @@ use lapidary::engine::checkpoint::{Checkpoint, GgufTensor, GgufValue, GgufWriter
 use lapidary::engine::error::{Error, Result};
 use lapidary::engine::format::Dtype;
 use lapidary::engine::model::Tokenizer;
+use lapidary::engine::pass::{self, PassOptions};
+use lapidary::engine::plan::{self, Plan};
 use lapidary::engine::progress::Progress;
 use proptest::prelude::*;
 
@@ -231,6 +233,26 @@ fn weights_that_are_not_numbers_open_all_the_same() {
     let checkpoint = Checkpoint::open(&path).expect("opens");
     let values = common::rows_f32(&checkpoint, "a");
     assert!(values.iter().all(|value| value.is_nan()));
+}
+
+#[test]
+fn a_pass_over_damaged_weights_names_them() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let source = folder.path().join("model");
+    TinyModel::default().write(&source);
+    let weights = source.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).expect("weights");
+    let end = bytes.len();
+    bytes[end - 12..].fill(0xff);
+    std::fs::write(&weights, bytes).expect("damaged");
+    let checkpoint = Checkpoint::open(&source).expect("opens");
+    let text = "version = 1\ntarget = \"hugging_face\"\n[default]\nformat = \"f16\"\n";
+    let plan = plan::resolve(&Plan::parse(text, None).expect("a plan"), &checkpoint).expect("resolves");
+    let output = folder.path().join("out");
+    let report = pass::run(&checkpoint, &plan, &output, &PassOptions::default(), &Progress::default())
+        .expect("runs all the same");
+    let said = report.warnings.iter().any(|text| text.contains("3 weights that are NaN or infinite"));
+    assert!(said, "{:?}", report.warnings);
 }
 
 /// A folder with two shards and an index that `edit` has changed.

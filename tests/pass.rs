@@ -293,3 +293,61 @@ fn a_plan_of_another_checkpoint_and_an_output_onto_the_input_are_refused() {
     assert_eq!(std::fs::read(&path).expect("whole"), before);
     assert_eq!(std::fs::read_dir(folder.path()).expect("lists").count(), 1, "nothing half-written remains");
 }
+
+/// Runs a plan with what it may take over.
+fn compress_after(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    earlier: Vec<pass::Earlier>,
+    output: &Path,
+) -> pass::PassReport {
+    let resolved = plan::resolve(plan, checkpoint).expect("resolves");
+    let load = |calibration: &Calibration| calibration.load(checkpoint, &Progress::default(), &mut Vec::new());
+    let importance = plan.calibration().map(load).transpose().expect("an importance matrix");
+    let options = PassOptions { importance, earlier, ..PassOptions::default() };
+    pass::run(checkpoint, &resolved, output, &options, &Progress::default()).expect("runs")
+}
+
+#[test]
+fn a_changed_plan_takes_over_what_did_not_change_and_gives_the_same_bytes() {
+    let folder = tempfile::tempdir().expect("folder");
+    let at = |name: &str| folder.path().join(name);
+    let checkpoint = demo();
+    let before = recipe_plan("Q4_K_M");
+    compress(&checkpoint, &before, &at("before.gguf")).expect("runs");
+    let mut after = before.clone();
+    let treatment = plan::Treatment::format("q5_k").expect("a format");
+    after.set_role_layers(&checkpoint, lookup_role("q"), Some(&[1, 2]), treatment).expect("layers");
+    let fresh = compress(&checkpoint, &after, &at("fresh.gguf")).expect("runs");
+    assert_eq!(fresh.reused_tensors, 0);
+    let earlier = |plan: &Plan, importance: Option<String>| pass::Earlier {
+        candidate: Arc::new(Checkpoint::open(&at("before.gguf")).expect("opens")),
+        plan: Arc::new(plan::resolve(plan, &checkpoint).expect("resolves")),
+        importance,
+    };
+    let report = compress_after(&checkpoint, &after, vec![earlier(&before, None)], &at("reused.gguf"));
+    // All matrices but the two that changed; norms are f32 in either and copied anew.
+    assert!(report.reused_tensors >= 43 - 2, "{}", report.reused_tensors);
+    let bytes = |name: &str| std::fs::read(at(name)).expect("written");
+    assert!(bytes("reused.gguf") == bytes("fresh.gguf"), "another file");
+
+    // A candidate that is not what its plan says is noticed, and the file is right all the same.
+    let mut weighted = after.clone();
+    weighted.set_calibration(Some(imatrix()));
+    let expected = compress(&checkpoint, &weighted, &at("weighted.gguf")).expect("runs");
+    let mut claimed = before.clone();
+    claimed.set_calibration(Some(imatrix()));
+    let hash = Importance::read(&repository("tests/fixtures/llama_cpp_imatrix.gguf")).expect("reads").hash;
+    let report = compress_after(&checkpoint, &weighted, vec![earlier(&claimed, Some(hash))], &at("claimed.gguf"));
+    assert!(report.warnings.iter().any(|warning| warning.contains("encoded again")), "{:?}", report.warnings);
+    assert!(report.reused_tensors < expected.tensors.len() / 2, "{}", report.reused_tensors);
+    assert!(bytes("claimed.gguf") == bytes("weighted.gguf"), "another file");
+
+    // Another matrix than the one it was made with is no reason to look closer.
+    let report = compress_after(&checkpoint, &weighted, vec![earlier(&claimed, None)], &at("other.gguf"));
+    assert!(bytes("other.gguf") == bytes("weighted.gguf") && report.reused_tensors <= 1, "{}", report.reused_tensors);
+}
+
+fn lookup_role(name: &str) -> lapidary::engine::checkpoint::Role {
+    lapidary::engine::checkpoint::Role::find(name).expect("a role")
+}

@@ -131,7 +131,7 @@ mod without_pictures {
     fn a_cell_of_the_map_is_found_and_clicked_by_what_it_says() {
         let page = |ui: &mut egui::Ui, clicked: &mut Option<(usize, usize)>| {
             let map = super::gallery::plots::map(6, "q4_k");
-            let output = plots::heat_map::heat_map_ui(ui, &map, 320.0, None);
+            let output = plots::heat_map::heat_map_ui(ui, &map, 320.0, None, &|_, _| false);
             *clicked = output.clicked.or(*clicked);
         };
         let mut harness = harness(page, None);

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lapidary::engine::plan::budget::Limit;
+use lapidary::engine::plan::standing::Standing;
+use lapidary::engine::plan::{Constraints, Recipe, Target, Ties};
 use lapidary::workbench::{Action, Command, Executor, Level, Options, SelectMode, State, Subject, View, Workbench};
 
 fn inline(folder: &Path) -> Workbench {
@@ -336,4 +338,94 @@ fn a_budget_is_one_step_of_history_and_a_drag_too() {
     bench.apply(Command::PlanWithin { limit: Limit::FileBytes(1000), metric: None, continues: false });
     assert_eq!(bench.state().document.as_ref().expect("open").plan(), &before);
     assert!(errors(bench.state()).iter().any(|text| text.contains("the least is")), "{:?}", errors(bench.state()));
+}
+
+#[test]
+fn constraints_kept_plans_and_ties_live_in_the_project() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    bench.apply(Action::OpenDemo);
+    let document = |bench: &Workbench| bench.state().document.as_ref().expect("open").plan().clone();
+    let standings = |bench: &Workbench| -> Vec<Standing> {
+        let found = bench.state().document.as_ref().expect("open").standing(bench.state().rates.as_ref());
+        found.checks.iter().map(|check| check.standing).collect()
+    };
+    assert!(bench.unavailable(Action::FitConstraints).is_some() && bench.unavailable(Action::ExportGates).is_some());
+    let constraints = Constraints {
+        max_file_bytes: Some(5 << 19),
+        min_decode_tokens_per_second: Some(1e-3),
+        max_kld: Some(0.5),
+        ..Constraints::default()
+    };
+    bench.apply(Command::SetConstraints(Box::new(constraints.clone())));
+    let (met, missed, unknown) = (Standing::Met, Standing::Missed, Standing::Unknown);
+    assert_eq!(standings(&bench), [missed, unknown, unknown]);
+
+    // Planning for a speed without kernel rates is refused; without it the size is met at once.
+    bench.apply(Action::FitConstraints);
+    assert!(errors(bench.state()).iter().any(|text| text.contains("kernels of this machine")));
+    let sizes = Constraints { min_decode_tokens_per_second: None, max_kld: None, ..constraints };
+    bench.apply(Command::SetConstraints(Box::new(sizes)));
+    bench.apply(Command::NamePlan(" as the recipe ".to_owned()));
+    bench.apply(Action::FitConstraints);
+    assert_eq!(standings(&bench), [met]);
+    let fitted = document(&bench);
+    let gates = folder.path().join("gates.toml");
+    bench.apply(Command::ExportGates(gates.clone()));
+    assert!(std::fs::read_to_string(gates).expect("written").contains("file_bytes"));
+
+    // With ties, k and v follow q.
+    bench.apply(Command::SetTies(Ties { attention: true, mlp: false }));
+    let q = index_of(&bench, "model.layers.2.self_attn.q_proj.weight");
+    let v = index_of(&bench, "model.layers.2.self_attn.v_proj.weight");
+    bench.apply(Command::SetFormat { tensors: vec![q], format: "q5_0" });
+    let dtype = |bench: &Workbench, index: usize| {
+        let document = bench.state().document.as_ref().expect("open");
+        document.resolved.as_ref().expect("resolves").decisions[index].dtype.name()
+    };
+    assert_eq!((dtype(&bench, q), dtype(&bench, v)), ("q5_0", "q5_0"));
+    bench.apply(Command::CopyLayer { from: 2, to: vec![3] });
+    assert_eq!(dtype(&bench, index_of(&bench, "model.layers.3.self_attn.k_proj.weight")), "q5_0");
+    bench.apply(Command::MakeLegal(Target::Gptq));
+    assert_eq!(document(&bench).target(), Target::Gptq);
+    bench.apply(Action::Undo);
+
+    // A kept plan comes back, and both it and the steps survive closing.
+    bench.apply(Command::ReturnTo("as the recipe".to_owned()));
+    assert_eq!(document(&bench).recipe(), Some(Recipe::Q4KM));
+    let steps = bench.state().document.as_ref().expect("open").history.steps().count();
+    bench.close();
+    let mut again = inline(folder.path());
+    again.apply(Action::OpenDemo);
+    let kept = again.state().document.as_ref().expect("open");
+    assert_eq!(kept.named.len(), 1);
+    assert_eq!(kept.history.steps().count(), steps);
+    let fit = kept.history.steps().position(|step| step == "plan within a budget").expect("a step");
+    again.apply(Command::UndoTo(fit + 1));
+    assert_eq!(document(&again), fitted);
+    again.apply(Command::ForgetNamed("as the recipe".to_owned()));
+    assert!(again.state().document.as_ref().expect("open").named.is_empty());
+}
+
+#[test]
+fn the_frontier_is_run_at_three_sizes_and_later_passes_take_over_tensors() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    // Opened as a folder the demo brings no tasks and texts, so that nothing is evaluated.
+    bench.apply(Command::Open(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo")));
+    let before = bench.state().document.as_ref().expect("open").plan().clone();
+    bench.apply(Action::RunFrontier);
+    let document = bench.state().document.as_ref().expect("open");
+    assert_eq!(document.runs.len(), 3, "{:?}", errors(bench.state()));
+    assert_eq!(document.plan(), &before);
+    let bytes: Vec<u64> = document.runs.iter().map(|run| run.report.new_bytes).collect();
+    assert!(bytes[0] < bytes[1] && bytes[1] < bytes[2], "{bytes:?}");
+    assert!(document.runs.iter().all(|run| run.name.starts_with("frontier")));
+
+    bench.apply(Action::RunPlan);
+    let down = index_of(&bench, DOWN);
+    bench.apply(Command::SetFormat { tensors: vec![down], format: "q8_0" });
+    bench.apply(Action::RunPlan);
+    let runs = &bench.state().document.as_ref().expect("open").runs;
+    assert!(runs[4].report.reused_tensors >= 41, "{}", runs[4].report.reused_tensors);
 }

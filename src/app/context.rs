@@ -50,6 +50,7 @@ pub struct Memory {
     pub inspector: panels::inspector::Memory,
     pub palette: panels::palette::Memory,
     pub dialogs: panels::dialogs::Memory,
+    pub standing: panels::standing::Memory,
     pub overview: views::overview::Memory,
     pub weights: views::weights::Memory,
     pub sensitivity: views::sensitivity::Memory,

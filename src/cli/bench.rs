@@ -11,9 +11,12 @@ use super::output::{Table, or_dash};
 use super::session::{Answer, Result, Session};
 use crate::engine::kernels::Level;
 use crate::engine::model::Model;
+use crate::engine::scoring::energy::{self, Energy, EnergyMeter};
+use crate::engine::scoring::kernel_rates::{self, KernelRates, RateOptions};
 use crate::engine::scoring::kernel_speed::{self, KernelOptions, KernelSpeed};
-use crate::engine::scoring::{SpeedOptions, SpeedResult, speed};
+use crate::engine::scoring::{SpeedCell, SpeedGridOptions, SpeedOptions, SpeedResult, TokenModel, speed, speed_grid};
 use crate::engine::units;
+use crate::workbench::keep_rates;
 
 /// Measure prefill and decode speed and memory, or the kernels
 ///
@@ -21,11 +24,16 @@ use crate::engine::units;
 /// --decode-depth 0`: one warm-up first, random tokens, logits of the last one only, no sampling.
 #[derive(Debug, Args)]
 pub(super) struct Bench {
-    #[arg(value_name = "PATH", help = PATH_HELP, required_unless_present = "kernels")]
+    #[arg(value_name = "PATH", help = PATH_HELP, required_unless_present_any = ["kernels", "rates"])]
     path: Option<PathBuf>,
     /// Measure encoders, error scans, profiles and matrix products by themselves, with one thread and with all
+    ///
+    /// Without --filter, and without --quick, the rates of --rates are measured and kept as well.
     #[arg(long, conflicts_with_all = ["path", "prefill_tokens", "decode_tokens", "decode_depth", "repetitions"])]
     kernels: bool,
+    /// Measure what predictions of a plan's speed need, a time for every format, and keep it for `lapidary plan` and the window
+    #[arg(long, conflicts_with_all = ["path", "kernels", "prefill_tokens", "decode_tokens", "decode_depth", "repetitions"])]
+    rates: bool,
     /// With --kernels: only those whose kernel or format has this in its name, such as matmul or q4_k
     #[arg(long, value_name = "TEXT", requires = "kernels")]
     filter: Option<String>,
@@ -44,6 +52,54 @@ pub(super) struct Bench {
     /// Least number of repetitions; medians are reported
     #[arg(long, value_name = "N", default_value_t = SpeedOptions::default().repetitions)]
     repetitions: usize,
+    /// Measure other models in turns with PATH (A, B, A, B …); may be given several times
+    #[arg(long, value_name = "PATH", conflicts_with = "kernels")]
+    against: Vec<PathBuf>,
+    /// Measure these prompt lengths too, with intervals: 32,128,512
+    #[arg(long, value_name = "N,N", value_delimiter = ',', conflicts_with = "kernels")]
+    prompts: Vec<usize>,
+    /// With --prompts or --against: sequences read and written together
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [1])]
+    batches: Vec<usize>,
+    /// Power to estimate energy with, where the processor's counters cannot be read
+    #[arg(long, value_name = "W", value_parser = positive)]
+    watts: Option<f64>,
+    /// Price of this machine an hour, for the price of a million tokens
+    #[arg(long, value_name = "PRICE", value_parser = positive)]
+    price_per_hour: Option<f64>,
+}
+
+fn positive(text: &str) -> std::result::Result<f64, String> {
+    let value: f64 = text.parse().map_err(|err| format!("{err}"))?;
+    if value.is_finite() && value > 0.0 { Ok(value) } else { Err("give a number above 0".to_owned()) }
+}
+
+/// Energy of the speed measurement.
+#[derive(Debug, Serialize)]
+struct EnergyFigures {
+    #[serde(flatten)]
+    energy: Energy,
+    /// Over all tokens that were read or written.
+    joules_per_token: f64,
+}
+
+/// Price of tokens on this machine.
+#[derive(Debug, Serialize)]
+struct Cost {
+    price_per_hour: f64,
+    price_per_million_prompt_tokens: f64,
+    price_per_million_written_tokens: f64,
+}
+
+impl Cost {
+    fn new(price_per_hour: f64, speed: &SpeedResult) -> Self {
+        let million = |tokens_per_second: f64| price_per_hour / 3600.0 / tokens_per_second.max(1e-12) * 1e6;
+        Self {
+            price_per_hour,
+            price_per_million_prompt_tokens: million(speed.prefill_tokens_per_second),
+            price_per_million_written_tokens: million(speed.decode_tokens_per_second),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -65,6 +121,21 @@ struct Document<'a> {
     /// The process at its largest.
     peak_rss_bytes: Option<u64>,
     load_secs: f64,
+    /// What the cache of keys and values grows by with every token, in f32 as it is held here.
+    kv_bytes_per_token: u64,
+    /// What all threads together read from memory.
+    memory_bytes_per_second: f64,
+    /// Decoding speed over what that bandwidth allows for reading all weights and the cache once a token; above 1
+    /// where the processor's cache holds the model.
+    share_of_bandwidth_bound: f64,
+    /// Counters are the whole machine's; null where they cannot be read and no power was named.
+    energy: Option<EnergyFigures>,
+    cost: Option<Cost>,
+    /// Names of the models in `grid`, PATH first.
+    models: Vec<String>,
+    /// Prompt lengths and batch sizes, where they were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    grid: Vec<SpeedCell>,
     #[serde(flatten)]
     speed: SpeedResult,
 }
@@ -82,6 +153,9 @@ struct Kernels<'a> {
 impl Bench {
     pub fn run(&self, session: &Session) -> Result<Answer> {
         let load_average = load_average();
+        if self.rates {
+            return run_rates(session);
+        }
         let Some(path) = &self.path else {
             return self.run_kernels(session, load_average);
         };
@@ -96,10 +170,23 @@ impl Bench {
             repetitions: self.repetitions,
             ..SpeedOptions::default()
         };
+        let meter = EnergyMeter::start();
+        let started = Instant::now();
         let mut results = speed::measure(&[&model], &options, &session.progress)?;
         let Some(speed) = results.pop() else {
             return Ok(Answer { text: String::new(), code: 1 });
         };
+        let counted = meter.and_then(|meter| meter.stop());
+        let energy = counted.or(self.watts.map(|watts| energy::estimate(watts, started.elapsed().as_secs_f64())));
+        let depth = if speed.decode_depth == speed.prefill_tokens { 0 } else { speed.decode_depth };
+        let tokens = speed.repetitions * (speed.prefill_tokens + depth + speed.decode_tokens);
+        let energy =
+            energy.map(|energy| EnergyFigures { joules_per_token: energy.joules() / tokens.max(1) as f64, energy });
+        let kv_bytes_per_token = checkpoint.config.as_ref().map_or(0, |config| config.kv_bytes_per_token());
+        let memory_bytes_per_second = speed_grid::memory_bandwidth();
+        let read = model.resident_bytes() as f64 + kv_bytes_per_token as f64 * speed.decode_depth as f64;
+        let bound = memory_bytes_per_second / read.max(1.0);
+        let (models, grid) = self.grid(session, &checkpoint.name, &model)?;
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let document = Document {
             version: 1,
@@ -114,18 +201,90 @@ impl Bench {
             rss_bytes: status_bytes(&status, "VmRSS:"),
             peak_rss_bytes: status_bytes(&status, "VmHWM:"),
             load_secs,
+            kv_bytes_per_token,
+            memory_bytes_per_second,
+            share_of_bandwidth_bound: speed.decode_tokens_per_second / bound.max(1e-12),
+            energy,
+            cost: self.price_per_hour.map(|price| Cost::new(price, &speed)),
+            models,
+            grid,
             speed,
         };
         session.answer(&document, || text(&document))
     }
 
+    /// Every prompt length and batch size, in turns with other models; nothing where none was asked for.
+    fn grid(&self, session: &Session, name: &str, model: &Model) -> Result<(Vec<String>, Vec<SpeedCell>)> {
+        if self.prompts.is_empty() && self.against.is_empty() {
+            return Ok((vec![name.to_owned()], Vec::new()));
+        }
+        let mut names = vec![name.to_owned()];
+        let mut others = Vec::with_capacity(self.against.len());
+        for path in &self.against {
+            let checkpoint = session.open(path)?;
+            others.push(Model::load(&checkpoint, &session.progress)?);
+            names.push(checkpoint.name);
+        }
+        let mut models: Vec<&dyn TokenModel> = vec![model];
+        models.extend(others.iter().map(|other| other as &dyn TokenModel));
+        let prompts = if self.prompts.is_empty() { vec![self.prefill_tokens] } else { self.prompts.clone() };
+        let options = SpeedGridOptions {
+            prompts,
+            batches: self.batches.clone(),
+            decode_tokens: self.decode_tokens,
+            repetitions: self.repetitions,
+        };
+        Ok((names, speed_grid::measure(&models, &options, &session.progress)?))
+    }
+
     fn run_kernels(&self, session: &Session, load_average: Option<f64>) -> Result<Answer> {
         let options = KernelOptions { filter: self.filter.clone(), quick: self.quick };
         let rows = kernel_speed::measure(&options, &session.progress)?;
+        if self.filter.is_none() && !self.quick {
+            let rates = kernel_rates::measure(&RateOptions::default(), &session.progress)?;
+            keep_rates(&session.cache_dir(), &rates)?;
+        }
         let level = Level::detect().name();
         let document = Kernels { version: 1, device: "cpu", level, load_average, kernels: &rows };
         session.answer(&document, || kernels_text(&document))
     }
+}
+
+/// What `--rates` answers.
+#[derive(Debug, Serialize)]
+struct Rates<'a> {
+    /// Where they are kept.
+    kept_in: &'a Path,
+    #[serde(flatten)]
+    rates: &'a KernelRates,
+}
+
+fn run_rates(session: &Session) -> Result<Answer> {
+    let rates = kernel_rates::measure(&RateOptions::default(), &session.progress)?;
+    let path = keep_rates(&session.cache_dir(), &rates)?;
+    session.answer(&Rates { kept_in: &path, rates: &rates }, || rates_text(&rates, &path))
+}
+
+fn rates_text(rates: &KernelRates, path: &Path) -> String {
+    let mut table = Table::new(&["format", ">bytes a weight", ">decode (M weights/s)", ">prefill (M weights/s)"]);
+    for (id, rate) in &rates.formats {
+        table.row([
+            id.clone(),
+            format!("{:.3}", rate.bytes_per_weight),
+            format!("{:.0}", 1e-6 / rate.decode_secs_per_weight),
+            format!("{:.0}", 1e-6 / rate.prefill_secs_per_weight),
+        ]);
+    }
+    format!(
+        "{}\n{}, {} kernels, {} threads; {:.1} GB/s read from memory, {} a product at least\nkept in {}\n",
+        table.render(),
+        rates.machine.cpu,
+        rates.machine.level,
+        rates.machine.threads,
+        rates.memory_bytes_per_second / 1e9,
+        units::duration(rates.product_secs),
+        path.display()
+    )
 }
 
 /// Linux's load average of the last minute.
@@ -199,9 +358,10 @@ fn text(document: &Document<'_>) -> String {
     ]);
     table.row(["time to first token (ms)".to_owned(), format!("{:.2}", speed.ttft_secs * 1e3), String::new()]);
     table.row(["time per output token (ms)".to_owned(), format!("{:.2}", speed.tpot_secs * 1e3), String::new()]);
+    let more = more(document);
     format!(
         "{}: {} on disk, {:.2} bpw, loaded in {}\n\n{}\n{} weights in memory, {} resident, {} at most\n{} repetitions of \
-         {} prompt tokens, and of {} tokens written after {}; {} threads, {} kernels, load average {}\n",
+         {} prompt tokens, and of {} tokens written after {}; {} threads, {} kernels, load average {}\n{more}",
         super::output::printable(document.name),
         units::bytes(document.file_bytes),
         document.bits_per_weight,
@@ -220,9 +380,70 @@ fn text(document: &Document<'_>) -> String {
     )
 }
 
+/// Memory, energy, price and the grid.
+fn more(document: &Document<'_>) -> String {
+    let mut text = format!(
+        "{} of KV cache a token; {:.1} GB/s from memory, of which decoding uses {:.0} %\n",
+        units::bytes(document.kv_bytes_per_token),
+        document.memory_bytes_per_second / 1e9,
+        document.share_of_bandwidth_bound * 100.0,
+    );
+    if let Some(figures) = &document.energy {
+        let label =
+            if figures.energy.is_estimate { "estimated from the power named" } else { "counted, the whole machine" };
+        text.push_str(&format!("{:.4} joules a token ({label})\n", figures.joules_per_token));
+    }
+    if let Some(cost) = &document.cost {
+        text.push_str(&format!(
+            "a million prompt tokens cost {:.4}, a million written ones {:.4}\n",
+            cost.price_per_million_prompt_tokens, cost.price_per_million_written_tokens
+        ));
+    }
+    if document.grid.is_empty() {
+        return text;
+    }
+    let titles = [
+        "model",
+        ">prompt",
+        ">batch",
+        ">prefill t/s",
+        ">decode t/s",
+        ">[95 %]",
+        ">TTFT ms",
+        ">ITL p50 ms",
+        ">p99 ms",
+        ">decode ratio",
+        ">[95 %]",
+    ];
+    let mut table = Table::new(&titles);
+    for cell in &document.grid {
+        let range = |[low, high]: [f64; 2], digits: usize| format!("{low:.digits$} to {high:.digits$}");
+        table.row([
+            document.models.get(cell.model).cloned().unwrap_or_default(),
+            cell.prompt_tokens.to_string(),
+            cell.batch.to_string(),
+            format!("{:.0}", cell.prefill_tokens_per_second.median),
+            format!("{:.1}", cell.decode_tokens_per_second.median),
+            range(cell.decode_tokens_per_second.interval, 1),
+            format!("{:.2}", cell.ttft_secs.median * 1e3),
+            format!("{:.2}", cell.itl_secs[0] * 1e3),
+            format!("{:.2}", cell.itl_secs[2] * 1e3),
+            format!("{:.3}", cell.decode_ratio.median),
+            range(cell.decode_ratio.interval, 3),
+        ]);
+    }
+    format!("{text}\n{}", table.render())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_million_tokens_cost_the_time_that_they_take() {
+        assert_eq!(positive("0.5"), Ok(0.5));
+        assert!(positive("0").is_err() && positive("inf").is_err());
+    }
 
     #[test]
     fn memory_is_read_in_bytes_and_absent_where_the_system_does_not_say() {

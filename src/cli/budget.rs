@@ -1,41 +1,52 @@
 //! The budget of `lapidary plan`: a limit, what is known of the tensors, and the plan that keeps it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
 
+use super::limits::Limits;
 use super::session::{Result, Session};
-use crate::engine::calibration::Importance;
+use crate::engine::calibration::{Documents, Importance};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::error::{Fault, Stage};
+use crate::engine::model::Tokenizer;
 use crate::engine::pass;
-use crate::engine::plan::budget::{BudgetOptions, BudgetReport, Effort, Limit, Planner, Proposal, Ties};
-use crate::engine::plan::{Plan, Target};
+use crate::engine::plan::budget::{BudgetOptions, BudgetReport, Effort, Limit, Planner, Proposal};
+use crate::engine::plan::speed::SpeedModel;
+use crate::engine::plan::{Plan, Target, Ties};
+use crate::engine::scoring::TextOptions;
+use crate::engine::sensitivity::fisher::{self, FisherOptions};
 use crate::engine::sensitivity::weight::{self, WeightOptions};
-use crate::engine::sensitivity::{self, SensitivityTable};
+use crate::engine::sensitivity::{self, GroupedText, SensitivityTable};
 use crate::engine::units;
+
+/// Tokens over which gradients are taken where no table is given.
+const FISHER_TOKENS: usize = 4096;
 
 /// What the plan must keep within.
 #[derive(Debug, Args)]
 pub(super) struct Budget {
-    /// Least damage in a file of this size, metadata and tokenizer included, such as 3.2GiB or plain bytes
-    #[arg(long, value_name = "SIZE", value_parser = size, group = "limit", conflicts_with_all = ["recipe", "format"])]
-    size: Option<u64>,
-    /// Least damage in so many bits per weight, scales included
-    #[arg(long, value_name = "BPW", value_parser = positive, group = "limit", conflicts_with_all = ["recipe", "format"])]
-    bits: Option<f64>,
-    /// Fewest bytes at this predicted KLD in nats; needs a table in nats
-    #[arg(long, value_name = "NATS", value_parser = positive, group = "limit", conflicts_with_all = ["recipe", "format"])]
-    max_kld: Option<f64>,
-    /// The table that `lapidary sensitivity` wrote [default: relative weight error, measured now]
-    #[arg(long, value_name = "TABLE.json", requires = "limit")]
+    #[command(flatten)]
+    limits: Limits,
+    /// Choose formats for the [constraints] that the plan of --from states
+    #[arg(long, requires = "from", conflicts_with_all = ["recipe", "format"], help_heading = PLANNING)]
+    fit: bool,
+    /// The table that `lapidary sensitivity` wrote [default: KLD by Fisher information on --calibration; without a text
+    /// relative weight error]
+    #[arg(long, value_name = "TABLE.json", help_heading = PLANNING)]
     sensitivity: Option<PathBuf>,
-    /// Tensors of a layer that get the same format: attention (q, k, v), mlp (gate, up), all or none [default: as the target's runtimes ask]
-    #[arg(long, value_name = "WHICH", value_parser = ties, requires = "limit")]
+    /// The text that gradients are taken on where no table is given [default for `demo`: its calibration text]
+    #[arg(long, value_name = "TEXT", conflicts_with = "sensitivity", help_heading = PLANNING)]
+    calibration: Option<PathBuf>,
+    /// Tensors of a layer that share a format: attention (q, k, v), mlp (gate, up), all or none; kept in the plan
+    /// [default: as the target's runtimes ask]
+    #[arg(long, value_name = "WHICH", value_parser = ties, help_heading = PLANNING)]
     tie: Option<Ties>,
 }
+
+const PLANNING: &str = "Planning";
 
 /// The report as a part of a document.
 #[derive(Debug, Serialize)]
@@ -45,46 +56,86 @@ pub(super) struct BudgetSection {
 }
 
 impl Budget {
-    fn limit(&self) -> Option<Limit> {
-        let size = self.size.map(Limit::FileBytes);
-        size.or(self.bits.map(Limit::BitsPerWeight)).or(self.max_kld.map(Limit::Damage))
+    /// Writes what was asked for into the plan.
+    pub(super) fn state(&self, plan: &mut Plan) {
+        self.limits.state(plan);
+        if let Some(ties) = self.tie {
+            plan.set_ties(ties);
+        }
     }
 
-    /// The plan within the limit that was given, if one was; `plan` holds what is decided by hand.
-    /// Weights are looked at with `importance`, where the plan has one.
+    /// The table that was given, if one was.
+    pub(super) fn given_table(&self) -> Result<Option<SensitivityTable>> {
+        Ok(self.sensitivity.as_deref().map(SensitivityTable::read).transpose()?)
+    }
+
+    /// The plan within the limits that it states, if formats are to be chosen for them; `plan` holds
+    /// what is decided by hand, or by a recipe or a format, to which limits are no orders. Tensors
+    /// are looked at with `importance`, where the plan has one.
     pub(super) fn propose(
         &self,
         session: &Session,
+        path: &Path,
         checkpoint: &Checkpoint,
         plan: &Plan,
+        speed: Option<&SpeedModel>,
         importance: Option<Arc<Importance>>,
-    ) -> Result<Option<Proposal>> {
-        let Some(limit) = self.limit() else { return Ok(None) };
-        let table = match &self.sensitivity {
-            Some(path) => SensitivityTable::read(path)?,
-            None if matches!(limit, Limit::Damage(_)) => {
-                let fault = Fault::new(Stage::Plan, "a limit of KLD needs a sensitivity in nats");
-                return Err(fault.fix(MEASURE_KLD).into());
-            }
-            None => {
-                session.warn(format!(
-                    "no --sensitivity is given, so tensors are weighed by how far their weights move, which says little of what the model minds; {MEASURE_KLD}"
-                ));
-                let options = WeightOptions { importance, ..WeightOptions::default() };
-                weight::weight_error(checkpoint, &options, &session.progress, &mut |_, _| {})?
-            }
-        };
-        if matches!(limit, Limit::Damage(_)) && table.unit != "nats" {
+    ) -> Result<Option<(Proposal, SensitivityTable)>> {
+        let is_base_given = plan.recipe().is_some() || plan.default_format().is_some();
+        if !(self.fit || self.limits.is_given() && !is_base_given) {
+            return Ok(None);
+        }
+        let limits = self.limits.limits(plan, checkpoint.config.as_ref());
+        if limits.is_empty() {
+            let fault = Fault::new(Stage::Plan, "the plan states no constraint that can be planned for");
+            return Err(fault.fix("give --size, --memory, --min-decode-tps or another limit").into());
+        }
+        let table = self.table(session, path, checkpoint, plan, importance)?;
+        if limits.iter().any(|limit| matches!(limit, Limit::Damage(_))) && table.unit != "nats" {
             let cause = format!("the metric {} predicts no KLD", table.metric);
             let path = self.sensitivity.as_deref().unwrap_or(&checkpoint.path);
             return Err(Fault::new(Stage::Plan, cause).fix(MEASURE_KLD).file(path).into());
         }
         let options = BudgetOptions {
-            ties: self.tie.unwrap_or_else(|| Ties::of(plan.target())),
+            ties: plan.ties(),
             overhead_bytes: pass::overhead_bytes(checkpoint, plan)?,
+            speed: speed.cloned(),
         };
         let planner = Planner::new(checkpoint, plan, &table, &options)?;
-        Ok(Some(planner.propose(checkpoint, limit, &Effort::default())?))
+        Ok(Some((planner.propose_within(checkpoint, &limits, &Effort::default())?, table)))
+    }
+
+    /// What tensors mind: the table that was given, or one made now.
+    fn table(
+        &self,
+        session: &Session,
+        path: &Path,
+        checkpoint: &Checkpoint,
+        plan: &Plan,
+        importance: Option<Arc<Importance>>,
+    ) -> Result<SensitivityTable> {
+        if let Some(table) = self.given_table()? {
+            return Ok(table);
+        }
+        let text = match &self.calibration {
+            Some(text) => Some(text.clone()),
+            None => session.demo_file(&[path], "calibration.txt")?,
+        };
+        let Some(text) = text.filter(|_| checkpoint.config.is_some()) else {
+            session.warn(format!(
+                "no text is given, so tensors are weighed by how far their weights move, which says little of what the model minds: give --calibration TEXT; {MEASURE_KLD}"
+            ));
+            let options = WeightOptions { importance, ..WeightOptions::default() };
+            return Ok(weight::weight_error(checkpoint, &options, &session.progress, &mut |_, _| {})?);
+        };
+        let config = checkpoint.require_config()?;
+        let tokenizer = Tokenizer::of_checkpoint(checkpoint)?;
+        let options = TextOptions { max_tokens: Some(FISHER_TOKENS), ..TextOptions::default() };
+        let documents = Documents::read(&text)?;
+        let text = GroupedText::of_documents(&tokenizer, &documents, config.context, config.vocab, &options)?;
+        let formats = plan.target().formats().map(str::to_owned).collect();
+        let options = FisherOptions { formats, importance, ..FisherOptions::default() };
+        Ok(fisher::predicted_kld(checkpoint, &text, &options, &session.progress, &mut |_, _| {})?)
     }
 }
 
@@ -98,26 +149,27 @@ impl BudgetSection {
 
     /// The report in words.
     pub(super) fn text(&self, target: Target) -> String {
-        let BudgetReport { limit, floor, .. } = &self.report;
+        let BudgetReport { limit, limits, floor, .. } = &self.report;
         let report = &self.report;
+        let is_by_damage = limits.iter().all(|limit| matches!(limit, Limit::Damage(_)));
+        let within: Vec<String> = limits.iter().map(ToString::to_string).collect();
         let metric = sensitivity::metric(&report.metric).map_or(report.metric.as_str(), |metric| metric.title);
         let unit = if report.unit.is_empty() { String::new() } else { format!(" {}", report.unit) };
         let stderr =
             report.damage_stderr.map(|stderr| format!(" ± {}", units::significant(stderr))).unwrap_or_default();
-        let proof = match (report.is_optimal, limit) {
+        let proof = match (report.is_optimal, is_by_damage) {
             (true, _) => "no plan within the limit is better".to_owned(),
-            (false, Limit::Damage(_)) => {
-                format!("at most {} smaller is possible", units::bytes(report.gap.ceil() as u64))
-            }
-            (false, _) => format!("at most {} less is possible", units::significant(report.gap)),
+            (false, true) => format!("at most {} smaller is possible", units::bytes(report.gap.ceil() as u64)),
+            (false, false) => format!("at most {} less is possible", units::significant(report.gap)),
         };
         let what = match target {
             Target::Gguf => "file",
             _ => "folder, at most",
         };
         format!(
-            "Within {limit}: {metric} summed over all changes {}{unit}{stderr}, predicted; {proof}.\n\
+            "Within {}: {metric} summed over all changes {}{unit}{stderr}, predicted; {proof}.\n\
              {what} {} ({} bytes), {:.2} bits per weight; {}.\n",
+            within.join(", "),
             units::significant(report.damage),
             units::bytes(report.file_bytes),
             report.file_bytes,
@@ -127,27 +179,9 @@ impl BudgetSection {
     }
 }
 
-/// Reads a size.
-pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
-    units::parse_bytes(text).ok_or_else(|| "write a size such as 3.2GiB, 800MB or 1234567".to_owned())
-}
-
-/// Reads a number above zero.
-fn positive(text: &str) -> std::result::Result<f64, String> {
-    let number = text.parse::<f64>().ok().filter(|number| *number > 0.0 && number.is_finite());
-    number.ok_or_else(|| "write a number above zero".to_owned())
-}
-
 /// Reads which tensors are tied.
 fn ties(text: &str) -> std::result::Result<Ties, String> {
-    let ties = |attention, mlp| Ok(Ties { attention, mlp });
-    match text {
-        "all" => ties(true, true),
-        "attention" => ties(true, false),
-        "mlp" => ties(false, true),
-        "none" => ties(false, false),
-        _ => Err("the ties are attention, mlp, all, none".to_owned()),
-    }
+    Ties::find(text).ok_or_else(|| format!("the ties are {}", Ties::NAMES.join(", ")))
 }
 
 #[cfg(test)]
@@ -155,14 +189,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_read_and_nonsense_is_answered_with_an_example() {
-        assert_eq!(size("3.2GiB"), Ok(3_435_973_836));
-        assert!(size("big").is_err_and(|message| message.contains("3.2GiB")));
-        assert_eq!(positive("4.5"), Ok(4.5));
-        for bad in ["0", "-1", "nan", "inf", "x"] {
-            assert!(positive(bad).is_err(), "{bad}");
-        }
+    fn ties_are_read_by_name() {
         assert_eq!(ties("mlp"), Ok(Ties { attention: false, mlp: true }));
-        assert!(ties("qkv").is_err());
+        assert!(ties("qkv").is_err_and(|message| message.contains("attention")));
     }
 }

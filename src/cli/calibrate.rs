@@ -8,7 +8,9 @@ use serde::Serialize;
 use super::PATH_HELP;
 use super::output::{self, Table, or_dash, points};
 use super::session::{Answer, Failure, Result, Session};
-use crate::engine::calibration::{Importance, ImportanceOptions, TensorStatistics, importance};
+use crate::engine::calibration::{
+    Documents, Importance, ImportanceOptions, Overlap, Share, TensorStatistics, importance,
+};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::error::{Fault, Stage};
 use crate::engine::scoring::TextSource;
@@ -21,9 +23,12 @@ use crate::engine::units;
 pub(super) struct Calibrate {
     #[arg(value_name = "PATH", help = PATH_HELP)]
     path: PathBuf,
-    /// The text that the model reads [default for `demo`: its calibration text]
+    /// The text that the model reads: plain, or JSONL with `text` and `domain` [default for `demo`: its calibration text]
     #[arg(long, value_name = "TEXT")]
     text: Option<PathBuf>,
+    /// Warn where this evaluation text shares runs of 13 tokens with the text that is read
+    #[arg(long, value_name = "TEXT", conflicts_with = "imatrix")]
+    evaluation: Option<PathBuf>,
     /// Show an importance matrix that is there already, llama.cpp's GGUF form or its .dat
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "context", "chunks", "process_output"])]
     imatrix: Option<PathBuf>,
@@ -54,13 +59,18 @@ struct Document<'a> {
     chunk_count: u32,
     chunk_tokens: u32,
     warnings: Vec<String>,
+    /// How the text is mixed, the largest share first; empty for a matrix that was read.
+    mixture: Vec<Share>,
+    /// What the text shares with an evaluation text, where one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overlap: Option<Overlap>,
     tensors: Vec<TensorStatistics>,
 }
 
 impl Calibrate {
     pub fn run(&self, session: &Session) -> Result<Answer> {
-        let (checkpoint, mut importance) = match &self.imatrix {
-            Some(path) => (session.open(&self.path)?, Importance::read(path)?),
+        let (checkpoint, mut importance, mixture, overlap) = match &self.imatrix {
+            Some(path) => (session.open(&self.path)?, Importance::read(path)?, Vec::new(), None),
             None => self.compute(session)?,
         };
         for tensor in &checkpoint.tensors {
@@ -78,21 +88,32 @@ impl Calibrate {
             datasets: &importance.datasets,
             chunk_count: importance.chunk_count,
             chunk_tokens: importance.chunk_tokens,
-            warnings: importance.warnings(),
+            warnings: importance.warnings().into_iter().chain(overlap.as_ref().and_then(Overlap::warning)).collect(),
+            mixture,
+            overlap,
             tensors: importance.statistics(),
         };
         document.warnings.iter().for_each(|warning| session.warn(warning));
         session.answer(&document, || text(&document, self.output.as_deref()))
     }
 
-    fn compute(&self, session: &Session) -> Result<(Checkpoint, Importance)> {
+    /// Runs the model over its text; answers the text's mixture and overlap too.
+    fn compute(&self, session: &Session) -> Result<(Checkpoint, Importance, Vec<Share>, Option<Overlap>)> {
         let path = match &self.text {
             Some(path) => path.clone(),
             None => session
                 .demo_file(&[&self.path], "calibration.txt")?
                 .ok_or_else(|| Failure::Usage("importance is computed on a text: give one with --text".to_owned()))?,
         };
-        let text = TextSource::read(&path)?;
+        let documents = Documents::read(&path)?;
+        let documents =
+            if documents.domains().is_empty() { Documents::beside(&TextSource::read(&path)?) } else { documents };
+        let text = if path.extension().is_some_and(|ending| ending == "jsonl") {
+            documents.source()
+        } else {
+            TextSource::read(&path)?
+        };
+        let evaluation = self.evaluation.as_deref().map(Documents::read).transpose()?;
         let loaded = session.load(&self.path)?;
         if let Some(output) = &self.output {
             output::check_target(Some(output), &[&loaded.checkpoint])?;
@@ -116,7 +137,15 @@ impl Calibrate {
         }
         let found =
             importance(&loaded.checkpoint, &loaded.model, &loaded.tokenizer, &text, &options, &session.progress)?;
-        Ok((loaded.checkpoint, found))
+        let mixture = documents.mixture(&loaded.tokenizer)?;
+        let overlap = match evaluation {
+            Some(evaluation) => {
+                let (own, theirs) = (documents.encode(&loaded.tokenizer)?, evaluation.encode(&loaded.tokenizer)?);
+                Some(Overlap::count(&own, &theirs, Overlap::NGRAM))
+            }
+            None => None,
+        };
+        Ok((loaded.checkpoint, found, mixture, overlap))
     }
 }
 
@@ -165,6 +194,21 @@ fn text(document: &Document<'_>, output: Option<&Path>) -> String {
     );
     if document.tensors.iter().any(TensorStatistics::is_low) {
         text.push_str("* Too few tokens to rely on.\n");
+    }
+    let total: usize = document.mixture.iter().map(|share| share.tokens).sum();
+    if document.mixture.len() > 1 {
+        let shares = document.mixture.iter().map(|share| {
+            let name = if share.domain.is_empty() { "no domain" } else { &share.domain };
+            format!("{name} {} %", points(share.tokens as f64 / total.max(1) as f64))
+        });
+        text.push_str(&format!("The text's mixture: {}.\n", shares.collect::<Vec<_>>().join(", ")));
+    }
+    if let Some(overlap) = &document.overlap {
+        text.push_str(&format!(
+            "Of the evaluation text's runs of {} tokens, {} % are in this text too.\n",
+            overlap.ngram,
+            points(overlap.share())
+        ));
     }
     if let Some(output) = output {
         text.push_str(&format!("\nwritten to {}\n", output.display()));

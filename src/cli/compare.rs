@@ -5,14 +5,19 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use super::evaluate::Measure;
+use super::evaluate::{Measure, inputs};
 use super::output::{self, Table, difference, or_dash, points, printable};
 use super::session::{Answer, Failure, Result, Session, to_json};
 use crate::engine::comparison::{
-    COMPARISON_VERSION, Comparison, ComparisonOptions, GateSet, ParetoPoint, Verdict, compare, pareto_front,
+    COMPARISON_VERSION, Comparison, ComparisonOptions, Flip, GateSet, ParetoPoint, Verdict, compare, pareto_front,
 };
+use crate::engine::error::Result as EngineResult;
 use crate::engine::evaluation::{Evaluation, ModelRef};
+use crate::engine::report::{AuditEntry, HashedFile, audit};
 use crate::engine::units;
+
+/// Items that went from right to wrong, of those shown in a terminal.
+const SHOWN_FLIPS: usize = 10;
 
 /// Exit code for a gate that fails or is undecided.
 const GATE: u8 = 3;
@@ -36,12 +41,17 @@ pub(super) struct Compare {
     /// Write the comparison to this file as JSON
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Add an entry to this audit log
+    #[arg(long, value_name = "AUDIT.jsonl")]
+    log: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
 struct Document {
     version: u32,
     baseline: ModelRef,
+    /// What to use: the smallest candidate whose gates pass, else the baseline; null without gates.
+    rollback: Option<ModelRef>,
     /// The worst verdict; null without gates.
     verdict: Option<Verdict>,
     comparisons: Vec<Entry>,
@@ -76,6 +86,17 @@ impl Compare {
         if let Some(output) = &self.output {
             output::write_file(output, &to_json(&document)?)?;
         }
+        if let Some(log) = &self.log {
+            let mut entry = AuditEntry::now("compare");
+            entry.inputs = candidates.iter().flat_map(inputs).collect();
+            entry.inputs.dedup();
+            entry.outputs = self.output.iter().map(|output| HashedFile::read(output)).collect::<EngineResult<_>>()?;
+            if let Some(gates) = &self.gates {
+                entry.inputs.push(HashedFile::read(gates)?);
+            }
+            entry.outcome = document.verdict.map_or("no gates", verdict_name).to_owned();
+            audit::append(log, entry)?;
+        }
         let mut answer = session.answer(&document, || self.text(&document))?;
         if document.verdict.is_some_and(|verdict| verdict != Verdict::Pass) {
             answer.code = GATE;
@@ -102,8 +123,9 @@ impl Compare {
         if file_count > 0 {
             return Err(Failure::Usage("compare evaluations with evaluations, or models with models".to_owned()));
         }
-        let material = self.measure.read(session, &all)?;
+        let mut material = self.measure.read(session, &all)?;
         let base = session.load(&self.base)?;
+        material.apply_chat_template(&base)?;
         output::check_target(self.output.as_deref(), &[&base.checkpoint])?;
         let mut measured: Option<Evaluation> = None;
         let mut candidates = Vec::with_capacity(self.candidates.len());
@@ -128,6 +150,13 @@ impl Compare {
         text.push_str(&overview(document));
         for entry in &document.comparisons {
             text.push_str(&details(entry));
+        }
+        if let (Some(model), Some(Verdict::Fail | Verdict::Undecided)) = (&document.rollback, document.verdict) {
+            text.push_str(&format!(
+                "\nnot every gate passes: use {} ({})\n",
+                printable(&model.name),
+                printable(&model.id)
+            ));
         }
         text.push_str(
             "\n± is a 95 % interval of the paired difference, in points; p is McNemar's, corrected over slices.\n",
@@ -158,7 +187,11 @@ fn document(baseline: &Evaluation, comparisons: Vec<Comparison>) -> Document {
         on_pareto_front,
     });
     let entries: Vec<Entry> = entries.collect();
+    let passing = entries.iter().filter(|entry| entry.verdict == Some(Verdict::Pass));
+    let smallest = passing.min_by_key(|entry| entry.comparison.file_bytes);
+    let usable = smallest.map_or_else(|| baseline.model.clone(), |entry| entry.comparison.candidate.clone());
     Document {
+        rollback: entries.iter().any(|entry| entry.verdict.is_some()).then_some(usable),
         version: COMPARISON_VERSION,
         baseline: baseline.model.clone(),
         verdict: entries.iter().filter_map(|entry| entry.verdict).max(),
@@ -245,11 +278,45 @@ fn details(entry: &Entry) -> String {
         }
         text.push_str(&table.render());
     }
+    if let Some(worst) = &comparison.worst_slice {
+        text.push_str(&format!("worst slice: {}\n", printable(worst)));
+    }
+    for view in &comparison.views {
+        let mut table =
+            Table::new(&[&format!("by {}", view.by), ">items", ">baseline %", ">candidate %", ">difference", ">p"]);
+        for slice in &view.slices {
+            let paired = &slice.paired;
+            table.row([
+                slice.slice.clone(),
+                paired.n.to_string(),
+                points(paired.baseline_accuracy),
+                points(paired.candidate_accuracy),
+                difference(paired.difference, paired.margin()),
+                units::significant(paired.mcnemar_p_holm.unwrap_or(paired.mcnemar_p)),
+            ]);
+        }
+        text.push('\n');
+        text.push_str(&table.render());
+    }
+    let lost: Vec<&Flip> = comparison.flips.iter().filter(|flip| !flip.gained).collect();
+    if !lost.is_empty() {
+        let mut table = Table::new(&["right to wrong", "slice", "baseline", "candidate"]);
+        for flip in lost.iter().take(SHOWN_FLIPS) {
+            let cut = |text: &str| text.chars().take(40).collect::<String>();
+            let slice = format!("{}/{}", flip.task, flip.slice);
+            table.row([flip.id.clone(), slice, cut(&flip.baseline_prediction), cut(&flip.candidate_prediction)]);
+        }
+        text.push('\n');
+        text.push_str(&table.render());
+        if lost.len() > SHOWN_FLIPS {
+            text.push_str(&format!("and {} more; all of them are in --json and -o\n", lost.len() - SHOWN_FLIPS));
+        }
+    }
     if !comparison.gates.is_empty() {
         let mut table = Table::new(&["verdict", "metric", "slice", "limit", ">measured", "reason"]);
         for gate in &comparison.gates {
             table.row([
-                verdict_name(gate.verdict).to_owned(),
+                format!("{}{}", verdict_name(gate.verdict), if gate.is_binding { " (binding)" } else { "" }),
                 gate.metric.clone(),
                 gate.slice.clone().unwrap_or_else(|| "all".to_owned()),
                 gate.limit.clone(),

@@ -1,24 +1,48 @@
 //! `lapidary evaluate`: text, tasks, size and speed of a model, and its distance from a baseline.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use serde::Serialize;
 
 use super::PATH_HELP;
 use super::output::{self, Table, margin, or_dash, points, printable};
 use super::session::{Answer, Failure, Loaded, Result, Session, to_json};
 use crate::engine::comparison::stats;
+use crate::engine::error::Result as EngineResult;
 use crate::engine::evaluation::{Baseline, Evaluation, EvaluationOptions, evaluate};
-use crate::engine::scoring::{Convention, TaskSet, TextOptions, TextSource};
+use crate::engine::report::{AuditEntry, HashedFile, audit};
+use crate::engine::scoring::chat::ChatTemplate;
+use crate::engine::scoring::energy::EnergyMeter;
+use crate::engine::scoring::{
+    Convention, SeedOptions, TaskSet, TextDistance, TextOptions, TextResult, TextSource, few_shot,
+};
 use crate::engine::units;
 
 /// What models are measured on.
 #[derive(Debug, Args)]
 pub(super) struct Measure {
-    /// Task items, one JSON object a line [default for `demo`: its own]
+    /// Task items: JSONL, CSV or Parquet of MMLU, HellaSwag, ARC, PIQA, WinoGrande or GSM8K, or a folder [default for
+    /// `demo`: its own]
     #[arg(long, value_name = "T.jsonl")]
     pub tasks: Option<PathBuf>,
+    /// Put N worked examples of --examples in front of every prompt
+    #[arg(long, value_name = "N", requires = "examples", value_parser = clap::value_parser!(u32).range(1..=64))]
+    few_shot: Option<u32>,
+    /// Where worked examples come from: other items than those that are scored
+    #[arg(long, value_name = "T.jsonl", requires = "few_shot")]
+    examples: Option<PathBuf>,
+    /// Write every prompt as a user's turn of the model's chat template
+    #[arg(long)]
+    chat_template: bool,
+    /// Write 50 items N times with different seeds at temperature 0.7 to see whether the model agrees with itself
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=100))]
+    seeds: Option<u32>,
+    /// Keep finished items in this folder and go on there after an interruption
+    #[arg(long, value_name = "FOLDER")]
+    resume: Option<PathBuf>,
     /// A text for perplexity, and KLD where there is a baseline [default for `demo`: its own]
     #[arg(long, value_name = "T.txt")]
     pub text: Option<PathBuf>,
@@ -41,7 +65,11 @@ pub(super) struct Material {
     pub tasks: Option<TaskSet>,
     pub text: Option<TextSource>,
     pub options: EvaluationOptions,
+    with_chat_template: bool,
 }
+
+/// Draws the worked examples; the same ones for every model.
+const EXAMPLE_SEED: u64 = 1234;
 
 fn convention_parser() -> impl TypedValueParser<Value = Convention> {
     PossibleValuesParser::new(Convention::ALL.map(Convention::name))
@@ -59,12 +87,19 @@ impl Measure {
         if tasks.is_none() && text.is_none() {
             return Err(Failure::Usage("there is nothing to measure on: give --tasks, --text or both".to_owned()));
         }
+        let mut tasks = tasks.map(|path| TaskSet::read(&path)).transpose()?;
+        if let (Some(set), Some(count), Some(examples)) = (&tasks, self.few_shot, &self.examples) {
+            tasks = Some(few_shot::with_examples(set, &TaskSet::read(examples)?, count as usize, EXAMPLE_SEED)?);
+        }
         Ok(Material {
-            tasks: tasks.map(|path| TaskSet::read(&path)).transpose()?,
+            tasks,
+            with_chat_template: self.chat_template,
             text: text.map(|path| TextSource::read(&path)).transpose()?,
             options: EvaluationOptions {
                 text: TextOptions { convention: self.perplexity, context: self.context, max_tokens: self.tokens },
                 max_items_per_slice: self.max_items.map(|count| count as usize),
+                journal: self.resume.clone(),
+                seeds: self.seeds.map(|seeds| SeedOptions { seeds: seeds as usize, ..SeedOptions::default() }),
                 ..EvaluationOptions::default()
             },
         })
@@ -72,6 +107,35 @@ impl Measure {
 }
 
 impl Material {
+    /// Turns prompts into turns of `model`'s chat template, where that was asked for; once for all models.
+    pub fn apply_chat_template(&mut self, model: &Loaded) -> Result<()> {
+        if !std::mem::take(&mut self.with_chat_template) {
+            return Ok(());
+        }
+        let eos = model.tokenizer.eos.first().map(|&id| model.tokenizer.token_text(id)).unwrap_or_default();
+        let Some(template) = ChatTemplate::of_checkpoint(&model.checkpoint, &eos)? else {
+            return Err(Failure::Usage("the model has no chat template: leave --chat-template out".to_owned()));
+        };
+        self.tasks = self.tasks.as_ref().map(|tasks| template.apply(tasks)).transpose()?;
+        Ok(())
+    }
+
+    /// What these items can detect, before anything runs: a row for all and for every slice.
+    pub fn detectable(&self) -> Vec<Detectable> {
+        let Some(tasks) = &self.tasks else { return Vec::new() };
+        let sampled = self.options.max_items_per_slice.map(|count| tasks.sample(count));
+        let items = &sampled.as_ref().unwrap_or(tasks).items;
+        let mut counts: Vec<(String, usize)> = vec![("all".to_owned(), items.len())];
+        for item in items {
+            let name = format!("{}/{}", item.task, item.slice);
+            match counts.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((name, 1)),
+            }
+        }
+        counts.into_iter().map(|(slice, items)| Detectable::new(slice, items)).collect()
+    }
+
     /// Measures a model, against a baseline if there is one; `known` is what was measured of that before.
     pub fn evaluate(
         &self,
@@ -91,6 +155,37 @@ impl Material {
     }
 }
 
+/// The smallest loss that so many items find with 80 % power, by the share of items that flip.
+#[derive(Debug, Serialize)]
+pub(super) struct Detectable {
+    slice: String,
+    items: usize,
+    at_2_percent_flips: f64,
+    at_5_percent_flips: f64,
+    at_10_percent_flips: f64,
+}
+
+impl Detectable {
+    fn new(slice: String, items: usize) -> Self {
+        let at = |share| stats::detectable(items, share);
+        Self { slice, items, at_2_percent_flips: at(0.02), at_5_percent_flips: at(0.05), at_10_percent_flips: at(0.1) }
+    }
+}
+
+fn detectable_text(rows: &[Detectable]) -> String {
+    let mut table = Table::new(&["slice", ">items", ">2 % flip", ">5 % flip", ">10 % flip"]);
+    for row in rows {
+        table.row([
+            row.slice.clone(),
+            row.items.to_string(),
+            points(row.at_2_percent_flips),
+            points(row.at_5_percent_flips),
+            points(row.at_10_percent_flips),
+        ]);
+    }
+    format!("smallest loss, in points, that these items find with 80 % power\n\n{}", table.render())
+}
+
 /// Measure perplexity, accuracy by slice, size and speed, and KLD against a baseline
 #[derive(Debug, Args)]
 pub(super) struct Evaluate {
@@ -104,22 +199,50 @@ pub(super) struct Evaluate {
     /// Write the evaluation to this file as JSON
     #[arg(short, long, value_name = "EVAL.json")]
     output: Option<PathBuf>,
+    /// Only say what difference these items can detect, and measure nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Add an entry to this audit log
+    #[arg(long, value_name = "AUDIT.jsonl")]
+    log: Option<PathBuf>,
 }
 
 impl Evaluate {
     pub fn run(&self, session: &Session) -> Result<Answer> {
+        let started = Instant::now();
         let paths: Vec<&Path> =
             [Some(&self.path), self.baseline.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
-        let material = self.measure.read(session, &paths)?;
+        let mut material = self.measure.read(session, &paths)?;
+        if self.dry_run {
+            let rows = material.detectable();
+            return session.answer(&rows, || detectable_text(&rows));
+        }
         let model = session.load(&self.path)?;
         let baseline = self.baseline.as_deref().map(|path| session.load(path)).transpose()?;
         output::check_target(self.output.as_deref(), &[&model.checkpoint])?;
         if let Some(baseline) = &baseline {
             output::check_target(self.output.as_deref(), &[&baseline.checkpoint])?;
         }
+        material.apply_chat_template(&model)?;
+        let meter = EnergyMeter::start();
         let evaluation = material.evaluate(session, &model, baseline.as_ref(), None)?;
+        let energy = meter.and_then(|meter| meter.stop());
         if let Some(output) = &self.output {
             output::write_file(output, &to_json(&evaluation)?)?;
+        }
+        if let Some(log) = &self.log {
+            let mut entry = AuditEntry::now("evaluate");
+            entry.inputs = inputs(&evaluation);
+            entry.outputs = self.output.iter().map(|output| HashedFile::read(output)).collect::<EngineResult<_>>()?;
+            entry.options.insert("convention".to_owned(), material.options.text.convention.name().to_owned());
+            entry.options.insert("evaluation".to_owned(), evaluation.key.clone());
+            entry.seconds = Some(started.elapsed().as_secs_f64());
+            entry.joules = energy.map(|energy| energy.joules());
+            // Two operations for every weight and token that was scored or read.
+            let tokens = evaluation.text.as_ref().map_or(0, |text| text.tokens)
+                + evaluation.items.iter().map(|item| item.prompt_tokens as usize + item.token_ids.len()).sum::<usize>();
+            entry.flop = Some(2.0 * evaluation.size.weight_count as f64 * tokens as f64);
+            audit::append(log, entry)?;
         }
         session.answer(&evaluation, || {
             let mut text = text(&evaluation);
@@ -131,9 +254,26 @@ impl Evaluate {
     }
 }
 
+/// Models, tasks and text of an evaluation with their hashes.
+pub(super) fn inputs(evaluation: &Evaluation) -> Vec<HashedFile> {
+    let file = |name: &str, hash: &str| HashedFile { name: name.to_owned(), hash: hash.to_owned() };
+    let model = |evaluation: &Evaluation| file(&evaluation.model.name, &evaluation.model.id);
+    let mut inputs = vec![model(evaluation)];
+    inputs.extend(evaluation.baseline.as_deref().map(model));
+    inputs.extend(evaluation.tasks_hash.as_deref().map(|hash| file("tasks", hash)));
+    inputs.extend(evaluation.text_hash.as_deref().map(|hash| file("text", hash)));
+    inputs
+}
+
 fn text(evaluation: &Evaluation) -> String {
     let mut text = format!("{} ({} on {})\n\n", printable(&evaluation.model.name), evaluation.label, evaluation.device);
     text.push_str(&summary(evaluation));
+    if let Some(own) = &evaluation.text
+        && let Some(distance) = &own.distance
+    {
+        text.push_str("\nagainst the baseline, under llama.cpp's names\n");
+        text.push_str(&distances(own, distance));
+    }
     if !evaluation.slices.is_empty() {
         text.push('\n');
         text.push_str(&slices(evaluation));
@@ -177,9 +317,32 @@ fn summary(evaluation: &Evaluation) -> String {
         let around = points(margin(distance.same_top_fraction_stderr));
         Some(format!("{} ± {around}", points(distance.same_top_fraction)))
     });
+    add("bits per byte", &|one| one.text.as_ref().map(|text| format!("{:.4}", text.bits_per_byte)));
+    add("reverse KLD (nats)", &|one| distance(one).map(|distance| units::significant(distance.reverse_kld_mean)));
+    add("predicted acceptance as a draft (%)", &|one| distance(one).map(|distance| points(distance.acceptance_mean)));
+    add("expected calibration error (points)", &|one| one.reliability.as_ref().map(|one| points(one.ece)));
+    add("texts that do not end (%)", &|one| {
+        one.written.as_ref().map(|written| points(written.end_of_text_failure_fraction))
+    });
+    add("repeated 4-grams (%)", &|one| one.written.as_ref().map(|written| points(written.repeated_fraction)));
+    add("agreement over seeds (%)", &|one| one.seeds.as_ref().map(|seeds| points(seeds.agreement)));
+    add("KV cache a token", &|one| Some(one.size.kv_bytes_per_token).filter(|&bytes| bytes > 0).map(units::bytes));
     add("accuracy over all items (%)", &|one| one.accuracy().map(points));
     add("prefill (tokens/s)", &|one| one.speed.as_ref().map(|speed| format!("{:.0}", speed.prefill_tokens_per_second)));
     add("decode (tokens/s)", &|one| one.speed.as_ref().map(|speed| format!("{:.1}", speed.decode_tokens_per_second)));
+    table.render()
+}
+
+/// Every figure of `llama-perplexity --kl-divergence` under its name.
+fn distances(text: &TextResult, distance: &TextDistance) -> String {
+    let mut table = Table::new(&["", ">value", ">± standard error"]);
+    for (name, value, error) in distance.llama_cpp_figures((text.perplexity, text.perplexity_stderr)) {
+        table.row([
+            name,
+            units::minus(&format!("{value:.6}")),
+            error.map_or_else(String::new, |error| format!("{error:.6}")),
+        ]);
+    }
     table.render()
 }
 

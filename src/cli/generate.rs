@@ -42,7 +42,7 @@ struct Document<'a> {
     generation: &'a Generation,
 }
 
-fn temperature(text: &str) -> std::result::Result<f32, String> {
+pub(super) fn temperature(text: &str) -> std::result::Result<f32, String> {
     let value: f32 = text.parse().map_err(|err| format!("{err}"))?;
     if (0.0..=100.0).contains(&value) { Ok(value) } else { Err("choose 0 to 100".to_owned()) }
 }

@@ -40,7 +40,7 @@ pub(super) struct Mask {
     #[arg(long, value_name = "N", default_value_t = 64)]
     windows: usize,
     /// Memory for what sparsegpt computes, such as 8GiB
-    #[arg(long, value_name = "SIZE", value_parser = super::budget::size, default_value = "16GiB")]
+    #[arg(long, value_name = "SIZE", value_parser = super::limits::size, default_value = "16GiB")]
     memory: u64,
     /// Quantize the masked weights by a mixture of llama.cpp's name
     #[arg(long, value_name = "RECIPE", value_parser = plan::recipe)]

@@ -8,20 +8,25 @@
 mod bench;
 mod budget;
 mod calibrate;
+mod cascade;
 mod compare;
 mod demo;
 mod evaluate;
 mod generate;
 mod inspect;
+mod limits;
 mod mask;
 mod output;
 mod plan;
+mod plan_diff;
 mod profile;
 mod progress_bar;
 mod prune;
+mod report;
 mod run;
 mod sensitivity;
 mod session;
+mod speculate;
 
 use std::ffi::OsString;
 use std::io;
@@ -93,6 +98,9 @@ enum Command {
     Compare(compare::Compare),
     Bench(bench::Bench),
     Generate(generate::Generate),
+    Speculate(speculate::Speculate),
+    Cascade(cascade::PlanCascade),
+    Report(report::WriteReport),
     Demo(demo::Demo),
     #[command(external_subcommand)]
     Open(Vec<OsString>),
@@ -121,7 +129,8 @@ pub fn main(window: Option<OpenWindow>) -> ExitCode {
             Ok(path) => Some(path),
             Err(err) => return usage(&err),
         },
-        Some(command) => return run_command(command, json),
+        // On a worker thread: a parallel step that begins there costs a queue entry, not two switches of threads.
+        Some(command) => return rayon::scope(|_| run_command(command, json)),
     };
     open_window(window, path)
 }
@@ -206,6 +215,9 @@ fn run_command(command: Command, json: bool) -> ExitCode {
         Command::Compare(arguments) => arguments.run(&session),
         Command::Bench(arguments) => arguments.run(&session),
         Command::Generate(arguments) => arguments.run(&session),
+        Command::Speculate(arguments) => arguments.run(&session),
+        Command::Cascade(arguments) => arguments.run(&session),
+        Command::Report(arguments) => arguments.run(&session),
         Command::Demo(arguments) => arguments.run(&session),
         Command::Open(words) => Err(Failure::Usage(format!("{words:?} is not a command"))),
     };

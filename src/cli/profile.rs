@@ -96,7 +96,7 @@ fn text(document: &Document<'_>, checkpoint: &Checkpoint) -> String {
             units::significant(figures.std),
             units::significant(figures.min),
             units::significant(figures.max),
-            figures.excess_kurtosis.map_or_else(|| "–".to_owned(), |kurtosis| format!("{kurtosis:.2}")),
+            figures.excess_kurtosis.map_or_else(|| "–".to_owned(), |kurtosis| units::minus(&format!("{kurtosis:.2}"))),
             points(figures.zero_share),
             format!("{:.2}", figures.beyond_3_sigma_share * 100.0),
             units::significant(figures.beyond_6_sigma_share * 100.0),

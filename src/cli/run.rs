@@ -12,7 +12,7 @@ use super::session::{Answer, Result, Session};
 use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::{Checkpoint, ensure_not_source};
 use crate::engine::error::{Error, Fault, Stage};
-use crate::engine::pass::{self, PassOptions};
+use crate::engine::pass::{self, Earlier, PassOptions};
 use crate::engine::plan::{Calibration, Plan, Recipe, Target, resolve};
 use crate::engine::units;
 
@@ -37,6 +37,12 @@ pub(super) struct Run {
     /// With --recipe, what to write: gguf; hugging_face (float types only); compressed-tensors, bitsandbytes, gptq or awq [default: gguf]
     #[arg(long, value_name = "TARGET", value_parser = plan::target, conflicts_with = "plan")]
     target: Option<Target>,
+    /// An earlier result for the same PATH: tensors that its plan decides alike are taken over instead of encoded again
+    #[arg(long, value_name = "CANDIDATE", requires = "reuse_plan")]
+    reuse: Option<PathBuf>,
+    /// The plan that the earlier result was made by
+    #[arg(long, value_name = "PLAN.toml", requires = "reuse")]
+    reuse_plan: Option<PathBuf>,
     /// The file (GGUF) or folder (all others) to write
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
@@ -62,6 +68,8 @@ struct Document<'a> {
     file_bytes: u64,
     old_bits_per_weight: f64,
     new_bits_per_weight: f64,
+    /// Tensors taken over from an earlier result.
+    reused_tensors: usize,
     elapsed_secs: f64,
     warnings: &'a [String],
     tensors: Vec<TensorRow>,
@@ -89,7 +97,8 @@ impl Run {
             importance = Some(calibration.load(&checkpoint, &session.progress, &mut warnings)?);
             warnings.iter().for_each(|warning| session.warn(warning));
         }
-        let options = PassOptions { importance, means: plan.load_means()?, ..PassOptions::default() };
+        let earlier = self.earlier(&checkpoint, session)?;
+        let options = PassOptions { importance, earlier, means: plan.load_means()?, ..PassOptions::default() };
         let report = pass::run(&checkpoint, &resolved, &self.output, &options, &session.progress)?;
         let candidate = Checkpoint::open(&self.output)?;
         report.warnings.iter().for_each(|warning| session.warn(warning));
@@ -109,11 +118,28 @@ impl Run {
             file_bytes: report.file_bytes,
             old_bits_per_weight: report.old_bits_per_weight(),
             new_bits_per_weight: report.new_bits_per_weight(),
+            reused_tensors: report.reused_tensors,
             elapsed_secs: report.elapsed_secs,
             warnings: &report.warnings,
             tensors: plan::rows(&resolved, &checkpoint),
         };
         session.answer(&document, || text(&document))
+    }
+
+    /// What tensors may be taken over from.
+    fn earlier(&self, checkpoint: &Checkpoint, session: &Session) -> Result<Vec<Earlier>> {
+        let (Some(candidate), Some(plan)) = (&self.reuse, &self.reuse_plan) else { return Ok(Vec::new()) };
+        let plan = read_plan(plan)?;
+        let hash = match plan.calibration() {
+            Some(calibration) if calibration.imatrix_hash.is_some() => calibration.imatrix_hash.clone(),
+            Some(calibration) => {
+                let importance = calibration.load(checkpoint, &session.progress, &mut Vec::new())?;
+                Some(importance.hash.clone())
+            }
+            None => None,
+        };
+        let plan = Arc::new(resolve(&plan, checkpoint)?);
+        Ok(vec![Earlier { candidate: Arc::new(session.open(candidate)?), plan, importance: hash }])
     }
 
     fn plan(&self, checkpoint: &Checkpoint) -> Result<Plan> {
@@ -122,23 +148,32 @@ impl Run {
             plan.set_recipe(self.recipe);
             return Ok(plan);
         };
-        let size_bytes = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
-        if size_bytes > MAX_PLAN_BYTES {
-            return Err(Fault::new(Stage::Plan, format!("the file has {size_bytes} bytes, too many for a plan"))
-                .fix("give a TOML file that `lapidary plan` wrote")
-                .file(path)
-                .into());
-        }
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-        let text = String::from_utf8(bytes)
-            .map_err(|_| Fault::new(Stage::Plan, "the plan is not UTF-8").fix("save it as UTF-8").file(path))?;
-        Ok(Plan::parse(&text, Some(path))?)
+        read_plan(path)
     }
 }
 
+/// Reads a plan from its file.
+pub(super) fn read_plan(path: &Path) -> Result<Plan> {
+    let size_bytes = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+    if size_bytes > MAX_PLAN_BYTES {
+        return Err(Fault::new(Stage::Plan, format!("the file has {size_bytes} bytes, too many for a plan"))
+            .fix("give a TOML file that `lapidary plan` wrote")
+            .file(path)
+            .into());
+    }
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| Fault::new(Stage::Plan, "the plan is not UTF-8").fix("save it as UTF-8").file(path))?;
+    Ok(Plan::parse(&text, Some(path))?)
+}
+
 fn text(document: &Document<'_>) -> String {
+    let reused = match document.reused_tensors {
+        0 => String::new(),
+        count => format!("{count} tensors taken over from the earlier result\n"),
+    };
     format!(
-        "{}\n{}: {} on disk, was {} ({:.2} bpw, was {:.2}), in {}\n",
+        "{}\n{}: {} on disk, was {} ({:.2} bpw, was {:.2}), in {}\n{reused}",
         plan::table(&document.tensors),
         document.output.display(),
         units::bytes(document.file_bytes),

@@ -99,11 +99,7 @@ impl Session {
 
     /// Where `path` really is: `demo` is unpacked into the cache.
     pub fn locate(&self, path: &Path) -> Result<PathBuf> {
-        if is_demo(path) {
-            Ok(unpack_demo(&workbench::Options::for_user(None).cache_dir)?)
-        } else {
-            Ok(path.to_owned())
-        }
+        if is_demo(path) { Ok(unpack_demo(&self.cache_dir())?) } else { Ok(path.to_owned()) }
     }
 
     /// A file of the bundled demo, if one of `paths` is the demo.
@@ -112,6 +108,11 @@ impl Session {
             Some(path) => Ok(Some(self.locate(path)?.join(name))),
             None => Ok(None),
         }
+    }
+
+    /// Where things are kept that can be made again.
+    pub fn cache_dir(&self) -> PathBuf {
+        workbench::Options::for_user(None).cache_dir
     }
 
     /// Opens a checkpoint; its oddities become warnings.

@@ -34,5 +34,7 @@ pub mod evaluation;
 
 pub mod comparison;
 
+pub mod report;
+
 pub use error::{Error, Fault, Result, Stage};
 pub use progress::Progress;

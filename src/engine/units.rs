@@ -121,6 +121,15 @@ pub fn seconds(value: f64) -> String {
     }
 }
 
+/// A time with three significant digits: `0.812 ms`, `34.5 ms`, `2.50 s`; from a minute on as [`seconds`].
+pub fn duration(value: f64) -> String {
+    match value {
+        _ if !value.is_finite() || !(0.0..60.0).contains(&value) => seconds(value),
+        _ if value < 1.0 => format!("{} ms", significant(value * 1e3)),
+        _ => format!("{} s", significant(value)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +166,12 @@ mod tests {
         assert_eq!(significant(0.0000123), "1.23e-5");
         assert_eq!(significant(-0.0181), "−0.0181");
         assert_eq!(significant(-2.5e-9), "−2.50e-9");
+    }
+
+    #[test]
+    fn short_times_are_said_in_milliseconds() {
+        let texts = [0.000_812, 0.034_5, 2.5, 75.0, f64::NAN].map(duration);
+        assert_eq!(texts, ["0.812 ms", "34.5 ms", "2.50 s", "1 min 15 s", "–"]);
     }
 
     #[test]

@@ -75,6 +75,9 @@ pub enum Action {
     UnprotectSelection,
     ClearChoices,
     ImprovePlan,
+    FitConstraints,
+    MakePlanLegal,
+    ExportGates,
     LoadPlan,
     SavePlan,
     LoadImportance,
@@ -83,10 +86,21 @@ pub enum Action {
     ImportTensorTypes,
     ExportTensorTypes,
     RunPlan,
+    RunFrontier,
+    MeasureRates,
     Calibrate,
     CalibrateOn,
+    ChooseCalibration,
     MeasureWeightError,
+    MeasureOutput,
+    MeasureFisher,
     MeasureKld,
+    MeasureLayerKld,
+    MeasureBlockInfluence,
+    MeasureLayerRemoval,
+    MeasureHeadGradient,
+    MeasureHeadAblation,
+    MeasureGroupAblation,
     EvaluateBaseline,
     EvaluateCandidates,
     Generate,
@@ -107,7 +121,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, in menu order.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 59] = [
         Self::OpenFile,
         Self::OpenFolder,
         Self::OpenPath,
@@ -125,6 +139,9 @@ impl Action {
         Self::UnprotectSelection,
         Self::ClearChoices,
         Self::ImprovePlan,
+        Self::FitConstraints,
+        Self::MakePlanLegal,
+        Self::ExportGates,
         Self::LoadPlan,
         Self::SavePlan,
         Self::LoadImportance,
@@ -133,10 +150,21 @@ impl Action {
         Self::ImportTensorTypes,
         Self::ExportTensorTypes,
         Self::RunPlan,
+        Self::RunFrontier,
+        Self::MeasureRates,
         Self::Calibrate,
         Self::CalibrateOn,
+        Self::ChooseCalibration,
         Self::MeasureWeightError,
+        Self::MeasureOutput,
+        Self::MeasureFisher,
         Self::MeasureKld,
+        Self::MeasureLayerKld,
+        Self::MeasureBlockInfluence,
+        Self::MeasureLayerRemoval,
+        Self::MeasureHeadGradient,
+        Self::MeasureHeadAblation,
+        Self::MeasureGroupAblation,
         Self::EvaluateBaseline,
         Self::EvaluateCandidates,
         Self::Generate,
@@ -197,6 +225,24 @@ impl Action {
                 "Let the planner choose for least predicted damage in the bytes the plan takes now; rules made by hand stay",
                 None,
             ),
+            Self::FitConstraints => (
+                G::Plan,
+                "Plan for the constraints",
+                "Let the planner choose for least predicted damage within all constraints; rules made by hand stay",
+                None,
+            ),
+            Self::MakePlanLegal => (
+                G::Plan,
+                "Choose the nearest legal formats",
+                "Replace what the target cannot hold, or its runtimes do not load, by the nearest that they do",
+                None,
+            ),
+            Self::ExportGates => (
+                G::Plan,
+                "Export constraints as gates…",
+                "Write the constraints as a gates.toml that candidates are judged by",
+                None,
+            ),
             Self::LoadPlan => (G::Plan, "Load plan…", "Replace the plan by a plan.toml", None),
             Self::SavePlan => {
                 (G::Plan, "Save plan…", "Write the plan as a plan.toml that the command line takes too", None)
@@ -222,6 +268,18 @@ impl Action {
             Self::RunPlan => {
                 (G::Run, "Run the plan", "Write a candidate file with these choices, then evaluate it", ctrl("R"))
             }
+            Self::RunFrontier => (
+                G::Run,
+                "Run three points of the frontier",
+                "Write and evaluate the planner's best at three sizes, to see measured points on the curve",
+                None,
+            ),
+            Self::MeasureRates => (
+                G::Run,
+                "Measure kernel speeds",
+                "Time one product in every format, which predictions of a plan's speed need; about half a minute, once",
+                None,
+            ),
             Self::Calibrate => (
                 G::Run,
                 "Compute importance",
@@ -235,6 +293,45 @@ impl Action {
                 G::Run,
                 "Measure weight error",
                 "Relative error of every tensor in every format, from the weights alone",
+                None,
+            ),
+            Self::ChooseCalibration => (
+                G::Run,
+                "Choose calibration text…",
+                "Measure sensitivity and importance on this text, plain or JSONL with text and domain",
+                None,
+            ),
+            Self::MeasureOutput => (
+                G::Run,
+                "Predict output error",
+                "How far every format moves what each linear gives, from the second moments of its inputs",
+                None,
+            ),
+            Self::MeasureFisher => (
+                G::Run,
+                "Estimate KLD from gradients",
+                "Fisher information times squared error, for every tensor and format, from one backward pass a window",
+                None,
+            ),
+            Self::MeasureLayerKld => {
+                (G::Run, "Measure KLD per layer", "Change every linear of one layer at a time", None)
+            }
+            Self::MeasureBlockInfluence => {
+                (G::Run, "Predict block influence", "How far each layer turns its input, from one pass", None)
+            }
+            Self::MeasureLayerRemoval => {
+                (G::Run, "Measure layer removal", "Leave one layer out at a time and measure the KLD", None)
+            }
+            Self::MeasureHeadGradient => {
+                (G::Run, "Predict head importance", "Gradient of a factor on each attention head's output", None)
+            }
+            Self::MeasureHeadAblation => {
+                (G::Run, "Measure head ablation", "Silence one attention head at a time and measure the KLD", None)
+            }
+            Self::MeasureGroupAblation => (
+                G::Run,
+                "Measure KV group ablation",
+                "Silence the heads of one KV group at a time and measure the KLD",
                 None,
             ),
             Self::MeasureKld => (
@@ -337,16 +434,50 @@ impl Action {
                 .or_else(|| {
                     unless(document.is_some_and(|d| d.budget_table().is_some()), "Measure the sensitivity first")
                 }),
+            Self::FitConstraints => no_document()
+                .or_else(|| {
+                    let has_limits =
+                        |d: &super::Document| !d.plan().constraints().limits(d.checkpoint.config.as_ref()).is_empty();
+                    unless(document.is_some_and(has_limits), "State a size, a speed or a KLD first")
+                })
+                .or_else(|| {
+                    unless(document.is_some_and(|d| d.budget_table().is_some()), "Measure the sensitivity first")
+                }),
+            Self::ExportGates => no_document().or_else(|| {
+                unless(document.is_some_and(|d| !d.plan().constraints().is_empty()), "The plan states no constraints")
+            }),
+            Self::RunFrontier => no_document()
+                .or_else(|| {
+                    unless(document.is_some_and(|d| d.budget_table().is_some()), "Measure the sensitivity first")
+                })
+                .or_else(|| unless(!jobs.is_running(JobKind::Pass), "A pass is running")),
+            Self::MeasureRates => unless(!jobs.is_running(JobKind::Rates), "Already measuring"),
             Self::RunPlan => no_document()
                 .or_else(|| unless(document.is_some_and(|d| d.resolved.is_ok()), "The plan has an error"))
                 .or_else(|| unless(!jobs.is_running(JobKind::Pass), "A pass is running")),
             Self::MeasureWeightError => {
                 no_document().or_else(|| unless(!jobs.is_running(JobKind::WeightError), "Already measuring"))
             }
-            Self::MeasureKld => no_document()
-                .or_else(|| document.and_then(|d| d.cannot_run()))
-                .or_else(|| unless(document.is_some_and(|d| d.text.is_some()), "Choose a text first"))
-                .or_else(|| unless(!jobs.is_running(JobKind::Kld), "Already measuring")),
+            Self::MeasureOutput
+            | Self::MeasureFisher
+            | Self::MeasureKld
+            | Self::MeasureLayerKld
+            | Self::MeasureBlockInfluence
+            | Self::MeasureLayerRemoval
+            | Self::MeasureHeadGradient
+            | Self::MeasureHeadAblation
+            | Self::MeasureGroupAblation => {
+                let kind = match self {
+                    Self::MeasureOutput => JobKind::OutputError,
+                    Self::MeasureFisher => JobKind::Fisher,
+                    Self::MeasureKld | Self::MeasureLayerKld => JobKind::Kld,
+                    _ => JobKind::Units,
+                };
+                no_document()
+                    .or_else(|| document.and_then(|d| d.cannot_run()))
+                    .or_else(|| unless(document.is_some_and(|d| d.sensitivity_text().is_some()), "Choose a text first"))
+                    .or_else(|| unless(!jobs.is_running(kind), "Already measuring"))
+            }
             Self::Calibrate => no_document()
                 .or_else(|| document.and_then(|d| d.cannot_run()))
                 .or_else(|| {

@@ -9,17 +9,18 @@ use super::action::Action;
 use super::command::{Command, SelectMode, Subject};
 use super::events::Outcome;
 use super::history::History;
-use super::importance;
 use super::jobs::JobKind;
-use super::project::{self, Project};
+use super::measure::{KldRequest, units_of_action};
+use super::project::Project;
 use super::settings::ThemeChoice;
 use super::state::{CandidateState, Document, Level, Playground, PlaygroundSide, Run, RunId, Selection, View};
 use super::tasks::{self, EvaluationInput, Source};
-use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::pass;
-use crate::engine::plan::budget::{BudgetOptions, Effort, Limit, Planner, Ties};
+use super::{importance, planning};
+use crate::engine::error::{Error, Result};
+use crate::engine::plan::budget::Limit;
 use crate::engine::plan::{Plan, Recipe, Target};
 use crate::engine::scoring::{GenerateOptions, TaskSet, TextSource};
+use crate::engine::sensitivity::kld::Granularity;
 
 impl Workbench {
     /// Carries out a command. What cannot be done says so in a notice and changes nothing.
@@ -68,6 +69,7 @@ impl Workbench {
                 let text = Arc::new(TextSource::read(&path)?);
                 self.with_document(|document| document.text = Some(text));
                 self.mark_stale();
+                self.look_at_calibration(false);
             }
             Command::Show(view) => self.state.view = view,
             Command::Select { tensor, mode } => self.select(tensor, mode),
@@ -76,12 +78,14 @@ impl Workbench {
                     Selection { focus: tensors.first().copied(), tensors: tensors.into_iter().collect() };
             }
             Command::SetFormat { tensors, format } => {
+                let tensors = self.tied(&tensors);
                 let name = format!("{} {}", self.subject_of(&tensors), format);
                 self.change_plan(name, |document, plan| {
                     plan.set_format(&document.checkpoint, &names(document, &tensors), format)
                 })?;
             }
             Command::SetProtected { tensors, protect } => {
+                let tensors = self.tied(&tensors);
                 let verb = if protect { "protect" } else { "unprotect" };
                 self.change_plan(format!("{verb} {}", self.subject_of(&tensors)), |document, plan| {
                     plan.set_protected(&document.checkpoint, &names(document, &tensors), protect)
@@ -107,14 +111,40 @@ impl Workbench {
                 *current = *plan;
                 Ok(())
             })?,
+            Command::CopyLayer { from, to } => {
+                self.change_plan(format!("copy layer {from}"), |document, plan| {
+                    plan.copy_layer(&document.checkpoint, from, &to)
+                })?;
+            }
+            Command::SetGlob { glob, treatment } => {
+                self.change_plan(format!("tensors {glob}"), |document, plan| {
+                    plan.set_glob(&document.checkpoint, &glob, treatment)
+                })?;
+            }
+            Command::SetTies(ties) => self.change_plan(format!("ties: {}", ties.name()), |_, plan| {
+                plan.set_ties(ties);
+                Ok(())
+            })?,
+            Command::MakeLegal(target) => return self.make_legal(target),
+            Command::SetConstraints(constraints) => return self.set_constraints(*constraints),
+            Command::NamePlan(name) => self.name_plan(&name),
+            Command::ReturnTo(name) => return self.return_to(&name),
+            Command::ForgetNamed(name) => {
+                self.with_document(|document| document.named.retain(|named| named.name != name));
+            }
+            Command::UndoTo(step) => self.step_history(|history| history.undo_to(step)),
+            Command::ExportGates(path) => return self.export_gates(&path),
             Command::ScoreUnits(metric) => self.score_units(metric),
             Command::EditUnits { edit, what } => return self.edit_units(edit, what),
             Command::Calibrate(text) => self.calibrate(text),
             Command::LoadImportance(path) => self.load_importance(path),
             Command::ImportTensorTypes(path) => return self.import_tensor_types(&path),
             Command::ExportTensorTypes(path) => return self.export_tensor_types(&path),
-            Command::PlanWithin { limit, metric, continues } => return self.plan_within(limit, metric, continues),
-            Command::MeasureKld { formats, tokens } => self.measure_kld(formats, tokens),
+            Command::PlanWithin { limit, metric, continues } => {
+                return self.plan_within(&[limit], metric, continues);
+            }
+            Command::MeasureKld(request) => self.measure_kld(request),
+            Command::ChooseCalibration(path) => self.choose_calibration(path),
             Command::RunPlan { name, output } => return self.run_plan(name, output),
             Command::Evaluate(subject) => self.evaluate(subject),
             Command::ProfileRun(run) => self.profile_run(run),
@@ -187,8 +217,10 @@ impl Workbench {
             | Action::SavePlan
             | Action::LoadImportance
             | Action::CalibrateOn
+            | Action::ChooseCalibration
             | Action::ImportTensorTypes
             | Action::ExportTensorTypes
+            | Action::ExportGates
             | Action::Palette
             | Action::About => {}
             Action::OpenDemo => self.open(Source::Demo),
@@ -224,16 +256,36 @@ impl Workbench {
             Action::ImprovePlan => {
                 let resolved = self.state.document.as_ref().and_then(|document| document.resolved.as_ref().ok());
                 if let Some(limit) = resolved.map(|resolved| Limit::TensorBytes(resolved.padded_bytes)) {
-                    return self.plan_within(limit, None, false);
+                    return self.plan_within(&[limit], None, false);
                 }
             }
+            Action::FitConstraints => return self.fit_constraints(),
+            Action::MakePlanLegal => {
+                if let Some(target) = self.state.document.as_ref().map(|document| document.plan().target()) {
+                    return self.make_legal(target);
+                }
+            }
+            Action::RunFrontier => return self.run_frontier(),
+            Action::MeasureRates => self.measure_rates(),
             Action::RunPlan => return self.run_plan(None, None),
             Action::Calibrate => self.calibrate_again(),
             Action::UseImportance => return self.use_importance(true),
             Action::DropImportance => return self.use_importance(false),
             Action::MeasureWeightError => self.measure_weight_error(),
-            Action::MeasureKld => {
-                self.measure_kld(vec!["q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"], DEFAULT_KLD_TOKENS);
+            Action::MeasureOutput => self.measure_output(),
+            Action::MeasureFisher => self.measure_fisher(),
+            Action::MeasureKld => self.measure_kld(KldRequest::default()),
+            Action::MeasureLayerKld => {
+                self.measure_kld(KldRequest { granularity: Granularity::Layer, ..KldRequest::default() });
+            }
+            Action::MeasureBlockInfluence
+            | Action::MeasureLayerRemoval
+            | Action::MeasureHeadGradient
+            | Action::MeasureHeadAblation
+            | Action::MeasureGroupAblation => {
+                if let Some(metric) = units_of_action(action) {
+                    self.measure_units(metric);
+                }
             }
             Action::EvaluateBaseline => self.evaluate(Subject::Baseline),
             Action::EvaluateCandidates => {
@@ -343,53 +395,7 @@ impl Workbench {
         Ok(())
     }
 
-    /// Makes the planner's answer the plan; dragging along a limit is one step of history.
-    fn plan_within(&mut self, limit: Limit, metric: Option<&str>, continues: bool) -> Result<()> {
-        /// What a slider may take for each of its moves, and for an answer that is asked for once.
-        const EFFORTS: [u64; 2] = [300_000, 4_000_000];
-        const STEP: &str = "plan within a budget";
-        let Some(document) = &mut self.state.document else { return Ok(()) };
-        let table = match metric {
-            Some(id) => document.sensitivity.get(id),
-            None => document.budget_table(),
-        };
-        let Some(table) = table.cloned() else {
-            return Err(Fault::new(Stage::Plan, "a budget needs to know what each tensor minds")
-                .fix("measure the sensitivity first")
-                .into());
-        };
-        let target = document.plan().target();
-        let overhead_bytes = match (limit, document.overhead_bytes) {
-            (Limit::FileBytes(_), Some((known, bytes))) if known == target => bytes,
-            (Limit::FileBytes(_), _) => {
-                let bytes = pass::overhead_bytes(&document.checkpoint, document.plan())?;
-                document.overhead_bytes = Some((target, bytes));
-                bytes
-            }
-            _ => 0,
-        };
-        let options = BudgetOptions { ties: Ties::of(target), overhead_bytes };
-        let planner = Planner::new(&document.checkpoint, document.plan(), &table, &options)?;
-        let effort = Effort { most_states: EFFORTS[usize::from(!continues)] };
-        let proposal = planner.propose(&document.checkpoint, limit, &effort)?;
-        let changed = if continues {
-            document.history.amend(STEP, proposal.plan)
-        } else {
-            document.history.push(STEP, proposal.plan)
-        };
-        if changed {
-            document.resolved = Ok(Arc::new(proposal.resolved));
-            document.is_dirty = true;
-        }
-        if !continues {
-            for warning in proposal.report.warnings {
-                self.state.notify(Level::Warning, warning);
-            }
-        }
-        Ok(())
-    }
-
-    fn step_history(&mut self, step: fn(&mut History<Plan>) -> bool) {
+    fn step_history(&mut self, step: impl FnOnce(&mut History<Plan>) -> bool) {
         if let Some(document) = &mut self.state.document
             && step(&mut document.history)
         {
@@ -435,53 +441,6 @@ impl Workbench {
                 tasks::profile_run(run, &candidate, context)
             });
         }
-    }
-
-    pub(super) fn measure_weight_error(&mut self) {
-        if let Some(document) = &self.state.document {
-            let checkpoint = document.checkpoint.clone();
-            let importance = document.importance_in_use().cloned();
-            self.jobs.spawn(JobKind::WeightError, "weight error of every format", move |context| {
-                tasks::weight_error(&checkpoint, importance, context)
-            });
-        }
-    }
-
-    fn measure_kld(&mut self, formats: Vec<&'static str>, tokens: usize) {
-        let Some(document) = &self.state.document else { return };
-        let Some(text) = document.text.clone() else {
-            self.state.notify(Level::Warning, "Measuring KLD needs a text: choose one first");
-            return;
-        };
-        let (checkpoint, models) = (document.checkpoint.clone(), self.models.clone());
-        let importance = document.importance_in_use().cloned();
-        self.jobs.spawn(JobKind::Kld, "KLD of one changed tensor at a time", move |context| {
-            tasks::measured_kld(&checkpoint, &models, &text, &formats, tokens, importance, context)
-        });
-    }
-
-    fn run_plan(&mut self, name: Option<String>, output: Option<PathBuf>) -> Result<()> {
-        let Some(document) = &self.state.document else { return Ok(()) };
-        let resolved = match &document.resolved {
-            Ok(resolved) => resolved.clone(),
-            Err(err) => return Err(err.clone()),
-        };
-        let plan = document.plan().clone();
-        let name = name.unwrap_or_else(|| name_of_plan(&plan, document));
-        let extension = match plan.target() {
-            Target::Gguf => Some("gguf"),
-            _ => None,
-        };
-        let output = match output {
-            Some(output) => output,
-            None => tasks::candidate_path(&project::output_folder(&document.project_path), &name, extension)?,
-        };
-        let checkpoint = document.checkpoint.clone();
-        let importance = document.importance_in_use().cloned();
-        self.jobs.spawn(JobKind::Pass, format!("compress to {name}"), move |context| {
-            tasks::run_plan(&checkpoint, plan, &resolved, importance, name, &output, context)
-        });
-        Ok(())
     }
 
     pub(super) fn evaluate(&mut self, subject: Subject) {
@@ -593,7 +552,9 @@ impl Workbench {
             }),
             None => fresh(),
         };
+        let (past, named) = opened.project.as_ref().map(planning::kept_plans).unwrap_or_default();
         let mut document = Document {
+            named,
             profiles: vec![None; checkpoint.tensors.len()],
             is_demo: opened.is_demo,
             project_path: opened.project_path,
@@ -602,8 +563,11 @@ impl Workbench {
             resolved: importance::resolved(&plan, &checkpoint, None),
             importance: opened.importance,
             calibration_text: opened.calibration_text,
-            history: History::new(plan),
+            history: History::with_past(past, plan),
             sensitivity: Default::default(),
+            units: Default::default(),
+            activations: None,
+            calibration_info: None,
             unit_scores: Default::default(),
             attention: None,
             tasks: opened.tasks,
@@ -625,6 +589,8 @@ impl Workbench {
         }
         if let Some(project) = opened.project {
             document.sensitivity = project.sensitivity;
+            document.units = project.units;
+            document.activations = project.activations;
             document.baseline = project.baseline;
             document.focused_run = project.focused_run;
             if !project.prompt.is_empty() {
@@ -677,6 +643,7 @@ impl Workbench {
                 .spawn(JobKind::Open, format!("open {}", file_name(&path)), move |_| Ok(tasks::reopen(run, &path)));
         }
         self.recompare();
+        self.look_at_calibration(false);
         self.profile_baseline();
         if measure {
             self.measure_weight_error();
@@ -726,9 +693,6 @@ impl Workbench {
     }
 }
 
-/// Tokens over which KLD per tensor is measured unless told otherwise.
-pub(super) const DEFAULT_KLD_TOKENS: usize = 8192;
-
 /// A changed project is saved at most this often.
 const AUTOSAVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -738,10 +702,11 @@ const DEMO_PROMPT: &str = "17 + 25 =";
 pub(super) fn resolve(document: &mut Document) {
     let importance = document.importance_in_use().map(Arc::as_ref);
     document.resolved = importance::resolved(document.plan(), &document.checkpoint, importance);
+    planning::know_overhead(document);
     document.is_dirty = true;
 }
 
-fn names(document: &Document, tensors: &[usize]) -> Vec<String> {
+pub(super) fn names(document: &Document, tensors: &[usize]) -> Vec<String> {
     tensors
         .iter()
         .filter_map(|&index| document.checkpoint.tensors.get(index))
@@ -751,27 +716,4 @@ fn names(document: &Document, tensors: &[usize]) -> Vec<String> {
 
 pub(super) fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
-}
-
-/// A name for a run that has none: its recipe, and a number of edits on top.
-fn name_of_plan(plan: &Plan, document: &Document) -> String {
-    let base = plan
-        .recipe()
-        .map(|recipe| recipe.name().to_owned())
-        .or_else(|| plan.default_format().map(str::to_owned))
-        .unwrap_or_else(|| "as stored".to_owned());
-    let planned = plan.rules().iter().any(|rule| rule.is_planned);
-    let bits = document.resolved.as_ref().ok().map(|resolved| resolved.new_bits_per_weight()).filter(|_| planned);
-    let base = if let Some(bits) = bits {
-        format!("planned {bits:.2} bpw")
-    } else if plan.rules().is_empty() {
-        base
-    } else {
-        format!("{base}+{}", plan.rules().len())
-    };
-    let taken = |name: &str| document.runs.iter().any(|run| run.name == name);
-    if !taken(&base) {
-        return base;
-    }
-    (2..).map(|number| format!("{base} ({number})")).find(|name| !taken(name)).unwrap_or(base)
 }

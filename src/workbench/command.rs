@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::action::Action;
 use super::jobs::JobId;
+use super::measure::KldRequest;
 use super::settings::ThemeChoice;
 use super::state::{RunId, View};
 use super::units::UnitEdit;
 use crate::engine::plan::budget::Limit;
-use crate::engine::plan::{Plan, Recipe, Target};
+use crate::engine::plan::{Constraints, Plan, Recipe, Target, Ties, Treatment};
 use crate::engine::structure::Metric;
 
 /// How a click changes the selection.
@@ -61,6 +62,26 @@ pub enum Command {
     SetProtected { tensors: Vec<usize>, protect: bool },
     /// Takes the choices made for tensors back, so that recipe or default decide.
     ClearChoices { tensors: Vec<usize> },
+    /// Treats the linears of layers as those of another one.
+    CopyLayer { from: usize, to: Vec<usize> },
+    /// Treats all tensors whose names a glob matches.
+    SetGlob { glob: String, treatment: Treatment },
+    /// Which tensors of a layer share a format under the plan's target.
+    SetTies(Ties),
+    /// Turns the plan to a target, with the nearest legal choice wherever it has none.
+    MakeLegal(Target),
+    /// States what the result must keep to.
+    SetConstraints(Box<Constraints>),
+    /// Keeps the plan as it is now under a name.
+    NamePlan(String),
+    /// Makes a plan that was kept the plan, as one step of history.
+    ReturnTo(String),
+    /// Forgets a plan that was kept.
+    ForgetNamed(String),
+    /// Goes back to before the step of history with this index.
+    UndoTo(usize),
+    /// Writes the plan's constraints as gates.
+    ExportGates(PathBuf),
     /// Starts the plan from one of llama.cpp's recipes; none keeps every tensor as it is.
     SetRecipe(Option<Recipe>),
     /// What the result is written for.
@@ -70,8 +91,10 @@ pub enum Command {
     /// Lets the planner choose within a limit, by the table of `metric` or of the metric that says
     /// most; rules made by hand stay. What `continues` an earlier one belongs to the same step.
     PlanWithin { limit: Limit, metric: Option<&'static str>, continues: bool },
-    /// Measures KLD per tensor for these formats over so many tokens.
-    MeasureKld { formats: Vec<&'static str>, tokens: usize },
+    /// Measures KLD of what is changed at a time; finished cells are not measured again.
+    MeasureKld(KldRequest),
+    /// Measures sensitivity and importance on this text from now on.
+    ChooseCalibration(PathBuf),
     /// Scores every head, KV group and channel.
     ScoreUnits(Metric),
     /// Changes which units the plan takes away.

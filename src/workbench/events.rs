@@ -7,8 +7,10 @@ use std::sync::Arc;
 use super::command::Subject;
 use super::importance::KnownImportance;
 use super::jobs::JobId;
+use super::measure::CalibrationInfo;
 use super::project::Project;
 use super::state::RunId;
+use crate::engine::calibration::Activations;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::Comparison;
 use crate::engine::error::{Error, Fault, Result};
@@ -16,8 +18,9 @@ use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
 use crate::engine::plan::Plan;
 use crate::engine::profile::TensorProfile;
+use crate::engine::scoring::kernel_rates::KernelRates;
 use crate::engine::scoring::{GeneratedToken, Generation, TaskSet, TextSource};
-use crate::engine::sensitivity::{SensitivityRow, SensitivityTable, SensitivityValue};
+use crate::engine::sensitivity::{SensitivityRow, SensitivityTable, SensitivityValue, UnitTable, UnitValue};
 use crate::engine::structure::UnitScores;
 use crate::engine::structure::attention::AttentionPatterns;
 
@@ -27,15 +30,17 @@ pub(super) enum Event {
     /// One tensor of the original is profiled.
     Profiled { fingerprint: String, tensor: usize, profile: Arc<TensorProfile> },
     /// One row of a sensitivity table is measured.
-    Row { fingerprint: String, metric: &'static str, empty: Arc<SensitivityTable>, row: SensitivityRow },
+    Row { fingerprint: String, key: &'static str, empty: Arc<SensitivityTable>, row: SensitivityRow },
     /// One cell of a sensitivity table is measured.
     Cell {
         fingerprint: String,
-        metric: &'static str,
+        key: &'static str,
         empty: Arc<SensitivityTable>,
         at: (usize, usize),
         value: SensitivityValue,
     },
+    /// One layer or head is measured.
+    UnitMeasured { fingerprint: String, empty: Arc<UnitTable>, value: UnitValue },
     /// The playground has one more token.
     Token { subject: Subject, token: GeneratedToken },
     /// The job is over.
@@ -57,7 +62,13 @@ pub(super) enum Outcome {
     /// A candidate is profiled.
     RunProfiled { run: RunId, profiles: BTreeMap<String, Arc<TensorProfile>> },
     /// A metric is measured.
-    Sensitivity { fingerprint: String, table: SensitivityTable },
+    Sensitivity { fingerprint: String, key: &'static str, table: SensitivityTable },
+    /// Output error is predicted, from what linears are given.
+    OutputError { fingerprint: String, table: SensitivityTable, activations: Arc<Activations> },
+    /// Layers or heads are measured.
+    Units { fingerprint: String, table: UnitTable },
+    /// The calibration text was looked at.
+    LookedAtCalibration { fingerprint: String, info: CalibrationInfo, tells: bool },
     /// Importance was computed, or read from a file.
     Calibrated { fingerprint: String, known: Box<KnownImportance>, is_computed: bool },
     /// Units were scored.
@@ -75,6 +86,8 @@ pub(super) enum Outcome {
     Compared { run: RunId, comparison: Option<Box<Comparison>> },
     /// The playground has stopped.
     Generated { subject: Subject, generation: Generation },
+    /// The kernels of this machine are timed.
+    Rates(Box<KernelRates>),
     /// A candidate was copied.
     Exported { output: PathBuf, bytes: u64 },
 }

@@ -17,6 +17,25 @@ impl<T: Clone + PartialEq> History<T> {
         Self { past: Vec::new(), present, future: Vec::new() }
     }
 
+    /// A history that goes on after steps that were kept, oldest first: each the name of a step and the value before it.
+    pub fn with_past(past: Vec<(String, T)>, present: T) -> Self {
+        Self { past, present, future: Vec::new() }
+    }
+
+    /// The last `most` steps, oldest first: names, and the values before them.
+    pub fn past(&self, most: usize) -> &[(String, T)] {
+        &self.past[self.past.len().saturating_sub(most)..]
+    }
+
+    /// Goes back to the value before the step with this index, as many undos as that takes.
+    pub fn undo_to(&mut self, step: usize) -> bool {
+        let mut has_moved = false;
+        while self.past.len() > step && self.undo() {
+            has_moved = true;
+        }
+        has_moved
+    }
+
     /// The value now.
     pub fn present(&self) -> &T {
         &self.present
@@ -90,6 +109,19 @@ mod tests {
         assert!(history.amend("drag", 3) && history.amend("drag", 4) && !history.amend("drag", 4));
         assert!(history.undo() && *history.present() == 1 && !history.undo());
         assert!(history.amend("drag", 5) && history.undo() && *history.present() == 1);
+    }
+
+    #[test]
+    fn a_jump_back_is_as_many_undos_and_steps_can_be_kept() {
+        let mut history = History::new(1);
+        for (name, value) in [("two", 2), ("three", 3), ("four", 4)] {
+            assert!(history.push(name, value));
+        }
+        assert_eq!(history.past(2), [("three".to_owned(), 2), ("four".to_owned(), 3)]);
+        let kept = History::with_past(history.past(9).to_vec(), *history.present());
+        assert_eq!(kept.steps().collect::<Vec<_>>(), ["two", "three", "four"]);
+        assert!(history.undo_to(1) && *history.present() == 2 && !history.undo_to(1));
+        assert!(history.redo() && history.redo() && *history.present() == 4);
     }
 
     #[test]

@@ -86,6 +86,8 @@ impl Workbench {
         }
         document.calibration_text = Some(text.clone());
         document.is_dirty = true;
+        self.look_at_calibration(false);
+        let Some(document) = &self.state.document else { return };
         let folder = project::output_folder(&document.project_path);
         let (checkpoint, models) = (document.checkpoint.clone(), self.models.clone());
         self.jobs.spawn(JobKind::Calibrate, format!("importance on {}", file_name(&text)), move |context| {

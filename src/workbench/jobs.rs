@@ -28,7 +28,11 @@ pub enum JobKind {
     Open,
     Profile,
     WeightError,
+    OutputError,
+    Fisher,
     Kld,
+    Units,
+    LookAtText,
     Calibrate,
     LoadImportance,
     ScoreUnits,
@@ -37,6 +41,7 @@ pub enum JobKind {
     Compare,
     Generate,
     Export,
+    Rates,
 }
 
 impl JobKind {
@@ -46,11 +51,15 @@ impl JobKind {
             self,
             Self::Profile
                 | Self::WeightError
+                | Self::OutputError
+                | Self::Fisher
                 | Self::Kld
+                | Self::Units
                 | Self::Calibrate
                 | Self::ScoreUnits
                 | Self::Pass
                 | Self::Evaluate
+                | Self::Rates
         )
     }
 }

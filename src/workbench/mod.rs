@@ -13,9 +13,14 @@ mod files;
 mod history;
 mod importance;
 mod jobs;
+mod measure;
+mod measure_tasks;
+mod planning;
 mod poll;
 mod project;
+mod rates;
 mod settings;
+mod standing;
 mod state;
 mod tasks;
 mod units;
@@ -29,10 +34,13 @@ pub use demo::{DEMO_FILES, unpack_demo, write_demo};
 pub use history::History;
 pub use importance::KnownImportance;
 pub use jobs::{Executor, JobId, JobKind, JobView};
+pub use measure::{CalibrationInfo, KldRequest, MeasureOn, action_of_units};
 pub use project::Project;
+pub use rates::{keep_rates, known_rates};
 pub use settings::{Settings, ThemeChoice};
+pub use standing::PlanStanding;
 pub use state::{
-    CandidateState, Document, Level, Notice, Playground, PlaygroundSide, Run, RunId, Selection, State, View,
+    CandidateState, Document, Level, NamedPlan, Notice, Playground, PlaygroundSide, Run, RunId, Selection, State, View,
 };
 pub use units::UnitEdit;
 
@@ -87,7 +95,7 @@ impl Workbench {
         let settings = Settings::load(&options.data_dir);
         let jobs = Jobs::new(options.waker.clone(), options.executor);
         Self {
-            state: State::new(settings),
+            state: State::new(settings, rates::known_rates(&options.cache_dir)),
             jobs,
             models: tasks::ModelCache::default(),
             last_save: std::time::Instant::now(),

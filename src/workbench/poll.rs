@@ -8,7 +8,7 @@ use super::command::Subject;
 use super::events::{Event, Outcome};
 use super::state::{CandidateState, Document, Level};
 use crate::engine::error::Result;
-use crate::engine::sensitivity::SensitivityTable;
+use crate::engine::sensitivity::{SensitivityRow, SensitivityTable, output};
 use crate::engine::units;
 
 /// Events taken in one frame; the rest waits for the next, so that no frame is long.
@@ -39,16 +39,21 @@ impl Workbench {
                     *slot = Some(profile);
                 }
             }
-            Event::Row { fingerprint, metric, empty, row } => {
-                if let Some(table) = self.partial_table(&fingerprint, metric, &empty) {
+            Event::Row { fingerprint, key, empty, row } => {
+                if let Some(table) = self.partial_table(&fingerprint, key, &empty) {
+                    // The columns may be in another order there.
+                    let place = |format: &String| empty.formats.iter().position(|own| own == format);
+                    let cells = table.formats.iter().map(|format| row.cells.get(place(format)?)?.clone()).collect();
+                    let row = SensitivityRow { cells, ..row };
                     match table.rows.iter_mut().find(|known| known.name == row.name) {
                         Some(known) => *known = row,
                         None => table.rows.push(row),
                     }
                 }
             }
-            Event::Cell { fingerprint, metric, empty, at: (row, column), value } => {
-                if let Some(table) = self.partial_table(&fingerprint, metric, &empty) {
+            Event::UnitMeasured { fingerprint, empty, value } => self.take_unit(&fingerprint, &empty, value),
+            Event::Cell { fingerprint, key, empty, at: (row, column), value } => {
+                if let Some(table) = self.partial_table(&fingerprint, key, &empty) {
                     let name = empty.rows.get(row).map(|row| row.name.clone());
                     let format = empty.formats.get(column);
                     let place = format.and_then(|format| table.column(format));
@@ -73,19 +78,13 @@ impl Workbench {
         }
     }
 
-    /// The table that partial results go into: what is there, widened by what is being measured.
-    fn partial_table(
-        &mut self,
-        fingerprint: &str,
-        metric: &str,
-        empty: &Arc<SensitivityTable>,
-    ) -> Option<&mut SensitivityTable> {
-        let document = self.document_of(fingerprint)?;
-        let table = document.sensitivity.entry(metric.to_owned()).or_insert_with(|| empty.clone());
-        if table.imatrix != empty.imatrix || empty.formats.iter().any(|format| table.column(format).is_none()) {
-            *table = Arc::new(merged(empty, table));
+    /// Takes in a finished table; older cells that can stand in it stay.
+    fn take_table(&mut self, fingerprint: &str, key: &str, table: SensitivityTable) {
+        if let Some(document) = self.document_of(fingerprint) {
+            let table = document.sensitivity.get(key).map_or_else(|| table.clone(), |known| table.with(known));
+            document.sensitivity.insert(key.to_owned(), Arc::new(table));
+            document.is_dirty = true;
         }
-        Some(Arc::make_mut(table))
     }
 
     fn take_result(&mut self, result: Result<Outcome>) {
@@ -128,16 +127,25 @@ impl Workbench {
                     run.profiles = profiles;
                 }
             }
-            Outcome::Sensitivity { fingerprint, table } => {
+            Outcome::Sensitivity { fingerprint, key, table } => self.take_table(&fingerprint, key, table),
+            Outcome::OutputError { fingerprint, table, activations } => {
+                let warnings = activations.warnings();
                 if let Some(document) = self.document_of(&fingerprint) {
-                    let metric = table.metric.clone();
-                    let table = match document.sensitivity.get(&metric) {
-                        Some(known) => merged(&table, known),
-                        None => table,
-                    };
-                    document.sensitivity.insert(metric, Arc::new(table));
+                    document.activations = Some(activations);
+                }
+                for warning in warnings {
+                    self.state.notify(Level::Warning, warning);
+                }
+                self.take_table(&fingerprint, output::METRIC.id, table);
+            }
+            Outcome::Units { fingerprint, table } => {
+                if let Some(document) = self.document_of(&fingerprint) {
+                    document.units.insert(table.metric.clone(), Arc::new(table));
                     document.is_dirty = true;
                 }
+            }
+            Outcome::LookedAtCalibration { fingerprint, info, tells } => {
+                self.take_calibration_info(&fingerprint, info, tells);
             }
             Outcome::Calibrated { fingerprint, known, is_computed } => {
                 self.take_importance(&fingerprint, *known, is_computed);
@@ -149,8 +157,12 @@ impl Workbench {
                 }
             }
             Outcome::Passed(passed) => {
+                let reused = match passed.report.reused_tensors {
+                    0 => String::new(),
+                    count => format!(", {count} tensors taken over from earlier candidates"),
+                };
                 let text = format!(
-                    "{} written: {} in {}",
+                    "{} written: {} in {}{reused}",
                     passed.name,
                     units::bytes(passed.report.file_bytes),
                     units::seconds(passed.report.elapsed_secs)
@@ -199,38 +211,11 @@ impl Workbench {
                     side.is_done = true;
                 }
             }
+            Outcome::Rates(rates) => self.take_rates(*rates),
             Outcome::Exported { output, bytes } => {
                 let text = format!("{} written to {}", units::bytes(bytes), file_name(&output));
                 self.state.notify(Level::Info, text);
             }
         }
     }
-}
-
-/// A table with the columns and rows of both; where both have a cell, the newer one's counts.
-///
-/// Figures of encoders that knew the columns' importance and of those that did not never share a table.
-fn merged(newer: &SensitivityTable, older: &SensitivityTable) -> SensitivityTable {
-    if newer.imatrix != older.imatrix {
-        return newer.clone();
-    }
-    let mut formats: Vec<String> = older.formats.clone();
-    formats.extend(newer.formats.iter().filter(|format| !older.formats.contains(format)).cloned());
-    // The registry's order, from most bits to fewest, whatever was measured first.
-    let rank = |id: &String| crate::engine::format::all().iter().position(|format| format.id() == id);
-    formats.sort_by_key(rank);
-    let mut names: Vec<&str> = newer.rows.iter().map(|row| row.name.as_str()).collect();
-    names.extend(older.rows.iter().map(|row| row.name.as_str()).filter(|name| newer.row(name).is_none()));
-    let rows = names
-        .into_iter()
-        .filter_map(|name| {
-            let mut row = newer.row(name).or_else(|| older.row(name))?.clone();
-            row.cells = formats
-                .iter()
-                .map(|format| newer.cell(name, format).or_else(|| older.cell(name, format)).cloned())
-                .collect();
-            Some(row)
-        })
-        .collect();
-    SensitivityTable { formats, rows, ..newer.clone() }
 }

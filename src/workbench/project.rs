@@ -11,10 +11,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::state::{Document, RunId};
+use crate::engine::calibration::Activations;
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
-use crate::engine::sensitivity::SensitivityTable;
+use crate::engine::plan::Plan;
+use crate::engine::sensitivity::{SensitivityTable, UnitTable};
 
 /// Version of the file.
 const VERSION: u32 = 1;
@@ -37,6 +39,17 @@ pub struct SavedRun {
     pub(super) evaluation: Option<Arc<Evaluation>>,
 }
 
+/// A plan with a name, as the file keeps it: a kept one, or the one before a step of history.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SavedPlan {
+    pub(super) name: String,
+    /// The plan as TOML.
+    pub(super) plan: String,
+}
+
+/// Steps of history that are kept.
+const MOST_STEPS: usize = 60;
+
 /// A project as the file keeps it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Project {
@@ -48,6 +61,12 @@ pub struct Project {
     pub(super) fingerprint: String,
     /// The plan as TOML, comments included.
     pub(super) plan: String,
+    /// Steps that led to the plan, oldest first, each with the plan before it.
+    #[serde(default)]
+    pub(super) history: Vec<SavedPlan>,
+    /// Plans that were kept under a name.
+    #[serde(default)]
+    pub(super) named: Vec<SavedPlan>,
     #[serde(default)]
     pub(super) tasks: Option<PathBuf>,
     #[serde(default)]
@@ -60,11 +79,19 @@ pub struct Project {
     #[serde(default)]
     pub(super) sensitivity: BTreeMap<String, Arc<SensitivityTable>>,
     #[serde(default)]
+    pub(super) units: BTreeMap<String, Arc<UnitTable>>,
+    #[serde(default)]
+    pub(super) activations: Option<Arc<Activations>>,
+    #[serde(default)]
     pub(super) runs: Vec<SavedRun>,
     #[serde(default)]
     pub(super) focused_run: Option<RunId>,
     #[serde(default)]
     pub(super) prompt: String,
+}
+
+fn saved(name: &str, plan: &Plan) -> SavedPlan {
+    SavedPlan { name: name.to_owned(), plan: plan.to_toml() }
 }
 
 impl Project {
@@ -77,11 +104,15 @@ impl Project {
             checkpoint: (!document.is_demo).then(|| folder.clone()),
             fingerprint: document.checkpoint.fingerprint.clone(),
             plan: document.plan().to_toml(),
+            history: document.history.past(MOST_STEPS).iter().map(|(name, plan)| saved(name, plan)).collect(),
+            named: document.named.iter().map(|named| saved(&named.name, &named.plan)).collect(),
             tasks: document.tasks.as_ref().and_then(|tasks| outside(&tasks.path)),
             text: document.text.as_ref().and_then(|text| outside(&text.path)),
             calibration_text: document.calibration_text.as_deref().and_then(outside),
             baseline: document.baseline.clone(),
             sensitivity: document.sensitivity.clone(),
+            units: document.units.clone(),
+            activations: document.activations.clone(),
             runs: document
                 .runs
                 .iter()

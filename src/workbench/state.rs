@@ -7,7 +7,11 @@ use std::sync::Arc;
 use super::command::Subject;
 use super::history::History;
 use super::importance::KnownImportance;
+use super::measure::CalibrationInfo;
+#[cfg(doc)]
+use super::measure::KldRequest;
 use super::settings::Settings;
+use crate::engine::calibration::Activations;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::Comparison;
 use crate::engine::error::{Error, Fault};
@@ -15,8 +19,9 @@ use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
 use crate::engine::plan::{Plan, ResolvedPlan, Target, budget};
 use crate::engine::profile::TensorProfile;
+use crate::engine::scoring::kernel_rates::KernelRates;
 use crate::engine::scoring::{GeneratedToken, TaskSet, TextSource};
-use crate::engine::sensitivity::{self, SensitivityRow, SensitivityTable};
+use crate::engine::sensitivity::{self, SensitivityRow, SensitivityTable, UnitTable};
 use crate::engine::structure::UnitScores;
 use crate::engine::structure::attention::AttentionPatterns;
 
@@ -201,6 +206,15 @@ impl Playground {
     }
 }
 
+/// A plan that was kept under a name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedPlan {
+    /// What it is called; no two are called alike.
+    pub name: String,
+    /// The plan as it was.
+    pub plan: Plan,
+}
+
 /// The open checkpoint and everything made of it.
 #[derive(Debug)]
 pub struct Document {
@@ -218,17 +232,26 @@ pub struct Document {
     pub profile_faults: BTreeMap<usize, Fault>,
     /// The plan with its past.
     pub history: History<Plan>,
+    /// Plans that were kept under a name, in the order in which they were.
+    pub named: Vec<NamedPlan>,
     /// The plan applied to the checkpoint, or why it cannot be.
     pub resolved: Result<Arc<ResolvedPlan>, Error>,
-    /// What was measured per tensor and format, by metric; partial while it is being measured.
+    /// What was measured per tensor and format, by metric (and by [`KldRequest::key`]); partial while
+    /// it is being measured.
     pub sensitivity: BTreeMap<String, Arc<SensitivityTable>>,
+    /// What was measured per layer, head or KV group, by metric; partial while it is being measured.
+    pub units: BTreeMap<String, Arc<UnitTable>>,
+    /// What every linear is given, once output error was predicted.
+    pub activations: Option<Arc<Activations>>,
+    /// How the calibration text is mixed, once it was looked at.
+    pub calibration_info: Option<CalibrationInfo>,
     /// What every unit is worth, by metric, once it is scored.
     pub unit_scores: BTreeMap<String, Arc<UnitScores>>,
     /// What heads look at, once units were scored on a text.
     pub attention: Option<Arc<AttentionPatterns>>,
     /// How much each column of each matrix matters, once it is computed or loaded.
     pub importance: Option<KnownImportance>,
-    /// The text that importance is computed on, unless told otherwise.
+    /// The text that importance is computed on and sensitivity measured on, unless told otherwise.
     pub calibration_text: Option<PathBuf>,
     /// Items to score.
     pub tasks: Option<Arc<TaskSet>>,
@@ -323,6 +346,8 @@ pub struct State {
     pub notices: Vec<Notice>,
     /// Theme and recent files.
     pub settings: Settings,
+    /// How fast this machine multiplies, once that was measured.
+    pub rates: Option<Arc<KernelRates>>,
     /// Larger text, no editing.
     pub presenter: bool,
     /// Set once the user wants to leave.
@@ -333,13 +358,14 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(settings: Settings) -> Self {
+    pub(super) fn new(settings: Settings, rates: Option<Arc<KernelRates>>) -> Self {
         Self {
             document: None,
             view: View::default(),
             selection: Selection::default(),
             notices: Vec::new(),
             settings,
+            rates,
             presenter: false,
             quit: false,
             opening: None,

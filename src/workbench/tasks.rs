@@ -11,28 +11,24 @@ use super::events::{Event, Opened, Outcome, Passed};
 use super::importance::KnownImportance;
 use super::jobs::Context;
 use super::project::{self, Project};
-use super::state::RunId;
+use super::state::{Run, RunId};
 use crate::engine::calibration::{self, Importance, ImportanceOptions};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::{self, ComparisonOptions};
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::evaluation::{self, Baseline, Evaluation, EvaluationOptions};
-use crate::engine::format::Format;
 use crate::engine::model::{Model, Tokenizer};
-use crate::engine::pass::{self, PassOptions};
-use crate::engine::plan::{Plan, ResolvedPlan};
+use crate::engine::pass::{self, Earlier, PassOptions};
+use crate::engine::plan::{self, Plan, ResolvedPlan, Target};
 use crate::engine::profile::{self, ProfileOptions};
 use crate::engine::progress::Progress;
-use crate::engine::scoring::{self, GenerateOptions, ScoredText, TaskSet, TextOptions, TextSource};
-use crate::engine::sensitivity::kld::{self, KldOptions};
-use crate::engine::sensitivity::weight::{self, WeightOptions};
-use crate::engine::sensitivity::{SensitivityTable, select_formats, select_tensors};
+use crate::engine::scoring::{self, GenerateOptions, TaskSet, TextSource};
 use crate::engine::structure::{self, Metric, Sample, SampleOptions, ScoreOptions, attention};
 
 /// A model with its tokenizer, ready to run.
 pub(super) struct Ready {
-    model: Model,
-    tokenizer: Tokenizer,
+    pub(super) model: Model,
+    pub(super) tokenizer: Tokenizer,
     /// BLAKE3 over the files: evaluations are kept by it.
     content_hash: String,
 }
@@ -61,7 +57,12 @@ impl ModelCache {
 
     /// The model of a checkpoint. A candidate whose own tokenizer cannot be rebuilt (a GGUF that names no
     /// pre-tokenizer we know) is read with that of the checkpoint it was made from.
-    fn get(&self, checkpoint: &Checkpoint, source: Option<&Ready>, progress: &Progress) -> Result<Arc<Ready>> {
+    pub(super) fn get(
+        &self,
+        checkpoint: &Checkpoint,
+        source: Option<&Ready>,
+        progress: &Progress,
+    ) -> Result<Arc<Ready>> {
         let key = Self::key(checkpoint);
         {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -210,64 +211,6 @@ pub(super) fn profile_run(run: RunId, candidate: &Checkpoint, context: &Context)
     Ok(Outcome::RunProfiled { run, profiles })
 }
 
-/// Measures the relative weight error of every tensor in every format.
-pub(super) fn weight_error(
-    checkpoint: &Checkpoint,
-    importance: Option<Arc<Importance>>,
-    context: &Context,
-) -> Result<Outcome> {
-    let options = WeightOptions { importance, ..WeightOptions::default() };
-    let mut empty = SensitivityTable::new(checkpoint, &weight::METRIC, &select_formats(&options.formats)?);
-    empty.imatrix = options.importance.as_ref().map(|importance| importance.hash.clone());
-    let empty = Arc::new(empty);
-    let table = weight::weight_error(checkpoint, &options, &context.progress, &mut |_, row| {
-        context.offer(Event::Row {
-            fingerprint: checkpoint.fingerprint.clone(),
-            metric: weight::METRIC.id,
-            empty: empty.clone(),
-            row: row.clone(),
-        });
-    })?;
-    Ok(Outcome::Sensitivity { fingerprint: checkpoint.fingerprint.clone(), table })
-}
-
-/// Measures KLD for every tensor in the given formats over at least `tokens` tokens of the text.
-pub(super) fn measured_kld(
-    checkpoint: &Checkpoint,
-    models: &ModelCache,
-    text: &TextSource,
-    formats: &[&'static str],
-    tokens: usize,
-    importance: Option<Arc<Importance>>,
-    context: &Context,
-) -> Result<Outcome> {
-    let ready = models.get(checkpoint, None, &context.progress)?;
-    let formats = formats.iter().map(|&id| id.to_owned()).collect();
-    let options = KldOptions { formats, importance, ..KldOptions::default() };
-    let text_options = TextOptions { max_tokens: Some(tokens), ..TextOptions::default() };
-    let config = &ready.model.config;
-    let text = ScoredText::new(&ready.tokenizer, text, config.context, config.vocab, &text_options)?;
-    let chosen: Vec<&'static dyn Format> = select_formats(&options.formats)?;
-    let mut empty = SensitivityTable::new(checkpoint, &kld::METRIC, &chosen);
-    empty.imatrix = options.importance.as_ref().map(|importance| importance.hash.clone());
-    empty.rows = select_tensors(checkpoint, None)?
-        .into_iter()
-        .map(|index| crate::engine::sensitivity::SensitivityRow::new(&checkpoint.tensors[index], chosen.len()))
-        .collect();
-    let empty = Arc::new(empty);
-    let mut tell = |row, column, value: &crate::engine::sensitivity::SensitivityValue| {
-        context.offer(Event::Cell {
-            fingerprint: checkpoint.fingerprint.clone(),
-            metric: kld::METRIC.id,
-            empty: empty.clone(),
-            at: (row, column),
-            value: value.clone(),
-        });
-    };
-    let table = kld::measured_kld(checkpoint, &ready.model, &text, &options, &context.progress, &mut tell)?;
-    Ok(Outcome::Sensitivity { fingerprint: checkpoint.fingerprint.clone(), table })
-}
-
 /// Computes importance on a text and writes it into the project's folder.
 pub(super) fn calibrate(
     checkpoint: &Checkpoint,
@@ -276,7 +219,7 @@ pub(super) fn calibrate(
     folder: &Path,
     context: &Context,
 ) -> Result<Outcome> {
-    let text = TextSource::read(text)?;
+    let text = calibration_source(text)?;
     let ready = models.get(checkpoint, None, &context.progress)?;
     let options = ImportanceOptions::default();
     let mut importance =
@@ -286,11 +229,50 @@ pub(super) fn calibrate(
     Ok(Outcome::Calibrated { fingerprint: checkpoint.fingerprint.clone(), known: Box::new(known), is_computed: true })
 }
 
+/// A text as it is, or the documents of a JSONL as one text.
+fn calibration_source(path: &Path) -> Result<TextSource> {
+    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl")) {
+        return Ok(calibration::Documents::read(path)?.source());
+    }
+    TextSource::read(path)
+}
+
 /// Reads an importance matrix and makes sure that it is this checkpoint's.
 pub(super) fn load_importance(checkpoint: &Checkpoint, path: &Path) -> Result<Outcome> {
     let known = KnownImportance::new(Importance::read(path)?, None, checkpoint)?;
     Ok(Outcome::Calibrated { fingerprint: checkpoint.fingerprint.clone(), known: Box::new(known), is_computed: false })
 }
+
+/// A run whose tensors a pass may take over.
+pub(super) struct Predecessor {
+    candidate: Arc<Checkpoint>,
+    content_hash: String,
+    plan: Plan,
+}
+
+impl Predecessor {
+    /// A run, where its candidate is open.
+    pub(super) fn of(run: &Run) -> Option<Self> {
+        let candidate = run.checkpoint()?.clone();
+        Some(Self { candidate, content_hash: run.content_hash.clone(), plan: run.plan.clone() })
+    }
+
+    /// What a pass needs of it: none where its file is no longer what was written, or another target's.
+    fn earlier(&self, checkpoint: &Checkpoint, target: Target, progress: &Progress) -> Result<Option<Earlier>> {
+        if self.plan.target() != target {
+            return Ok(None);
+        }
+        let Ok(resolved) = plan::resolve(&self.plan, checkpoint) else { return Ok(None) };
+        if self.candidate.content_hash(progress)? != self.content_hash {
+            return Ok(None);
+        }
+        let importance = self.plan.calibration().and_then(|calibration| calibration.imatrix_hash.clone());
+        Ok(Some(Earlier { candidate: self.candidate.clone(), plan: Arc::new(resolved), importance }))
+    }
+}
+
+/// Predecessors that a pass looks at: more of them cost more to check than they save.
+const MOST_PREDECESSORS: usize = 3;
 
 /// Scores every unit; with a text and `wants_patterns`, looks at what heads attend to as well.
 pub(super) fn score_units(
@@ -323,11 +305,13 @@ pub(super) fn score_units(
 }
 
 /// Runs a plan and opens what it wrote. `importance` is what the plan uses, where that is loaded.
+#[expect(clippy::too_many_arguments, reason = "a pass and all that it starts from")]
 pub(super) fn run_plan(
     checkpoint: &Checkpoint,
     plan: Plan,
     resolved: &ResolvedPlan,
     importance: Option<Arc<Importance>>,
+    predecessors: &[Predecessor],
     name: String,
     output: &Path,
     context: &Context,
@@ -337,7 +321,13 @@ pub(super) fn run_plan(
         (Some(calibration), None) => Some(calibration.load(checkpoint, &context.progress, &mut warnings)?),
         (_, loaded) => loaded,
     };
-    let options = PassOptions { importance, means: plan.load_means()?, ..PassOptions::default() };
+    let mut earlier = Vec::new();
+    for one in predecessors {
+        if earlier.len() < MOST_PREDECESSORS {
+            earlier.extend(one.earlier(checkpoint, plan.target(), &context.progress)?);
+        }
+    }
+    let options = PassOptions { importance, earlier, means: plan.load_means()?, ..PassOptions::default() };
     let mut report = pass::run(checkpoint, resolved, output, &options, &context.progress)?;
     report.warnings.extend(warnings);
     let candidate = Arc::new(Checkpoint::open(output)?);

@@ -2,7 +2,7 @@
 
 use eframe::egui::Ui;
 use lapidary::app::plots::{
-    Plot, channels, curve, distribution, heat_map, histogram, ridges, scatter, slices, stacked,
+    Plot, channels, curve, depth, distribution, heat_map, histogram, ridges, scatter, slices, stacked,
 };
 use lapidary::app::theme::space;
 use lapidary::app::widgets::{State, section_ui};
@@ -238,17 +238,42 @@ fn sizes() -> stacked::Stacked {
     }
 }
 
+/// Damage of two roles over the layers.
+fn over_depth(shape: depth::Shape) -> depth::Depth {
+    let mut next = stream(9);
+    let mut series = |name: &str, part: usize, factor: f64| depth::Series {
+        name: name.to_owned(),
+        part,
+        points: (0..12)
+            .map(|layer| {
+                let value = factor * (0.5 + next());
+                depth::DepthPoint { layer, value, stderr: Some(value * 0.1) }
+            })
+            .collect(),
+    };
+    depth::Depth {
+        title: "KLD over depth, q4_k".to_owned(),
+        metric: "KLD, nats".to_owned(),
+        layers: 12,
+        series: vec![series("down", 0, 4e-3), series("q", 1, 4e-4)],
+        shape,
+    }
+}
+
 /// Calls `with` with a sample of every plot.
 pub fn with_all(mut with: impl FnMut(&dyn Plot)) {
     for is_log in [false, true] {
         with_histogram(is_log, |plot| with(plot));
     }
     let ranges = channel_ranges();
-    with(&channels::Channels { name: "layers.3.mlp.down", ranges: &ranges });
+    with(&channels::Channels { name: "layers.3.mlp.down", what: "output channel", ranges: &ranges });
     with(&map(6, "q4_k"));
     with(&map(32, "q4_k"));
     with(&ridge_grid());
     with(&error_curve());
+    for shape in [depth::Shape::Lines, depth::Shape::Bars] {
+        with(&over_depth(shape));
+    }
     with(&spread());
     with(&scatter_of_all());
     with(&all_slices());
@@ -266,7 +291,7 @@ pub fn histograms_page(ui: &mut Ui) {
     });
     section_ui(ui, "Range of each output channel");
     let ranges = channel_ranges();
-    let channels = channels::Channels { name: "layers.3.mlp.down", ranges: &ranges };
+    let channels = channels::Channels { name: "layers.3.mlp.down", what: "output channel", ranges: &ranges };
     channels::channels_ui(ui, &channels, 110.0);
 }
 
@@ -274,10 +299,10 @@ pub fn histograms_page(ui: &mut Ui) {
 pub fn maps_page(ui: &mut Ui) {
     section_ui(ui, "KLD, measured (weights only), q4_k");
     let few = map(6, "q4_k");
-    heat_map::heat_map_ui(ui, &few, heat_map::height_for(7), Some((2, 1)));
+    heat_map::heat_map_ui(ui, &few, heat_map::height_for(7), Some((2, 1)), &|_, _| false);
     ui.add_space(space::L);
     let many = map(48, "q4_k");
-    heat_map::heat_map_ui(ui, &many, heat_map::height_for(7), Some((6, 20)));
+    heat_map::heat_map_ui(ui, &many, heat_map::height_for(7), Some((6, 20)), &|_, _| false);
 }
 
 /// All layers as small outlines.

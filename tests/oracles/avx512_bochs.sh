@@ -1,60 +1,48 @@
 #!/bin/sh
 # Runs tests of the kernels at the AVX-512 levels on a machine that lacks them: builds them as one static
-# binary, boots a Linux kernel with it in the Bochs emulator as an Ice Lake CPU, and shows what it says.
-# Needs Debian's bochs, bochs-x, xvfb, isolinux, syslinux-common, xorriso, busybox-static, cpio, and a kernel image.
-# Usage: avx512_bochs.sh VMLINUZ [WORK_DIR] [CPU_MODEL] [TEST_FILTER…]
+# binary and runs it in the Bochs emulator as an Ice Lake CPU, on a bare loader of ours (avx512_bochs/)
+# that answers the few Linux system calls which such a binary makes. No operating system is booted.
+# Needs gcc and Debian's bochs, bochs-x and xvfb.
+# Usage: avx512_bochs.sh [CPU_MODEL] [TEST_FILTER…]
 #   CPU_MODEL: corei7_icelake_u (with VNNI, default) or corei7_skylake_x (without).
-#   A kernel: apt-get download linux-image-amd64's dependency; dpkg -x it; boot/vmlinuz-*.
-# An emulated CPU runs some hundred times slower than a real one: minutes to boot, minutes for the tests.
+#   WORK, in the environment: a folder to work in, kept; TEST_BINARY: a static binary made before.
+# An emulated CPU runs some hundred times slower than a real one: what came of it is in avx512_bochs.txt.
 set -eu
-here=$(cd "$(dirname "$0")/../.." && pwd)
-kernel=$1
-work=${2:-$(mktemp -d)}
-model=${3:-corei7_icelake_u}
-shift; [ $# -eq 0 ] || shift; [ $# -eq 0 ] || shift
-[ $# -gt 0 ] || set -- kernels::packed kernels::dense
+here=$(cd "$(dirname "$0")" && pwd)
+model=${1:-corei7_icelake_u}
+[ $# -eq 0 ] || shift
+[ $# -gt 0 ] || set -- kernels::packed kernels::dense kernels::activations
+work=${WORK:-$(mktemp -d)}
 mkdir -p "$work"
-target=x86_64-unknown-linux-gnu
-binary=$(cd "$here" && RUSTFLAGS="-C target-feature=+crt-static" cargo test --package lapidary-kernels --lib --no-run --target $target --message-format=json |
-  sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
 
-root=$work/root
-rm -rf "$root" "$work/iso"
-mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/sys" "$root/tmp" "$work/iso/isolinux"
-cp /bin/busybox "$root/bin/busybox"
-cp "$binary" "$root/test"
-strip "$root/test" 2>/dev/null || true
-cat > "$root/init" <<INIT
-#!/bin/busybox sh
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t devtmpfs dev /dev
-echo "flags: \$(/bin/busybox grep -m1 -o 'avx512[a-z0-9_]*' /proc/cpuinfo | /bin/busybox tr '\n' ' ')"
-cd /tmp
-/test --test-threads 1 $*
-echo "TESTS ENDED WITH \$?"
-/bin/busybox poweroff -f
-INIT
-chmod +x "$root/init"
-(cd "$root" && find . | cpio -o -H newc 2>/dev/null | gzip -1) > "$work/iso/initrd.gz"
-cp "$kernel" "$work/iso/vmlinuz"
-cp /usr/lib/ISOLINUX/isolinux.bin /usr/lib/syslinux/modules/bios/ldlinux.c32 "$work/iso/isolinux/"
-cat > "$work/iso/isolinux/isolinux.cfg" <<'CFG'
-default test
-prompt 0
-label test
-  kernel /vmlinuz
-  append initrd=/initrd.gz console=ttyS0 nosmp mitigations=off nokaslr tsc=unstable lpj=2000000 panic=1
-CFG
-xorriso -as mkisofs -quiet -o "$work/test.iso" -b isolinux/isolinux.bin -c isolinux/boot.cat \
-  -no-emul-boot -boot-load-size 4 -boot-info-table "$work/iso"
-cat > "$work/bochsrc" <<CONFIG
-megs: 1024
+binary=${TEST_BINARY:-}
+if [ -z "$binary" ]; then
+  binary=$(cd "$here/../.." &&
+    RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" cargo test --package lapidary-kernels --lib \
+      --no-run --target x86_64-unknown-linux-gnu --message-format=json |
+    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
+fi
+strip -o "$work/program" "$binary"
+
+cd "$work"
+{
+  echo '.section .rodata; .global command_line; command_line:'
+  for word in test --test-threads 1 --nocapture "$@"; do printf '.asciz "%s"\n' "$word"; done
+  echo '.byte 0'
+} > command_line.S
+gcc -c -o rom.o "$here/avx512_bochs/rom.S"
+ld -Ttext=0 -e 0 --oformat=binary -o rom.bin rom.o
+gcc -O1 -Wall -Wextra -ffreestanding -fno-pic -no-pie -mno-red-zone -mgeneral-regs-only -fno-stack-protector \
+  -fcf-protection=none -nostdlib -static -Wl,--build-id=none -Wl,--oformat=binary -Wl,-T,"$here/avx512_bochs/loader.ld" \
+  -o loader.bin "$here/avx512_bochs/loader.c" command_line.S
+cat > bochsrc <<CONFIG
+memory: guest=1024, host=1024
 cpu: model=$model, count=1, ips=200000000, reset_on_triple_fault=0
-romimage: file=/usr/share/bochs/BIOS-bochs-latest
+romimage: file=$work/rom.bin
 vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest
-ata0-master: type=cdrom, path=$work/test.iso, status=inserted
-boot: cdrom
-com1: enabled=1, mode=file, dev=$work/serial.txt
+optramimage1: file=$work/loader.bin, address=0x00100000
+optramimage2: file=$work/program, address=0x30000000
+port_e9_hack: enabled=1
 display_library: x
 speaker: enabled=0
 sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
@@ -63,14 +51,8 @@ log: $work/bochs.log
 panic: action=fatal
 error: action=ignore
 CONFIG
-: > "$work/serial.txt"
-echo c > "$work/commands"
+echo c > commands
 # The other displays of Debian's Bochs want a terminal, or crash.
-xvfb-run -a bochs -q -f "$work/bochsrc" -rc "$work/commands" < /dev/null > "$work/bochs.out" 2>&1 &
-emulator=$!
-trap 'kill $emulator 2>/dev/null || true' EXIT
-while kill -0 $emulator 2>/dev/null && ! grep -q 'TESTS ENDED WITH\|Kernel panic' "$work/serial.txt"; do
-  sleep 2
-done
-sed -n '/^flags/,$p' "$work/serial.txt"
-grep -q 'TESTS ENDED WITH 0' "$work/serial.txt"
+xvfb-run -a bochs -q -f bochsrc -rc commands < /dev/null 2> bochs.err | tee bochs.out |
+  sed -un '/^running [0-9]* test/,/TESTS ENDED/ { p; b }; /^loader:/p; /^exception/p'
+grep -q 'TESTS ENDED WITH 0' bochs.out

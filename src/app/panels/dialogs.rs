@@ -57,8 +57,10 @@ pub fn is_dialog(action: Action) -> bool {
             | Action::SavePlan
             | Action::LoadImportance
             | Action::CalibrateOn
+            | Action::ChooseCalibration
             | Action::ImportTensorTypes
             | Action::ExportTensorTypes
+            | Action::ExportGates
             | Action::About
     )
 }
@@ -88,8 +90,10 @@ fn command_for(wanted: Wanted, path: PathBuf) -> Command {
         Wanted::Action(Action::SavePlan) => Command::SavePlan(path),
         Wanted::Action(Action::LoadImportance) => Command::LoadImportance(path),
         Wanted::Action(Action::CalibrateOn) => Command::Calibrate(path),
+        Wanted::Action(Action::ChooseCalibration) => Command::ChooseCalibration(path),
         Wanted::Action(Action::ImportTensorTypes) => Command::ImportTensorTypes(path),
         Wanted::Action(Action::ExportTensorTypes) => Command::ExportTensorTypes(path),
+        Wanted::Action(Action::ExportGates) => Command::ExportGates(path),
         Wanted::Action(_) => Command::Open(path),
     }
 }
@@ -100,6 +104,8 @@ fn title(wanted: &Wanted) -> &'static str {
         Wanted::Plot(Format::Png, _) => "Save the picture as (.png)",
         Wanted::Plot(Format::Svg, _) => "Save the drawing as (.svg)",
         Wanted::Plot(Format::Csv, _) => "Save the numbers as (.csv)",
+        Wanted::Plot(Format::Html, _) => "Save the document as (.html)",
+        Wanted::Plot(Format::Markdown, _) => "Save the document as (.md)",
         Wanted::Action(Action::OpenFolder) => "Open a model folder",
         Wanted::Action(Action::SaveProjectAs) => "Save the project as",
         Wanted::Action(Action::LoadTasks) => "Choose tasks (.jsonl)",
@@ -107,9 +113,10 @@ fn title(wanted: &Wanted) -> &'static str {
         Wanted::Action(Action::LoadPlan) => "Load a plan (.toml)",
         Wanted::Action(Action::SavePlan) => "Save the plan as (.toml)",
         Wanted::Action(Action::LoadImportance) => "Load an importance matrix (.gguf or .dat)",
-        Wanted::Action(Action::CalibrateOn) => "Choose a calibration text (.txt)",
+        Wanted::Action(Action::CalibrateOn | Action::ChooseCalibration) => "Choose a calibration text (.txt or .jsonl)",
         Wanted::Action(Action::ImportTensorTypes) => "Import tensor types (.txt)",
         Wanted::Action(Action::ExportTensorTypes) => "Export tensor types as (.txt)",
+        Wanted::Action(Action::ExportGates) => "Export gates as (.toml)",
         Wanted::Action(_) => "Open a checkpoint or project",
     }
 }
@@ -123,6 +130,9 @@ fn system_dialog(wanted: &Wanted, file_name: String) -> Option<PathBuf> {
             dialog.add_filter("Lapidary project", &["lapidary"]).set_file_name(file_name).save_file()
         }
         Wanted::Action(Action::SavePlan) => dialog.add_filter("Plan", &["toml"]).set_file_name(file_name).save_file(),
+        Wanted::Action(Action::ExportGates) => {
+            dialog.add_filter("Gates", &["toml"]).set_file_name(file_name).save_file()
+        }
         Wanted::Action(Action::ExportTensorTypes) => {
             dialog.add_filter("Tensor types", &["txt"]).set_file_name(file_name).save_file()
         }
@@ -135,8 +145,9 @@ fn system_dialog(wanted: &Wanted, file_name: String) -> Option<PathBuf> {
             dialog.add_filter("Importance matrix", &["gguf", "dat", "imatrix"]).pick_file()
         }
         Wanted::Action(Action::ImportTensorTypes) => dialog.add_filter("Tensor types", &["txt"]).pick_file(),
-        Wanted::Action(Action::LoadText | Action::CalibrateOn) => {
-            dialog.add_filter("Text", &["txt", "md", "raw"]).pick_file()
+        Wanted::Action(Action::LoadText) => dialog.add_filter("Text", &["txt", "md", "raw"]).pick_file(),
+        Wanted::Action(Action::CalibrateOn | Action::ChooseCalibration) => {
+            dialog.add_filter("Text", &["txt", "md", "raw", "jsonl"]).pick_file()
         }
         Wanted::Action(Action::LoadPlan) => dialog.add_filter("Plan", &["toml"]).pick_file(),
         Wanted::Action(_) => {
@@ -156,6 +167,7 @@ impl Memory {
                     bench.state().document.as_ref().map_or("project", |document| document.checkpoint.name.as_str());
                 let name = match action {
                     Action::SavePlan => "plan.toml".to_owned(),
+                    Action::ExportGates => "gates.toml".to_owned(),
                     Action::ExportTensorTypes => "tensor-types.txt".to_owned(),
                     _ => format!("{stem}.lapidary"),
                 };

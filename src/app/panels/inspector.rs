@@ -213,6 +213,7 @@ fn error_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, focus: usize) {
     let measured: Vec<&str> = document
         .sensitivity
         .iter()
+        .filter(|(id, _)| metric(id).is_some())
         .filter(|(_, table)| table.row(&tensor.name).is_some_and(|row| row.cells.iter().any(Option::is_some)))
         .map(|(id, _)| id.as_str())
         .collect();

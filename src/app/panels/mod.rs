@@ -4,5 +4,6 @@ pub mod dialogs;
 pub mod inspector;
 pub mod menu;
 pub mod palette;
+pub mod standing;
 pub mod strip;
 pub mod tensors;

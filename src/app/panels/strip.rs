@@ -2,20 +2,24 @@
 
 use eframe::egui::{Align, Layout, Ui};
 
+use super::standing::{self, chips_ui};
 use crate::app::context::Cx;
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
     Level as NoticeLevel, Notice, ProgressAction, ProgressRow, notice_ui, primary_button_ui, progress_row_ui,
 };
+use crate::engine::plan::ResolvedPlan;
 use crate::engine::progress::{Phase, Snapshot, Unit};
 use crate::engine::units;
-use crate::workbench::{Action, Command, Document, JobKind, JobView, Level};
+use crate::workbench::{Action, Command, Document, JobKind, JobView, Level, PlanStanding};
 
 /// Paints the strip.
 pub fn strip_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
+    let mut standing = std::mem::take(&mut cx.memory.standing);
+    standing.update(cx.state());
     ui.horizontal(|ui| {
         if let Some(document) = cx.document() {
-            plan_ui(ui, document);
+            plan_ui(ui, document, &standing);
         } else {
             ui.label(Type::Body.text("Nothing is open").color(ui.tokens().weak));
         }
@@ -28,6 +32,10 @@ pub fn strip_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             response.on_hover_text(why.unwrap_or(Action::RunPlan.tooltip()));
         });
     });
+    if !standing.standing.checks.is_empty() {
+        ui.horizontal_wrapped(|ui| chips_ui(ui, cx, &standing.standing.checks));
+    }
+    cx.memory.standing = standing;
     let jobs: Vec<(crate::workbench::JobId, ProgressRow)> =
         cx.bench.jobs().filter(|job| is_shown(job)).map(|job| (job.id, row(&job))).collect();
     // The strip keeps the height of one row, so that the frame does not jump when a job begins.
@@ -52,7 +60,7 @@ fn is_shown(job: &JobView<'_>) -> bool {
     !matches!(job.kind, JobKind::Compare) && (job.kind != JobKind::Open || job.progress.elapsed.as_millis() > 300)
 }
 
-fn plan_ui(ui: &mut Ui, document: &Document) {
+fn plan_ui(ui: &mut Ui, document: &Document, standing: &standing::Memory) {
     let tokens = ui.tokens();
     let resolved = match &document.resolved {
         Ok(resolved) => resolved,
@@ -77,22 +85,64 @@ fn plan_ui(ui: &mut Ui, document: &Document) {
     ui.label(Type::Mono.text(format!("{:.2} bpw", resolved.new_bits_per_weight())))
         .on_hover_text("Bits per weight, scales included");
     ui.separator();
-    if let Some(sum) = document.predicted_damage("kld") {
-        ui.label(Type::Mono.text(format!("KLD ≈ {}", units::significant(sum)))).on_hover_text(
-            "Predicted: the sum of what each tensor's change was measured to do alone (measured, weights only)",
-        );
-        ui.label(Type::Small.text("predicted").color(tokens.weak));
-    } else if let Some(sum) = document.predicted_damage("weight") {
-        let count = resolved.decisions.iter().filter(|decision| !decision.is_copy()).count().max(1);
-        ui.label(Type::Mono.text(format!("weight error {}", units::percent(sum / count as f64))))
-            .on_hover_text("Mean relative weight error of the changed tensors. Measure KLD per tensor for a prediction of the output's change");
-        ui.label(Type::Small.text("predicted").color(tokens.weak));
-    }
+    damage_ui(ui, resolved, standing.damages);
+    speed_ui(ui, &standing.standing);
     if !resolved.warnings.is_empty() {
         ui.separator();
         ui.label(Type::Small.text(format!("{} notes", resolved.warnings.len())).color(tokens.undecided))
             .on_hover_text(resolved.warnings.join("\n"));
     }
+}
+
+/// The damage that the tensors' own ones add up to, by the metric that says most.
+fn damage_ui(ui: &mut Ui, resolved: &ResolvedPlan, [kld, fisher, weight]: [Option<f64>; 3]) {
+    let (text, help) = if let Some(sum) = kld {
+        let help = "Predicted: the sum of what each tensor's change was measured to do alone (measured, weights only)";
+        (format!("KLD ≈ {}", units::significant(sum)), help)
+    } else if let Some(sum) = fisher {
+        let help = "Predicted: the sum over tensors of half the Fisher information times squared error";
+        (format!("KLD ≈ {}", units::significant(sum)), help)
+    } else if let Some(sum) = weight {
+        let count = resolved.decisions.iter().filter(|decision| !decision.is_copy()).count().max(1);
+        let help = "Mean relative weight error of the changed tensors. Measure KLD per tensor for a prediction of the output's change";
+        (format!("weight error {}", units::percent(sum / count as f64)), help)
+    } else {
+        return;
+    };
+    let weak = ui.tokens().weak;
+    ui.label(Type::Mono.text(text)).on_hover_text(help);
+    ui.label(Type::Small.text("predicted").color(weak));
+}
+
+/// Room that a speed takes beside the button at the right.
+const SPEED_WIDTH: f32 = 280.0;
+
+/// How fast the plan's file will write, where the kernels are timed and there is room.
+fn speed_ui(ui: &mut Ui, standing: &PlanStanding) {
+    let Some(speed) = standing.speed.filter(|_| ui.available_width() > SPEED_WIDTH) else { return };
+    ui.separator();
+    let decode = units::significant(speed.decode_tokens_per_second);
+    let text = match standing.original_speed {
+        Some(original) if original > 0.0 => {
+            format!("decode ≈ {decode} tok/s, ×{:.2}", speed.decode_tokens_per_second / original)
+        }
+        _ => format!("decode ≈ {decode} tok/s"),
+    };
+    let prefill = units::significant(speed.prefill_tokens_per_second);
+    let basis = if speed.is_calibrated {
+        "brought to the original's measured speed"
+    } else {
+        "products alone; evaluate the original to take the rest of the network into account"
+    };
+    let error = match (standing.largest_decode_error(), standing.speed_errors.len()) {
+        (Some(error), 1) => format!("; off by {} on the candidate that was measured", units::percent(error)),
+        (Some(error), count) => format!("; off by at most {} on {count} measured candidates", units::percent(error)),
+        (None, _) => String::new(),
+    };
+    let help = format!("Predicted from measured kernel speeds, {basis}{error}. Prefill ≈ {prefill} tok/s");
+    let weak = ui.tokens().weak;
+    ui.label(Type::Mono.text(text)).on_hover_text(help);
+    ui.label(Type::Small.text("predicted").color(weak));
 }
 
 /// A job's counters in words.

@@ -1,4 +1,4 @@
-//! The range of every output channel as one strip: a wide bar in one place is an outlier channel.
+//! The range of every channel as one strip: a wide bar in one place is an outlier channel.
 
 use eframe::egui::{Align2, Rect, Response, Stroke, Ui, pos2, vec2};
 
@@ -10,11 +10,13 @@ use super::{Plot, plot_ui};
 use crate::app::theme::{Tokens, Type, space};
 use crate::engine::units;
 
-/// Smallest and largest weight of each output channel of one tensor.
+/// Smallest and largest value of each channel of one tensor.
 #[derive(Clone, Copy, Debug)]
 pub struct Channels<'a> {
     /// Name of the tensor.
     pub name: &'a str,
+    /// Which channels: `output channel` of weights, `input channel` of activations.
+    pub what: &'a str,
     /// Per channel.
     pub ranges: &'a [(f32, f32)],
 }
@@ -57,7 +59,7 @@ const LEFT: f32 = 56.0;
 
 impl Plot for Channels<'_> {
     fn title(&self) -> String {
-        format!("Range of each output channel of {}", self.name)
+        format!("Range of each {} of {}", self.what, self.name)
     }
 
     fn draw(&self, canvas: &mut dyn Canvas, rect: Rect, tokens: &Tokens) {
@@ -84,7 +86,7 @@ impl Plot for Channels<'_> {
             );
             canvas.rect(bar, tokens.baseline);
         }
-        let text = format!("{} output channels", self.ranges.len());
+        let text = format!("{} {}s", self.ranges.len(), self.what);
         let below = pos2(inner.center().x, rect.bottom());
         canvas.text(below, Align2::CENTER_BOTTOM, &text, Type::Small, tokens.weak);
     }

@@ -68,10 +68,14 @@ pub enum Format {
     Png,
     Svg,
     Csv,
+    /// A written report, not a plot.
+    Html,
+    /// The same as Markdown.
+    Markdown,
 }
 
 impl Format {
-    /// All of them.
+    /// All that a plot can become.
     pub const ALL: [Self; 3] = [Self::Png, Self::Svg, Self::Csv];
 
     /// What the menu says.
@@ -80,6 +84,8 @@ impl Format {
             Self::Png => "Save picture as PNG…",
             Self::Svg => "Save drawing as SVG…",
             Self::Csv => "Save numbers as CSV…",
+            Self::Html => "Save as HTML…",
+            Self::Markdown => "Save as Markdown…",
         }
     }
 
@@ -89,6 +95,8 @@ impl Format {
             Self::Png => "png",
             Self::Svg => "svg",
             Self::Csv => "csv",
+            Self::Html => "html",
+            Self::Markdown => "md",
         }
     }
 }
@@ -158,6 +166,13 @@ pub fn take(ctx: &Context) -> Vec<Result<Saved, String>> {
     std::mem::take(&mut *done)
 }
 
+/// Hands over a text that was written, so that the window asks where it goes. It comes out of [`take`].
+pub fn hand_over(ctx: &Context, saved: Saved) {
+    let done = with_outbox(ctx, |outbox| outbox.done.clone());
+    done.lock().unwrap_or_else(PoisonError::into_inner).push(Ok(saved));
+    ctx.request_repaint();
+}
+
 /// Offers to save a plot that has been drawn: a small button in its corner, seen under the pointer or
 /// the keyboard's focus, and the same as a context menu. What was chosen comes out of [`take`].
 pub fn offer_ui(ui: &mut Ui, response: &Response, plot: &dyn Plot) {
@@ -183,6 +198,8 @@ pub fn offer_ui(ui: &mut Ui, response: &Response, plot: &dyn Plot) {
     let bytes = match format {
         Format::Csv => plot.table().csv().into_bytes(),
         Format::Svg => svg(plot, response.rect.size(), ui.tokens()).into_bytes(),
+        // A plot's menu offers neither.
+        Format::Html | Format::Markdown => return,
         Format::Png => {
             let rect = response.rect.intersect(ui.clip_rect());
             let frame_nr = ui.ctx().cumulative_frame_nr();
@@ -191,10 +208,7 @@ pub fn offer_ui(ui: &mut Ui, response: &Response, plot: &dyn Plot) {
             return;
         }
     };
-    let saved = Ok(Saved { stem, format, bytes });
-    let done = with_outbox(ui.ctx(), |outbox| outbox.done.clone());
-    done.lock().unwrap_or_else(PoisonError::into_inner).push(saved);
-    ui.ctx().request_repaint();
+    hand_over(ui.ctx(), Saved { stem, format, bytes });
 }
 
 /// Side of the button in a plot's corner.

@@ -10,6 +10,7 @@ use super::export::{self, Table, cell};
 use super::frame::readout;
 use super::{Plot, axis::Scale};
 use crate::app::theme::{Damage, Tokens, Type, UiTokens as _, space};
+use crate::app::widgets::icons::{self, Icon};
 use crate::app::widgets::number_with_interval;
 use crate::engine::units;
 
@@ -38,7 +39,7 @@ pub struct HeatMap {
     pub metric: String,
     /// Its unit; may be empty.
     pub unit: String,
-    /// Under which treatment: `q4_k`.
+    /// Under which treatment: `q4_k`; empty where there is but one.
     pub format: String,
     /// Roles, from the top.
     pub rows: Vec<String>,
@@ -312,7 +313,8 @@ fn hatch(canvas: &mut dyn Canvas, rect: Rect, tokens: &Tokens) {
 
 impl Plot for HeatMap {
     fn title(&self) -> String {
-        format!("{} by layer and role, {}", self.metric, self.format)
+        let treatment = if self.format.is_empty() { String::new() } else { format!(", {}", self.format) };
+        format!("{} by layer{treatment}", self.metric)
     }
 
     fn draw(&self, canvas: &mut dyn Canvas, rect: Rect, tokens: &Tokens) {
@@ -352,8 +354,14 @@ pub fn height_for(rows: usize) -> f32 {
     20.0 + 36.0 + (rows as f32 * 30.0).max(120.0)
 }
 
-/// Draws the map as wide as there is room; the selected cell gets an outline.
-pub fn heat_map_ui(ui: &mut Ui, map: &HeatMap, height: f32, selected: Option<(usize, usize)>) -> HeatMapOutput {
+/// Draws the map as wide as there is room; the selected cell gets an outline, protected ones a lock.
+pub fn heat_map_ui(
+    ui: &mut Ui,
+    map: &HeatMap,
+    height: f32,
+    selected: Option<(usize, usize)>,
+    is_protected: &dyn Fn(usize, usize) -> bool,
+) -> HeatMapOutput {
     let size = vec2(ui.available_width(), height);
     let (rect, response) = ui.allocate_exact_size(size, Sense::click());
     response.widget_info(|| WidgetInfo::labeled(Role::Figure, true, map.title()));
@@ -379,8 +387,15 @@ pub fn heat_map_ui(ui: &mut Ui, map: &HeatMap, height: f32, selected: Option<(us
             let cell = ui.interact(place, id, Sense::click());
             cell.widget_info(|| {
                 let is_selected = selected == Some((row, column));
-                WidgetInfo::selected(Role::Button, true, is_selected, map.cell_name(row, column))
+                let lock = if is_protected(row, column) { " protected" } else { "" };
+                let name = format!("{}{lock}", map.cell_name(row, column));
+                WidgetInfo::selected(Role::Button, true, is_selected, name)
             });
+            if is_protected(row, column) {
+                let mark = Rect::from_min_size(place.right_top() + vec2(-12.0, 1.0), vec2(11.0, 11.0));
+                ui.painter().rect_filled(mark, 2.0, tokens.panel);
+                icons::paint(ui.painter(), Icon::Lock, mark.center(), 10.0, tokens.accent);
+            }
             if cell.clicked() {
                 output.clicked = Some((row, column));
             }
@@ -418,23 +433,25 @@ impl HeatMap {
             Slot::Pending => "not measured yet".to_owned(),
             Slot::Absent => "none".to_owned(),
         };
-        format!("layer {} {} {} {value}", self.columns[column], self.rows[row], self.format)
+        let treatment = if self.format.is_empty() { String::new() } else { format!("{} ", self.format) };
+        format!("layer {} {} {treatment}{value}", self.columns[column], self.rows[row])
     }
 
     fn hover(&self, ui: &Ui, bounds: Rect, pointer: Pos2, row: usize, column: usize) {
         let title = format!("layer {} {}", self.columns[column], self.rows[row]);
+        let name = if self.format.is_empty() { self.metric.as_str() } else { self.format.as_str() };
         let lines = match self.slot(row, column) {
             Slot::Done(cell) => {
                 let figure = number_with_interval(cell.value, cell.stderr.unwrap_or(0.0), "");
                 let text = format!("{} {}", figure.text(), self.unit);
                 let is_noise = self.noise_floor.is_some_and(|floor| cell.value < floor);
-                let mut lines = vec![(self.format.as_str(), text.trim_end().to_owned())];
+                let mut lines = vec![(name, text.trim_end().to_owned())];
                 if is_noise {
                     lines.push(("below", "noise floor".to_owned()));
                 }
                 lines
             }
-            _ => vec![(self.format.as_str(), "not measured yet".to_owned())],
+            _ => vec![(name, "not measured yet".to_owned())],
         };
         readout(ui, bounds, pointer, &title, &lines);
     }

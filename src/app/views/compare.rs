@@ -7,14 +7,15 @@ use eframe::egui::{Grid, Label, ScrollArea, Sense, Ui, vec2};
 
 use super::common::{action_button_ui, candidate_index, caption_ui, focus_picker_ui, head_ui, no_document_ui};
 use super::compare_data::{self, Model};
+use super::compare_parts;
 use crate::app::context::Cx;
 use crate::app::plots::distribution::{Distribution, distribution_ui};
 use crate::app::plots::scatter::{Scatter, scatter_ui};
 use crate::app::plots::slices::{Slices, slices_ui};
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
-    KeyValue, Level, Notice, card_ui, empty_ui, key_values_ui, notice_ui, number_with_interval, pill_ui,
-    quiet_button_ui, secondary_button_ui, section_ui, section_with_ui,
+    KeyValue, Level, Notice, card_ui, empty_ui, key_values_ui, notice_ui, number_with_interval, quiet_button_ui,
+    secondary_button_ui, section_ui, section_with_ui,
 };
 use crate::engine::comparison::Comparison;
 use crate::engine::evaluation::Evaluation;
@@ -34,10 +35,13 @@ pub struct Memory {
     /// Slice whose flips are shown; none for all.
     slice: Option<String>,
     flips_shown: usize,
+    /// The flip whose texts stand side by side.
+    open_flip: Option<String>,
     key: Key,
     scatter: Scatter,
     slices: Slices,
     distribution: Option<Distribution>,
+    parts: compare_parts::Parts,
     flips: Vec<usize>,
 }
 
@@ -81,8 +85,11 @@ pub fn compare_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         if let Some((run, comparison)) = compared {
             super::heads::went_ui(ui, document, run);
             slices_card_ui(ui, &mut memory);
+            memory.parts.views_ui(ui);
             figures_ui(ui, document, run, comparison, &memory);
+            memory.parts.figures_ui(ui, comparison);
             flips_ui(ui, comparison, &mut memory);
+            super::report::report_card_ui(ui, document, run);
         }
     });
     cx.memory.compare = memory;
@@ -106,17 +113,7 @@ fn sentence_ui(ui: &mut Ui, document: &Document, run: &Run, comparison: &Compari
             ui.painter().rect_filled(rect, 2.0, color);
             ui.add(Label::new(Type::Title.text(&comparison.sentence)).wrap());
         });
-        if !comparison.gates.is_empty() {
-            ui.horizontal_wrapped(|ui| {
-                for gate in &comparison.gates {
-                    let what = gate
-                        .slice
-                        .as_deref()
-                        .map_or_else(|| gate.metric.clone(), |slice| format!("{} on {slice}", gate.metric));
-                    pill_ui(ui, &what, compare_data::state(gate.verdict)).on_hover_text(&gate.reason);
-                }
-            });
-        }
+        compare_parts::gates_ui(ui, comparison);
         if run.is_stale {
             let text = "Measured with other tasks or another text than are chosen now";
             notice_ui(ui, &Notice { level: Level::Warning, text, detail: "", action: None });
@@ -313,31 +310,9 @@ fn flips_ui(ui: &mut Ui, comparison: &Comparison, memory: &mut Memory) {
                 memory.slice = None;
             }
         });
-        let width = ((ui.available_width() - 260.0) / 2.0).max(100.0);
         let most = memory.flips_shown.max(FLIPS);
-        Grid::new("flips").num_columns(4).striped(true).spacing(vec2(space::M, space::XS)).show(ui, |ui| {
-            for head in ["item", "slice", "original", "candidate"] {
-                head_ui(ui, head, false);
-            }
-            ui.end_row();
-            for flip in memory.flips.iter().take(most).map(|index| &comparison.flips[*index]) {
-                let tokens = ui.tokens();
-                let cell = |ui: &mut Ui, text: &str, width: f32, color| {
-                    ui.scope(|ui| {
-                        ui.set_width(width);
-                        let label = Label::new(Type::Small.text(text).color(color)).truncate();
-                        ui.add(label).on_hover_text(text);
-                    });
-                };
-                cell(ui, &flip.id, 100.0, tokens.weak);
-                cell(ui, &format!("{}/{}", flip.task, flip.slice), 130.0, tokens.text);
-                let (before, after) = if flip.gained { (tokens.weak, tokens.pass) } else { (tokens.text, tokens.fail) };
-                cell(ui, &flip.baseline_prediction, width, before);
-                let sign = if flip.gained { "gained" } else { "lost" };
-                cell(ui, &format!("{sign}  {}", flip.candidate_prediction), width, after);
-                ui.end_row();
-            }
-        });
+        let shown = memory.flips.iter().take(most).map(|index| &comparison.flips[*index]);
+        compare_parts::flip_list_ui(ui, shown, &mut memory.open_flip);
         let rest = memory.flips.len().saturating_sub(most);
         if rest > 0 && secondary_button_ui(ui, &format!("Show more of {rest}"), true).clicked() {
             memory.flips_shown = most + 4 * FLIPS;
@@ -354,6 +329,7 @@ impl Memory {
         }
         if !super::common::is_same(self.key.comparison.as_ref(), comparison) {
             self.slice = None;
+            self.open_flip = None;
             self.flips_shown = FLIPS;
         }
         self.key = Key {
@@ -375,6 +351,7 @@ impl Memory {
         self.slices = comparison.map(|found| compare_data::slices(found, name, index)).unwrap_or_default();
         let distance = comparison.and_then(|found| found.text.as_ref()?.distance.as_ref());
         self.distribution = distance.and_then(|distance| compare_data::distribution(distance, index));
+        self.parts.update(comparison.map(Arc::as_ref), name, index);
         self.flips = comparison.map(|found| compare_data::flips(found, self.slice.as_deref())).unwrap_or_default();
     }
 }

@@ -2,11 +2,13 @@
 
 use super::common::accuracy_percent;
 use crate::app::plots::distribution::Distribution;
+use crate::app::plots::lines::{Line, Lines};
+use crate::app::plots::radar::{Radar, Spoke};
 use crate::app::plots::scatter::{Scatter, ScatterPoint};
 use crate::app::plots::slices::{SliceRow, Slices};
 use crate::app::widgets::State;
-use crate::engine::comparison::{Comparison, SliceComparison, Verdict};
-use crate::engine::evaluation::Evaluation;
+use crate::engine::comparison::{Comparison, Paired, SliceComparison, SliceView, Verdict};
+use crate::engine::evaluation::{Evaluation, Reliability};
 use crate::engine::scoring::TextDistance;
 use crate::workbench::RunId;
 
@@ -84,6 +86,71 @@ fn row(slice: &SliceComparison, comparison: &Comparison) -> SliceRow {
     }
 }
 
+/// The items cut in another way: by the length of the prompt, by a field.
+pub(super) fn view_slices(comparison: &Comparison, view: &SliceView, name: &str, candidate: usize) -> Slices {
+    let rows = view.slices.iter().map(|slice| SliceRow { name: slice.slice.clone(), ..row(slice, comparison) });
+    Slices { name: format!("{name} by {}", view.by), candidate, rows: rows.collect() }
+}
+
+/// Accuracy over confidence of both models.
+pub(super) fn reliability(comparison: &Comparison, candidate: usize) -> Option<Lines> {
+    let line = |name: &str, candidate: Option<usize>, reliability: &Option<Reliability>| {
+        reliability.as_ref().map(|reliability| Line {
+            name: name.to_owned(),
+            candidate,
+            points: reliability.bins.iter().map(|bin| [bin.confidence, bin.accuracy]).collect(),
+        })
+    };
+    let lines: Vec<Line> = [
+        line("original", None, &comparison.baseline_reliability),
+        line(&comparison.candidate.name, Some(candidate), &comparison.candidate_reliability),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    (!lines.is_empty()).then(|| Lines {
+        title: "Reliability".to_owned(),
+        x: "confidence".to_owned(),
+        y: "accuracy".to_owned(),
+        has_diagonal: true,
+        lines,
+    })
+}
+
+/// Mean KLD over the position in the window.
+pub(super) fn kld_by_position(distance: &TextDistance, name: &str, candidate: usize) -> Option<Lines> {
+    let points: Vec<[f64; 2]> =
+        distance.kld_by_position.iter().map(|bin| [(bin.from + bin.to) / 2.0, bin.kld_mean]).collect();
+    (points.len() > 1).then(|| Lines {
+        title: "KLD over the position in the window".to_owned(),
+        x: "position, tokens".to_owned(),
+        y: "mean KLD, nats".to_owned(),
+        has_diagonal: false,
+        lines: vec![Line { name: name.to_owned(), candidate: Some(candidate), points }],
+    })
+}
+
+/// What the candidate keeps or gains, each over the original's.
+pub(super) fn radar(comparison: &Comparison, candidate: usize) -> Option<Radar> {
+    let spoke = |name: &str, share: f64| share.is_finite().then(|| Spoke { name: name.to_owned(), share });
+    let kept =
+        |slice: &Paired| (slice.baseline_accuracy > 0.0).then(|| slice.candidate_accuracy / slice.baseline_accuracy);
+    let worst = comparison.slices.iter().filter_map(|slice| kept(&slice.paired)).min_by(f64::total_cmp);
+    let distance = comparison.text.as_ref().and_then(|text| text.distance.as_ref());
+    let spokes: Vec<Spoke> = [
+        comparison.overall.as_ref().and_then(kept).and_then(|share| spoke("accuracy", share)),
+        worst.and_then(|share| spoke("worst slice", share)),
+        distance.and_then(|distance| spoke("same top token", distance.same_top_fraction)),
+        distance.and_then(|distance| spoke("perplexity", 1.0 / distance.perplexity_ratio)),
+        spoke("size", comparison.size_ratio),
+        comparison.decode_speed_ratio.and_then(|ratio| spoke("decode speed", ratio)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    (spokes.len() >= 3).then(|| Radar { name: comparison.candidate.name.clone(), candidate, spokes })
+}
+
 /// The pill of a verdict.
 pub(super) fn state(verdict: Verdict) -> State {
     match verdict {
@@ -136,14 +203,11 @@ mod tests {
             id: id.to_string(),
             task: "facts".to_owned(),
             slice: slice.to_owned(),
-            group: None,
             metric: "acc".to_owned(),
             correct,
             score: f64::from(u8::from(correct)),
-            correct_norm: None,
             prediction: if correct { "right" } else { "wrong" }.to_owned(),
-            scores: Vec::new(),
-            truncated: false,
+            ..ItemResult::default()
         }
     }
 
@@ -163,7 +227,16 @@ mod tests {
             tasks_hash: None,
             text: None,
             slices: slices_of(&items),
-            size: SizeResult { file_bytes: mib << 20, bits_per_weight: 4.5, resident_bytes: 0, weight_count: 1 },
+            reliability: None,
+            written: None,
+            seeds: None,
+            size: SizeResult {
+                file_bytes: mib << 20,
+                bits_per_weight: 4.5,
+                resident_bytes: 0,
+                weight_count: 1,
+                kv_bytes_per_token: 0,
+            },
             speed: None,
             items,
             baseline: None,
@@ -192,6 +265,16 @@ mod tests {
         assert!(small.half_width.expect("an interval") > 5.0);
         assert_eq!(run_of(&[RunId(4), RunId(7)], small), Some(RunId(7)));
         assert_eq!(run_of(&[RunId(4)], base), None);
+    }
+
+    #[test]
+    fn the_radar_names_what_was_measured_and_the_least_of_it() {
+        let (_, _, comparison) = compared();
+        let radar = radar(&comparison, 0).expect("three qualities");
+        let names: Vec<&str> = radar.spokes.iter().map(|spoke| spoke.name.as_str()).collect();
+        assert_eq!(names, ["accuracy", "worst slice", "size"]);
+        assert_eq!(radar.least().map(|spoke| (spoke.name.as_str(), spoke.share)), Some(("worst slice", 0.5)));
+        assert!(reliability(&comparison, 0).is_none(), "nothing was chosen with a confidence");
     }
 
     #[test]

@@ -4,20 +4,20 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use eframe::egui::{Align, Button, DragValue, Grid, Layout, Sense, Ui, vec2};
+use eframe::egui::{Align, Button, Grid, Layout, Sense, Ui, vec2};
 use egui_extras::{Column, TableBuilder};
 
 use super::common::{self, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
-use super::plan_budget;
 use super::plan_frontier::{self, damage_text, recipe_of};
+use super::{plan_budget, plan_constraints, plan_history, plan_many, plan_target};
 use crate::app::context::Cx;
 use crate::app::plots::frontier::{Frontier, Kind, Spot, frontier_ui};
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
     FormatChoice, FormatMenu, KeyValue, Level, Notice, card_ui, format_menu_ui, icons, key_values_ui, lock_toggle_ui,
-    notice_ui, number_with_interval, secondary_button_ui, section_ui, section_with_ui,
+    notice_ui, number_with_interval, section_ui, section_with_ui,
 };
-use crate::engine::checkpoint::{Checkpoint, Role, TensorInfo};
+use crate::engine::checkpoint::{Checkpoint, TensorInfo};
 use crate::engine::plan::{Decision, Recipe, ResolvedPlan, Target, Why};
 use crate::engine::sensitivity::SensitivityTable;
 use crate::engine::{format, units};
@@ -41,8 +41,11 @@ pub struct Memory {
     tables: [Option<Arc<SensitivityTable>>; 2],
     /// Per tensor: weight error and KLD of its choice.
     costs: Vec<[Option<f64>; 2]>,
-    bulk: Bulk,
+    bulk: plan_many::Bulk,
     budget: plan_budget::Memory,
+    constraints: plan_constraints::Memory,
+    history: plan_history::Memory,
+    targets: plan_target::Memory,
 }
 
 /// The tensors of one layer, or those outside all layers.
@@ -64,21 +67,6 @@ enum Row {
     Tensor(usize),
 }
 
-/// What the controls for many tensors are set to.
-struct Bulk {
-    /// None is every linear.
-    role: Option<Role>,
-    from: usize,
-    to: usize,
-    format: &'static str,
-}
-
-impl Default for Bulk {
-    fn default() -> Self {
-        Self { role: None, from: 0, to: usize::MAX, format: "q6_k" }
-    }
-}
-
 /// Paints the view.
 pub fn plan_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
     let bench = cx.bench;
@@ -90,10 +78,14 @@ pub fn plan_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
     memory.update(document);
     ui.spacing_mut().item_spacing.y = space::S;
     if !cx.is_presenting() {
-        controls_ui(ui, cx, document);
+        controls_ui(ui, cx, document, &mut memory);
     }
     match &document.resolved {
         Ok(resolved) => {
+            let standing = std::mem::take(&mut cx.memory.standing);
+            let (plan, own) = (document.plan(), &mut memory.constraints);
+            plan_constraints::constraints_ui(ui, cx, plan, resolved, &standing.standing, own);
+            cx.memory.standing = standing;
             let is_wide = ui.available_width() > 600.0;
             if is_wide {
                 ui.columns(2, |columns| {
@@ -104,8 +96,9 @@ pub fn plan_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
                 totals_ui(ui, cx, &memory, resolved);
             }
             if !cx.is_presenting() {
-                plan_budget::budget_ui(ui, cx, resolved, &memory.frontier, &mut memory.budget);
-                bulk_ui(ui, cx, document, &mut memory.bulk);
+                let speed = cx.memory.standing.standing.speed;
+                plan_budget::budget_ui(ui, cx, resolved, &memory.frontier, speed, &mut memory.budget);
+                plan_many::bulk_ui(ui, cx, document, &mut memory.bulk);
             }
             table_ui(ui, cx, document, resolved, &mut memory);
         }
@@ -122,6 +115,7 @@ pub fn plan_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             if notice_ui(ui, &notice) {
                 cx.act(Action::Undo);
             }
+            action_button_ui(ui, cx, Action::MakePlanLegal, false);
         }
     }
     cx.memory.plan = memory;
@@ -139,7 +133,7 @@ fn target_text(target: Target) -> &'static str {
     }
 }
 
-fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
+fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memory) {
     let plan = document.plan();
     ui.horizontal_wrapped(|ui| {
         caption_ui(ui, "Recipe");
@@ -197,6 +191,8 @@ fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
         if let Some(target) = chosen {
             cx.send(Command::SetTarget(target));
         }
+        plan_target::targets_ui(ui, cx, document, &memory.targets);
+        plan_history::history_ui(ui, cx, document, &mut memory.history);
         action_button_ui(ui, cx, Action::RunPlan, true);
     });
 }
@@ -254,6 +250,9 @@ fn frontier_card_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory) {
         let mut chosen = None;
         let is_roomy = ui.available_width() > 420.0;
         section_with_ui(ui, "Damage against size", |ui| {
+            if !cx.is_presenting() && is_roomy && memory.frontier.plot.is_some() {
+                action_button_ui(ui, cx, Action::RunFrontier, false);
+            }
             if let Some(plot) = &memory.frontier.plot {
                 let numbers = ui.menu_button("Numbers", |ui| numbers_ui(ui, cx, plot));
                 numbers.response.accessible_name("Numbers of the recipes");
@@ -313,62 +312,6 @@ fn numbers_ui(ui: &mut Ui, cx: &Cx<'_>, plot: &Frontier) -> Option<Recipe> {
         }
     });
     chosen
-}
-
-fn bulk_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, bulk: &mut Bulk) {
-    let last = document.checkpoint.tensors.iter().filter_map(|tensor| tensor.layer).max().unwrap_or(0);
-    (bulk.from, bulk.to) = (bulk.from.min(last), bulk.to.min(last));
-    ui.horizontal_wrapped(|ui| {
-        caption_ui(ui, "Many at once");
-        let selected = bulk.role.map_or("all linears", Role::name);
-        let chosen = combo_ui(ui, "Role to change", selected, 92.0, |ui| {
-            let mut chosen = None;
-            if ui.selectable_label(bulk.role.is_none(), "all linears").clicked() {
-                chosen = Some(None);
-            }
-            for role in Role::ALL.into_iter().filter(|role| role.is_layer_linear()) {
-                if ui.selectable_label(bulk.role == Some(role), role.name()).clicked() {
-                    chosen = Some(Some(role));
-                }
-            }
-            chosen
-        });
-        if let Some(role) = chosen {
-            bulk.role = role;
-        }
-        caption_ui(ui, "of layers");
-        ui.add(DragValue::new(&mut bulk.from).range(0..=last)).accessible_name("First layer to change");
-        caption_ui(ui, "to");
-        ui.add(DragValue::new(&mut bulk.to).range(0..=last)).accessible_name("Last layer to change");
-        let tensors = bulk_tensors(&document.checkpoint, bulk);
-        let menu =
-            FormatMenu { name: "Format for many", selected: bulk.format, width: 76.0, none: None, row_len: None };
-        if let (_, Some(FormatChoice::Format(id))) = format_menu_ui(ui, menu, document.plan().target().formats()) {
-            bulk.format = id;
-        }
-        let text = format!("Set {} tensors", tensors.len());
-        if secondary_button_ui(ui, &text, !tensors.is_empty()).clicked() {
-            cx.send(Command::SetFormat { tensors: tensors.clone(), format: bulk.format });
-        }
-        if secondary_button_ui(ui, "Select them", !tensors.is_empty()).clicked() {
-            cx.send(Command::SelectSet(tensors));
-        }
-        if !cx.state().selection.tensors.is_empty() {
-            action_button_ui(ui, cx, Action::ClearChoices, false);
-        }
-    });
-}
-
-fn bulk_tensors(checkpoint: &Checkpoint, bulk: &Bulk) -> Vec<usize> {
-    let range = bulk.from.min(bulk.to)..=bulk.to.max(bulk.from);
-    let fits = |role: Role| bulk.role.map_or(role.is_layer_linear(), |own| own == role);
-    checkpoint
-        .tensors
-        .iter()
-        .enumerate()
-        .filter(|(_, tensor)| fits(tensor.role) && tensor.layer.is_some_and(|layer| range.contains(&layer)))
-        .map(|(index, _)| index)
-        .collect()
 }
 
 fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, resolved: &ResolvedPlan, memory: &mut Memory) {
@@ -563,6 +506,7 @@ fn short_name(name: &str) -> &str {
 impl Memory {
     fn update(&mut self, document: &Document) {
         self.frontier.update(document);
+        self.targets.update(document);
         let resolved = document.resolved.as_ref().ok();
         let is_other = !common::is_same(self.checkpoint.as_ref(), Some(&document.checkpoint));
         let is_replanned = !common::is_same(self.resolved.as_ref(), resolved);
@@ -675,17 +619,6 @@ mod tests {
         assert_eq!(all.len(), groups.len() + checkpoint.tensors.len());
         let without_first = rows_of(&groups, &BTreeSet::from([None]));
         assert_eq!(without_first.len(), all.len() - groups[0].tensors.len());
-    }
-
-    #[test]
-    fn many_at_once_takes_the_role_in_the_layers_named() {
-        let (checkpoint, _) = demo();
-        let bulk = Bulk { role: Some(Role::Down), from: 2, to: 1, format: "q6_k" };
-        let found: Vec<Option<usize>> =
-            bulk_tensors(&checkpoint, &bulk).into_iter().map(|index| checkpoint.tensors[index].layer).collect();
-        assert_eq!(found, [Some(1), Some(2)]);
-        let every = bulk_tensors(&checkpoint, &Bulk { role: None, from: 0, to: 0, format: "q6_k" });
-        assert_eq!(every.len(), 7);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::app::context::Cx;
 use crate::app::widgets::secondary_button_ui;
 use crate::engine::plan::ResolvedPlan;
 use crate::engine::plan::budget::Limit;
+use crate::engine::plan::speed::SpeedPrediction;
 use crate::engine::units;
 use crate::workbench::Command;
 
@@ -23,10 +24,21 @@ enum Kind {
     Tensors,
     Bits,
     Kld,
+    Decode,
+    Prefill,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::File, Self::Tensors, Self::Bits, Self::Kld];
+    const ALL: [Self; 6] = [Self::File, Self::Tensors, Self::Bits, Self::Kld, Self::Decode, Self::Prefill];
+
+    /// True if there is what the limit is predicted from.
+    fn is_offered(self, predicts_kld: bool, predicts_speed: bool) -> bool {
+        match self {
+            Self::Kld => predicts_kld,
+            Self::Decode | Self::Prefill => predicts_speed,
+            _ => true,
+        }
+    }
 
     fn text(self) -> &'static str {
         match self {
@@ -34,6 +46,8 @@ impl Kind {
             Self::Tensors => "size of all tensors",
             Self::Bits => "bits per weight",
             Self::Kld => "predicted KLD",
+            Self::Decode => "decode speed",
+            Self::Prefill => "prefill speed",
         }
     }
 
@@ -42,6 +56,7 @@ impl Kind {
             Self::File | Self::Tensors => " MiB",
             Self::Bits => " bpw",
             Self::Kld => " nats",
+            Self::Decode | Self::Prefill => " tok/s",
         }
     }
 
@@ -51,6 +66,8 @@ impl Kind {
             Self::Tensors => Limit::TensorBytes((value * MIB) as u64),
             Self::Bits => Limit::BitsPerWeight(value),
             Self::Kld => Limit::Damage(value),
+            Self::Decode => Limit::DecodeSpeed(value),
+            Self::Prefill => Limit::PrefillSpeed(value),
         }
     }
 }
@@ -71,19 +88,21 @@ pub(super) fn budget_ui(
     cx: &mut Cx<'_>,
     resolved: &ResolvedPlan,
     frontier: &Frontier,
+    speed: Option<SpeedPrediction>,
     memory: &mut Memory,
 ) {
     let metric = frontier.metric;
     let predicts_kld = metric.is_some_and(|metric| metric.unit == "nats");
     let own_damage = frontier.damages.iter().find(|(own, _)| Some(own.id) == metric.map(|metric| metric.id));
-    if memory.kind == Kind::Kld && !predicts_kld {
+    if !memory.kind.is_offered(predicts_kld, speed.is_some()) {
         (memory.kind, memory.value) = (Kind::default(), None);
     }
     ui.horizontal_wrapped(|ui| {
         caption_ui(ui, "Budget");
         let chosen = combo_ui(ui, "What is limited", memory.kind.text(), 132.0, |ui| {
             let mut chosen = None;
-            for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Kld || predicts_kld) {
+            let offered = Kind::ALL.into_iter().filter(|kind| kind.is_offered(predicts_kld, speed.is_some()));
+            for kind in offered {
                 if ui.selectable_label(memory.kind == kind, kind.text()).clicked() {
                     chosen = Some(kind);
                 }
@@ -97,6 +116,8 @@ pub(super) fn budget_ui(
             Kind::File | Kind::Tensors => resolved.padded_bytes as f64 / MIB,
             Kind::Bits => resolved.new_bits_per_weight(),
             Kind::Kld => own_damage.map_or(0.0, |own| own.1),
+            Kind::Decode => speed.map_or(0.0, |speed| speed.decode_tokens_per_second),
+            Kind::Prefill => speed.map_or(0.0, |speed| speed.prefill_tokens_per_second),
         };
         let mut value = memory.value.unwrap_or(now);
         let speed = (now / 200.0).max(1e-6);
@@ -155,6 +176,8 @@ mod tests {
         assert_eq!(Kind::Tensors.limit(1.0), Limit::TensorBytes(1 << 20));
         assert_eq!(Kind::Bits.limit(4.5), Limit::BitsPerWeight(4.5));
         assert_eq!(Kind::Kld.limit(0.02), Limit::Damage(0.02));
+        assert_eq!(Kind::Decode.limit(9.0), Limit::DecodeSpeed(9.0));
+        assert!(!Kind::Prefill.is_offered(true, false) && !Kind::Kld.is_offered(false, true));
         for kind in Kind::ALL {
             assert!(kind.unit().starts_with(' ') && !kind.text().is_empty());
         }

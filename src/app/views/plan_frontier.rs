@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::app::plots::frontier::{self, Kind, Spot};
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::plan::budget::{BudgetOptions, Planner, Ties, predicted_damage};
+use crate::engine::plan::budget::{BudgetOptions, Planner, predicted_damage};
 use crate::engine::plan::knapsack::Point;
 use crate::engine::plan::{Calibration, Plan, Recipe, ResolvedPlan, Target, resolve};
 use crate::engine::sensitivity::{self, Metric, SensitivityTable};
@@ -135,7 +135,7 @@ fn measured(document: &Document) -> Vec<Spot> {
 /// The best over all budgets, with what is decided by hand as it is; nothing where nothing is left.
 fn curve(document: &Document, table: &SensitivityTable) -> Vec<Point> {
     let plan = document.plan();
-    let options = BudgetOptions { ties: Ties::of(plan.target()), ..BudgetOptions::default() };
+    let options = BudgetOptions { ties: plan.ties(), ..BudgetOptions::default() };
     let planner = Planner::new(&document.checkpoint, plan, table, &options);
     planner.map(|planner| planner.frontier()).unwrap_or_default()
 }

@@ -145,7 +145,7 @@ fn plots_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &Memory, 
         });
     }
     if memory.channels.len() > 1 {
-        channels_ui(ui, &Channels { name: &profile.name, ranges: &memory.channels }, 92.0);
+        channels_ui(ui, &Channels { name: &profile.name, what: "output channel", ranges: &memory.channels }, 92.0);
         let folded = profile.channels.rows_per_entry;
         if folded > 1 {
             caption_ui(ui, format!("Each bar covers {folded} neighbouring channels"));

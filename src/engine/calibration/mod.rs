@@ -6,16 +6,23 @@
 //! chunks as llama-imatrix cuts it, and kept in llama.cpp's own files, so that either program can
 //! use what the other computed.
 //!
+//! Beside it: what every channel of every input looks like and their second moments ([`activations`]),
+//! and the texts themselves, their mixture and what they share ([`documents`]).
+//!
 //! Source: `tools/imatrix/imatrix.cpp` (llama.cpp, MIT); the idea is that of llama.cpp #4861.
 
+pub mod activations;
 mod collect;
+pub mod documents;
 pub mod statistics;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+pub use activations::{ActivationOptions, Activations, InputActivations, InputFigures};
 pub use collect::{ImportanceOptions, importance};
+pub use documents::{Document, Documents, Overlap, Share};
 pub use statistics::TensorStatistics;
 
 use super::checkpoint::{ImatrixEntry, ImatrixFile, Role};

@@ -188,20 +188,15 @@ fn packed(lookup: &Lookup<'_>, group: &Group, module: &str, codes: usize) -> Res
     }
     let is_dense = words(cols, scheme.bits()) == stored_words;
     lookup.check(codes, &[Dtype::I32], &[rows, if is_dense { stored_words } else { cols.div_ceil(per_word) }])?;
-    let groups = match scheme.granularity() {
-        Granularity::Group(len) => cols / usize::from(len),
-        _ => 1,
-    };
     let is_tensor = scheme.granularity() == Granularity::Tensor;
-    // The one scale of a tensor may have any rank.
-    let per_group = |index: usize| if is_tensor { lookup.tensors[index].shape.clone() } else { vec![rows, groups] };
-    lookup.check(scales, &SCALES, &per_group(scales))?;
+    let groups = groups_of(scheme, cols);
+    check_grouped(lookup, scheme, scales, &SCALES, [rows, cols])?;
     let mut consumed = vec![codes, scales, shape];
     let (mut zeros, mut are_zeros_dense) = (None, true);
     if !scheme.is_symmetric() {
         let index = lookup.need(module, "weight_zero_point")?;
         if is_tensor {
-            lookup.check(index, &[Dtype::I8], &lookup.tensors[index].shape)?;
+            check_grouped(lookup, scheme, index, &[Dtype::I8], [rows, cols])?;
         } else {
             let dense = words(rows, scheme.bits());
             are_zeros_dense = lookup.tensors[index].shape.first() == Some(&dense);
@@ -216,7 +211,6 @@ fn packed(lookup: &Lookup<'_>, group: &Group, module: &str, codes: usize) -> Res
     } else {
         consumed.extend(lookup.index(&format!("{module}.weight_zero_point")));
     }
-    check_single(lookup, is_tensor, scales, zeros)?;
     Ok(Found {
         module: module.to_owned(),
         dtype: Dtype::Int(scheme),
@@ -232,12 +226,33 @@ fn packed(lookup: &Lookup<'_>, group: &Group, module: &str, codes: usize) -> Res
     })
 }
 
-/// One scale and one zero for a tensor.
-fn check_single(lookup: &Lookup<'_>, is_tensor: bool, scales: usize, zeros: Option<usize>) -> Result<()> {
-    for index in [Some(scales), zeros].into_iter().flatten() {
-        if is_tensor && lookup.at(index).count() != 1 {
-            return Err(lookup.fault(&lookup.tensors[index].name, "a scale per tensor is one number").into());
-        }
+/// Groups side by side in a row.
+fn groups_of(scheme: IntScheme, cols: usize) -> usize {
+    match scheme.granularity() {
+        Granularity::Group(len) => cols / usize::from(len),
+        _ => 1,
+    }
+}
+
+/// Refuses scales or zeros of integers that are not one a row and group.
+fn check_grouped(
+    lookup: &Lookup<'_>,
+    scheme: IntScheme,
+    index: usize,
+    dtypes: &[Dtype],
+    [rows, cols]: [usize; 2],
+) -> Result<()> {
+    match scheme.granularity() {
+        Granularity::Tensor => check_single(lookup, index, dtypes),
+        _ => lookup.check(index, dtypes, &[rows, groups_of(scheme, cols)]),
+    }
+}
+
+/// Refuses what is not the one number of a tensor, of any rank.
+fn check_single(lookup: &Lookup<'_>, index: usize, dtypes: &[Dtype]) -> Result<()> {
+    lookup.check(index, dtypes, &lookup.tensors[index].shape)?;
+    if lookup.at(index).count() != 1 {
+        return Err(lookup.fault(&lookup.tensors[index].name, "a scale per tensor is one number").into());
     }
     Ok(())
 }
@@ -256,19 +271,11 @@ fn bytes(lookup: &Lookup<'_>, group: &Group, module: &str, codes: usize) -> Resu
     let (rows, cols) = matrix(lookup, codes)?;
     lookup.check(codes, &[Dtype::I8], &[rows, cols])?;
     let scheme = int_scheme(lookup, group, lookup.tensors[scales].dtype)?;
-    let is_tensor = scheme.granularity() == Granularity::Tensor;
-    let groups = match scheme.granularity() {
-        Granularity::Group(len) => cols / usize::from(len),
-        _ => 1,
-    };
-    // The one scale of a tensor may have any rank.
-    let per_group = |index: usize| if is_tensor { lookup.tensors[index].shape.clone() } else { vec![rows, groups] };
-    lookup.check(scales, &SCALES, &per_group(scales))?;
+    check_grouped(lookup, scheme, scales, &SCALES, [rows, cols])?;
     let zeros = if scheme.is_symmetric() { None } else { Some(lookup.need(module, "weight_zero_point")?) };
     if let Some(zeros) = zeros {
-        lookup.check(zeros, &[Dtype::I8], &per_group(zeros))?;
+        check_grouped(lookup, scheme, zeros, &[Dtype::I8], [rows, cols])?;
     }
-    check_single(lookup, is_tensor, scales, zeros)?;
     let mut consumed = vec![codes, scales];
     consumed.extend(lookup.index(&format!("{module}.weight_zero_point")));
     Ok(Found {
@@ -291,15 +298,19 @@ fn floats(lookup: &Lookup<'_>, group: &Group, module: &str, codes: usize) -> Res
     let index = lookup.need(module, "weight_scale")?;
     let (rows, cols) = matrix(lookup, codes)?;
     lookup.check(codes, &[Dtype::F8E4M3], &[rows, cols])?;
-    let shape = lookup.tensors[index].shape.as_slice();
-    let (scales, wanted) = match group.strategy.as_str() {
-        "tensor" => (Fp8Scales::Tensor, shape.to_vec()),
-        "channel" => (Fp8Scales::Channel, vec![rows, 1]),
-        "block" => (Fp8Scales::Block128, vec![rows.div_ceil(FP8_BLOCK), cols.div_ceil(FP8_BLOCK)]),
+    let scales = match group.strategy.as_str() {
+        "tensor" => Fp8Scales::Tensor,
+        "channel" => Fp8Scales::Channel,
+        "block" => Fp8Scales::Block128,
         other => return Err(lookup.config_fault("config_groups", format!("fp8 by {other} cannot be read yet")).into()),
     };
-    lookup.check(index, &SCALES, &wanted)?;
-    check_single(lookup, scales == Fp8Scales::Tensor, index, None)?;
+    match scales {
+        Fp8Scales::Tensor => check_single(lookup, index, &SCALES)?,
+        Fp8Scales::Channel => lookup.check(index, &SCALES, &[rows, 1])?,
+        Fp8Scales::Block128 => {
+            lookup.check(index, &SCALES, &[rows.div_ceil(FP8_BLOCK), cols.div_ceil(FP8_BLOCK)])?;
+        }
+    }
     let mut consumed = vec![codes, index];
     consumed.extend(lookup.index(&format!("{module}.weight_zero_point")));
     Ok(Found {

@@ -11,6 +11,18 @@ use crate::kernels::bnb::{BLOCK, NESTED_BLOCK, Nested};
 use crate::kernels::float;
 use crate::target::gptq::AWQ_ORDER;
 
+/// Rows to be read of a weight, and its parts.
+struct Wanted<'a> {
+    tensor: &'a TensorInfo,
+    parts: &'a Parts,
+    rows: Range<usize>,
+}
+
+/// Lines of scales and zeros that rows of integers need: their own, or the one of a tensor.
+fn scheme_lines(scheme: IntScheme, rows: &Range<usize>) -> Range<usize> {
+    if scheme.granularity() == Granularity::Tensor { 0..1 } else { rows.clone() }
+}
+
 impl Checkpoint {
     /// Reads `count` bytes of a part from `from`.
     fn part(&self, at: &At, from: usize, count: usize) -> Result<Vec<u8>> {
@@ -45,39 +57,27 @@ impl Checkpoint {
         rows: Range<usize>,
         out: &mut Vec<u8>,
     ) -> Result<()> {
+        let wanted = Wanted { tensor, parts, rows };
         match (tensor.dtype, &parts.layout) {
-            (Dtype::Int(scheme), Layout::Packed { .. } | Layout::Bytes) => {
-                self.read_ints(tensor, scheme, parts, rows, out)
-            }
-            (Dtype::Int(scheme), Layout::Gptq { .. } | Layout::Awq) => {
-                self.read_transposed(tensor, scheme, parts, rows, out)
-            }
-            (Dtype::Fp8(scheme), _) => self.read_fp8(tensor, scheme, parts, rows, out),
-            (Dtype::Bnb(scheme), Layout::Bnb { .. }) => self.read_bnb(tensor, scheme, parts, rows, out),
+            (Dtype::Int(scheme), Layout::Packed { .. } | Layout::Bytes) => self.read_ints(scheme, wanted, out),
+            (Dtype::Int(scheme), Layout::Gptq { .. } | Layout::Awq) => self.read_transposed(scheme, wanted, out),
+            (Dtype::Fp8(scheme), _) => self.read_fp8(scheme, wanted, out),
+            (Dtype::Bnb(scheme), Layout::Bnb { .. }) => self.read_bnb(scheme, wanted, out),
             _ => Err(Fault::new(Stage::Checkpoint, "the parts do not fit the type").at(&tensor.name).into()),
         }
     }
 
-    fn read_ints(
-        &self,
-        tensor: &TensorInfo,
-        scheme: IntScheme,
-        parts: &Parts,
-        rows: Range<usize>,
-        out: &mut Vec<u8>,
-    ) -> Result<()> {
+    fn read_ints(&self, scheme: IntScheme, wanted: Wanted<'_>, out: &mut Vec<u8>) -> Result<()> {
+        let Wanted { tensor, parts, rows } = wanted;
         let cols = tensor.row_len();
         let row = scheme.row_parts(cols);
         let middle = scheme.codes().middle();
-        let is_tensor = scheme.granularity() == Granularity::Tensor;
+        let lines = scheme_lines(scheme, &rows);
         let stored = parts.codes.byte_count as usize / tensor.row_count().max(1);
         let codes = self.part(&parts.codes, rows.start * stored, rows.len() * stored)?;
         let scale_bytes = row.zeros_at - row.scales_at;
-        let scales = match is_tensor {
-            true => self.part(&parts.scales, 0, scale_bytes)?,
-            false => self.part(&parts.scales, rows.start * scale_bytes, rows.len() * scale_bytes)?,
-        };
-        let zeros = self.ct_zeros(scheme, parts, rows.clone(), row.groups)?;
+        let scales = self.part(&parts.scales, lines.start * scale_bytes, lines.len() * scale_bytes)?;
+        let zeros = self.ct_zeros(scheme, parts, lines.clone(), row.groups)?;
         out.resize(rows.len() * row.bytes, 0);
         let mut unpacked = vec![0; cols];
         for (index, out) in out.chunks_exact_mut(row.bytes).enumerate() {
@@ -99,26 +99,23 @@ impl Checkpoint {
                     bits::pack(&unpacked, scheme.bits(), &mut out[..row.scales_at]);
                 }
             }
-            let scales_from = if is_tensor { 0 } else { index * scale_bytes };
-            out[row.scales_at..row.zeros_at].copy_from_slice(&scales[scales_from..scales_from + scale_bytes]);
+            // A tensor's rows share the one line there is.
+            let line = if lines.len() == 1 { 0 } else { index };
+            out[row.scales_at..row.zeros_at].copy_from_slice(&scales[line * scale_bytes..][..scale_bytes]);
             if !scheme.is_symmetric() {
-                let from = if is_tensor { 0 } else { index * row.groups };
-                out[row.zeros_at..].copy_from_slice(&zeros[from..from + row.groups]);
+                out[row.zeros_at..].copy_from_slice(&zeros[line * row.groups..][..row.groups]);
             }
         }
         Ok(())
     }
 
-    /// Unsigned zeros of rows × groups, or the one of the tensor.
+    /// Unsigned zeros of rows × groups, the rows being lines of [`scheme_lines`].
     fn ct_zeros(&self, scheme: IntScheme, parts: &Parts, rows: Range<usize>, groups: usize) -> Result<Vec<u8>> {
         let Some(at) = &parts.zeros else { return Ok(Vec::new()) };
         let middle = scheme.codes().middle();
         let mask = scheme.codes().top();
         if at.dtype == Dtype::I8 {
-            let bytes = match scheme.granularity() {
-                Granularity::Tensor => self.part(at, 0, 1)?,
-                _ => self.part(at, rows.start * groups, rows.len() * groups)?,
-            };
+            let bytes = self.part(at, rows.start * groups, rows.len() * groups)?;
             return Ok(bytes.into_iter().map(|zero| zero.wrapping_add(middle) & mask).collect());
         }
         let are_dense = !matches!(parts.layout, Layout::Packed { are_zeros_dense: false, .. });
@@ -146,14 +143,8 @@ impl Checkpoint {
     }
 
     /// GPTQ and AWQ: rows are columns there.
-    fn read_transposed(
-        &self,
-        tensor: &TensorInfo,
-        scheme: IntScheme,
-        parts: &Parts,
-        rows: Range<usize>,
-        out: &mut Vec<u8>,
-    ) -> Result<()> {
+    fn read_transposed(&self, scheme: IntScheme, wanted: Wanted<'_>, out: &mut Vec<u8>) -> Result<()> {
+        let Wanted { tensor, parts, rows } = wanted;
         let cols = tensor.row_len();
         let row = scheme.row_parts(cols);
         let Some(zeros_at) = parts.zeros.as_ref().filter(|_| !rows.is_empty()) else { return Ok(()) };
@@ -209,14 +200,8 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn read_fp8(
-        &self,
-        tensor: &TensorInfo,
-        scheme: Fp8Scheme,
-        parts: &Parts,
-        rows: Range<usize>,
-        out: &mut Vec<u8>,
-    ) -> Result<()> {
+    fn read_fp8(&self, scheme: Fp8Scheme, wanted: Wanted<'_>, out: &mut Vec<u8>) -> Result<()> {
+        let Wanted { tensor, parts, rows } = wanted;
         let cols = tensor.row_len();
         let per_row = cols.div_ceil(scheme.group(cols));
         let lines = match scheme.scales {
@@ -246,14 +231,8 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn read_bnb(
-        &self,
-        tensor: &TensorInfo,
-        scheme: BnbScheme,
-        parts: &Parts,
-        rows: Range<usize>,
-        out: &mut Vec<u8>,
-    ) -> Result<()> {
+    fn read_bnb(&self, scheme: BnbScheme, wanted: Wanted<'_>, out: &mut Vec<u8>) -> Result<()> {
+        let Wanted { tensor, parts, rows } = wanted;
         let cols = tensor.row_len();
         let (half, per_row) = (cols / 2, cols / BLOCK);
         let codes = self.part(&parts.codes, rows.start * half, rows.len() * half)?;

@@ -9,6 +9,12 @@
 //! [[gate]]
 //! metric = "kld_mean"
 //! max = 0.05            # a limit in the metric's own unit
+//!
+//! [[gate]]
+//! metric = "request_seconds"   # at the speeds that were measured
+//! prompt_tokens = 512
+//! output_tokens = 128
+//! max = 2.5
 //! ```
 //!
 //! `max_loss` is a test of non-inferiority: it passes where the whole interval lies above the
@@ -31,26 +37,46 @@ use crate::units;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Metrics that a gate may name, those by slice first.
-pub const METRICS: [&str; 15] = [
+pub const METRICS: [&str; 35] = [
     "accuracy",
     "flip_fraction",
+    "right_to_wrong_fraction",
     "kld_mean",
     "kld_median",
     "kld_p99",
     "kld_p999",
     "kld_max",
+    "reverse_kld_mean",
     "same_top_fraction",
+    "acceptance_mean",
+    "delta_p_rms",
     "perplexity",
     "perplexity_ratio",
+    "ece",
+    "brier",
+    "end_of_text_failure_fraction",
+    "repeated_fraction",
+    "looping_fraction",
+    "identical_text_fraction",
     "bits_per_weight",
     "file_bytes",
+    "weight_bytes",
+    "resident_bytes",
     "size_ratio",
     "decode_speed_ratio",
     "prefill_speed_ratio",
+    "decode_tokens_per_second",
+    "prefill_tokens_per_second",
+    "request_seconds",
+    "ttft_secs",
+    "tpot_secs",
+    "kld_p90",
+    "kld_p95",
+    "worst_slice_difference",
 ];
 
 /// The first of [`METRICS`] are known for every slice.
-const SLICED: usize = 2;
+const SLICED: usize = 3;
 /// Metrics whose paired difference has an interval.
 const WITH_LOSS: [&str; 2] = ["accuracy", "perplexity"];
 
@@ -76,8 +102,13 @@ pub struct Gate {
     pub max_loss: Option<f64>,
     pub min: Option<f64>,
     pub max: Option<f64>,
+    /// Tokens read and tokens written, of `request_seconds`.
+    pub request_tokens: [usize; 2],
     matcher: Option<GlobMatcher>,
 }
+
+/// Tokens of a request unless the gate says otherwise: llama-bench's pp512 and tg128.
+const REQUEST_TOKENS: [usize; 2] = [512, 128];
 
 /// The verdict of one gate on one slice.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -99,6 +130,12 @@ pub struct GateResult {
     /// Items.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<usize>,
+    /// How far what is judged lies within the limit, as a share of the limit; negative beyond it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slack: Option<f64>,
+    /// True for the gate that leaves least room: the first that a smaller model would fail.
+    #[serde(default)]
+    pub is_binding: bool,
     pub verdict: Verdict,
     /// Why, in words.
     pub reason: String,
@@ -168,7 +205,13 @@ impl GateSet {
 
     /// Judges a comparison; a gate on slices gives a result for every slice that it names.
     pub fn judge(&self, comparison: &Comparison) -> Vec<GateResult> {
-        self.gates.iter().flat_map(|gate| gate.judge(comparison)).collect()
+        let mut results: Vec<GateResult> = self.gates.iter().flat_map(|gate| gate.judge(comparison)).collect();
+        let slack = |result: &GateResult| result.slack.unwrap_or(f64::INFINITY);
+        let least = results.iter().map(slack).fold(f64::INFINITY, f64::min);
+        if least.is_finite() {
+            results.iter_mut().for_each(|result| result.is_binding = slack(result) == least);
+        }
+        results
     }
 }
 
@@ -185,8 +228,10 @@ fn gate_of(
         max_loss: None,
         min: None,
         max: None,
+        request_tokens: REQUEST_TOKENS,
         matcher: None,
     };
+    let mut has_tokens = false;
     for (key, item) in table {
         let line = line_of(table.key(key).and_then(toml_edit::Key::span));
         let fail = |cause: String, remedy: String| (line, Fault::new(Stage::Comparison, cause).fix(remedy));
@@ -231,10 +276,18 @@ fn gate_of(
             }
             "min" => gate.min = Some(number()?),
             "max" => gate.max = Some(number()?),
+            "prompt_tokens" | "output_tokens" => {
+                let count = item.as_integer().and_then(|count| usize::try_from(count).ok());
+                let count = count.ok_or_else(|| {
+                    fail(format!("`{key}` is no number of tokens"), "write a whole number".to_owned())
+                })?;
+                gate.request_tokens[usize::from(key == "output_tokens")] = count;
+                has_tokens = true;
+            }
             _ => {
                 return Err(fail(
                     format!("`{key}` is not a key of a gate"),
-                    "use metric, slice, max_loss, min and max".to_owned(),
+                    "use metric, slice, max_loss, min, max, prompt_tokens and output_tokens".to_owned(),
                 ));
             }
         }
@@ -242,6 +295,9 @@ fn gate_of(
     let fail = |cause: &str, remedy: String| Err((table_line, Fault::new(Stage::Comparison, cause).fix(remedy)));
     if gate.metric.is_empty() {
         return fail("the gate has no metric", format!("add metric = \"…\", one of {}", METRICS.join(", ")));
+    }
+    if has_tokens && gate.metric != "request_seconds" {
+        return fail("this metric counts no tokens", "leave prompt_tokens and output_tokens out".to_owned());
     }
     if gate.max_loss.is_some() && (gate.min.is_some() || gate.max.is_some()) {
         return fail("max_loss stands beside min or max", "write two gates".to_owned());
@@ -307,9 +363,22 @@ impl Gate {
             estimate,
             interval,
             n,
+            slack: self.slack(estimate, interval),
+            is_binding: false,
             verdict,
             reason,
         }
+    }
+
+    /// Room between what is judged and the nearest limit, as a share of that limit.
+    fn slack(&self, estimate: Option<f64>, interval: Option<[f64; 2]>) -> Option<f64> {
+        let share = |room: f64, limit: f64| room / limit.abs().max(1e-9);
+        if let Some(margin) = self.max_loss {
+            return interval.map(|[low, _]| share(low + margin, margin.max(1e-3)));
+        }
+        let value = estimate?;
+        let rooms = [self.min.map(|min| share(value - min, min)), self.max.map(|max| share(max - value, max))];
+        rooms.into_iter().flatten().min_by(f64::total_cmp)
     }
 
     fn judge_one(&self, slice: Option<String>, paired: Option<&Paired>, comparison: &Comparison) -> GateResult {
@@ -388,6 +457,7 @@ impl Gate {
     fn value(&self, paired: Option<&Paired>, comparison: &Comparison) -> (Option<f64>, Option<[f64; 2]>) {
         let text = comparison.text.as_ref();
         let distance = text.and_then(|text| text.distance.as_ref());
+        let written = comparison.candidate_written.as_ref();
         let around = |value: f64, stderr: f64| Some([value - 1.96 * stderr, value + 1.96 * stderr]);
         let plain = |value: Option<f64>| (value, None);
         match self.metric.as_str() {
@@ -395,6 +465,35 @@ impl Gate {
                 (paired.map(|paired| paired.candidate_accuracy), paired.map(|paired| paired.candidate_interval))
             }
             "flip_fraction" => plain(paired.map(|paired| paired.flip_fraction)),
+            "right_to_wrong_fraction" => {
+                plain(paired.map(|paired| paired.right_to_wrong as f64 / paired.n.max(1) as f64))
+            }
+            "worst_slice_difference" => {
+                plain(comparison.slices.iter().map(|slice| slice.paired.difference).min_by(f64::total_cmp))
+            }
+            "reverse_kld_mean" => (
+                distance.map(|distance| distance.reverse_kld_mean),
+                distance.and_then(|distance| around(distance.reverse_kld_mean, distance.reverse_kld_mean_stderr)),
+            ),
+            "acceptance_mean" => (
+                distance.map(|distance| distance.acceptance_mean),
+                distance.and_then(|distance| around(distance.acceptance_mean, distance.acceptance_mean_stderr)),
+            ),
+            "delta_p_rms" => (
+                distance.map(|distance| distance.delta_p_rms),
+                distance.and_then(|distance| around(distance.delta_p_rms, distance.delta_p_rms_stderr)),
+            ),
+            "kld_p90" => plain(distance.map(|distance| distance.kld_p90)),
+            "kld_p95" => plain(distance.map(|distance| distance.kld_p95)),
+            "ece" => plain(comparison.candidate_reliability.as_ref().map(|reliability| reliability.ece)),
+            "brier" => plain(comparison.candidate_reliability.as_ref().map(|reliability| reliability.brier)),
+            "end_of_text_failure_fraction" => plain(written.map(|written| written.end_of_text_failure_fraction)),
+            "repeated_fraction" => plain(written.map(|written| written.repeated_fraction)),
+            "looping_fraction" => plain(written.map(|written| written.looping_fraction)),
+            "identical_text_fraction" => plain(comparison.written.as_ref().map(|written| written.identical_fraction)),
+            "resident_bytes" => plain(Some(comparison.resident_bytes as f64).filter(|&bytes| bytes > 0.0)),
+            "ttft_secs" => plain(comparison.ttft_secs),
+            "tpot_secs" => plain(comparison.tpot_secs),
             "kld_mean" => (
                 distance.map(|distance| distance.kld_mean),
                 distance.and_then(|distance| around(distance.kld_mean, distance.kld_mean_stderr)),
@@ -417,9 +516,16 @@ impl Gate {
             ),
             "bits_per_weight" => plain(Some(comparison.bits_per_weight)),
             "file_bytes" => plain(Some(comparison.file_bytes as f64)),
+            "weight_bytes" => plain(comparison.weight_bytes.map(|bytes| bytes as f64)),
             "size_ratio" => plain(Some(comparison.size_ratio)),
             "decode_speed_ratio" => plain(comparison.decode_speed_ratio),
             "prefill_speed_ratio" => plain(comparison.prefill_speed_ratio),
+            "decode_tokens_per_second" => plain(comparison.candidate_speed.map(|[decode, _]| decode)),
+            "prefill_tokens_per_second" => plain(comparison.candidate_speed.map(|[_, prefill]| prefill)),
+            "request_seconds" => plain(comparison.candidate_speed.map(|[decode, prefill]| {
+                let [read, written] = self.request_tokens.map(|count| count as f64);
+                read / prefill + written / decode
+            })),
             _ => plain(None),
         }
     }

@@ -1,21 +1,12 @@
-//! Paired statistics: Wilson, McNemar, Tango, the paired bootstrap, Holm, and how many items it takes.
+//! Paired statistics: Wilson, McNemar, Tango, Holm, and how many items it takes. The bootstrap is in [`super::resample`].
 //!
 //! Two models answer the same items, so only the items on which they differ say anything about the
 //! difference. All figures are two-sided at 95 %.
-
-use rayon::prelude::*;
-
-use crate::error::Result;
-use crate::progress::Progress;
-use crate::scoring::random::Random;
-use crate::scoring::text_stats::quantile;
 
 /// The normal quantile of 95 %, two-sided.
 const Z: f64 = 1.959_963_984_540_054;
 /// The normal quantile of 80 % power.
 const Z_POWER: f64 = 0.841_621_233_572_914_2;
-/// Resamples that one task of the bootstrap draws; part of the seed's meaning.
-const CHUNK: usize = 250;
 
 /// An interval around a figure.
 pub type Interval = (f64, f64);
@@ -84,53 +75,6 @@ pub fn tango(right_to_wrong: u64, wrong_to_right: u64, count: usize) -> Interval
     (low, high)
 }
 
-/// Percentile interval of the mean of clusters drawn with replacement; the same for every number of threads.
-///
-/// A cluster is a sum of differences and a number of items; items that share a passage or a
-/// template are one cluster, since drawing them singly would take them for independent.
-pub fn bootstrap(clusters: &[(f64, u32)], resamples: usize, seed: u64, progress: &Progress) -> Result<Interval> {
-    if clusters.is_empty() || resamples == 0 {
-        return Ok((0.0, 0.0));
-    }
-    let all_single = clusters.iter().all(|&(_, count)| count == 1);
-    let sums: Vec<f64> = clusters.iter().map(|&(sum, _)| sum).collect();
-    let len = clusters.len() as u64;
-    let chunks: Vec<Result<Vec<f64>>> = (0..resamples.div_ceil(CHUNK))
-        .into_par_iter()
-        .map(|chunk| {
-            let mut random = Random::new(seed, chunk as u64);
-            let wanted = CHUNK.min(resamples - chunk * CHUNK);
-            let mut means = Vec::with_capacity(wanted);
-            for _ in 0..wanted {
-                progress.check()?;
-                let (mut sum, mut count) = (0.0, 0_u64);
-                let mut left = clusters.len();
-                while left > 0 {
-                    // Two 32-bit indices of one number, by multiply and shift (Lemire 2019).
-                    let bits = random.next_u64();
-                    let first = (((bits & 0xFFFF_FFFF) * len) >> 32) as usize;
-                    let second = (((bits >> 32) * len) >> 32) as usize;
-                    for place in [first, second].into_iter().take(left) {
-                        sum += sums[place];
-                        if !all_single {
-                            count += u64::from(clusters[place].1);
-                        }
-                    }
-                    left = left.saturating_sub(2);
-                }
-                means.push(sum / if all_single { len as f64 } else { count.max(1) as f64 });
-            }
-            Ok(means)
-        })
-        .collect();
-    let mut means = Vec::with_capacity(resamples);
-    for chunk in chunks {
-        means.extend(chunk?);
-    }
-    means.sort_unstable_by(f64::total_cmp);
-    Ok((quantile(&means, 0.025), quantile(&means, 0.975)))
-}
-
 /// Holm's step-down correction: adjusted p-values in the order given (Holm 1979).
 pub fn holm(p_values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p_values.len()).collect();
@@ -160,9 +104,40 @@ pub fn detectable(count: usize, discordant: f64) -> f64 {
     if count == 0 { 1.0 } else { ((Z + Z_POWER) * (discordant / count as f64).sqrt()).min(1.0) }
 }
 
+/// Chance that a paired test of `count` items finds a true difference `delta`, where a share `discordant` of
+/// items differs between the models: the normal power of the two-sided 95 % interval to lie beyond zero.
+pub fn power(count: usize, delta: f64, discordant: f64) -> f64 {
+    let delta = delta.abs();
+    let spread = (discordant - delta * delta).max(0.0).sqrt();
+    let reach = delta * (count as f64).sqrt() - Z * discordant.sqrt();
+    if spread <= 0.0 { f64::from(u8::from(reach > 0.0)) } else { normal_cdf(reach / spread) }
+}
+
+/// The normal distribution function (Abramowitz and Stegun 7.1.26, to 1.5e-7).
+pub fn normal_cdf(z: f64) -> f64 {
+    let x = z.abs() / std::f64::consts::SQRT_2;
+    let t = 1.0 / (1.0 + 0.327_591_1 * x);
+    let series = [0.254_829_592, -0.284_496_736, 1.421_413_741, -1.453_152_027, 1.061_405_429];
+    let sum = series.iter().rev().fold(0.0, |sum, coefficient| (sum + coefficient) * t);
+    let upper = sum * (-x * x).exp() / 2.0;
+    if z >= 0.0 { 1.0 - upper } else { upper }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn power_is_80_percent_at_the_number_of_items_that_it_takes() {
+        for (z, expected) in [(0.0, 0.5), (1.959_964, 0.975), (-1.0, 0.158_655), (3.0, 0.998_650)] {
+            assert!((normal_cdf(z) - expected).abs() < 1e-6, "{z}");
+        }
+        for (delta, discordant) in [(0.01, 0.05), (0.02, 0.1)] {
+            let items = items_needed(delta, discordant).expect("possible") as usize;
+            assert!((power(items, delta, discordant) - 0.8).abs() < 1e-3);
+        }
+        assert!((power(100, 0.0, 0.1) - 0.025).abs() < 1e-4);
+    }
 
     #[test]
     fn mcnemar_gives_the_checked_values() {
@@ -198,39 +173,6 @@ mod tests {
         let normal = -0.001 - Z * (1100.0_f64 / 1e10 - 1e-6 / 1e5).sqrt();
         assert!((low - normal).abs() < 2e-5, "{low} {normal}");
         assert_eq!(tango(5, 0, 5).0, -1.0);
-    }
-
-    #[test]
-    fn the_bootstrap_agrees_with_the_normal_interval_and_with_itself() {
-        let clusters: Vec<(f64, u32)> = (0..1000).map(|i| (if i % 10 == 0 { -1.0 } else { 0.0 }, 1)).collect();
-        let run = |threads, seed| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
-            pool.install(|| bootstrap(&clusters, 4000, seed, &Progress::default()).expect("interval"))
-        };
-        let (low, high) = run(1, 1);
-        let half = Z * (0.09_f64 / 1000.0).sqrt();
-        assert!((low - (-0.1 - half)).abs() < 2e-3 && (high - (-0.1 + half)).abs() < 2e-3, "{low} {high}");
-        assert_eq!(run(1, 1), run(4, 1));
-    }
-
-    #[test]
-    fn items_of_one_group_widen_the_interval() {
-        // 100 groups of 10 items that all go wrong together.
-        let single: Vec<(f64, u32)> = (0..1000).map(|i| (if i < 100 { -1.0 } else { 0.0 }, 1)).collect();
-        let grouped: Vec<(f64, u32)> = (0..100).map(|i| (if i < 10 { -10.0 } else { 0.0 }, 10)).collect();
-        let width = |clusters: &[(f64, u32)]| {
-            let (low, high) = bootstrap(clusters, 2000, 1, &Progress::default()).expect("interval");
-            high - low
-        };
-        let ratio = width(&grouped) / width(&single);
-        assert!((2.7..3.7).contains(&ratio), "{ratio} instead of √10");
-    }
-
-    #[test]
-    fn a_cancel_stops_the_bootstrap() {
-        let progress = Progress::default();
-        progress.cancel();
-        assert!(bootstrap(&[(1.0, 1)], 10, 1, &progress).is_err_and(|err| err.is_cancelled()));
     }
 
     #[test]

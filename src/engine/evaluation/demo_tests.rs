@@ -107,6 +107,31 @@ fn packed_items_of_the_demo_score_as_each_alone() {
     assert!(correct * 10 >= packed.len() * 8, "{correct} of {}", packed.len());
 }
 
+/// `tests/oracles/lm_eval_choices.py`: the harness's own code on the same items through transformers.
+#[test]
+fn multiple_choice_is_scored_as_the_harness_scores_it() {
+    let demo = demo();
+    let bytes = std::fs::read(repository("tests/fixtures/lm_eval_choices.json")).expect("fixture");
+    let fixture: Value = serde_json::from_slice(&bytes).expect("json");
+    let theirs = fixture["items"].as_array().expect("items");
+    let mut tasks = TaskSet::read(&repository("assets/demo/tasks.jsonl")).expect("tasks");
+    let wanted: std::collections::HashMap<&str, &Value> =
+        theirs.iter().map(|item| (item["id"].as_str().expect("an id"), item)).collect();
+    tasks.items.retain(|item| wanted.contains_key(item.id.as_str()));
+    assert!(tasks.items.len() == theirs.len() && theirs.len() >= 120, "{}", theirs.len());
+    let results = score_tasks(&demo.model, &demo.tokenizer, &tasks, &Progress::default()).expect("scores");
+    for result in &results {
+        let item = wanted[result.id.as_str()];
+        let expected: Vec<f64> =
+            item["log_likelihoods"].as_array().expect("a list").iter().filter_map(Value::as_f64).collect();
+        for (ours, theirs) in result.scores.iter().zip(&expected) {
+            assert!((ours - theirs).abs() < 2e-3 * theirs.abs().max(1.0), "{}: {ours} {theirs}", result.id);
+        }
+        assert_eq!(u64::from(result.correct), item["acc"].as_u64().expect("acc"), "{}", result.id);
+        assert_eq!(result.correct_norm.map(u64::from), item["acc_norm"].as_u64(), "{}", result.id);
+    }
+}
+
 #[test]
 fn the_demo_is_evaluated_against_itself_without_any_distance() {
     let demo = demo();

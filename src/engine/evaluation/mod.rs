@@ -4,17 +4,20 @@
 //! stable, units are in their names, and `baseline` holds the same for the model it was measured
 //! against. The entry is [`evaluate`].
 
+mod journal;
+mod reliability;
 mod run;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use reliability::{Reliability, ReliabilityBin, Written, reliability, written};
 pub use run::{Baseline, EvaluationOptions, Subject, evaluate, key};
 
 use super::error::{Error, Fault, Result, Stage};
 use super::scoring::text_stats::mean_and_stderr;
-use super::scoring::{ItemResult, SpeedResult, TextResult};
+use super::scoring::{ItemResult, SeedAgreement, SpeedResult, TextResult};
 
 /// Version of the document; a higher one is refused.
 pub const EVALUATION_VERSION: u32 = 1;
@@ -37,7 +40,7 @@ pub struct ModelRef {
 pub struct SliceResult {
     pub task: String,
     pub slice: String,
-    /// `acc`, `exact_match` or `rouge_l_f1`.
+    /// `acc`, `exact_match`, `final_answer` or `rouge_l_f1`.
     pub metric: String,
     /// Items.
     pub n: usize,
@@ -48,6 +51,15 @@ pub struct SliceResult {
     /// Multiple choice normalized by characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acc_norm: Option<f64>,
+    /// Multiple choice normalized by UTF-8 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acc_bytes: Option<f64>,
+    /// Brier's score of multiple choice, 0 to 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brier: Option<f64>,
+    /// Words in common with the reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f1: Option<f64>,
     /// Items whose prompt did not fit the context.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub truncated: usize,
@@ -68,6 +80,9 @@ pub struct SizeResult {
     /// Weights in memory when ready to run.
     pub resident_bytes: u64,
     pub weight_count: u64,
+    /// What the cache of keys and values grows by with every token, in f32 as it is held here; 0 where unknown.
+    #[serde(default)]
+    pub kv_bytes_per_token: u64,
 }
 
 /// What was measured of one model.
@@ -93,6 +108,15 @@ pub struct Evaluation {
     /// By task and slice, in the order of the tasks file.
     #[serde(default)]
     pub slices: Vec<SliceResult>,
+    /// How far confidence and accuracy of the multiple choices agree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reliability: Option<Reliability>,
+    /// Ends and loops of the written texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<Written>,
+    /// Agreement with itself over seeds, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seeds: Option<SeedAgreement>,
     pub size: SizeResult,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speed: Option<SpeedResult>,
@@ -156,8 +180,11 @@ pub fn slices(items: &[ItemResult]) -> Vec<SliceResult> {
         .map(|members| {
             let first = members[0];
             let (accuracy, accuracy_stderr) = mean_and_stderr(members.iter().map(|item| item.score));
-            let norms: Vec<f64> =
-                members.iter().filter_map(|item| item.correct_norm).map(|right| f64::from(u8::from(right))).collect();
+            let mean = |value: &dyn Fn(&ItemResult) -> Option<f64>| {
+                let values: Vec<f64> = members.iter().filter_map(|item| value(item)).collect();
+                (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+            };
+            let share = |right: Option<bool>| right.map(|right| f64::from(u8::from(right)));
             SliceResult {
                 task: first.task.clone(),
                 slice: first.slice.clone(),
@@ -165,7 +192,10 @@ pub fn slices(items: &[ItemResult]) -> Vec<SliceResult> {
                 n: members.len(),
                 accuracy,
                 accuracy_stderr,
-                acc_norm: (!norms.is_empty()).then(|| mean_and_stderr(norms.iter().copied()).0),
+                acc_norm: mean(&|item| share(item.correct_norm)),
+                acc_bytes: mean(&|item| share(item.correct_bytes)),
+                brier: mean(&|item| item.brier),
+                f1: mean(&|item| item.f1),
                 truncated: members.iter().filter(|item| item.truncated).count(),
             }
         })

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::{EVALUATION_VERSION, Evaluation, ModelRef, SizeResult, slices};
+use super::{EVALUATION_VERSION, Evaluation, ModelRef, SizeResult, journal, reliability, slices, written};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Fault, Result, Stage};
 use crate::model::{Model, Tokenizer};
 use crate::progress::Progress;
 use crate::scoring::{
-    ScoredText, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, score_tasks, speed,
+    ScoredText, SeedOptions, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, speed, stability,
 };
 use crate::units;
 
@@ -30,6 +30,8 @@ pub struct Subject<'a> {
     pub weight_count: u64,
     /// Weights in memory.
     pub resident_bytes: u64,
+    /// What the cache of keys and values grows by with every token; 0 where unknown.
+    pub kv_bytes_per_token: u64,
 }
 
 impl<'a> Subject<'a> {
@@ -45,6 +47,7 @@ impl<'a> Subject<'a> {
             tensor_bytes: checkpoint.tensor_bytes(),
             weight_count: checkpoint.weight_count(),
             resident_bytes: model.resident_bytes(),
+            kv_bytes_per_token: checkpoint.config.as_ref().map_or(0, |config| config.kv_bytes_per_token()),
         }
     }
 
@@ -54,11 +57,21 @@ impl<'a> Subject<'a> {
             bits_per_weight: units::bits_per_weight(self.tensor_bytes, self.weight_count),
             resident_bytes: self.resident_bytes,
             weight_count: self.weight_count,
+            kv_bytes_per_token: self.kv_bytes_per_token,
         }
     }
 
     fn reference(&self) -> ModelRef {
         ModelRef { name: self.name.clone(), path: self.path.clone(), id: self.id.clone() }
+    }
+}
+
+impl Evaluation {
+    /// Everything that follows from the items alone.
+    fn summarize_items(&mut self) {
+        self.slices = slices(&self.items);
+        self.reliability = reliability(&self.items);
+        self.written = written(&self.items);
     }
 }
 
@@ -80,6 +93,10 @@ pub struct EvaluationOptions {
     pub max_items_per_slice: Option<usize>,
     /// `None` leaves speed out.
     pub speed: Option<SpeedOptions>,
+    /// Writes items several times with different seeds to see whether the model agrees with itself.
+    pub seeds: Option<SeedOptions>,
+    /// Folder in which finished items are kept, so that an interrupted evaluation goes on where it was.
+    pub journal: Option<PathBuf>,
     /// What computes, for the key.
     pub device: String,
 }
@@ -90,6 +107,8 @@ impl Default for EvaluationOptions {
             text: TextOptions::default(),
             max_items_per_slice: None,
             speed: Some(SpeedOptions::default()),
+            seeds: None,
+            journal: None,
             device: "cpu".to_owned(),
         }
     }
@@ -121,6 +140,9 @@ pub fn key(
     part(&number(options.max_items_per_slice));
     part(&options.speed.as_ref().map_or_else(String::new, |speed| format!("{speed:?}")));
     part(&options.device);
+    if let Some(seeds) = &options.seeds {
+        part(&format!("{seeds:?}"));
+    }
     hasher.finalize().to_hex().to_string()
 }
 
@@ -172,11 +194,20 @@ pub fn evaluate(
     }
     if let Some(items) = items {
         if let (Some(baseline), Some((reference, false))) = (baseline, &mut reference) {
-            reference.items = score_tasks(baseline.subject.model, baseline.subject.codec, items, progress)?;
-            reference.slices = slices(&reference.items);
+            let journal = options.journal.as_deref().map(|folder| (folder, reference.key.as_str()));
+            let (model, codec) = (baseline.subject.model, baseline.subject.codec);
+            reference.items = journal::score(model, codec, items, journal, progress)?;
+            reference.summarize_items();
+            if let Some(seeds) = &options.seeds {
+                reference.seeds = stability::seed_agreement(model, codec, items, seeds, progress)?;
+            }
         }
-        document.items = score_tasks(subject.model, subject.codec, items, progress)?;
-        document.slices = slices(&document.items);
+        let journal = options.journal.as_deref().map(|folder| (folder, document.key.as_str()));
+        document.items = journal::score(subject.model, subject.codec, items, journal, progress)?;
+        document.summarize_items();
+        if let Some(seeds) = &options.seeds {
+            document.seeds = stability::seed_agreement(subject.model, subject.codec, items, seeds, progress)?;
+        }
     }
     if let Some(speed) = &options.speed {
         // In turns even where the baseline's speed is known from before: a ratio of two moments says little.
@@ -216,6 +247,9 @@ fn blank(
         tasks_hash: tasks.map(|tasks| tasks.hash.clone()),
         text: None,
         slices: Vec::new(),
+        reliability: None,
+        written: None,
+        seeds: None,
         size: subject.size(),
         speed: None,
         items: Vec::new(),

@@ -16,6 +16,7 @@ fn subject<'a>(model: &'a FakeModel, codec: &'a FakeCodec, id: &str) -> Subject<
         tensor_bytes: 900,
         weight_count: 1600,
         resident_bytes: 950,
+        kv_bytes_per_token: 64,
     }
 }
 

@@ -3,10 +3,13 @@
 //! The scale brings the largest magnitude to the type's largest value, whatever the choice of scale:
 //! a float loses nothing by small values, so that clipping would only cost.
 
+use std::borrow::Cow;
+
 use super::scheme::{FP8_BLOCK, Fp8Scales, Fp8Scheme};
 use super::survey::{Shared, Survey};
-use super::{Dtype, Encoding, Format};
+use super::{Dtype, Encoding, Format, ScanBuffers};
 use crate::kernels::fp8;
+use crate::kernels::scan::{self, Errors};
 
 /// A scaled 8-bit float format.
 #[derive(Debug)]
@@ -22,6 +25,37 @@ impl ScaledFp8 {
     }
 }
 
+/// Where the scales of given rows come from.
+struct Scales<'a> {
+    scheme: Fp8Scheme,
+    shared: Option<Cow<'a, Shared>>,
+    /// Index of the first row given among those that were surveyed.
+    first_row: usize,
+}
+
+impl Scales<'_> {
+    /// The scale of block `block` of given row `index`.
+    fn of(&self, index: usize, block: usize, values: &[f32]) -> f32 {
+        match self.shared.as_deref() {
+            Some(Shared::Scale(scale)) => *scale,
+            Some(Shared::Blocks { scales, per_row }) => {
+                let at = (self.first_row + index) / FP8_BLOCK * per_row + block;
+                scales.get(at).copied().unwrap_or(f32::EPSILON)
+            }
+            _ => self.scheme.kind.scale(fp8::most(values)),
+        }
+    }
+}
+
+impl ScaledFp8 {
+    /// The scales of rows; without a survey of the tensor, the rows given are all there is.
+    fn scales<'a>(&self, source: &[f32], how: &Encoding<'a>) -> Scales<'a> {
+        let own = if how.shared.is_none() { super::survey_matrix(self, source, how) } else { None };
+        let first_row = if own.is_some() { 0 } else { how.first_row };
+        Scales { scheme: self.scheme, shared: how.shared.map(Cow::Borrowed).or(own.map(Cow::Owned)), first_row }
+    }
+}
+
 impl Format for ScaledFp8 {
     fn id(&self) -> &'static str {
         self.id
@@ -33,25 +67,25 @@ impl Format for ScaledFp8 {
 
     fn encode_rows(&self, source: &[f32], how: &Encoding<'_>, out: &mut [u8]) {
         let (row_len, group) = (how.row_len, self.scheme.group(how.row_len));
-        let own = if how.shared.is_none() { super::survey_matrix(self, source, how) } else { None };
-        // Without a survey of the tensor, the rows given are all there is.
-        let first_row = if own.is_some() { 0 } else { how.first_row };
-        let shared = how.shared.or(own.as_ref());
+        let scales = self.scales(source, how);
         let rows = source.chunks_exact(row_len.max(1)).zip(out.chunks_exact_mut(self.scheme.row_bytes(row_len).max(1)));
         for (index, (row, out)) in rows.enumerate() {
-            let (bytes, scales) = out.split_at_mut(row_len);
-            let blocks = row.chunks(group).zip(bytes.chunks_mut(group)).zip(scales.as_chunks_mut::<4>().0);
-            for (block, ((values, bytes), scale_bytes)) in blocks.enumerate() {
-                let scale = match shared {
-                    Some(Shared::Scale(scale)) => *scale,
-                    Some(Shared::Blocks { scales, per_row }) => {
-                        let at = (first_row + index) / FP8_BLOCK * per_row + block;
-                        scales.get(at).copied().unwrap_or(f32::EPSILON)
-                    }
-                    _ => self.scheme.kind.scale(fp8::most(values)),
-                };
+            let (bytes, stored) = out.split_at_mut(row_len);
+            let blocks = row.chunks(group).zip(bytes.chunks_mut(group)).zip(stored.as_chunks_mut::<4>().0);
+            for (block, ((values, bytes), stored)) in blocks.enumerate() {
+                let scale = scales.of(index, block, values);
                 fp8::encode(self.scheme.kind, values, scale, bytes);
-                *scale_bytes = scale.to_le_bytes();
+                *stored = scale.to_le_bytes();
+            }
+        }
+    }
+
+    fn scan(&self, source: &[f32], how: &Encoding<'_>, _: &mut ScanBuffers, errors: &mut Errors) {
+        let group = self.scheme.group(how.row_len).max(1);
+        let scales = self.scales(source, how);
+        for (index, row) in source.chunks_exact(how.row_len.max(1)).enumerate() {
+            for (block, values) in row.chunks(group).enumerate() {
+                scan::fp8(values, self.scheme.kind, scales.of(index, block, values), errors);
             }
         }
     }

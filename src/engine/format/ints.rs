@@ -114,12 +114,8 @@ impl Format for Ints {
         let (codes, group) = (self.scheme.codes(), self.scheme.group(how.row_len).max(1));
         let tensor_grid = self.tensor_grid(source, how);
         if tensor_grid.is_none() && how.scale_choice == ScaleChoice::AbsMax {
-            let scale = match codes.scale {
-                ScaleType::F16 => scan::Rounded::F16,
-                ScaleType::Bf16 => scan::Rounded::Bf16,
-                ScaleType::F32 => scan::Rounded::F32,
-            };
-            let groups = scan::Groups { bits: codes.bits as u8, len: group, symmetric: codes.symmetric, scale };
+            let groups =
+                scan::Groups { bits: codes.bits as u8, len: group, symmetric: codes.symmetric, scale: codes.scale };
             return scan::groups(source, how.row_len, groups, errors);
         }
         let importance = how.importance.unwrap_or_default();

@@ -1,6 +1,7 @@
 //! iq4_nl: 32 weights share an f16 scale; 4-bit codes stand for values that lie closer near zero.
 
 use super::{Dtype, Encoding, Format};
+use crate::kernels::packed::Layout;
 use crate::kernels::{Level, nonlinear};
 
 /// The iq4_nl format of ggml.
@@ -18,6 +19,10 @@ impl Format for Iq4Nl {
 
     fn fallback(&self) -> Option<&'static str> {
         Some("f16")
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        Some(Layout::Iq4Nl)
     }
 
     fn encode_rows(&self, source: &[f32], how: &Encoding<'_>, out: &mut [u8]) {

@@ -1,6 +1,7 @@
 //! iq4_xs: the values of iq4_nl under 6-bit scales, eight runs of 32 to an f16.
 
 use super::{Dtype, Encoding, Format};
+use crate::kernels::packed::Layout;
 use crate::kernels::{Level, nonlinear};
 
 /// The iq4_xs format of ggml.
@@ -18,6 +19,10 @@ impl Format for Iq4Xs {
 
     fn fallback(&self) -> Option<&'static str> {
         Some("iq4_nl")
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        Some(Layout::Iq4Xs)
     }
 
     fn encode_rows(&self, source: &[f32], how: &Encoding<'_>, out: &mut [u8]) {

@@ -1,6 +1,7 @@
 //! mxfp4: 32 weights share a power of two; codes are 4-bit floats (OCP Microscaling Formats 1.0).
 
 use super::{Dtype, Encoding, Format};
+use crate::kernels::packed::Layout;
 use crate::kernels::{Level, nonlinear};
 
 /// The mxfp4 format of ggml.
@@ -18,6 +19,10 @@ impl Format for Mxfp4 {
 
     fn fallback(&self) -> Option<&'static str> {
         Some("f16")
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        Some(Layout::Mxfp4)
     }
 
     fn encode_rows(&self, source: &[f32], _: &Encoding<'_>, out: &mut [u8]) {

@@ -13,7 +13,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::Level;
-use super::activations::{CHUNK, TOKENS, groups};
+use super::activations::CHUNK;
 use super::lanes::{self, Lanes};
 use super::shared_out::SharedOut;
 
@@ -48,6 +48,29 @@ impl Plain {
 /// Tiles that one task multiplies.
 const TASK_TILES: usize = 4;
 
+/// Most tokens that meet one load of weights.
+const TOKENS: usize = 6;
+
+/// How far ahead of the weights in use the next are asked for, in bytes.
+const AHEAD: usize = 2048;
+
+/// How tokens are put together: first token and number, the number being 6, 4, 2 or 1.
+fn groups(tokens: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let count = match tokens - next {
+            0 => return None,
+            1 => 1,
+            2 | 3 => 2,
+            // Eight are better two times four than six and two.
+            4 | 5 | 8 => 4,
+            _ => TOKENS,
+        };
+        next += count;
+        Some((next - count, count))
+    })
+}
+
 /// From this many values on, laying out activations pays for several threads.
 const PARALLEL_FROM: usize = 64 * 1024;
 
@@ -70,11 +93,12 @@ impl Panels {
             let len = CHUNK.min(width - start);
             for (first, count) in groups(rows) {
                 let panel = &mut out[first * len..(first + count) * len];
-                for lane in 0..count {
-                    let row = &values[(first + lane) * width + start..][..len];
-                    for (place, &value) in panel.iter_mut().skip(lane).step_by(count).zip(row) {
-                        *place = value;
-                    }
+                let rows = &values[first * width + start..];
+                match count {
+                    1 => panel.copy_from_slice(&rows[..len]),
+                    2 => interleave_rows::<2>(rows, width, panel),
+                    4 => interleave_rows::<4>(rows, width, panel),
+                    _ => interleave_rows::<TOKENS>(rows, width, panel),
                 }
             }
         };
@@ -99,6 +123,15 @@ impl Panels {
     fn group(&self, start: usize, first: usize, count: usize) -> &[f32] {
         let len = CHUNK.min(self.width - start);
         &self.values[start * self.rows + first * len..][..count * len]
+    }
+}
+
+/// Lays out the first values of `N` rows that are `width` apart, column after column.
+fn interleave_rows<const N: usize>(rows: &[f32], width: usize, panel: &mut [f32]) {
+    let len = panel.len() / N;
+    let rows: [&[f32]; N] = std::array::from_fn(|lane| &rows[lane * width..][..len]);
+    for (at, place) in panel.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        *place = rows.map(|row| row[at]);
     }
 }
 
@@ -300,12 +333,13 @@ struct Meeting {
 
 type Kernel = unsafe fn(&Meeting);
 
-/// `R` tiles with `T` tokens over a chunk, added to their totals; `KIND` is a [`Plain`].
+/// `R` tiles with `T` tokens over a chunk, added to their totals; `KIND` is a [`Plain`]; `FIRST` if
+/// these weights were not met before and come from memory.
 ///
 /// # Safety
 /// The CPU has the instructions of `L`, and the pointers of `m` are good for its columns, tiles and tokens.
 #[inline(always)]
-unsafe fn meet<L: Lanes, const R: usize, const T: usize, const KIND: u8>(m: &Meeting) {
+unsafe fn meet<L: Lanes, const R: usize, const T: usize, const KIND: u8, const FIRST: bool>(m: &Meeting) {
     let size = if KIND == Plain::F32 as u8 { 4 } else { 2 };
     // SAFETY: the caller promises all that is asked here.
     unsafe {
@@ -313,6 +347,9 @@ unsafe fn meet<L: Lanes, const R: usize, const T: usize, const KIND: u8>(m: &Mee
         for column in 0..m.cols {
             for (tile, partial) in partial.iter_mut().enumerate() {
                 let at = m.weights.add(tile * m.weights_stride + column * 2 * L::ROWS * size);
+                if FIRST {
+                    L::prefetch(at.wrapping_add(AHEAD));
+                }
                 let (first, second) = if KIND == Plain::Bf16 as u8 {
                     L::load_bf16_pairs(at)
                 } else if KIND == Plain::F16 as u8 {
@@ -340,28 +377,32 @@ unsafe fn meet<L: Lanes, const R: usize, const T: usize, const KIND: u8>(m: &Mee
 
 /// A level with its kernels compiled for it.
 trait Compiled: Lanes {
-    /// The kernel for a group of `count` tokens, and the tiles it takes at once; of one tile if `is_single`.
-    fn kernel(plain: Plain, count: usize, is_single: bool) -> (Kernel, usize);
+    /// The kernel for a group of `count` tokens, and the tiles it takes at once; of one tile if
+    /// `is_single`. `is_first` of several groups asks for weights ahead.
+    fn kernel(plain: Plain, count: usize, is_single: bool, is_first: bool) -> (Kernel, usize);
 }
 
 /// Implements [`Compiled`] with functions that switch a level's features on.
 macro_rules! compiled {
     ($level:ident, $lanes:ty, $(#[$feature:meta])*) => {
         impl Compiled for $lanes {
-            fn kernel(plain: Plain, count: usize, is_single: bool) -> (Kernel, usize) {
+            fn kernel(plain: Plain, count: usize, is_single: bool, is_first: bool) -> (Kernel, usize) {
                 $(#[$feature])*
-                unsafe fn meet_here<const R: usize, const T: usize, const KIND: u8>(m: &Meeting) {
+                unsafe fn meet_here<const R: usize, const T: usize, const KIND: u8, const FIRST: bool>(m: &Meeting) {
                     // SAFETY: the level was checked, the operands are the caller's promise.
-                    unsafe { meet::<$lanes, R, T, KIND>(m) }
+                    unsafe { meet::<$lanes, R, T, KIND, FIRST>(m) }
                 }
                 macro_rules! by_count {
                     ($kind:expr) => {
                         match (count, is_single) {
-                            (1, false) => (meet_here::<4, 1, { $kind as u8 }> as Kernel, 4),
-                            (1, true) => (meet_here::<1, 1, { $kind as u8 }> as Kernel, 1),
-                            (2, false) => (meet_here::<2, 2, { $kind as u8 }> as Kernel, 2),
-                            (2, true) => (meet_here::<1, 2, { $kind as u8 }> as Kernel, 1),
-                            _ => (meet_here::<1, TOKENS, { $kind as u8 }> as Kernel, 1),
+                            (1, false) => (meet_here::<4, 1, { $kind as u8 }, false> as Kernel, 4),
+                            (1, true) => (meet_here::<1, 1, { $kind as u8 }, false> as Kernel, 1),
+                            (2, false) => (meet_here::<2, 2, { $kind as u8 }, false> as Kernel, 2),
+                            (2, true) => (meet_here::<1, 2, { $kind as u8 }, false> as Kernel, 1),
+                            (4, _) if is_first => (meet_here::<1, 4, { $kind as u8 }, true> as Kernel, 1),
+                            (4, _) => (meet_here::<1, 4, { $kind as u8 }, false> as Kernel, 1),
+                            _ if is_first => (meet_here::<1, TOKENS, { $kind as u8 }, true> as Kernel, 1),
+                            _ => (meet_here::<1, TOKENS, { $kind as u8 }, false> as Kernel, 1),
                         }
                     };
                 }
@@ -383,27 +424,47 @@ fn several_tiles<L: Compiled>(plain: Plain, tiles: &[u8], panels: &Panels, width
     let tile_bytes = tile_rows * panels.width() * plain.bytes();
     let count_of_tiles = tiles.len() / tile_bytes;
     assert!(count_of_tiles * tile_rows <= width && totals.len() == panels.rows() * width, "totals of all tiles");
+    let block = tiles_in_cache(panels.rows(), tile_rows * CHUNK * plain.bytes()).min(count_of_tiles);
     for start in (0..panels.width()).step_by(CHUNK) {
-        for (first, count) in groups(panels.rows()) {
-            let mut tile = 0;
-            while tile < count_of_tiles {
-                let (several, at_once) = L::kernel(plain, count, false);
-                let (kernel, at_once) =
-                    if tile + at_once <= count_of_tiles { (several, at_once) } else { L::kernel(plain, count, true) };
-                let meeting = Meeting {
-                    weights: tiles[tile * tile_bytes + start * tile_rows * plain.bytes()..].as_ptr(),
-                    weights_stride: tile_bytes,
-                    x: panels.group(start, first, count).as_ptr(),
-                    cols: CHUNK.min(panels.width() - start),
-                    totals: totals[first * width + tile * tile_rows..].as_mut_ptr(),
-                    totals_stride: width,
-                };
-                // SAFETY: `at_once` tiles from `tile` on, the chunk's columns and `count` tokens are in
-                // bounds; the level was chosen because the CPU has it.
-                unsafe { kernel(&meeting) };
-                tile += at_once;
+        for block_start in (0..count_of_tiles).step_by(block.max(1)) {
+            let block_end = (block_start + block).min(count_of_tiles);
+            for (first, count) in groups(panels.rows()) {
+                let is_first = first == 0;
+                let mut tile = block_start;
+                while tile < block_end {
+                    let (several, at_once) = L::kernel(plain, count, false, is_first);
+                    let (kernel, at_once) = if tile + at_once <= block_end {
+                        (several, at_once)
+                    } else {
+                        L::kernel(plain, count, true, is_first)
+                    };
+                    let meeting = Meeting {
+                        weights: tiles[tile * tile_bytes + start * tile_rows * plain.bytes()..].as_ptr(),
+                        weights_stride: tile_bytes,
+                        x: panels.group(start, first, count).as_ptr(),
+                        cols: CHUNK.min(panels.width() - start),
+                        totals: totals[first * width + tile * tile_rows..].as_mut_ptr(),
+                        totals_stride: width,
+                    };
+                    // SAFETY: `at_once` tiles from `tile` on, the chunk's columns and `count` tokens are in
+                    // bounds; the level was chosen because the CPU has it.
+                    unsafe { kernel(&meeting) };
+                    tile += at_once;
+                }
             }
         }
+    }
+}
+
+/// How many tiles meet all tokens before the next do, when a chunk of one has `chunk_bytes`.
+fn tiles_in_cache(tokens: usize, chunk_bytes: usize) -> usize {
+    match tokens {
+        // Every weight is met once: the more rows the better.
+        ..4 => usize::MAX,
+        // The tokens' chunk stays in the first-level cache beside one tile's.
+        4..=16 => 1,
+        // Half of the first-level cache for weights, and tokens pass by.
+        _ => (16 * 1024 / chunk_bytes).max(1),
     }
 }
 
@@ -462,7 +523,7 @@ mod tests {
 
     #[test]
     fn a_token_has_the_same_product_in_every_batch() {
-        let (rows, k, tokens) = (83, 530, 7);
+        let (rows, k, tokens) = (83, 530, 17);
         let mut weights = vec![0; rows * k * 2];
         float::encode_bf16(&ramp(rows * k, 17, 101), &mut weights);
         let x: Vec<f32> = (0..tokens * k).map(|i| (i as f32 * 0.37).sin()).collect();
@@ -474,7 +535,7 @@ mod tests {
                 out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
             let whole = product(&x);
-            for part in [1, 2, 3] {
+            for part in [1, 2, 3, 4, 6, 8] {
                 let parts: Vec<u32> = x.chunks(part * k).flat_map(&product).collect();
                 assert!(parts == whole, "{level:?} in parts of {part}");
             }

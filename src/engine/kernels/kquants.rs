@@ -6,7 +6,6 @@
 use half::f16;
 
 use super::multiversion;
-use super::packed::Unpacked;
 
 /// Weights a block.
 pub(super) const LEN: usize = 256;
@@ -45,43 +44,6 @@ pub(super) fn q4_scale(scales: &[u8], j: usize) -> (u8, u8) {
     }
 }
 
-/// Gives each block with its codes, its scale vectors (one a 32) and its minimums (one a 16).
-#[inline(always)]
-fn unpack_blocks(
-    row: &[u8],
-    block_bytes: usize,
-    out: &mut Unpacked,
-    read: impl Fn(&[u8], &mut [u8], &mut [[f32; 8]], &mut [f32]),
-) {
-    let blocks = row.chunks_exact(block_bytes).zip(out.codes.chunks_exact_mut(LEN));
-    for ((block, codes), (scales, minimums)) in
-        blocks.zip(out.scales.chunks_exact_mut(8).zip(out.minimums.chunks_exact_mut(16)))
-    {
-        read(block, codes, scales, minimums);
-    }
-}
-
-/// Scale vectors of a block with sixteen runs of 16.
-#[inline(always)]
-fn sixteen_scales(scales: &mut [[f32; 8]], scale: impl Fn(usize) -> f32) {
-    for (group, lanes) in scales.iter_mut().enumerate() {
-        let (first, last) = (scale(2 * group), scale(2 * group + 1));
-        *lanes = [first, first, first, first, last, last, last, last];
-    }
-}
-
-#[inline(always)]
-fn unpack_q2_k_body(row: &[u8], out: &mut Unpacked) {
-    unpack_blocks(row, 84, out, |block, codes, scales, minimums| {
-        let (d, dmin) = (half_at(block, 80), half_at(block, 82));
-        unpack_two_bits(&block[16..80], codes);
-        sixteen_scales(scales, |j| d * f32::from(block[j] & 0x0f));
-        for (minimum, &byte) in minimums.iter_mut().zip(block) {
-            *minimum = dmin * f32::from(byte >> 4);
-        }
-    });
-}
-
 #[inline(always)]
 fn q3_codes(block: &[u8], codes: &mut [u8]) {
     unpack_two_bits(&block[32..96], codes);
@@ -90,18 +52,6 @@ fn q3_codes(block: &[u8], codes: &mut [u8]) {
             *code |= (mask >> run & 1) << 2;
         }
     }
-}
-
-#[inline(always)]
-fn unpack_q3_k_body(row: &[u8], out: &mut Unpacked) {
-    unpack_blocks(row, 110, out, |block, codes, scales, minimums| {
-        let d = half_at(block, 108);
-        q3_codes(block, codes);
-        sixteen_scales(scales, |j| d * q3_scale(&block[96..108], j) as f32);
-        for (j, minimum) in minimums.iter_mut().enumerate() {
-            *minimum = 4.0 * (d * q3_scale(&block[96..108], j) as f32);
-        }
-    });
 }
 
 #[inline(always)]
@@ -126,32 +76,6 @@ fn q5_codes(block: &[u8], codes: &mut [u8]) {
 }
 
 #[inline(always)]
-fn eight_scales(block: &[u8], scales: &mut [[f32; 8]], minimums: &mut [f32]) {
-    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-    for (j, (lanes, minimums)) in scales.iter_mut().zip(minimums.as_chunks_mut::<2>().0).enumerate() {
-        let (scale, minimum) = q4_scale(&block[4..16], j);
-        *lanes = [d * f32::from(scale); 8];
-        *minimums = [dmin * f32::from(minimum); 2];
-    }
-}
-
-#[inline(always)]
-fn unpack_q4_k_body(row: &[u8], out: &mut Unpacked) {
-    unpack_blocks(row, 144, out, |block, codes, scales, minimums| {
-        q4_codes(&block[16..144], codes);
-        eight_scales(block, scales, minimums);
-    });
-}
-
-#[inline(always)]
-fn unpack_q5_k_body(row: &[u8], out: &mut Unpacked) {
-    unpack_blocks(row, 176, out, |block, codes, scales, minimums| {
-        q5_codes(block, codes);
-        eight_scales(block, scales, minimums);
-    });
-}
-
-#[inline(always)]
 fn q6_codes(block: &[u8], codes: &mut [u8]) {
     for (half, codes) in codes.chunks_exact_mut(128).enumerate() {
         let low = &block[half * 64..(half + 1) * 64];
@@ -165,23 +89,44 @@ fn q6_codes(block: &[u8], codes: &mut [u8]) {
     }
 }
 
+/// The codes of blocks of `block_bytes`, one a byte.
 #[inline(always)]
-fn unpack_q6_k_body(row: &[u8], out: &mut Unpacked) {
-    unpack_blocks(row, 210, out, |block, codes, scales, minimums| {
-        let d = half_at(block, 208);
-        q6_codes(block, codes);
-        sixteen_scales(scales, |j| d * f32::from(block[192 + j] as i8));
-        for (minimum, &scale) in minimums.iter_mut().zip(&block[192..208]) {
-            *minimum = 32.0 * (d * f32::from(scale as i8));
-        }
-    });
+fn block_codes(row: &[u8], block_bytes: usize, codes: &mut [u8], read: impl Fn(&[u8], &mut [u8])) {
+    for (block, codes) in row.chunks_exact(block_bytes).zip(codes.chunks_exact_mut(LEN)) {
+        read(block, codes);
+    }
 }
 
-multiversion! { pub(super) fn unpack_q2_k(row: &[u8], out: &mut Unpacked) => unpack_q2_k_body }
-multiversion! { pub(super) fn unpack_q3_k(row: &[u8], out: &mut Unpacked) => unpack_q3_k_body }
-multiversion! { pub(super) fn unpack_q4_k(row: &[u8], out: &mut Unpacked) => unpack_q4_k_body }
-multiversion! { pub(super) fn unpack_q5_k(row: &[u8], out: &mut Unpacked) => unpack_q5_k_body }
-multiversion! { pub(super) fn unpack_q6_k(row: &[u8], out: &mut Unpacked) => unpack_q6_k_body }
+#[inline(always)]
+fn codes_q2_k_body(row: &[u8], codes: &mut [u8]) {
+    block_codes(row, 84, codes, |block, codes| unpack_two_bits(&block[16..80], codes));
+}
+
+#[inline(always)]
+fn codes_q3_k_body(row: &[u8], codes: &mut [u8]) {
+    block_codes(row, 110, codes, q3_codes);
+}
+
+#[inline(always)]
+fn codes_q4_k_body(row: &[u8], codes: &mut [u8]) {
+    block_codes(row, 144, codes, |block, codes| q4_codes(&block[16..144], codes));
+}
+
+#[inline(always)]
+fn codes_q5_k_body(row: &[u8], codes: &mut [u8]) {
+    block_codes(row, 176, codes, q5_codes);
+}
+
+#[inline(always)]
+fn codes_q6_k_body(row: &[u8], codes: &mut [u8]) {
+    block_codes(row, 210, codes, q6_codes);
+}
+
+multiversion! { pub(super) fn codes_q2_k(row: &[u8], codes: &mut [u8]) => codes_q2_k_body }
+multiversion! { pub(super) fn codes_q3_k(row: &[u8], codes: &mut [u8]) => codes_q3_k_body }
+multiversion! { pub(super) fn codes_q4_k(row: &[u8], codes: &mut [u8]) => codes_q4_k_body }
+multiversion! { pub(super) fn codes_q5_k(row: &[u8], codes: &mut [u8]) => codes_q5_k_body }
+multiversion! { pub(super) fn codes_q6_k(row: &[u8], codes: &mut [u8]) => codes_q6_k_body }
 
 /// Decodes whole q2_k blocks.
 pub fn decode_q2_k(source: &[u8], out: &mut [f32]) {

@@ -28,6 +28,8 @@ pub(super) trait Lanes: 'static {
     type Narrow: Copy;
     /// A step of signed codes, prepared to meet several tokens.
     type Signed: Copy;
+    /// What codes of four bits stand for.
+    type Table: Copy;
 
     unsafe fn splat(value: f32) -> Self::Floats;
     unsafe fn load(from: *const f32) -> Self::Floats;
@@ -50,6 +52,10 @@ pub(super) trait Lanes: 'static {
     /// Asks for the cache line at an address, which need not be valid.
     unsafe fn prefetch(from: *const u8);
     unsafe fn codes(from: *const u8) -> Self::Codes;
+    unsafe fn store_codes(to: *mut u8, codes: Self::Codes);
+    unsafe fn table(values: &[i8; 16]) -> Self::Table;
+    /// The values of codes below sixteen, as signed bytes.
+    unsafe fn lookup(table: Self::Table, codes: Self::Codes) -> Self::Codes;
     /// Each code shifted, then masked: bits that come over from a neighbour must be masked away.
     unsafe fn shift_left(codes: Self::Codes, by: u32, mask: u8) -> Self::Codes;
     /// As [`Lanes::shift_left`], to the right.
@@ -64,7 +70,8 @@ pub(super) trait Lanes: 'static {
 
     /// What the sum of a run of signed codes starts from, given the sum of the activations it meets.
     unsafe fn signed_zero(x_sum: i32) -> Self::Ints;
-    unsafe fn signed(from: *const u8) -> Self::Signed;
+    /// Codes whose bytes are signed.
+    unsafe fn signed(codes: Self::Codes) -> Self::Signed;
     /// Adds the products of a step of signed codes; activations are at least −127.
     unsafe fn signed_add(sum: Self::Ints, codes: Self::Signed, x: *const i8) -> Self::Ints;
 }

@@ -6,7 +6,6 @@
 use half::f16;
 
 use super::multiversion;
-use super::packed::Unpacked;
 
 /// Weights a block.
 pub(super) const LEN: usize = 32;
@@ -39,67 +38,57 @@ fn fifth_bits(word: u32, codes: &mut [u8]) {
     }
 }
 
+/// The codes of blocks of `block_bytes`, one a byte.
 #[inline(always)]
-fn unpack_blocks(row: &[u8], block_bytes: usize, out: &mut Unpacked, read: impl Fn(&[u8], &mut [u8]) -> (f32, f32)) {
-    let blocks = row.chunks_exact(block_bytes).zip(out.codes.chunks_exact_mut(LEN));
-    for ((block, codes), (scales, minimums)) in
-        blocks.zip(out.scales.iter_mut().zip(out.minimums.as_chunks_mut::<2>().0))
-    {
-        let (scale, minimum) = read(block, codes);
-        *scales = [scale; 8];
-        *minimums = [minimum; 2];
+fn block_codes(row: &[u8], block_bytes: usize, codes: &mut [u8], read: impl Fn(&[u8], &mut [u8])) {
+    for (block, codes) in row.chunks_exact(block_bytes).zip(codes.chunks_exact_mut(LEN)) {
+        read(block, codes);
     }
 }
 
 #[inline(always)]
-fn unpack_q4_0_body(row: &[u8], out: &mut Unpacked) {
-    unpack_blocks(row, 18, out, |block, codes| {
-        nibbles(&block[2..18], codes);
-        let d = half_at(block, 0);
-        (d, 8.0 * d)
+pub(super) fn nibble_blocks(row: &[u8], block_bytes: usize, at: usize, codes: &mut [u8]) {
+    block_codes(row, block_bytes, codes, |block, codes| nibbles(&block[at..at + 16], codes));
+}
+
+#[inline(always)]
+fn five_bit_blocks(row: &[u8], block_bytes: usize, at: usize, codes: &mut [u8]) {
+    block_codes(row, block_bytes, codes, |block, codes| {
+        nibbles(&block[at + 4..at + 20], codes);
+        fifth_bits(word_at(block, at), codes);
     });
 }
 
 #[inline(always)]
-fn unpack_q4_1_body(row: &[u8], out: &mut Unpacked) {
-    unpack_blocks(row, 20, out, |block, codes| {
-        nibbles(&block[4..20], codes);
-        (half_at(block, 0), -half_at(block, 2))
-    });
+fn codes_q4_0_body(row: &[u8], codes: &mut [u8]) {
+    nibble_blocks(row, 18, 2, codes);
 }
 
 #[inline(always)]
-fn unpack_q5_0_body(row: &[u8], out: &mut Unpacked) {
-    unpack_blocks(row, 22, out, |block, codes| {
-        nibbles(&block[6..22], codes);
-        fifth_bits(word_at(block, 2), codes);
-        let d = half_at(block, 0);
-        (d, 16.0 * d)
-    });
+fn codes_q4_1_body(row: &[u8], codes: &mut [u8]) {
+    nibble_blocks(row, 20, 4, codes);
 }
 
 #[inline(always)]
-fn unpack_q5_1_body(row: &[u8], out: &mut Unpacked) {
-    unpack_blocks(row, 24, out, |block, codes| {
-        nibbles(&block[8..24], codes);
-        fifth_bits(word_at(block, 4), codes);
-        (half_at(block, 0), -half_at(block, 2))
-    });
+fn codes_q5_0_body(row: &[u8], codes: &mut [u8]) {
+    five_bit_blocks(row, 22, 2, codes);
 }
 
 #[inline(always)]
-fn unpack_q8_0_body(row: &[u8], out: &mut Unpacked) {
-    unpack_blocks(row, 34, out, |block, codes| {
-        codes.copy_from_slice(&block[2..34]);
-        (half_at(block, 0), 0.0)
-    });
+fn codes_q5_1_body(row: &[u8], codes: &mut [u8]) {
+    five_bit_blocks(row, 24, 4, codes);
 }
 
-multiversion! { pub(super) fn unpack_q4_0(row: &[u8], out: &mut Unpacked) => unpack_q4_0_body }
-multiversion! { pub(super) fn unpack_q4_1(row: &[u8], out: &mut Unpacked) => unpack_q4_1_body }
-multiversion! { pub(super) fn unpack_q5_0(row: &[u8], out: &mut Unpacked) => unpack_q5_0_body }
-multiversion! { pub(super) fn unpack_q5_1(row: &[u8], out: &mut Unpacked) => unpack_q5_1_body }
-multiversion! { pub(super) fn unpack_q8_0(row: &[u8], out: &mut Unpacked) => unpack_q8_0_body }
+#[inline(always)]
+fn codes_q8_0_body(row: &[u8], codes: &mut [u8]) {
+    block_codes(row, 34, codes, |block, codes| codes.copy_from_slice(&block[2..34]));
+}
+
+multiversion! { pub(super) fn codes_q4_0(row: &[u8], codes: &mut [u8]) => codes_q4_0_body }
+multiversion! { pub(super) fn codes_q4_1(row: &[u8], codes: &mut [u8]) => codes_q4_1_body }
+multiversion! { pub(super) fn codes_q5_0(row: &[u8], codes: &mut [u8]) => codes_q5_0_body }
+multiversion! { pub(super) fn codes_q5_1(row: &[u8], codes: &mut [u8]) => codes_q5_1_body }
+multiversion! { pub(super) fn codes_q8_0(row: &[u8], codes: &mut [u8]) => codes_q8_0_body }
 
 /// Decodes blocks whose codes and affine terms `read` gives: `offset + scale × (code − shift)`.
 #[inline(always)]

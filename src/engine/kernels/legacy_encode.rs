@@ -136,29 +136,69 @@ fn row_means<L: Lanes>(source: &[f32], row_len: usize) -> Vec<f32> {
     means
 }
 
-/// The scales of every block with the block's values and bytes, weighted by importance.
-#[inline(always)]
-fn encode_symmetric<L: Lanes, const BYTES: usize>(
-    source: &[f32],
-    columns: Columns<'_>,
-    out: &mut [u8],
-    max_code: i32,
-    put_codes: impl Fn(&[u8; LEN], &mut [u8]),
-) {
-    let means = row_means::<L>(source, columns.row_len);
-    for (group, (values, out)) in source.chunks(8 * LEN).zip(out.chunks_mut(8 * BYTES)).enumerate() {
-        let (x, weights) = weighted_group::<L>(values, group, columns, &means, columns.row_len);
-        let found = lane_search::symmetric::<L, LEN>(&x, &weights, max_code);
-        for ((x, block), found) in blocks::<BYTES>(&x, out).zip(found) {
-            put_half::<L>(block, 0, found.scale);
-            put_codes(&symmetric_codes::<L>(x, found, max_code), &mut block[2..]);
+/// What a weighted search finds for eight blocks, and how a block is written with it.
+trait Found<L: Lanes>: Sized {
+    /// Bytes before the codes.
+    const HEAD: usize;
+    fn search(x: &[f32; 8 * LEN], weights: &[f32; 8 * LEN], max_code: i32) -> [Self; 8];
+    fn put_head(&self, block: &mut [u8]);
+    fn codes(self, x: &[f32; LEN], max_code: i32) -> [u8; LEN];
+}
+
+impl<L: Lanes> Found<L> for Symmetric {
+    const HEAD: usize = 2;
+
+    #[inline(always)]
+    fn search(x: &[f32; 8 * LEN], weights: &[f32; 8 * LEN], max_code: i32) -> [Self; 8] {
+        lane_search::symmetric::<L, LEN>(x, weights, max_code)
+    }
+
+    #[inline(always)]
+    fn put_head(&self, block: &mut [u8]) {
+        put_half::<L>(block, 0, self.scale);
+    }
+
+    #[inline(always)]
+    fn codes(self, x: &[f32; LEN], max_code: i32) -> [u8; LEN] {
+        if self.is_zero {
+            return [0; LEN];
         }
+        let inverse = L::splat(self.inverse);
+        let [a, b, c, d] = four_of::<L>(x);
+        let codes = L::nearest([inverse * a, inverse * b, inverse * c, inverse * d], -max_code, max_code - 1);
+        raised(codes, max_code)
     }
 }
 
-/// As [`encode_symmetric`], with minimums.
+impl<L: Lanes> Found<L> for Affine {
+    const HEAD: usize = 4;
+
+    #[inline(always)]
+    fn search(x: &[f32; 8 * LEN], weights: &[f32; 8 * LEN], max_code: i32) -> [Self; 8] {
+        lane_search::with_minimum::<L, LEN>(x, weights, max_code, &Steps::WEIGHTED)
+    }
+
+    #[inline(always)]
+    fn put_head(&self, block: &mut [u8]) {
+        put_half::<L>(block, 0, self.scale);
+        put_half::<L>(block, 2, -self.minimum);
+    }
+
+    #[inline(always)]
+    fn codes(self, x: &[f32; LEN], max_code: i32) -> [u8; LEN] {
+        let (inverse, shift) = (L::splat(self.inverse), L::splat(self.shift));
+        let [a, b, c, d] = four_of::<L>(x);
+        L::nearest(
+            [inverse * (a - shift), inverse * (b - shift), inverse * (c - shift), inverse * (d - shift)],
+            0,
+            max_code,
+        )
+    }
+}
+
+/// Writes every block as the search of `F` finds it, weighted by importance.
 #[inline(always)]
-fn encode_affine<L: Lanes, const BYTES: usize>(
+fn encode_weighted<L: Lanes, F: Found<L>, const BYTES: usize>(
     source: &[f32],
     columns: Columns<'_>,
     out: &mut [u8],
@@ -168,11 +208,10 @@ fn encode_affine<L: Lanes, const BYTES: usize>(
     let means = row_means::<L>(source, columns.row_len);
     for (group, (values, out)) in source.chunks(8 * LEN).zip(out.chunks_mut(8 * BYTES)).enumerate() {
         let (x, weights) = weighted_group::<L>(values, group, columns, &means, columns.row_len);
-        let found = lane_search::with_minimum::<L, LEN>(&x, &weights, max_code, &Steps::WEIGHTED);
+        let found = F::search(&x, &weights, max_code);
         for ((x, block), found) in blocks::<BYTES>(&x, out).zip(found) {
-            put_half::<L>(block, 0, found.scale);
-            put_half::<L>(block, 2, -found.minimum);
-            put_codes(&affine_codes::<L>(x, found, max_code), &mut block[4..]);
+            found.put_head(block);
+            put_codes(&found.codes(x, max_code), &mut block[F::HEAD..]);
         }
     }
 }
@@ -187,34 +226,10 @@ pub(super) fn raised(codes: [u8; LEN], max_code: i32) -> [u8; LEN] {
     codes
 }
 
-/// Codes of a symmetric search.
-#[inline(always)]
-fn symmetric_codes<L: Lanes>(x: &[f32; LEN], found: Symmetric, max_code: i32) -> [u8; LEN] {
-    if found.is_zero {
-        return [0; LEN];
-    }
-    let inverse = L::splat(found.inverse);
-    let [a, b, c, d] = four_of::<L>(x);
-    let codes = L::nearest([inverse * a, inverse * b, inverse * c, inverse * d], -max_code, max_code - 1);
-    raised(codes, max_code)
-}
-
-/// Codes of a search with a minimum.
-#[inline(always)]
-fn affine_codes<L: Lanes>(x: &[f32; LEN], found: Affine, max_code: i32) -> [u8; LEN] {
-    let (inverse, shift) = (L::splat(found.inverse), L::splat(found.shift));
-    let [a, b, c, d] = four_of::<L>(x);
-    L::nearest(
-        [inverse * (a - shift), inverse * (b - shift), inverse * (c - shift), inverse * (d - shift)],
-        0,
-        max_code,
-    )
-}
-
 #[inline(always)]
 fn encode_q4_0_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
     if columns.importance.is_some() {
-        return encode_symmetric::<L, 18>(source, columns, out, 8, put_nibbles);
+        return encode_weighted::<L, Symmetric, 18>(source, columns, out, 8, put_nibbles);
     }
     for (x, block) in blocks::<18>(source, out) {
         let d = signed_max::<L>(x) / -8.0;
@@ -226,7 +241,7 @@ fn encode_q4_0_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
 #[inline(always)]
 fn encode_q4_1_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
     if columns.importance.is_some() {
-        return encode_affine::<L, 20>(source, columns, out, 15, put_nibbles);
+        return encode_weighted::<L, Affine, 20>(source, columns, out, 15, put_nibbles);
     }
     for (x, block) in blocks::<20>(source, out) {
         let (min, max) = signed_range::<L>(x);
@@ -240,7 +255,7 @@ fn encode_q4_1_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
 #[inline(always)]
 fn encode_q5_0_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
     if columns.importance.is_some() {
-        return encode_symmetric::<L, 22>(source, columns, out, 16, put_five_bits::<L>);
+        return encode_weighted::<L, Symmetric, 22>(source, columns, out, 16, put_five_bits::<L>);
     }
     for (x, block) in blocks::<22>(source, out) {
         let d = signed_max::<L>(x) / -16.0;
@@ -252,7 +267,7 @@ fn encode_q5_0_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u
 #[inline(always)]
 fn encode_q5_1_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut [u8]) {
     if columns.importance.is_some() {
-        return encode_affine::<L, 24>(source, columns, out, 31, put_five_bits::<L>);
+        return encode_weighted::<L, Affine, 24>(source, columns, out, 31, put_five_bits::<L>);
     }
     for (x, block) in blocks::<24>(source, out) {
         let (min, max) = signed_range::<L>(x);

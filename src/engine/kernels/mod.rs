@@ -108,13 +108,9 @@ impl Level {
         }
     }
 
-    /// The level that kernels run at: the best that this CPU has, of those whose tests have run.
-    ///
-    /// The AVX-512 levels are forced in tests wherever a CPU has them, and are not chosen: no such CPU
-    /// has run those tests yet.
+    /// The level that kernels run at: the best that this CPU has.
     pub fn detect() -> Self {
-        let is_proven = |level: &Self| !matches!(level, Self::Avx512 | Self::Avx512Vnni);
-        Self::available().rfind(is_proven).unwrap_or(Self::Portable)
+        Self::available().last().unwrap_or(Self::Portable)
     }
 
     /// Every level that this CPU has, the reference first, the best last.

@@ -4,9 +4,8 @@
 //! `quantize_row_mxfp4_ref` in `ggml-quants.c`, MIT), byte for byte as built with
 //! `-ffp-contract=off`. The searches of iq4_nl and iq4_xs put one run of 32 in each lane.
 
-use super::legacy::{LEN, half_at, nibbles};
+use super::legacy::{LEN, half_at, nibble_blocks, nibbles};
 use super::legacy_encode::{put_half, put_nibbles, weighted_group};
-use super::packed::Unpacked;
 use super::search::lane_search;
 use super::search::lanes::{IQ4_VALUES, Lanes, by_lanes, four_of, in_lanes};
 use super::search::{GROUP_MAX_EPS, c_int, nearest_int};
@@ -113,7 +112,7 @@ fn encode_iq4_xs_body<L: Lanes>(source: &[f32], columns: Columns<'_>, out: &mut 
 
 /// Half the power of two that an e8m0 byte stands for, so that it goes with [`FP4_DOUBLED`].
 #[inline(always)]
-fn e8m0_half(byte: u8) -> f32 {
+pub(super) fn e8m0_half(byte: u8) -> f32 {
     // The two least are denormal.
     f32::from_bits(if byte < 2 { 0x0020_0000 << byte } else { u32::from(byte - 1) << 23 })
 }
@@ -180,12 +179,12 @@ by_lanes! {
     pub fn encode_mxfp4(source: &[f32], out: &mut [u8]) => encode_mxfp4_body
 }
 
-/// The scale of run `run` of an iq4_xs block, six bits less 32.
+/// The scale of run `run` of an iq4_xs block: six bits, 32 too large.
 #[inline(always)]
-fn iq4_xs_scale(block: &[u8], run: usize) -> i32 {
+pub(super) fn iq4_xs_scale(block: &[u8], run: usize) -> u8 {
     let high = u16::from_le_bytes([block[2], block[3]]);
     let low = block[4 + run / 2] >> (4 * (run % 2)) & 0x0f;
-    i32::from(low) | i32::from(high >> (2 * run) & 3) << 4
+    low | ((high >> (2 * run) & 3) as u8) << 4
 }
 
 /// The table's values of 16 bytes of nibbles, as signed bytes.
@@ -197,50 +196,31 @@ fn levels(table: &[i8; 16], bytes: &[u8], out: &mut [u8]) {
     }
 }
 
-/// Gives runs of 32 with the bytes of their codes and their scale in the form of [`Unpacked`]: signed codes, no minimums.
-#[inline(always)]
-fn unpack_runs<'a>(table: &[i8; 16], runs: impl Iterator<Item = (&'a [u8], f32)>, out: &mut Unpacked) {
-    let places = out.codes.chunks_exact_mut(LEN).zip(out.scales.iter_mut());
-    for ((bytes, scale), (codes, scales)) in runs.zip(places) {
-        levels(table, bytes, codes);
-        *scales = [scale; 8];
-    }
-}
-
-#[inline(always)]
-fn unpack_iq4_nl_body(row: &[u8], out: &mut Unpacked) {
-    unpack_runs(&IQ4_VALUES, row.chunks_exact(18).map(|block| (&block[2..], half_at(block, 0))), out);
-}
-
 #[inline(always)]
 fn iq4_xs_runs(row: &[u8]) -> impl Iterator<Item = (&[u8], f32)> {
     row.chunks_exact(136).flat_map(|block| {
         let d = half_at(block, 0);
-        (0..8).map(move |run| (&block[8 + run * 16..8 + (run + 1) * 16], d * (iq4_xs_scale(block, run) - 32) as f32))
+        (0..8).map(move |run| {
+            (&block[8 + run * 16..8 + (run + 1) * 16], d * (f32::from(iq4_xs_scale(block, run)) - 32.0))
+        })
     })
 }
 
-#[inline(always)]
-fn unpack_iq4_xs_body(row: &[u8], out: &mut Unpacked) {
-    unpack_runs(&IQ4_VALUES, iq4_xs_runs(row), out);
+/// The codes of whole iq4_nl blocks.
+pub(super) fn codes_iq4_nl(row: &[u8], codes: &mut [u8]) {
+    nibble_blocks(row, 18, 2, codes);
 }
 
-#[inline(always)]
-fn unpack_mxfp4_body(row: &[u8], out: &mut Unpacked) {
-    unpack_runs(&FP4_DOUBLED, row.chunks_exact(17).map(|block| (&block[1..], e8m0_half(block[0]))), out);
+/// The codes of whole iq4_xs blocks.
+pub(super) fn codes_iq4_xs(row: &[u8], codes: &mut [u8]) {
+    for (block, codes) in row.chunks_exact(136).zip(codes.chunks_exact_mut(SUPER)) {
+        nibble_blocks(&block[8..], 16, 0, codes);
+    }
 }
 
-multiversion! {
-    /// Brings a row of iq4_nl into signed codes of the table and scales, for [`Unpacked::is_signed`].
-    pub fn unpack_iq4_nl(row: &[u8], out: &mut Unpacked) => unpack_iq4_nl_body
-}
-multiversion! {
-    /// Brings a row of iq4_xs into signed codes of the table and scales, for [`Unpacked::is_signed`].
-    pub fn unpack_iq4_xs(row: &[u8], out: &mut Unpacked) => unpack_iq4_xs_body
-}
-multiversion! {
-    /// Brings a row of mxfp4 into signed codes of the table and scales, for [`Unpacked::is_signed`].
-    pub fn unpack_mxfp4(row: &[u8], out: &mut Unpacked) => unpack_mxfp4_body
+/// The codes of whole mxfp4 blocks.
+pub(super) fn codes_mxfp4(row: &[u8], codes: &mut [u8]) {
+    nibble_blocks(row, 17, 1, codes);
 }
 
 /// Decodes runs of 32 from the bytes of their codes and their scale.
@@ -288,27 +268,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unpacked_codes_and_scales_are_the_decoded_values() {
-        type Unpack = fn(&[u8], &mut Unpacked);
-        type Decode = fn(&[u8], &mut [f32]);
-        let kinds: [(usize, Unpack, Decode); 3] = [
-            (36 * 8, unpack_iq4_nl, decode_iq4_nl),
-            (2 * 136, unpack_iq4_xs, decode_iq4_xs),
-            (16 * 17, unpack_mxfp4, decode_mxfp4),
-        ];
-        for (len, unpack, decode) in kinds {
-            // Bytes below 0x70 keep every scale finite.
-            let row: Vec<u8> = (0..len).map(|at| (at * 37 % 0x70) as u8).collect();
-            let mut values = vec![0.0; 512];
-            decode(&row, &mut values);
-            let mut unpacked =
-                Unpacked { codes: vec![0; 512], scales: vec![[0.0; 8]; 16], minimums: vec![0.0; 32], is_signed: true };
-            unpack(&row, &mut unpacked);
-            for (at, value) in values.into_iter().enumerate() {
-                let again = unpacked.scales[at / 32][0] * f32::from(unpacked.codes[at] as i8);
-                assert_eq!(again.to_bits(), value.to_bits(), "{len} {at}");
+    fn codes_through_the_table_and_scales_are_the_decoded_values() {
+        // Bytes below 0x70 keep every scale finite.
+        let row: Vec<u8> = (0..36 * 8).map(|at| (at * 37 % 0x70) as u8).collect();
+        let check = |what: &str, values: Vec<f32>, codes: Vec<u8>, table: &[i8; 16], scale: &dyn Fn(usize) -> f32| {
+            for (at, (value, code)) in values.into_iter().zip(codes).enumerate() {
+                let again = scale(at / LEN) * f32::from(table[usize::from(code)]);
+                assert_eq!(again.to_bits(), value.to_bits(), "{what} {at}");
             }
+        };
+        type Read<'a, T> = &'a dyn Fn(&[u8], &mut [T]);
+        fn all<T: Clone + Default>(row: &[u8], len: usize, read: Read<'_, T>) -> Vec<T> {
+            let mut out = vec![T::default(); len];
+            read(row, &mut out);
+            out
         }
+        check("iq4_nl", all(&row, 512, &decode_iq4_nl), all(&row, 512, &codes_iq4_nl), &IQ4_VALUES, &|run| {
+            half_at(&row[run * 18..], 0)
+        });
+        let xs = &row[..2 * 136];
+        check("iq4_xs", all(xs, 512, &decode_iq4_xs), all(xs, 512, &codes_iq4_xs), &IQ4_VALUES, &|run| {
+            let block = &xs[run / 8 * 136..];
+            half_at(block, 0) * (f32::from(iq4_xs_scale(block, run % 8)) - 32.0)
+        });
+        let mx = &row[..16 * 17];
+        check("mxfp4", all(mx, 512, &decode_mxfp4), all(mx, 512, &codes_mxfp4), &FP4_DOUBLED, &|run| {
+            e8m0_half(mx[run * 17])
+        });
     }
 
     #[test]

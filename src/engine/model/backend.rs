@@ -89,6 +89,8 @@ pub trait Backend: Sync + std::fmt::Debug {
     ) -> Result<Self::Rows>;
     /// `silu(gate) · up`.
     fn gated(&self, gate: Self::Rows, up: &Self::Rows) -> Result<Self::Rows>;
+    /// Every column times its factor.
+    fn scale(&self, x: Self::Rows, factors: &Self::Vector) -> Result<Self::Rows>;
     /// `x + y`.
     fn add(&self, x: Self::Rows, y: &Self::Rows) -> Result<Self::Rows>;
 }

@@ -193,6 +193,10 @@ impl Backend for Candle {
         gate.silu().and_then(|gate| gate * up).map_err(failed)
     }
 
+    fn scale(&self, x: Tensor, factors: &Tensor) -> Result<Tensor> {
+        x.broadcast_mul(factors).map_err(failed)
+    }
+
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
         (x + y).map_err(failed)
     }

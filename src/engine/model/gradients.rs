@@ -7,7 +7,7 @@ use candle_core::{Tensor, Var};
 
 use super::backend::Site;
 use super::candle::{Candle, failed};
-use super::llama::{Hooks, Llama};
+use super::llama::{Hooks, Llama, Start};
 use super::{Batch, load};
 use crate::checkpoint::{Checkpoint, ModelConfig, Role};
 use crate::error::Result;
@@ -26,17 +26,27 @@ pub enum Labels {
     Text,
 }
 
-/// A decoder whose matrices all have gradients.
+/// A decoder on operations that have gradients.
 #[derive(Debug)]
 pub struct Differentiable {
     /// The shape it was built from.
     pub config: ModelConfig,
     graph: Llama<Candle>,
+    /// Matrices whose gradients are wanted.
     matrices: Vec<(Site, Var)>,
 }
 
 impl Differentiable {
-    /// Loads every matrix in f32.
+    /// Loads every matrix in f32, none of which gets a gradient: for [`Differentiable::head_gradients`].
+    ///
+    /// # Errors
+    /// As [`Differentiable::load`].
+    pub fn load_frozen(checkpoint: &Checkpoint, progress: &Progress) -> Result<Self> {
+        let graph: Llama<Candle> = load::llama(checkpoint, Candle::cpu(), progress)?;
+        Ok(Self { config: graph.config.clone(), graph, matrices: Vec::new() })
+    }
+
+    /// Loads every matrix in f32, each with a gradient.
     ///
     /// # Errors
     /// What [`super::Model::load`] refuses, a type without decoder, or cancel.
@@ -88,16 +98,72 @@ impl Differentiable {
         progress: &Progress,
         visit: &mut dyn FnMut(Site, &[f32]),
     ) -> Result<usize> {
+        let Some((likelihood, count)) = self.likelihood(ids, scored_from, labels, &[], progress)? else {
+            return Ok(0);
+        };
+        let gradients = likelihood.backward().map_err(failed)?;
+        for (site, matrix) in &self.matrices {
+            progress.check()?;
+            // An untouched matrix has no gradient: its square is zero.
+            if let Some(gradient) = gradients.get(matrix) {
+                let host = gradient.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(failed)?;
+                visit(*site, &host);
+            }
+        }
+        Ok(count)
+    }
+
+    /// How the mean log-probability of the text's own tokens at positions `scored_from..` changes with
+    /// a factor on each head's output, at factor 1: layer by layer, one slope per query head.
+    ///
+    /// # Errors
+    /// A token beyond the vocabulary, candle's failures, or cancel.
+    pub fn head_gradients(&self, ids: &[u32], scored_from: usize, progress: &Progress) -> Result<Vec<Vec<f32>>> {
+        let mut factors = Vec::new();
+        let mut columns = Vec::new();
+        for (index, shape) in self.config.layers.iter().enumerate() {
+            let ones = Var::ones(shape.heads, candle_core::DType::F32, &self.graph.backend.device).map_err(failed)?;
+            let wide = || {
+                let column = ones.as_tensor().reshape((shape.heads, 1))?;
+                column.broadcast_as((shape.heads, self.config.head_dim))?.contiguous()?.flatten_all()
+            };
+            columns.push((index, wide().map_err(failed)?));
+            factors.push(ones);
+        }
+        let Some((likelihood, count)) = self.likelihood(ids, scored_from, Labels::Text, &columns, progress)? else {
+            return Ok(factors.iter().map(|ones| vec![0.0; ones.elem_count()]).collect());
+        };
+        let gradients = likelihood.backward().map_err(failed)?;
+        let of_layer = |ones: &Var| match gradients.get(ones) {
+            Some(slopes) => {
+                let slopes = slopes.to_vec1::<f32>().map_err(failed)?;
+                Ok(slopes.into_iter().map(|slope| slope / count as f32).collect())
+            }
+            None => Ok(vec![0.0; ones.elem_count()]),
+        };
+        factors.iter().map(of_layer).collect()
+    }
+
+    /// The sum of log-probabilities of the tokens at positions `scored_from..` and their number; none
+    /// where there is no such token.
+    fn likelihood(
+        &self,
+        ids: &[u32],
+        scored_from: usize,
+        labels: Labels,
+        head_factors: &[(usize, Tensor)],
+        progress: &Progress,
+    ) -> Result<Option<(Tensor, usize)>> {
         let from = scored_from.max(1);
         let count = ids.len().saturating_sub(from);
         if count == 0 {
-            return Ok(0);
+            return Ok(None);
         }
         let mut batch = Batch::default();
         // The last token is predicted but never read.
         batch.push(&ids[..ids.len() - 1], None, None);
-        let mut hooks = Hooks { progress: Some(progress), ..Hooks::default() };
-        let hidden = self.graph.run(&batch, &mut [], None, &mut hooks)?;
+        let mut hooks = Hooks { head_factors, progress: Some(progress), ..Hooks::default() };
+        let hidden = self.graph.run(&batch, &mut [], Start::Embedding, &mut hooks)?;
         let scored = hidden.narrow(0, from - 1, count).map_err(failed)?;
         let logits = self.graph.logits(&scored, &Hooks::default())?;
         let chosen: Vec<u32> = match labels {
@@ -108,16 +174,7 @@ impl Differentiable {
                 host.chunks_exact(self.config.vocab).map(|row| draws.token(row)).collect()
             }
         };
-        let gradients = log_likelihood(&logits, &chosen).and_then(|sum| sum.backward()).map_err(failed)?;
-        for (site, matrix) in &self.matrices {
-            progress.check()?;
-            // An untouched matrix has no gradient: its square is zero.
-            if let Some(gradient) = gradients.get(matrix) {
-                let host = gradient.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(failed)?;
-                visit(*site, &host);
-            }
-        }
-        Ok(count)
+        Ok(Some((log_likelihood(&logits, &chosen).map_err(failed)?, count)))
     }
 }
 
@@ -160,7 +217,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::model::{Model, Replacement, StoredMatrix};
+    use crate::model::{Change, Model, Replacement, StoredMatrix};
 
     fn tiny() -> Checkpoint {
         let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/fixtures/tiny_llama_biases");
@@ -168,14 +225,11 @@ mod tests {
     }
 
     /// Sum of the log-probabilities of `ids[1..]` by our own kernels.
-    fn likelihood(model: &Model, ids: &[u32], replacement: Option<&Replacement>) -> f64 {
+    fn likelihood(model: &Model, ids: &[u32], change: &Change) -> f64 {
         let mut batch = Batch::default();
         batch.push(&ids[..ids.len() - 1], None, None);
         let progress = Progress::default();
-        let hidden = match replacement {
-            Some(own) => model.hidden_with(&batch, &Default::default(), own, &progress),
-            None => model.hidden(&batch, &mut [], &progress),
-        };
+        let hidden = model.hidden_with(&batch, &Default::default(), change, &progress);
         let logits = model.logits(&hidden.expect("runs")).expect("logits");
         let rows = logits.chunks_exact(model.config.vocab).zip(&ids[1..]);
         rows.map(|(row, &id)| {
@@ -211,11 +265,35 @@ mod tests {
         let along = |sign: f32| {
             let bytes = weights.iter().zip(&direction).flat_map(|(w, d)| (w + sign * d).to_le_bytes()).collect();
             let stored = StoredMatrix { dtype: crate::format::Dtype::F32, rows, cols, bytes };
-            likelihood(&model, &ids, Some(&Replacement::new(site, stored).expect("fits")))
+            likelihood(&model, &ids, &Replacement::new(site, stored).expect("fits").into())
         };
         let slope = (along(1.0) - along(-1.0)) / 2.0;
         let expected: f64 = gradient.iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
         assert!((slope - expected).abs() < 0.02 * expected.abs().max(1e-4), "{slope} {expected}");
+    }
+
+    #[test]
+    fn slopes_of_heads_are_those_of_the_likelihood() {
+        let checkpoint = tiny();
+        let progress = Progress::default();
+        let ids = [5, 17, 2, 90, 44, 8, 8, 61];
+        let model = Model::load(&checkpoint, &progress).expect("loads");
+        let frozen = Differentiable::load_frozen(&checkpoint, &progress).expect("loads");
+        let slopes = frozen.head_gradients(&ids, 1, &progress).expect("differentiates");
+        for (layer, slopes) in slopes.iter().enumerate() {
+            assert_eq!(slopes.len(), model.config.layers[layer].heads);
+            for (head, &slope) in slopes.iter().enumerate() {
+                let with = |factor: f32| {
+                    let mut factors = vec![1.0; slopes.len()];
+                    factors[head] = factor;
+                    let change = Change { head_factors: vec![(layer, factors)], ..Change::default() };
+                    likelihood(&model, &ids, &change) / (ids.len() - 1) as f64
+                };
+                let expected = (with(1.02) - with(0.98)) / 0.04;
+                let slope = f64::from(slope);
+                assert!((slope - expected).abs() < 0.02 * expected.abs() + 2e-5, "{layer} {head}: {slope} {expected}");
+            }
+        }
     }
 
     #[test]

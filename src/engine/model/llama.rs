@@ -38,18 +38,49 @@ pub(super) struct Llama<B: Backend> {
     pub(super) frequencies: Vec<f32>,
 }
 
-/// Sees the input of a layer.
-type Watch<'a, B> = dyn FnMut(usize, &<B as Backend>::Rows) + 'a;
+/// A place between the operations of a layer where its rows can be kept, and a run begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// What a layer is given; of the layer after the last one, what the final norm is given.
+    Input,
+    /// What the heads of a layer give, which `o` multiplies.
+    Mixed,
+    /// The stream between attention and MLP.
+    Middle,
+    /// What `down` multiplies.
+    Gated,
+}
+
+/// Where a run begins: the rows of its layer up to there are known.
+pub(super) enum Start<R> {
+    /// At the tokens.
+    Embedding,
+    /// With a layer's input.
+    Layer(usize, R),
+    /// With a layer's input and what its heads give.
+    Output { layer: usize, input: R, mixed: R },
+    /// With the stream after a layer's attention.
+    Mlp { layer: usize, middle: R },
+    /// With that and what the layer's `down` multiplies.
+    Down { layer: usize, middle: R, gated: R },
+}
+
+/// Sees the rows at a place of a layer.
+type Watch<'a, B> = dyn FnMut(usize, Place, &<B as Backend>::Rows) + 'a;
 
 /// Sees what the linears of these roles in a layer multiply.
 type WatchInput<'a, B> = dyn Fn(usize, &[Role], &<B as Backend>::Rows) -> Result<()> + 'a;
 
 /// What a caller may change or watch in a run.
 pub(super) struct Hooks<'a, B: Backend> {
-    /// A linear that stands in for the one at its site.
-    pub(super) swap: Option<(Site, &'a B::Linear)>,
-    /// Sees the input of every layer.
-    pub(super) layer_input: Option<&'a mut Watch<'a, B>>,
+    /// Linears that stand in for those at their sites.
+    pub(super) swaps: &'a [(Site, &'a B::Linear)],
+    /// Layers that hand on what they are given.
+    pub(super) removed_layers: &'a [usize],
+    /// By layer, factors of the columns that its heads give.
+    pub(super) head_factors: &'a [(usize, B::Vector)],
+    /// Sees the rows at every place of every layer.
+    pub(super) states: Option<&'a mut Watch<'a, B>>,
     /// Sees the input of every linear of a layer, once for those that share it.
     pub(super) linear_input: Option<&'a WatchInput<'a, B>>,
     /// Asked between operations.
@@ -58,7 +89,7 @@ pub(super) struct Hooks<'a, B: Backend> {
 
 impl<B: Backend> Default for Hooks<'_, B> {
     fn default() -> Self {
-        Self { swap: None, layer_input: None, linear_input: None, progress: None }
+        Self { swaps: &[], removed_layers: &[], head_factors: &[], states: None, linear_input: None, progress: None }
     }
 }
 
@@ -73,11 +104,41 @@ impl<B: Backend> Hooks<'_, B> {
         self.linear_input.map_or(Ok(()), |watch| watch(layer, roles, rows))
     }
 
-    fn linear<'s>(&'s self, layer: Option<usize>, role: Role, own: &'s B::Linear) -> &'s B::Linear {
-        match self.swap {
-            Some((site, swapped)) if site == (Site { layer, role }) => swapped,
-            _ => own,
+    /// Shows the rows at a place of a layer.
+    fn keep(&mut self, layer: usize, place: Place, rows: &B::Rows) {
+        if let Some(watch) = self.states.as_mut() {
+            watch(layer, place, rows);
         }
+    }
+
+    fn linear<'s>(&'s self, layer: Option<usize>, role: Role, own: &'s B::Linear) -> &'s B::Linear {
+        let site = Site { layer, role };
+        self.swaps.iter().find(|(at, _)| *at == site).map_or(own, |(_, swapped)| *swapped)
+    }
+
+    fn factors(&self, layer: usize) -> Option<&B::Vector> {
+        self.head_factors.iter().find(|(at, _)| *at == layer).map(|(_, factors)| factors)
+    }
+}
+
+impl<B: Backend> Layer<B> {
+    /// A linear with what stands in for it, and its bias.
+    fn linear<'s>(
+        &'s self,
+        index: usize,
+        role: Role,
+        hooks: &'s Hooks<'_, B>,
+    ) -> (&'s B::Linear, Option<&'s B::Vector>) {
+        let affine = match role {
+            Role::Q => &self.q,
+            Role::K => &self.k,
+            Role::V => &self.v,
+            Role::O => &self.o,
+            Role::Gate => &self.gate,
+            Role::Up => &self.up,
+            _ => &self.down,
+        };
+        (hooks.linear(Some(index), role, &affine.0), affine.1.as_ref())
     }
 }
 
@@ -107,29 +168,39 @@ impl<B: Backend> Llama<B> {
         Angles { head_dim: self.config.head_dim, cos, sin }
     }
 
-    /// Runs a batch, from the embedding or from given inputs of a layer, to the states after the final norm.
+    /// Runs a batch from where `start` says to the states after the final norm.
     pub(super) fn run(
         &self,
         batch: &Batch,
         caches: &mut [KvCache],
-        from: Option<(usize, B::Rows)>,
+        start: Start<B::Rows>,
         hooks: &mut Hooks<'_, B>,
     ) -> Result<B::Rows> {
         let backend = &self.backend;
         let angles = self.angles(&batch.positions(caches));
-        let (first, mut x) = match from {
-            Some((layer, rows)) => (layer, rows),
-            None => {
+        let (first, mut x) = match start {
+            Start::Embedding => {
                 let table = hooks.linear(None, Role::Embedding, &self.embedding);
                 (0, backend.embed(table, &batch.ids)?)
             }
-        };
-        for (index, layer) in self.layers.iter().enumerate().skip(first) {
-            if let Some(watch) = hooks.layer_input.as_mut() {
-                watch(index, &x);
+            Start::Layer(layer, input) => (layer, input),
+            Start::Output { layer, input, mixed } => {
+                let middle = self.output(layer, input, mixed, hooks)?;
+                (layer + 1, self.mlp(layer, middle, hooks)?)
             }
-            x = self.layer(index, layer, x, batch, caches, &angles, hooks)?;
+            Start::Mlp { layer, middle } => (layer + 1, self.mlp(layer, middle, hooks)?),
+            Start::Down { layer, middle, gated } => (layer + 1, self.down(layer, middle, &gated, hooks)?),
+        };
+        for layer in first..self.layers.len() {
+            hooks.keep(layer, Place::Input, &x);
+            if hooks.removed_layers.contains(&layer) {
+                continue;
+            }
+            let mixed = self.mix(layer, &x, batch, caches, &angles, hooks)?;
+            let middle = self.output(layer, x, mixed, hooks)?;
+            x = self.mlp(layer, middle, hooks)?;
         }
+        hooks.keep(self.layers.len(), Place::Input, &x);
         for segment in &batch.segments {
             if let Some(cache) = segment.cache {
                 caches[cache].len += segment.len;
@@ -138,35 +209,22 @@ impl<B: Backend> Llama<B> {
         backend.rms_norm(&x, &self.norm, self.config.norm_eps)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the state of one run, passed down once")]
-    fn layer(
+    /// Attention: what the heads of a layer give.
+    fn mix(
         &self,
         index: usize,
-        layer: &Layer<B>,
-        x: B::Rows,
+        x: &B::Rows,
         batch: &Batch,
         caches: &mut [KvCache],
         angles: &Angles,
-        hooks: &Hooks<'_, B>,
+        hooks: &mut Hooks<'_, B>,
     ) -> Result<B::Rows> {
-        let backend = &self.backend;
-        let shape = self.config.layers[index];
-        let of = |role: Role| {
-            let affine = match role {
-                Role::Q => &layer.q,
-                Role::K => &layer.k,
-                Role::V => &layer.v,
-                Role::O => &layer.o,
-                Role::Gate => &layer.gate,
-                Role::Up => &layer.up,
-                _ => &layer.down,
-            };
-            (hooks.linear(Some(index), role, &affine.0), affine.1.as_ref())
-        };
-        let normed = backend.rms_norm(&x, &layer.attention_norm, self.config.norm_eps)?;
+        let (backend, layer, shape) = (&self.backend, &self.layers[index], self.config.layers[index]);
+        let normed = backend.rms_norm(x, &layer.attention_norm, self.config.norm_eps)?;
         hooks.check()?;
         hooks.see(index, &[Role::Q, Role::K, Role::V], &normed)?;
-        let mut qkv = backend.linears(&[of(Role::Q), of(Role::K), of(Role::V)], &normed)?.into_iter();
+        let linears = [Role::Q, Role::K, Role::V].map(|role| layer.linear(index, role, hooks));
+        let mut qkv = backend.linears(&linears, &normed)?.into_iter();
         let mut next = || qkv.next().expect("one output a linear");
         let (mut q, mut k, v) = (next(), next(), next());
         backend.rope(&mut q, angles)?;
@@ -174,21 +232,46 @@ impl<B: Backend> Llama<B> {
         let heads = Heads { heads: shape.heads, kv_heads: shape.kv_heads, head_dim: self.config.head_dim };
         hooks.check()?;
         let mixed = backend.attention(heads, index, batch, caches, &q, &k, &v)?;
+        hooks.keep(index, Place::Mixed, &mixed);
         hooks.check()?;
+        Ok(mixed)
+    }
+
+    /// Adds what the heads of a layer give to the stream.
+    fn output(&self, index: usize, x: B::Rows, mixed: B::Rows, hooks: &mut Hooks<'_, B>) -> Result<B::Rows> {
+        let backend = &self.backend;
+        let mixed = match hooks.factors(index) {
+            Some(factors) => backend.scale(mixed, factors)?,
+            None => mixed,
+        };
         hooks.see(index, &[Role::O], &mixed)?;
-        let attended = single(backend.linears(&[of(Role::O)], &mixed)?);
-        let x = backend.add(x, &attended)?;
-        let normed = backend.rms_norm(&x, &layer.mlp_norm, self.config.norm_eps)?;
+        let attended = single(backend.linears(&[self.layers[index].linear(index, Role::O, hooks)], &mixed)?);
+        let middle = backend.add(x, &attended)?;
+        hooks.keep(index, Place::Middle, &middle);
+        Ok(middle)
+    }
+
+    /// The gated MLP of a layer.
+    fn mlp(&self, index: usize, middle: B::Rows, hooks: &mut Hooks<'_, B>) -> Result<B::Rows> {
+        let (backend, layer) = (&self.backend, &self.layers[index]);
+        let normed = backend.rms_norm(&middle, &layer.mlp_norm, self.config.norm_eps)?;
         hooks.check()?;
         hooks.see(index, &[Role::Gate, Role::Up], &normed)?;
-        let mut both = backend.linears(&[of(Role::Gate), of(Role::Up)], &normed)?.into_iter();
+        let linears = [Role::Gate, Role::Up].map(|role| layer.linear(index, role, hooks));
+        let mut both = backend.linears(&linears, &normed)?.into_iter();
         let mut next = || both.next().expect("one output a linear");
         let (gate, up) = (next(), next());
         let gated = backend.gated(gate, &up)?;
+        hooks.keep(index, Place::Gated, &gated);
         hooks.check()?;
-        hooks.see(index, &[Role::Down], &gated)?;
-        let down = single(backend.linears(&[of(Role::Down)], &gated)?);
-        backend.add(x, &down)
+        self.down(index, middle, &gated, hooks)
+    }
+
+    /// The last linear of a layer.
+    fn down(&self, index: usize, middle: B::Rows, gated: &B::Rows, hooks: &Hooks<'_, B>) -> Result<B::Rows> {
+        hooks.see(index, &[Role::Down], gated)?;
+        let down = single(self.backend.linears(&[self.layers[index].linear(index, Role::Down, hooks)], gated)?);
+        self.backend.add(middle, &down)
     }
 
     /// Logits of rows of final states, rows × vocabulary.

@@ -15,13 +15,13 @@ mod tokenizer;
 
 pub use backend::{Site, StoredMatrix};
 pub use gradients::{Differentiable, Labels};
+pub use native::Native;
 pub use tokenizer::{TextStream, Tokenizer};
 
 use self::backend::Backend as _;
-use self::llama::{Hooks, Llama};
-use self::native::Native;
+use self::llama::{Hooks, Llama, Place, Start};
 use super::checkpoint::{Checkpoint, ModelConfig, Role};
-use super::error::Result;
+use super::error::{Fault, Result, Stage};
 use super::progress::Progress;
 
 /// A run of consecutive tokens of one sequence within a [`Batch`].
@@ -102,7 +102,7 @@ impl KvCache {
     }
 }
 
-/// A matrix that can stand in for one of a model's own in [`Model::hidden_with`].
+/// A matrix that can stand in for one of a model's own.
 #[derive(Debug)]
 pub struct Replacement {
     site: Site,
@@ -114,12 +114,104 @@ impl Replacement {
     pub fn new(site: Site, stored: StoredMatrix) -> Result<Self> {
         Ok(Self { site, linear: Native.matrix(stored)? })
     }
+
+    /// Where it stands in.
+    pub fn site(&self) -> Site {
+        self.site
+    }
 }
 
-/// Inputs of every layer of one run, kept so that a change in a later layer need not repeat the earlier ones.
+/// What a run changes of a model, in memory and for that run alone.
+#[derive(Debug, Default)]
+pub struct Change {
+    /// Matrices that stand in for the model's own.
+    pub replacements: Vec<Replacement>,
+    /// Layers that hand on what they are given.
+    pub removed_layers: Vec<usize>,
+    /// By layer, one factor per query head: 0 silences a head, as if its columns of `o` were zero.
+    pub head_factors: Vec<(usize, Vec<f32>)>,
+}
+
+impl From<Replacement> for Change {
+    fn from(replacement: Replacement) -> Self {
+        Self { replacements: vec![replacement], ..Self::default() }
+    }
+}
+
+/// How much of a run is kept, so that a change need not repeat what comes before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kept {
+    /// Nothing: every run starts at the tokens.
+    Nothing,
+    /// The input of every layer.
+    Layers,
+    /// The rows within every layer too: what the heads give, the stream between, what `down` multiplies.
+    Everything,
+}
+
+/// Rows of one layer in an unchanged run.
+#[derive(Debug, Default)]
+struct LayerStates {
+    input: Option<native::Rows>,
+    mixed: Option<native::Rows>,
+    middle: Option<native::Rows>,
+    gated: Option<native::Rows>,
+}
+
+/// Rows of an unchanged run, layer by layer, that changed runs start from.
 #[derive(Debug, Default)]
 pub struct LayerInputs {
-    rows: Vec<native::Rows>,
+    layers: Vec<LayerStates>,
+}
+
+impl LayerInputs {
+    /// What layer `index` was given, tokens × hidden; one past the last layer, what the final norm was given.
+    pub fn input(&self, index: usize) -> Option<&[f32]> {
+        Some(self.layers.get(index)?.input.as_ref()?.values())
+    }
+
+    /// The last place before `change` has an effect.
+    fn start(&self, change: &Change) -> Start<native::Rows> {
+        /// The place of a layer's rows that a changed linear needs: later is better.
+        fn depth(role: Role) -> usize {
+            match role {
+                Role::Q | Role::K | Role::V => 0,
+                Role::O => 1,
+                Role::Gate | Role::Up => 2,
+                _ => 3,
+            }
+        }
+        let swapped = change.replacements.iter().map(|own| match own.site {
+            Site { layer: Some(layer), role } => Some((layer, depth(role))),
+            // The head multiplies what the last layer gives.
+            Site { role: Role::Head, .. } => Some((self.layers.len(), 0)),
+            Site { .. } => None,
+        });
+        let removed = change.removed_layers.iter().map(|&layer| Some((layer, 0)));
+        let scaled = change.head_factors.iter().map(|(layer, _)| Some((*layer, 1)));
+        let all: Option<Vec<(usize, usize)>> = swapped.chain(removed).chain(scaled).collect();
+        let first = all.and_then(|all| all.into_iter().min());
+        let begin = |(layer, depth): (usize, usize)| {
+            let states = self.layers.get(layer)?;
+            let copy = |rows: &Option<native::Rows>| rows.clone();
+            let inside = match depth {
+                0 => None,
+                1 => copy(&states.input).zip(copy(&states.mixed)).map(|(input, mixed)| Start::Output {
+                    layer,
+                    input,
+                    mixed,
+                }),
+                2 => copy(&states.middle).map(|middle| Start::Mlp { layer, middle }),
+                _ => copy(&states.middle).zip(copy(&states.gated)).map(|(middle, gated)| Start::Down {
+                    layer,
+                    middle,
+                    gated,
+                }),
+            };
+            inside.or_else(|| Some(Start::Layer(layer, copy(&states.input)?)))
+        };
+        first.and_then(begin).unwrap_or(Start::Embedding)
+    }
 }
 
 /// Rows that some linears are about to multiply.
@@ -156,17 +248,46 @@ impl Model {
     /// A token beyond the vocabulary, or cancel; caches are then of no more use.
     pub fn hidden(&self, batch: &Batch, caches: &mut [KvCache], progress: &Progress) -> Result<Vec<f32>> {
         let mut hooks = Hooks { progress: Some(progress), ..Hooks::default() };
-        let rows = self.graph.run(batch, caches, None, &mut hooks)?;
+        let rows = self.graph.run(batch, caches, Start::Embedding, &mut hooks)?;
         Ok(rows.into_values())
     }
 
-    /// Runs a batch without caches and keeps the input of every layer.
-    pub fn hidden_keeping_inputs(&self, batch: &Batch, progress: &Progress) -> Result<(Vec<f32>, LayerInputs)> {
+    /// Runs a batch without caches and keeps rows of every layer.
+    pub fn hidden_keeping(&self, batch: &Batch, kept: Kept, progress: &Progress) -> Result<(Vec<f32>, LayerInputs)> {
         let mut inputs = LayerInputs::default();
-        let mut keep = |_: usize, rows: &native::Rows| inputs.rows.push(rows.clone());
-        let mut hooks = Hooks { layer_input: Some(&mut keep), progress: Some(progress), ..Hooks::default() };
-        let rows = self.graph.run(batch, &mut [], None, &mut hooks)?;
+        let mut keep = |layer: usize, place: Place, rows: &native::Rows| {
+            let is_kept = kept == Kept::Everything || (kept == Kept::Layers && place == Place::Input);
+            if !is_kept {
+                return;
+            }
+            inputs.layers.resize_with(inputs.layers.len().max(layer + 1), LayerStates::default);
+            let states = &mut inputs.layers[layer];
+            let slot = match place {
+                Place::Input => &mut states.input,
+                Place::Mixed => &mut states.mixed,
+                Place::Middle => &mut states.middle,
+                Place::Gated => &mut states.gated,
+            };
+            *slot = Some(rows.clone());
+        };
+        let mut hooks = Hooks { states: Some(&mut keep), progress: Some(progress), ..Hooks::default() };
+        let rows = self.graph.run(batch, &mut [], Start::Embedding, &mut hooks)?;
         Ok((rows.into_values(), inputs))
+    }
+
+    /// Bytes that [`Model::hidden_keeping`] keeps of `tokens` tokens.
+    pub fn kept_bytes(&self, tokens: usize, kept: Kept) -> u64 {
+        let config = &self.config;
+        let values: usize = match kept {
+            Kept::Nothing => 0,
+            Kept::Layers => config.hidden * (config.layers.len() + 1),
+            Kept::Everything => {
+                let layers = config.layers.iter();
+                let inside = layers.map(|layer| 2 * config.hidden + layer.heads * config.head_dim + layer.mlp_channels);
+                inside.sum::<usize>() + config.hidden
+            }
+        };
+        (tokens * values * 4) as u64
     }
 
     /// Runs a batch without caches and shows `watch` what every linear multiplies, the head last.
@@ -189,22 +310,49 @@ impl Model {
         };
         let in_layer = |layer: usize, roles: &[Role], rows: &native::Rows| show(Some(layer), roles, rows);
         let mut hooks = Hooks { linear_input: Some(&in_layer), progress: Some(progress), ..Hooks::default() };
-        let rows = self.graph.run(batch, &mut [], None, &mut hooks)?;
+        let rows = self.graph.run(batch, &mut [], Start::Embedding, &mut hooks)?;
         show(None, &[Role::Head], &rows)
     }
 
-    /// Runs a batch without caches with one matrix replaced, from its layer on where the inputs are known.
+    /// Runs a batch without caches with something changed, from the last place that `inputs` knows.
+    ///
+    /// # Errors
+    /// A token beyond the vocabulary, a change of layers or heads that the model does not have, or cancel.
     pub fn hidden_with(
         &self,
         batch: &Batch,
         inputs: &LayerInputs,
-        replacement: &Replacement,
+        change: &Change,
         progress: &Progress,
     ) -> Result<Vec<f32>> {
-        let from = replacement.site.layer.and_then(|layer| Some((layer, inputs.rows.get(layer)?.clone())));
-        let swap = Some((replacement.site, &replacement.linear));
-        let mut hooks = Hooks { swap, progress: Some(progress), ..Hooks::default() };
-        Ok(self.graph.run(batch, &mut [], from, &mut hooks)?.into_values())
+        let head_factors = self.column_factors(change)?;
+        let swaps = swaps(change);
+        let mut hooks = Hooks {
+            swaps: &swaps,
+            removed_layers: &change.removed_layers,
+            head_factors: &head_factors,
+            progress: Some(progress),
+            ..Hooks::default()
+        };
+        Ok(self.graph.run(batch, &mut [], inputs.start(change), &mut hooks)?.into_values())
+    }
+
+    /// Factors of heads as factors of the columns that they give.
+    fn column_factors(&self, change: &Change) -> Result<Vec<(usize, Vec<f32>)>> {
+        let refuse = |cause: String| Fault::new(Stage::Model, cause).fix("count layers and heads of this model from 0");
+        let layers = self.config.layers.len();
+        if let Some(layer) = change.removed_layers.iter().find(|layer| **layer >= layers) {
+            return Err(refuse(format!("there is no layer {layer} among {layers}")).into());
+        }
+        let of_layer = |(layer, factors): &(usize, Vec<f32>)| {
+            let heads = self.config.layers.get(*layer).map_or(0, |shape| shape.heads);
+            if factors.len() != heads {
+                return Err(refuse(format!("{} factors for the {heads} heads of layer {layer}", factors.len())).into());
+            }
+            let columns = factors.iter().flat_map(|&factor| std::iter::repeat_n(factor, self.config.head_dim));
+            Ok((*layer, columns.collect()))
+        };
+        change.head_factors.iter().map(of_layer).collect()
     }
 
     /// Logits of some rows of hidden states, rows × vocabulary.
@@ -213,10 +361,11 @@ impl Model {
         Ok(self.graph.logits(&rows, &Hooks::default())?.into_values())
     }
 
-    /// [`Model::logits`] with one matrix replaced.
-    pub fn logits_with(&self, hidden: &[f32], replacement: &Replacement) -> Result<Vec<f32>> {
+    /// [`Model::logits`] with something changed.
+    pub fn logits_with(&self, hidden: &[f32], change: &Change) -> Result<Vec<f32>> {
         let rows = self.graph.backend.rows_from(hidden.to_vec(), self.config.hidden)?;
-        let hooks = Hooks { swap: Some((replacement.site, &replacement.linear)), ..Hooks::default() };
+        let swaps = swaps(change);
+        let hooks = Hooks { swaps: &swaps, ..Hooks::default() };
         Ok(self.graph.logits(&rows, &hooks)?.into_values())
     }
 
@@ -224,6 +373,10 @@ impl Model {
     pub fn resident_bytes(&self) -> u64 {
         self.graph.matrix_bytes()
     }
+}
+
+fn swaps(change: &Change) -> Vec<(Site, &native::Linear)> {
+    change.replacements.iter().map(|own| (own.site, &own.linear)).collect()
 }
 
 #[cfg(test)]

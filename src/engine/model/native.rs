@@ -28,6 +28,11 @@ impl Rows {
         self.values
     }
 
+    /// The values, row after row.
+    pub(super) fn values(&self) -> &[f32] {
+        &self.values
+    }
+
     fn count(&self) -> usize {
         self.values.len() / self.width.max(1)
     }
@@ -241,6 +246,13 @@ impl Backend for Native {
     fn gated(&self, mut gate: Rows, up: &Rows) -> Result<Rows> {
         ops::silu_mul(&mut gate.values, &up.values);
         Ok(gate)
+    }
+
+    fn scale(&self, mut x: Rows, factors: &Vec<f32>) -> Result<Rows> {
+        for row in x.values.chunks_exact_mut(x.width) {
+            row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+        }
+        Ok(x)
     }
 
     fn add(&self, mut x: Rows, y: &Rows) -> Result<Rows> {

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::backend::{Angles, Backend, StoredMatrix};
 use super::candle::Candle;
-use super::llama::{Hooks, Llama};
+use super::llama::{Hooks, Llama, Start};
 use super::native::Native;
-use super::{Batch, KvCache, load};
+use super::{Batch, Change, Kept, KvCache, LayerInputs, Model, load};
 use crate::checkpoint::Checkpoint;
 use crate::format::Dtype;
 use crate::kernels::attention::Heads;
@@ -83,8 +83,8 @@ fn both_backends_give_the_same_hidden_states_of_a_model() {
         batch.push(&[5, 17, 2, 90, 44, 8, 8, 61], None, None);
         let native = load::llama(&checkpoint, Native, &progress).expect("loads");
         let candle = load::llama(&checkpoint, Candle::cpu(), &progress).expect("loads");
-        let ours = native.run(&batch, &mut [], None, &mut Hooks::default()).expect("runs").into_values();
-        let theirs = candle.run(&batch, &mut [], None, &mut Hooks::default()).expect("runs");
+        let ours = native.run(&batch, &mut [], Start::Embedding, &mut Hooks::default()).expect("runs").into_values();
+        let theirs = candle.run(&batch, &mut [], Start::Embedding, &mut Hooks::default()).expect("runs");
         let theirs = candle.backend.rows_to(&theirs).expect("values");
         assert_close(name, &ours, &theirs);
     }
@@ -111,7 +111,7 @@ fn gradients_reach_every_weight_on_candle() {
     }
     let mut batch = Batch::default();
     batch.push(&[5, 17, 2, 90, 44, 8], None, None);
-    let hidden = graph.run(&batch, &mut [], None, &mut Hooks::default()).expect("runs");
+    let hidden = graph.run(&batch, &mut [], Start::Embedding, &mut Hooks::default()).expect("runs");
     let logits = graph.logits(&hidden, &Hooks::default()).expect("logits");
     let loss = logits.sqr().and_then(|squares| squares.sum_all()).expect("loss");
     let gradients = loss.backward().expect("backward");
@@ -120,4 +120,36 @@ fn gradients_reach_every_weight_on_candle() {
         let size = gradient.sqr().and_then(|squares| squares.sum_all()).and_then(|sum| sum.to_scalar::<f32>());
         assert!(size.expect("size") > 0.0, "the gradient of weight {index} is zero");
     }
+}
+
+#[test]
+fn a_run_that_begins_inside_the_network_gives_what_a_whole_run_gives() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/fixtures/tiny_llama_biases");
+    let checkpoint = Checkpoint::open(&folder).expect("opens");
+    let progress = Progress::default();
+    let model = Model::load(&checkpoint, &progress).expect("loads");
+    let mut batch = Batch::default();
+    batch.push(&[5, 17, 2, 90, 44, 8, 8, 61], None, None);
+    let whole = model.hidden(&batch, &mut [], &progress).expect("runs");
+    let heads = model.config.layers[1].heads;
+    let scaled = |factor: f32| Change { head_factors: vec![(1, vec![factor; heads])], ..Change::default() };
+    let removed = Change { removed_layers: vec![1], ..Change::default() };
+    for kept in [Kept::Nothing, Kept::Layers, Kept::Everything] {
+        let (hidden, inputs) = model.hidden_keeping(&batch, kept, &progress).expect("runs");
+        assert_eq!(hidden, whole, "{kept:?}");
+        assert_eq!(inputs.input(2).is_some(), kept != Kept::Nothing);
+        let with = |change: &Change| model.hidden_with(&batch, &inputs, change, &progress).expect("runs");
+        assert_eq!(with(&scaled(1.0)), whole, "{kept:?}: a factor of one changes nothing");
+        assert_ne!(with(&scaled(0.5)), whole);
+        let without = with(&removed);
+        let from_tokens = model.hidden_with(&batch, &LayerInputs::default(), &removed, &progress).expect("runs");
+        assert!(without == from_tokens && without != whole, "{kept:?}");
+    }
+    let refused = |change: Change| {
+        let ended = model.hidden_with(&batch, &LayerInputs::default(), &change, &progress);
+        ended.expect_err("refused").to_string()
+    };
+    assert!(refused(Change { removed_layers: vec![9], ..Change::default() }).contains("no layer 9 among 2"));
+    let short = Change { head_factors: vec![(0, vec![1.0])], ..Change::default() };
+    assert!(refused(short).contains("1 factors for the 4 heads"));
 }

@@ -8,9 +8,11 @@
 mod copy;
 mod folder;
 mod prune;
+mod reuse;
 mod rtn;
 mod write;
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,6 +20,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 pub use copy::copy_candidate;
+pub use reuse::Earlier;
 
 use super::calibration::Importance;
 use super::checkpoint::{self, Checkpoint};
@@ -34,13 +37,15 @@ pub struct PassOptions {
     pub chunk_weights: usize,
     /// What a plan with an importance matrix needs; see [`plan::Calibration::load`].
     pub importance: Option<Arc<Importance>>,
+    /// Earlier candidates of the same checkpoint, the best to take tensors over from first.
+    pub earlier: Vec<Earlier>,
     /// What a plan needs that makes up for the mean of what it takes away; see [`plan::Prune::means`].
     pub means: Option<Arc<InputMeans>>,
 }
 
 impl Default for PassOptions {
     fn default() -> Self {
-        Self { chunk_weights: 4 << 20, importance: None, means: None }
+        Self { chunk_weights: 4 << 20, importance: None, earlier: Vec::new(), means: None }
     }
 }
 
@@ -97,6 +102,9 @@ pub struct PassReport {
     pub new_bytes: u64,
     /// Bytes of everything written.
     pub file_bytes: u64,
+    /// Tensors that were taken over from earlier candidates, which decided them alike.
+    #[serde(default)]
+    pub reused_tensors: usize,
     /// Time from start to renamed file.
     pub elapsed_secs: f64,
     /// What the user should know, one sentence each.
@@ -144,17 +152,28 @@ pub fn run(
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
     let pruned = prune::apply(checkpoint, plan, options, progress)?;
-    let job = match &pruned {
-        Some(pruned) => {
-            write::Job { checkpoint: &pruned.checkpoint, plan: &pruned.plan, options: &pruned.options, progress }
-        }
-        None => write::Job { checkpoint, plan, options, progress },
+    let (source, staying, options) = match &pruned {
+        Some(pruned) => (&pruned.checkpoint, &pruned.plan, &pruned.options),
+        None => (checkpoint, plan, options),
+    };
+    let importance = options.importance.as_deref().filter(|_| plan.has_importance);
+    // What an earlier plan made of whole tensors is of no use to one that takes parts away.
+    let earlier = if pruned.is_some() { &[] } else { options.earlier.as_slice() };
+    let reuse = reuse::Reuse::new(source, staying, importance, earlier, progress, &mut warnings)?;
+    let job = write::Job {
+        checkpoint: source,
+        plan: staying,
+        options,
+        reuse: &reuse,
+        progress,
+        not_finite: RefCell::default(),
     };
     progress.begin(Phase::Compressing, job.plan.old_bytes, Unit::Bytes);
     let file_bytes = match plan.target {
         Target::Gguf => write::gguf(&job, output, &mut warnings)?,
         _ => folder::folder(&job, output)?,
     };
+    warnings.extend(warning_of_not_finite(&job.not_finite.take()));
     let staying: Vec<&str> = job.plan.decisions.iter().map(|decision| job.method(decision)).collect();
     let mut methods = staying.into_iter();
     let tensors = plan
@@ -180,9 +199,25 @@ pub fn run(
         old_bytes: plan.old_bytes,
         new_bytes: plan.new_bytes,
         file_bytes,
+        reused_tensors: reuse.count(),
         elapsed_secs: started.elapsed().as_secs_f64(),
         warnings,
     })
+}
+
+/// What to say of tensors that hold weights which are no numbers.
+fn warning_of_not_finite(tensors: &[(String, usize)]) -> Option<String> {
+    let (worst, count) = tensors.iter().max_by_key(|(_, count)| *count)?;
+    let others = match tensors.len() - 1 {
+        0 => String::new(),
+        1 => " and 1 tensor more".to_owned(),
+        more => format!(" and {more} tensors more"),
+    };
+    Some(format!(
+        "{worst} has {} weights that are NaN or infinite{others}: the checkpoint is damaged, and so is what was written \
+         of it. `lapidary profile` counts them by tensor; fetch the checkpoint again.",
+        units::count(*count as u64)
+    ))
 }
 
 /// Bytes of everything that [`run`] would write for this plan, but for what its metadata tell of an

@@ -6,6 +6,7 @@ use crate::error::{Fault, Result, Stage};
 use crate::format::{self, Dtype, Encoding};
 
 /// Brings whole rows of `from` bytes to `to` bytes, on every core; `how` tells of the first of them.
+/// Answers how many of their weights are NaN or infinite.
 ///
 /// # Errors
 /// A type that cannot be decoded or encoded, or rows that do not fill whole blocks.
@@ -16,7 +17,7 @@ pub(super) fn convert(
     how: &Encoding<'_>,
     source: &[u8],
     out: &mut Vec<u8>,
-) -> Result<()> {
+) -> Result<usize> {
     let row_len = how.row_len;
     let fault = |cause: String| Fault::new(Stage::Pass, cause).at(name.to_owned());
     let format = format::of_dtype(to)
@@ -27,31 +28,29 @@ pub(super) fn convert(
     let out_bytes = to.row_bytes(row_len).ok_or_else(|| fault(format!("rows of {row_len} do not fill {to} blocks")))?;
     if in_bytes == 0 || out_bytes == 0 {
         out.clear();
-        return Ok(());
+        return Ok(0);
     }
     let rows = source.len() / in_bytes;
     out.clear();
     out.resize(rows * out_bytes, 0);
-    let decoded = source
+    let not_finite = source
         .par_chunks_exact(in_bytes)
         .zip(out.par_chunks_exact_mut(out_bytes))
         .enumerate()
         .map_init(
             || vec![0.0f32; row_len],
             |values, (row, (source, out))| {
-                let known = format::decode_row(from, source, values);
-                if known {
-                    format.encode_rows(values, &Encoding { first_row: how.first_row + row, ..*how }, out);
+                if !format::decode_row(from, source, values) {
+                    return None;
                 }
-                known
+                format.encode_rows(values, &Encoding { first_row: how.first_row + row, ..*how }, out);
+                Some(values.iter().filter(|value| !value.is_finite()).count())
             },
         )
-        .reduce(|| true, |a, b| a && b);
-    if decoded {
-        Ok(())
-    } else {
-        Err(fault(format!("{from} weights cannot be decoded by this version")).fix("keep this tensor as it is").into())
-    }
+        .try_reduce(|| 0, |a, b| Some(a + b));
+    not_finite.ok_or_else(|| {
+        fault(format!("{from} weights cannot be decoded by this version")).fix("keep this tensor as it is").into()
+    })
 }
 
 #[cfg(test)]
@@ -69,6 +68,17 @@ mod tests {
             out
         };
         assert_eq!(encode(1), encode(5));
+    }
+
+    #[test]
+    fn weights_that_are_no_numbers_are_counted() {
+        let mut values = vec![0.5f32; 4 * 256];
+        values[3] = f32::NAN;
+        values[700] = f32::NEG_INFINITY;
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let mut out = Vec::new();
+        let count = convert("t", Dtype::F32, Dtype::Q4K, &Encoding::plain(256), &bytes, &mut out).expect("converts");
+        assert_eq!(count, 2);
     }
 
     #[test]

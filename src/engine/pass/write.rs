@@ -1,7 +1,9 @@
 //! Streaming tensors through a pass, and the GGUF file that it may end in.
 
+use std::cell::RefCell;
 use std::path::Path;
 
+use super::reuse::Reuse;
 use super::{PassOptions, folder, rtn};
 use crate::calibration::Importance;
 use crate::checkpoint::{
@@ -18,7 +20,10 @@ pub(super) struct Job<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) plan: &'a ResolvedPlan,
     pub(super) options: &'a PassOptions,
+    pub(super) reuse: &'a Reuse,
     pub(super) progress: &'a Progress,
+    /// Tensors in which weights that are NaN or infinite were met, with their number.
+    pub(super) not_finite: RefCell<Vec<(String, usize)>>,
 }
 
 impl Job<'_> {
@@ -82,19 +87,25 @@ impl Job<'_> {
             shared,
             ..Encoding::plain(row_len)
         };
+        let earlier = self.reuse.rows(decision);
         let (mut raw, mut encoded, mut ordered) = (Vec::new(), Vec::new(), Vec::new());
         let row_bytes = decision.dtype.row_bytes(row_len).ok_or_else(|| {
             Fault::new(Stage::Pass, format!("rows of {row_len} do not fill {} blocks", decision.dtype)).at(&tensor.name)
         })?;
+        let mut not_finite = 0;
         for first in (0..rows).step_by(step) {
             self.progress.check()?;
             let last = (first + step).min(rows);
-            self.checkpoint.read_rows(tensor, first..last, &mut raw)?;
-            let bytes = if decision.is_copy() {
+            let bytes = if let Some(earlier) = earlier {
+                earlier.read(first..last, &mut encoded)?;
+                &encoded
+            } else if decision.is_copy() {
+                self.checkpoint.read_rows(tensor, first..last, &mut raw)?;
                 &raw
             } else {
+                self.checkpoint.read_rows(tensor, first..last, &mut raw)?;
                 let how = Encoding { first_row: first, ..how };
-                rtn::convert(&tensor.name, tensor.dtype, decision.dtype, &how, &raw, &mut encoded)?;
+                not_finite += rtn::convert(&tensor.name, tensor.dtype, decision.dtype, &how, &raw, &mut encoded)?;
                 &encoded
             };
             match permuted_heads {
@@ -108,7 +119,11 @@ impl Job<'_> {
                     write(&ordered)?;
                 }
             }
-            self.progress.advance(raw.len() as u64);
+            let reused = earlier.map_or(0, |_| tensor.byte_count / rows.max(1) as u64 * (last - first) as u64);
+            self.progress.advance(raw.len() as u64 + reused);
+        }
+        if not_finite > 0 {
+            self.not_finite.borrow_mut().push((tensor.name.clone(), not_finite));
         }
         Ok(())
     }

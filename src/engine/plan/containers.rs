@@ -24,17 +24,27 @@ pub(super) fn holds_format(scheme: Scheme, dtype: Dtype) -> bool {
     dtype.is_scheme() && parts(scheme, &matrix(dtype, 32, FITS_ALL)).is_some()
 }
 
-/// The nearest format that the target holds, and a target that holds what was asked for.
-pub(super) fn advice(target: Target, id: &str) -> String {
+/// True if the container can pack this tensor so.
+pub(super) fn holds(scheme: Scheme, dtype: Dtype, tensor: &TensorInfo) -> bool {
+    parts(scheme, &matrix(dtype, tensor.row_count(), tensor.row_len())).is_some()
+}
+
+/// The format that the target holds and that is nearest in bits, of equals in name.
+pub(super) fn nearest_format(target: Target, id: &str) -> &'static str {
     let bits = format::find(id).map_or(16.0, |format| format.bits_per_weight());
     let distance = |other: &str| (format::find(other).map_or(16.0, |format| format.bits_per_weight()) - bits).abs();
-    let nearer = |a: &&str, b: &&str| {
+    let nearer = |a: &&'static str, b: &&'static str| {
         let by_name = || super::nearest::distance(a, id).cmp(&super::nearest::distance(b, id));
         distance(a).total_cmp(&distance(b)).then_with(by_name)
     };
     // Of equals the last: bf16 before f16, which does not hold every value.
-    let formats: Vec<&str> = target.formats().collect();
-    let nearest = formats.into_iter().rev().min_by(nearer).unwrap_or("bf16");
+    let formats: Vec<&'static str> = target.formats().collect();
+    formats.into_iter().rev().min_by(nearer).unwrap_or("bf16")
+}
+
+/// The nearest format that the target holds, and a target that holds what was asked for.
+pub(super) fn advice(target: Target, id: &str) -> String {
+    let nearest = nearest_format(target, id);
     match Target::ALL.into_iter().find(|other| other.allows(id)) {
         Some(other) => format!("the nearest it holds is \"{nearest}\"; or write target = \"{other}\""),
         None => format!("the nearest it holds is \"{nearest}\""),
@@ -48,7 +58,7 @@ pub(super) fn settle(target: Target, tensor: &TensorInfo, requested: Choice, why
     if (tensor.dtype.is_plain() && !tensor.dtype.is_float()) || !format::is_decodable(tensor.dtype) {
         return settle_hugging_face(tensor, requested, why);
     }
-    let holds = |dtype: Dtype| parts(scheme, &matrix(dtype, tensor.row_count(), tensor.row_len())).is_some();
+    let holds = |dtype: Dtype| holds(scheme, dtype, tensor);
     match requested {
         // What is packed already, and as this target packs it, stays as it is.
         Choice::Keep if tensor.dtype.is_scheme() && may_quantize(target, tensor, why) && holds(tensor.dtype) => {

@@ -165,6 +165,17 @@ impl Plan {
         Ok(())
     }
 
+    /// The plan without what the planner chose, on a base of `format` where it has one.
+    pub(super) fn freed_for(&self, format: &str) -> Result<Self> {
+        let mut plan = self.clone();
+        plan.drop_planned();
+        if plan.default.is_some() || plan.recipe.is_some() {
+            plan.set_recipe(None);
+            plan.set_default_format(Some(format).filter(|id| !id.is_empty()))?;
+        }
+        Ok(plan)
+    }
+
     /// Removes all planned rules and returns the comments that stood above them, a line each.
     fn remove_planned(&mut self) -> String {
         let mut comments = String::new();
@@ -339,7 +350,7 @@ impl Plan {
     }
 
     /// The rules' tables in the text.
-    fn rule_tables(&mut self) -> &mut ArrayOfTables {
+    pub(super) fn rule_tables(&mut self) -> &mut ArrayOfTables {
         let root = self.document.as_table_mut();
         let item = root.entry("rule").or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
         if item.as_array_of_tables().is_none() {
@@ -435,7 +446,7 @@ pub(super) fn set_value(table: &mut dyn TableLike, key: &str, value: impl Into<V
 }
 
 /// Writes what a rule does; a comment at the old key moves to the new one.
-fn write_treatment(table: &mut Table, treatment: Treatment) {
+pub(super) fn write_treatment(table: &mut Table, treatment: Treatment) {
     match treatment {
         Treatment::Protect => {
             table.remove("method");

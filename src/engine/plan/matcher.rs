@@ -59,6 +59,11 @@ impl LayerSet {
         self.ranges.iter().any(|&(first, last)| (first..=last).contains(&layer))
     }
 
+    /// The layers of the set, rising.
+    pub fn iter(&self) -> impl Iterator<Item = usize> {
+        self.ranges.iter().flat_map(|&(first, last)| first..=last)
+    }
+
     /// The highest layer of the set.
     pub fn last(&self) -> usize {
         self.ranges.last().map_or(0, |range| range.1)

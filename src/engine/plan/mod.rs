@@ -19,6 +19,12 @@
 //! layers = "0-1,14-15"
 //! protect = true
 //!
+//! [constraints]                  # what the result must keep to; see [`constraints`]
+//! max_file_size = "2.5MiB"
+//!
+//! [ties]                         # which tensors of a layer share a format, by target
+//! compressed-tensors = "none"
+//!
 //! [calibration]                  # columns weighted by what they are multiplied with
 //! imatrix = "model.imatrix.gguf"
 //! ```
@@ -30,9 +36,13 @@
 
 pub mod budget;
 mod calibration;
+mod changes;
+pub mod constraints;
 mod containers;
 mod edit;
 pub mod knapsack;
+mod layers;
+pub mod legality;
 mod matcher;
 mod nearest;
 mod prune;
@@ -40,8 +50,11 @@ mod prune_text;
 pub mod recipe;
 mod resolve;
 mod shapes;
+pub mod speed;
+pub mod standing;
 pub mod tensor_types;
 mod text;
+mod ties;
 
 #[cfg(test)]
 mod tests;
@@ -52,11 +65,15 @@ use std::path::PathBuf;
 use toml_edit::DocumentMut;
 
 pub use calibration::{Calibration, check_importance};
+pub(crate) use changes::is_alike;
+pub use changes::{Change, Changes, changes};
+pub use constraints::Constraints;
 pub use matcher::{LayerSet, Matcher};
 pub use prune::{AddedBias, Prune, units_of};
 pub use recipe::Recipe;
-pub use resolve::{Choice, Decision, Difference, ResolvedPlan, Why, difference, fit, resolve};
+pub use resolve::{Choice, Decision, ResolvedPlan, Why, fit, resolve};
 pub use shapes::{EvenShape, can_hold, nearest_even, wants_even};
+pub use ties::Ties;
 
 use super::checkpoint::{Checkpoint, ModelConfig, TensorInfo};
 use super::error::{Fault, Result, Stage};
@@ -137,6 +154,11 @@ impl Target {
                 _ => false,
             },
         }
+    }
+
+    /// True if all quantized tensors share one format.
+    pub fn holds_one_format(self) -> bool {
+        matches!(self, Self::Gptq | Self::Awq | Self::Bitsandbytes)
     }
 
     /// The ids of all formats that the target can hold, from most bits to fewest.
@@ -274,6 +296,9 @@ pub struct Plan {
     default: Option<Treatment>,
     rules: Vec<Rule>,
     calibration: Option<Calibration>,
+    constraints: Constraints,
+    /// Ties by target, where they are not what its runtimes ask for.
+    ties: Vec<(Target, Ties)>,
     prune: Prune,
     /// The text that the fields above were read from, edited along with them.
     document: DocumentMut,
@@ -289,6 +314,8 @@ impl PartialEq for Plan {
             && self.default == other.default
             && self.rules == other.rules
             && self.calibration == other.calibration
+            && self.constraints == other.constraints
+            && self.ties == other.ties
             && self.prune == other.prune
     }
 }
@@ -309,6 +336,8 @@ impl Plan {
             default: None,
             rules: Vec::new(),
             calibration: None,
+            constraints: Constraints::default(),
+            ties: Vec::new(),
             prune: Prune::default(),
             document,
             path: None,

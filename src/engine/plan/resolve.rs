@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::prune::added_biases;
+use super::prune::{Left, added_biases};
 use super::recipe::{ModelShape, Recipe, TensorShape, choose};
 use super::{AddedBias, Method, Plan, Subject, Target, Treatment, containers};
 use crate::checkpoint::{Checkpoint, Role, Structure, TensorInfo};
@@ -220,26 +220,6 @@ impl ResolvedPlan {
     }
 }
 
-/// One tensor that two plans store differently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// Index among the checkpoint's tensors.
-    pub tensor_index: usize,
-    /// How the first plan stores it.
-    pub before: Dtype,
-    /// How the second plan stores it.
-    pub after: Dtype,
-}
-
-/// The tensors that two plans for the same checkpoint store differently.
-pub fn difference(before: &ResolvedPlan, after: &ResolvedPlan) -> Vec<Difference> {
-    let pairs = before.decisions.iter().zip(&after.decisions);
-    pairs
-        .filter(|(a, b)| a.dtype != b.dtype)
-        .map(|(a, b)| Difference { tensor_index: a.tensor_index, before: a.dtype, after: b.dtype })
-        .collect()
-}
-
 /// The format in which rows of `row_len` weights can be stored when `id` is asked for: itself, its
 /// fall-back, or f16.
 pub fn fit(id: &'static str, row_len: usize) -> &'static str {
@@ -269,15 +249,7 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
 
     let shapes: Vec<TensorShape<'_>> = result.tensors.iter().map(shape_of).collect();
     let has_importance = plan.calibration.is_some();
-    let base: Vec<(Choice, Why)> = match (plan.recipe, plan.default_format()) {
-        (Some(recipe), _) => choose(recipe, ModelShape::of(result), has_importance, &shapes)
-            .into_iter()
-            // What llama.cpp leaves alone is sorted out below, by the same rules.
-            .map(|format| (Choice::Format(format.unwrap_or(recipe.base_format())), Why::Recipe(recipe)))
-            .collect(),
-        (None, Some(id)) => vec![(Choice::Format(id), Why::Default); shapes.len()],
-        (None, None) => vec![(Choice::Keep, Why::Untouched); shapes.len()],
-    };
+    let asked = requests(plan, result, &winners_of_left(&winners, left.as_ref()), &shapes);
 
     let mut decisions = Vec::with_capacity(subject.tensors.len());
     for (index, stored) in subject.tensors.iter().enumerate() {
@@ -286,11 +258,7 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
             continue;
         };
         let tensor = &result.tensors[place];
-        let (requested, why) = match winners[index].map(|rule| (rule, plan.rules[rule].treatment)) {
-            None => base[place],
-            Some((rule, Treatment::Protect)) => (Choice::Keep, Why::Protected(rule)),
-            Some((rule, Treatment::Format { format, .. })) => (Choice::Format(format), Why::Rule(rule)),
-        };
+        let (requested, why) = asked[place];
         let settled = match plan.target {
             Target::Gguf => settle_gguf(tensor, &shapes[place], requested, why)?,
             Target::HuggingFace | Target::Lapidary => settle_hugging_face(tensor, requested, why)?,
@@ -343,6 +311,51 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
         structure: left.map(|left| Arc::new(left.structure)),
         decisions,
     })
+}
+
+/// The rules that win, by tensor of what is left where the plan prunes.
+fn winners_of_left(winners: &[Option<usize>], left: Option<&Left>) -> Vec<Option<usize>> {
+    let Some(left) = left else { return winners.to_vec() };
+    let mut of_left = vec![None; left.tensors.len()];
+    for (winner, place) in winners.iter().zip(&left.places) {
+        if let Some(place) = *place {
+            of_left[place] = *winner;
+        }
+    }
+    of_left
+}
+
+/// What a plan asks for every tensor and who says so, whatever its target makes of it.
+fn requests(
+    plan: &Plan,
+    subject: Subject<'_>,
+    winners: &[Option<usize>],
+    shapes: &[TensorShape<'_>],
+) -> Vec<(Choice, Why)> {
+    let mut asked: Vec<(Choice, Why)> = match (plan.recipe, plan.default_format()) {
+        (Some(recipe), _) => choose(recipe, ModelShape::of(subject), plan.calibration.is_some(), shapes)
+            .into_iter()
+            // What llama.cpp leaves alone is sorted out later, by the same rules.
+            .map(|format| (Choice::Format(format.unwrap_or(recipe.base_format())), Why::Recipe(recipe)))
+            .collect(),
+        (None, Some(id)) => vec![(Choice::Format(id), Why::Default); subject.tensors.len()],
+        (None, None) => vec![(Choice::Keep, Why::Untouched); subject.tensors.len()],
+    };
+    for (asked, winner) in asked.iter_mut().zip(winners) {
+        match winner.map(|rule| (rule, plan.rules[rule].treatment)) {
+            None => {}
+            Some((rule, Treatment::Protect)) => *asked = (Choice::Keep, Why::Protected(rule)),
+            Some((rule, Treatment::Format { format, .. })) => *asked = (Choice::Format(format), Why::Rule(rule)),
+        }
+    }
+    asked
+}
+
+/// As [`requests`], with the rules looked up.
+pub(super) fn requests_of(plan: &Plan, subject: Subject<'_>) -> Result<Vec<(Choice, Why)>> {
+    let (winners, _) = winners(plan, subject)?;
+    let shapes: Vec<TensorShape<'_>> = subject.tensors.iter().map(shape_of).collect();
+    Ok(requests(plan, subject, &winners, &shapes))
 }
 
 /// The method that a rule or the default asks for by name.

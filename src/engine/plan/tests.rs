@@ -284,19 +284,6 @@ fn a_matcher_that_saw_another_checkpoint_matches_this_one_anew() {
     assert_eq!(count, 3);
 }
 
-#[test]
-fn two_plans_differ_where_they_store_differently() {
-    let tensors = llama(2);
-    let before = resolve_for(&parse("version = 1\n"), subject(&tensors)).expect("resolves");
-    let plan = parse("version = 1\n[[rule]]\nmatch = \"*.1.*down_proj*\"\nformat = \"q4_0\"\n");
-    let after = resolve_for(&plan, subject(&tensors)).expect("resolves");
-    let found = difference(&before, &after);
-    assert_eq!(found.len(), 1);
-    assert_eq!(tensors[found[0].tensor_index].name, "model.layers.1.mlp.down_proj.weight");
-    assert_eq!((found[0].before, found[0].after), (Dtype::Bf16, Dtype::Q4_0));
-    assert_eq!(difference(&after, &after), []);
-}
-
 proptest! {
     #[test]
     fn resolving_is_total_and_the_bytes_add_up(

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use toml_edit::{Document, Item, Key, Table, TableLike};
 
 use super::calibration::{self, Calibration};
+use super::constraints::{self, Constraints};
 use super::matcher::{LayerSet, Matcher};
 use super::nearest;
 use super::recipe::Recipe;
-use super::{Method, Plan, Rule, Target, Treatment, VERSION, unknown_format};
+use super::{Method, Plan, Rule, Target, Ties, Treatment, VERSION, unknown_format};
 use crate::calibration::ImportanceOptions;
 use crate::checkpoint::Role;
 use crate::error::{Fault, Result, Stage};
@@ -17,7 +18,8 @@ use crate::error::{Fault, Result, Stage};
 /// Longer files are no plans.
 const MOST_BYTES: usize = 16 << 20;
 
-const ROOT_KEYS: [&str; 8] = ["version", "checkpoint", "target", "recipe", "default", "rule", "calibration", "prune"];
+const ROOT_KEYS: [&str; 10] =
+    ["version", "checkpoint", "target", "recipe", "default", "rule", "calibration", "constraints", "ties", "prune"];
 const DEFAULT_KEYS: [&str; 2] = ["format", "method"];
 const RULE_KEYS: [&str; 7] = ["match", "role", "layers", "format", "method", "protect", "planned"];
 
@@ -148,6 +150,29 @@ impl Source<'_> {
             return Err(fault.fix("add imatrix = \"…\", or text = \"…\" to compute it on").into());
         }
         Ok(found.beside(self.path))
+    }
+
+    fn constraints(&self, item: &Item) -> Result<Constraints> {
+        let table = item.as_table_like().ok_or_else(|| {
+            let fault = self.fault(item.span(), format!("\"constraints\" is {}, not a table", kind(item)));
+            fault.fix("write [constraints] and below it max_file_size = \"…\"")
+        })?;
+        self.check_keys(table, &constraints::KEYS, " in [constraints]")?;
+        Ok(Constraints::read(table).map_err(|wrong| self.fault(wrong.span, wrong.cause).fix(wrong.remedy))?)
+    }
+
+    fn ties(&self, item: &Item) -> Result<Vec<(Target, Ties)>> {
+        let table = item.as_table_like().ok_or_else(|| {
+            let fault = self.fault(item.span(), format!("\"ties\" is {}, not a table", kind(item)));
+            fault.fix("write [ties] and below it gguf = \"none\"")
+        })?;
+        self.check_keys(table, &Target::ALL.map(Target::name), " in [ties]")?;
+        let mut ties = Vec::new();
+        for target in Target::ALL {
+            let found = self.word(table, target.name(), &Ties::NAMES, Ties::find)?;
+            ties.extend(found.map(|found| (target, found)));
+        }
+        Ok(ties)
     }
 
     /// A key that is true or not there; `remedy` is for one that is false.
@@ -287,10 +312,12 @@ impl Plan {
             }
         }
         let calibration = root.get("calibration").map(|item| source.calibration(item)).transpose()?;
+        let constraints = root.get("constraints").map(|item| source.constraints(item)).transpose()?.unwrap_or_default();
+        let ties = root.get("ties").map(|item| source.ties(item)).transpose()?.unwrap_or_default();
         let prune = root.get("prune").map(|item| source.prune(item)).transpose()?.unwrap_or_default();
         let path = path.map(Path::to_owned);
         let document = document.into_mut();
-        Ok(Self { checkpoint, target, recipe, default, rules, calibration, prune, document, path })
+        Ok(Self { checkpoint, target, recipe, default, rules, calibration, constraints, ties, prune, document, path })
     }
 
     /// The plan as text: what was read, with edits in their places and comments kept.

@@ -1,9 +1,10 @@
-//! Items that are answered by writing: exact_match and generate.
+//! Items that are answered by writing: exact_match, generate and chain_of_thought.
 //!
 //! exact_match is checked by reading prompt and answer at once: where every token of the answer is
 //! the model's first choice, greedy writing would have written just that, so one packed batch
 //! replaces as many steps as the answer has tokens. Only wrong items are written out.
 
+use super::answers;
 use super::generation::{Start, greedy};
 use super::join::{Joined, join};
 use super::multiple_choice::{encode_all, in_item, runs};
@@ -13,9 +14,6 @@ use super::{TextCodec, TokenModel, check_ids};
 use crate::error::{Fault, Result, Stage};
 use crate::model::Batch;
 use crate::progress::Progress;
-
-/// Words of a text that ROUGE-L looks at.
-const MAX_WORDS: usize = 2000;
 
 /// Scores exact_match and generate items, in their order.
 pub fn score(
@@ -28,7 +26,8 @@ pub fn score(
         let (prompt, wanted) = match &item.kind {
             TaskKind::ExactMatch { prompt, answer } => (prompt, answer),
             TaskKind::Generate { prompt, reference } => (prompt, reference),
-            TaskKind::MultipleChoice { .. } => {
+            TaskKind::ChainOfThought { prompt, answer, .. } => (prompt, answer),
+            TaskKind::MultipleChoice { .. } | TaskKind::MultipleContext { .. } => {
                 return Err(Fault::new(Stage::Tasks, "not an item that is answered by writing").into());
             }
         };
@@ -36,8 +35,12 @@ pub fn score(
         check_ids(&joined.prompt, model.vocab())?;
         check_ids(&joined.continuations[0], model.vocab())?;
         // The last token that is written is never read.
-        let longest = joined.longest();
-        joined.fit(codec, model.context(), longest - 1)?;
+        let room = match &item.kind {
+            // A thought that does not fit is cut, rather than the question: half of the context stays for that.
+            TaskKind::ChainOfThought { max_tokens, .. } => (*max_tokens).min(model.context() / 2),
+            _ => joined.longest() - 1,
+        };
+        joined.fit(codec, model.context(), room)?;
         Ok(joined)
     })?;
     let mut written: Vec<Vec<u32>> = vec![Vec::new(); items.len()];
@@ -48,9 +51,7 @@ pub fn score(
         if matches!(item.kind, TaskKind::ExactMatch { .. }) {
             verifying.push(index);
         } else {
-            // A little longer than the reference, so that a longer text counts against the model.
-            let max_new = joined.continuations[0].len() * 3 / 2 + 8;
-            starts.push(Start { ids: joined.prompt.clone(), max_new });
+            starts.push(Start { ids: joined.prompt.clone(), max_new: room_to_write(item, joined) });
             owners.push(index);
         }
     }
@@ -63,8 +64,18 @@ pub fn score(
         .iter()
         .zip(&joined)
         .zip(&written)
-        .map(|((item, joined), ids)| judge(codec, item, joined, ids).map_err(|err| in_item(err, &item.id)))
+        .map(|((item, joined), ids)| {
+            judge(codec, item, joined, ids, model.context()).map_err(|err| in_item(err, &item.id))
+        })
         .collect()
+}
+
+/// Tokens that a written text may have: a little more than the reference, so that a longer one counts against the model.
+fn room_to_write(item: &TaskItem, joined: &Joined) -> usize {
+    match &item.kind {
+        TaskKind::ChainOfThought { max_tokens, .. } => *max_tokens,
+        _ => joined.continuations[0].len() * 3 / 2 + 8,
+    }
 }
 
 /// Reads exact_match items with their answers; those that part from the answer before its last token go to `starts`.
@@ -121,49 +132,37 @@ fn verify(
 }
 
 /// Compares what was written with what was wanted.
-fn judge(codec: &dyn TextCodec, item: &TaskItem, joined: &Joined, ids: &[u32]) -> Result<ItemResult> {
+fn judge(codec: &dyn TextCodec, item: &TaskItem, joined: &Joined, ids: &[u32], context: usize) -> Result<ItemResult> {
     let mut result = ItemResult::of(item);
     result.truncated = joined.truncated;
+    result.prompt_tokens = joined.prompt.len() as u32;
     result.prediction = codec.decode(ids)?.trim().to_owned();
+    result.token_ids = ids.to_vec();
+    let mut stopped = false;
+    let yes_or_no = |correct: bool| (correct, f64::from(u8::from(correct)));
     match &item.kind {
         TaskKind::ExactMatch { answer, .. } => {
-            result.correct = result.prediction == answer.trim();
-            result.score = f64::from(u8::from(result.correct));
+            (result.correct, result.score) = yes_or_no(result.prediction == answer.trim());
         }
         TaskKind::Generate { reference, .. } => {
             result.correct = result.prediction == reference.trim();
-            result.score = rouge_l_f1(&result.prediction, reference);
+            result.score = answers::rouge_l_f1(&result.prediction, reference);
+            result.f1 = Some(answers::word_f1(&result.prediction, reference));
         }
-        TaskKind::MultipleChoice { .. } => {}
+        TaskKind::ChainOfThought { answer, stop, .. } => {
+            let thought = answers::until_stop(&result.prediction, stop);
+            stopped = thought.len() < result.prediction.len();
+            result.prediction = thought.trim().to_owned();
+            (result.correct, result.score) = yes_or_no(answers::same_final_answer(&result.prediction, answer));
+        }
+        TaskKind::MultipleChoice { .. } | TaskKind::MultipleContext { .. } => {}
+    }
+    if !matches!(item.kind, TaskKind::ExactMatch { .. }) {
+        let room = room_to_write(item, joined).min((context + 1).saturating_sub(joined.prompt.len()));
+        result.ended = Some(stopped || ids.len() < room);
+        result.repeated_fraction = answers::repeated_fraction(ids);
     }
     Ok(result)
-}
-
-/// Lower-case words: runs of letters and digits.
-fn words(text: &str) -> Vec<String> {
-    text.split(|letter: char| !letter.is_alphanumeric())
-        .filter(|word| !word.is_empty())
-        .take(MAX_WORDS)
-        .map(str::to_lowercase)
-        .collect()
-}
-
-/// ROUGE-L (Lin 2004): harmonic mean of the longest common subsequence's share of both texts' words.
-pub fn rouge_l_f1(text: &str, reference: &str) -> f64 {
-    let (text, reference) = (words(text), words(reference));
-    if text.is_empty() || reference.is_empty() {
-        return f64::from(u8::from(text.is_empty() && reference.is_empty()));
-    }
-    let mut lengths = vec![0_usize; reference.len() + 1];
-    for word in &text {
-        let mut diagonal = 0;
-        for (index, other) in reference.iter().enumerate() {
-            let above = lengths[index + 1];
-            lengths[index + 1] = if word == other { diagonal + 1 } else { above.max(lengths[index]) };
-            diagonal = above;
-        }
-    }
-    2.0 * lengths[reference.len()] as f64 / (text.len() + reference.len()) as f64
 }
 
 #[cfg(test)]
@@ -213,6 +212,7 @@ mod tests {
                 task: "t".into(),
                 slice: "s".into(),
                 group: None,
+                fields: Default::default(),
                 kind: TaskKind::ExactMatch { prompt, answer },
             };
             items.push(item);
@@ -245,12 +245,20 @@ mod tests {
     }
 
     #[test]
-    fn rouge_l_follows_the_longest_common_subsequence() {
-        // Lin 2004, section 3.2: "police killed the gunman" against "police kill the gunman".
-        assert_eq!(rouge_l_f1("police kill the gunman", "police killed the gunman"), 0.75);
-        assert_eq!(rouge_l_f1("the gunman kill police", "police killed the gunman"), 0.5);
-        assert_eq!(rouge_l_f1("", "a"), 0.0);
-        assert_eq!(rouge_l_f1("A, b!", "a b"), 1.0);
+    fn a_written_text_has_its_tokens_its_end_and_its_loops() {
+        let (model, codec) = (FakeModel::default(), FakeCodec::default());
+        let text =
+            r#"{"id":"w","task":"t","slice":"s","type":"chain_of_thought","prompt":"p","answer":"7","max_tokens":9}"#;
+        let tasks = TaskSet::parse(text.as_bytes(), std::path::Path::new("t")).expect("tasks");
+        let result = &score_tasks(&model, &codec, &tasks, &Progress::default()).expect("results")[0];
+        let mut ids = vec![0];
+        ids.extend(codec.encode("p").expect("encode"));
+        let (written, _) = greedy_text(&model, &ids, 9);
+        assert_eq!(result.token_ids, written);
+        assert_eq!(result.ended, Some(written.len() < 9));
+        assert_eq!((result.metric.as_str(), result.prompt_tokens), ("final_answer", 2));
+        assert!(result.repeated_fraction.is_some_and(|share| (0.0..1.0).contains(&share)));
+        assert_eq!(result.wanted, "7");
     }
 
     #[test]

@@ -164,18 +164,26 @@ impl TokenModel for FakeModel {
             let (mut state, mut position) = match (segment.parent, segment.cache) {
                 (Some(parent), _) => ends[parent],
                 (None, Some(cache)) if !caches[cache].is_empty() => {
-                    (caches[cache].layers[0].0[0] as u32, caches[cache].len)
+                    // One number a token, as a real cache has so many numbers a token: the state after it.
+                    let len = caches[cache].len;
+                    (caches[cache].layers[0].0[len - 1] as u32, len)
                 }
                 _ => (0, 0),
             };
+            let mut states = Vec::with_capacity(segment.len);
             for &id in &batch.ids[segment.start..segment.start + segment.len] {
                 state = Self::step(state, id);
+                states.push(state as f32);
                 position += 1;
                 assert!(position <= self.context, "longer than the context");
                 hidden.extend([state as f32, position as f32]);
             }
             if let Some(cache) = segment.cache {
-                caches[cache].layers = vec![(vec![state as f32], Vec::new())];
+                if caches[cache].layers.is_empty() {
+                    caches[cache].layers = vec![Default::default()];
+                }
+                caches[cache].layers[0].0.extend(&states);
+                caches[cache].layers[0].1.extend(&states);
                 caches[cache].len = position;
             }
             ends.push((state, position));

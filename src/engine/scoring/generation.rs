@@ -124,7 +124,7 @@ impl Detokenizer {
 }
 
 /// Ids of the `count` largest logits, the largest first, lower ids first among equals.
-fn largest(row: &[f32], count: usize) -> Vec<u32> {
+pub(super) fn largest(row: &[f32], count: usize) -> Vec<u32> {
     let order = |a: &u32, b: &u32| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b));
     let mut ids: Vec<u32> = (0..row.len() as u32).collect();
     if count < ids.len() {

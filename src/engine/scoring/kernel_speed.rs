@@ -124,7 +124,7 @@ pub fn measure(options: &KernelOptions, progress: &Progress) -> Result<Vec<Kerne
 }
 
 /// Rows of normal weights, four columns of them six times larger.
-fn weights(rows: usize, cols: usize) -> Vec<f32> {
+pub(super) fn weights(rows: usize, cols: usize) -> Vec<f32> {
     let mut random = Random::new(7, 0);
     // Twelve uniform numbers less six: variance 1.
     let table: Vec<f32> =

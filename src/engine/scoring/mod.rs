@@ -5,15 +5,27 @@
 //! All batches pack many sequences, because a linear over a thousand rows costs far less per row
 //! than over one; logits are taken only at the rows that are scored.
 
+pub mod answers;
+pub mod chat;
 pub mod completion;
+pub mod distance;
+pub mod energy;
+pub mod few_shot;
 pub mod generation;
 mod join;
+pub mod kernel_rates;
 pub mod kernel_speed;
+mod layouts;
 pub mod multiple_choice;
 pub mod random;
 pub mod rows;
+pub mod sketch;
 pub mod softmax;
+pub mod speculative;
 pub mod speed;
+pub mod speed_grid;
+pub mod stability;
+mod task_files;
 pub mod tasks;
 pub mod text;
 pub mod text_stats;
@@ -21,12 +33,16 @@ pub mod text_stats;
 #[cfg(test)]
 pub(crate) mod fake;
 
+pub use distance::{DistanceBin, KldHistogram, Percentiles, TextDistance};
 pub use generation::{GenerateOptions, GeneratedToken, Generation, generate};
 pub use softmax::{TokenDistance, token_distance};
+pub use speculative::{Drafting, SpeculativeGeneration, speculate};
 pub use speed::{SpeedOptions, SpeedResult};
+pub use speed_grid::{SpeedCell, SpeedGridOptions};
+pub use stability::{SeedAgreement, SeedOptions};
 pub use tasks::{ItemResult, TaskItem, TaskKind, TaskSet, score_tasks};
 pub use text::{Convention, ScoredText, TextOptions, TextSource};
-pub use text_stats::{KldHistogram, TextDistance, TextResult, mean_and_stderr};
+pub use text_stats::{TextResult, mean_and_stderr};
 
 use super::error::{Fault, Result, Stage};
 use super::model::{Batch, KvCache, Model, Tokenizer};
@@ -80,6 +96,11 @@ pub trait TextCodec: Sync {
     /// Token ids of `text`, no special tokens added.
     fn encode(&self, text: &str) -> Result<Vec<u32>>;
 
+    /// The same with special tokens recognized where they are written out, for prompts of a chat template.
+    fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode(text)
+    }
+
     /// Text of `ids`, special tokens left out.
     fn decode(&self, ids: &[u32]) -> Result<String>;
 
@@ -93,6 +114,10 @@ pub trait TextCodec: Sync {
 impl TextCodec for Tokenizer {
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
         Self::encode(self, text)
+    }
+
+    fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
+        Self::encode_with_special(self, text)
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String> {

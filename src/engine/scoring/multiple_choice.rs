@@ -1,8 +1,9 @@
 //! Multiple choice by log-likelihood: the prompt once, every choice as a branch of it.
 //!
 //! `acc` takes the choice of the highest Σ ln p, `acc_norm` the highest Σ ln p per character of
-//! the choice, as lm-evaluation-harness does. White space in front of a choice is the delimiter
-//! and does not count as characters. Among equals the first wins.
+//! the choice and `acc_bytes` per UTF-8 byte, as lm-evaluation-harness does. White space in front of a
+//! choice is the delimiter and does not count. Among equals the first wins. Where the beginnings differ
+//! and the end is the same, every beginning is a prompt of its own.
 
 use rayon::prelude::*;
 
@@ -73,14 +74,30 @@ fn first_best(values: impl Iterator<Item = f64>) -> usize {
     best.0
 }
 
-fn parts(item: &TaskItem) -> Result<(&str, &[String], usize)> {
+/// What an item offers and which of it is right.
+fn parts(item: &TaskItem) -> Result<(&[String], usize)> {
     match &item.kind {
-        TaskKind::MultipleChoice { prompt, choices, answer } => Ok((prompt, choices, *answer)),
+        TaskKind::MultipleChoice { choices, answer, .. } => Ok((choices, *answer)),
+        TaskKind::MultipleContext { contexts, answer, .. } => Ok((contexts, *answer)),
         _ => Err(Fault::new(Stage::Tasks, "not a multiple_choice item").at(format!("item {:?}", item.id)).into()),
     }
 }
 
-/// Scores multiple_choice items, in their order.
+/// An item's prompts with their continuations: one prompt with all, or one continuation after each.
+fn questions(codec: &dyn TextCodec, item: &TaskItem) -> Result<Vec<Joined>> {
+    match &item.kind {
+        TaskKind::MultipleContext { contexts, continuation, .. } => {
+            contexts.iter().map(|context| join(codec, context, &[continuation])).collect()
+        }
+        TaskKind::MultipleChoice { prompt, choices, .. } => {
+            let texts: Vec<&str> = choices.iter().map(String::as_str).collect();
+            Ok(vec![join(codec, prompt, &texts)?])
+        }
+        _ => Err(Fault::new(Stage::Tasks, "not a multiple_choice item").into()),
+    }
+}
+
+/// Scores multiple_choice and multiple_context items, in their order.
 pub fn score(
     model: &dyn TokenModel,
     codec: &dyn TextCodec,
@@ -88,42 +105,31 @@ pub fn score(
     progress: &Progress,
 ) -> Result<Vec<ItemResult>> {
     let joined = encode_all(items, progress, |item| {
-        let (prompt, choices, _) = parts(item)?;
-        let texts: Vec<&str> = choices.iter().map(String::as_str).collect();
-        let mut joined = join(codec, prompt, &texts)?;
-        check_ids(&joined.prompt, model.vocab())?;
-        for ids in &joined.continuations {
-            check_ids(ids, model.vocab())?;
+        let mut questions = questions(codec, item)?;
+        for joined in &mut questions {
+            check_ids(&joined.prompt, model.vocab())?;
+            for ids in &joined.continuations {
+                check_ids(ids, model.vocab())?;
+            }
+            // The last token of a choice is predicted but never read.
+            let longest = joined.longest();
+            joined.fit(codec, model.context(), longest - 1)?;
         }
-        // The last token of a choice is predicted but never read.
-        let longest = joined.longest();
-        joined.fit(codec, model.context(), longest - 1)?;
-        Ok(joined)
+        Ok(questions)
     })?;
-    let costs: Vec<usize> = joined
-        .iter()
-        .map(|joined| joined.prompt.len() + joined.continuations.iter().map(|ids| ids.len() - 1).sum::<usize>())
-        .collect();
+    let cost =
+        |joined: &Joined| joined.prompt.len() + joined.continuations.iter().map(|ids| ids.len() - 1).sum::<usize>();
+    let costs: Vec<usize> = joined.iter().map(|questions| questions.iter().map(cost).sum()).collect();
     let mut results = Vec::with_capacity(items.len());
     for run in runs(&costs) {
         progress.check()?;
-        let likelihoods = score_run(model, &joined[run.clone()], progress)?;
-        for ((item, joined), scores) in items[run.clone()].iter().zip(&joined[run.clone()]).zip(likelihoods) {
-            let (_, choices, answer) = parts(item)?;
-            let best = first_best(scores.iter().copied());
-            let best_norm = first_best(
-                scores
-                    .iter()
-                    .zip(choices)
-                    .map(|(&score, choice)| score / choice.trim_start().chars().count().max(1) as f64),
-            );
-            let mut result = ItemResult::of(item);
-            result.correct = best == answer;
-            result.score = f64::from(u8::from(result.correct));
-            result.correct_norm = Some(best_norm == answer);
-            result.prediction.clone_from(&choices[best]);
-            result.scores = scores;
-            result.truncated = joined.truncated;
+        let flat: Vec<&Joined> = joined[run.clone()].iter().flatten().collect();
+        let mut likelihoods = score_run(model, &flat, progress)?.into_iter();
+        for (item, questions) in items[run.clone()].iter().zip(&joined[run.clone()]) {
+            let scores: Vec<f64> = likelihoods.by_ref().take(questions.len()).flatten().collect();
+            let mut result = judge(item, scores)?;
+            result.truncated = questions.iter().any(|joined| joined.truncated);
+            result.prompt_tokens = questions.iter().map(|joined| joined.prompt.len()).max().unwrap_or(0) as u32;
             results.push(result);
         }
         progress.advance(run.len() as u64);
@@ -131,8 +137,33 @@ pub fn score(
     Ok(results)
 }
 
+/// Which choice these log-likelihoods choose, by each way of normalizing them.
+fn judge(item: &TaskItem, scores: Vec<f64>) -> Result<ItemResult> {
+    let (choices, answer) = parts(item)?;
+    // Every beginning is followed by the same end, so that there is no length to normalize by.
+    let by_length = matches!(item.kind, TaskKind::MultipleChoice { .. });
+    let best_by = |length: &dyn Fn(&str) -> usize| {
+        let lengths = choices.iter().map(|choice| if by_length { length(choice.trim_start()).max(1) } else { 1 });
+        first_best(scores.iter().zip(lengths).map(|(score, length)| score / length as f64))
+    };
+    let best = best_by(&|_| 1);
+    let mut result = ItemResult::of(item);
+    result.correct = best == answer;
+    result.score = f64::from(u8::from(result.correct));
+    result.correct_norm = Some(best_by(&|choice| choice.chars().count()) == answer);
+    result.correct_bytes = Some(best_by(&str::len) == answer);
+    result.prediction.clone_from(&choices[best]);
+    result.scores = scores;
+    let distances = result.choice_probabilities().into_iter().enumerate().map(|(choice, probability)| {
+        let target = if choice == answer { 1.0 } else { 0.0 };
+        (probability - target).powi(2)
+    });
+    result.brier = Some(distances.sum());
+    Ok(result)
+}
+
 /// Log-likelihoods of every choice of the items of one batch.
-fn score_run(model: &dyn TokenModel, items: &[Joined], progress: &Progress) -> Result<Vec<Vec<f64>>> {
+fn score_run(model: &dyn TokenModel, items: &[&Joined], progress: &Progress) -> Result<Vec<Vec<f64>>> {
     let mut batch = Batch::default();
     let mut requests = Vec::new();
     // Which choice of which item each target of each request belongs to.
@@ -179,6 +210,7 @@ mod tests {
             task: "t".into(),
             slice: "s".into(),
             group: None,
+            fields: Default::default(),
             kind: TaskKind::MultipleChoice {
                 prompt: prompt.into(),
                 choices: choices.iter().map(|&choice| choice.into()).collect(),
@@ -198,7 +230,8 @@ mod tests {
         assert_eq!(results.len(), items.len());
         for (item, result) in items.iter().zip(&results) {
             assert_eq!(item.id, result.id);
-            let (prompt, choices, answer) = parts(item).expect("choices");
+            let (choices, answer) = parts(item).expect("choices");
+            let prompt = item.kind.prompt();
             let mut best = (0, f64::NEG_INFINITY);
             for (index, choice) in choices.iter().enumerate() {
                 let joined = join(&codec, prompt, &[choice]).expect("join");
@@ -217,6 +250,53 @@ mod tests {
             assert_eq!(result.prediction, choices[best.0]);
         }
         assert!(results.iter().any(|result| result.correct) && results.iter().any(|result| !result.correct));
+    }
+
+    #[test]
+    fn choices_are_normalized_as_the_harness_does_it() {
+        // Log-likelihoods by hand; "é" is one character and two bytes.
+        let item = item(0, "p", &[" éé", " abc", "abcdefgh"], 0);
+        let result = judge(&item, vec![-2.9, -3.3, -2.8]).expect("judged");
+        assert_eq!(result.prediction, "abcdefgh");
+        assert_eq!((result.correct, result.correct_norm, result.correct_bytes), (false, Some(false), Some(false)));
+        let close = |value: Option<f64>, expected: f64| value.is_some_and(|value| (value - expected).abs() < 1e-12);
+        let weights = [-0.1_f64, -0.5, 0.0].map(f64::exp);
+        let sum: f64 = weights.iter().sum();
+        let p = weights.map(|weight| weight / sum);
+        assert!(close(result.brier, (p[0] - 1.0).powi(2) + p[1] * p[1] + p[2] * p[2]));
+        assert!(close(result.confidence(), p[2]));
+        // Per character −1.45, −1.1, −2: the second; per byte −0.725, −1.1, −2: the first.
+        let result = judge(&item, vec![-2.9, -3.3, -16.0]).expect("judged");
+        assert_eq!((result.correct, result.correct_norm, result.correct_bytes), (true, Some(false), Some(true)));
+    }
+
+    #[test]
+    fn contexts_are_compared_by_what_follows_them() {
+        let (model, codec) = (FakeModel::default(), FakeCodec::default());
+        let contexts = ["one beginning", "quite another"].map(str::to_owned).to_vec();
+        let kind =
+            TaskKind::MultipleContext { contexts: contexts.clone(), continuation: " is the end".into(), answer: 1 };
+        let items: Vec<TaskItem> = vec![item(0, "q", &["x", "y"], 0), TaskItem { kind, ..item(1, "", &["x", "y"], 0) }];
+        let borrowed: Vec<&TaskItem> = items.iter().collect();
+        let results = score(&model, &codec, &borrowed, &Progress::default()).expect("scores");
+        let expected: Vec<f64> = contexts
+            .iter()
+            .map(|context| {
+                let joined = join(&codec, context, &[" is the end"]).expect("join");
+                let mut ids = joined.prompt;
+                let mut sum = 0.0;
+                for &id in &joined.continuations[0] {
+                    sum += model.log_prob(&ids, id);
+                    ids.push(id);
+                }
+                sum
+            })
+            .collect();
+        for (ours, theirs) in results[1].scores.iter().zip(&expected) {
+            assert!((ours - theirs).abs() < 1e-5, "{ours} {theirs}");
+        }
+        assert_eq!(results[1].correct, expected[1] > expected[0]);
+        assert_eq!(results[0].scores.len(), 2);
     }
 
     #[test]

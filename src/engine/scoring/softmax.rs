@@ -109,6 +109,13 @@ pub struct TokenDistance {
     pub same_top: bool,
     /// Candidate's minus baseline's probability of the true token.
     pub delta_p: f64,
+    /// KL(candidate‖baseline), the other way round, in nats.
+    pub reverse_kld: f64,
+    /// Σ min(p, q): the share of both distributions that is the same, and the chance that a draft of
+    /// the one is accepted by the other (Leviathan, Kalman and Matias 2023).
+    pub overlap: f64,
+    /// The baseline's probability of its most probable token.
+    pub confidence: f64,
 }
 
 /// Compares two rows of logits; `None` if one is not finite, or the lengths or `target` do not fit.
@@ -126,31 +133,33 @@ pub fn token_distance(baseline: &[f32], candidate: &[f32], target: u32) -> Optio
     if !finite_a || !finite_b {
         return None;
     }
-    let (mut sum_a, mut sum_b, mut weighted) = (0.0_f64, 0.0_f64, 0.0_f64);
+    let (mut sum_a, mut sum_b, mut weighted, mut reverse) = (0.0_f64, 0.0_f64, 0.0_f64, 0.0_f64);
     for (block_a, block_b) in baseline.chunks(BLOCK).zip(candidate.chunks(BLOCK)) {
-        let (mut lanes_a, mut lanes_b, mut lanes_w) = ([0.0_f32; LANES], [0.0_f32; LANES], [0.0_f32; LANES]);
+        let (mut lanes_a, mut lanes_b) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+        let (mut lanes_w, mut lanes_r) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+        let mut add = |lane: usize, value_a: f32, value_b: f32| {
+            let (a, b) = (value_a - max_a, value_b - max_b);
+            let (exp_a, exp_b) = (exp_not_positive(a), exp_not_positive(b));
+            lanes_a[lane] += exp_a;
+            lanes_b[lane] += exp_b;
+            lanes_w[lane] += exp_a * (a - b);
+            lanes_r[lane] += exp_b * (b - a);
+        };
         let (chunks_a, chunks_b) = (block_a.chunks_exact(LANES), block_b.chunks_exact(LANES));
         let (rest_a, rest_b) = (chunks_a.remainder(), chunks_b.remainder());
         for (chunk_a, chunk_b) in chunks_a.zip(chunks_b) {
             for lane in 0..LANES {
-                let (a, b) = (chunk_a[lane] - max_a, chunk_b[lane] - max_b);
-                let exp_a = exp_not_positive(a);
-                lanes_a[lane] += exp_a;
-                lanes_b[lane] += exp_not_positive(b);
-                lanes_w[lane] += exp_a * (a - b);
+                add(lane, chunk_a[lane], chunk_b[lane]);
             }
         }
         for (lane, (&value_a, &value_b)) in rest_a.iter().zip(rest_b).enumerate() {
-            let (a, b) = (value_a - max_a, value_b - max_b);
-            let exp_a = exp_not_positive(a);
-            lanes_a[lane] += exp_a;
-            lanes_b[lane] += exp_not_positive(b);
-            lanes_w[lane] += exp_a * (a - b);
+            add(lane, value_a, value_b);
         }
         for lane in 0..LANES {
             sum_a += f64::from(lanes_a[lane]);
             sum_b += f64::from(lanes_b[lane]);
             weighted += f64::from(lanes_w[lane]);
+            reverse += f64::from(lanes_r[lane]);
         }
     }
     let (ln_a, ln_b) = (sum_a.ln(), sum_b.ln());
@@ -163,7 +172,32 @@ pub fn token_distance(baseline: &[f32], candidate: &[f32], target: u32) -> Optio
         kld: (weighted / sum_a - ln_a + ln_b).max(0.0),
         same_top: first_index(baseline, max_a) == first_index(candidate, max_b),
         delta_p: log_q.exp() - log_p.exp(),
+        reverse_kld: (reverse / sum_b - ln_b + ln_a).max(0.0),
+        overlap: overlap((baseline, max_a + ln_a as f32), (candidate, max_b + ln_b as f32)),
+        confidence: 1.0 / sum_a,
     })
+}
+
+/// Σ min(p, q) of two rows, each with the log of its normalizer.
+fn overlap((a, norm_a): (&[f32], f32), (b, norm_b): (&[f32], f32)) -> f64 {
+    let mut total = 0.0_f64;
+    for (block_a, block_b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
+        let mut lanes = [0.0_f32; LANES];
+        let (chunks_a, chunks_b) = (block_a.chunks_exact(LANES), block_b.chunks_exact(LANES));
+        let (rest_a, rest_b) = (chunks_a.remainder(), chunks_b.remainder());
+        // A logit can exceed its row's normalizer by rounding only.
+        let least = |a: f32, b: f32| exp_not_positive((a - norm_a).min(b - norm_b).min(0.0));
+        for (chunk_a, chunk_b) in chunks_a.zip(chunks_b) {
+            for lane in 0..LANES {
+                lanes[lane] += least(chunk_a[lane], chunk_b[lane]);
+            }
+        }
+        for (lane, (&a, &b)) in rest_a.iter().zip(rest_b).enumerate() {
+            lanes[lane] += least(a, b);
+        }
+        total += lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();
+    }
+    total.min(1.0)
 }
 
 #[cfg(test)]
@@ -209,6 +243,15 @@ mod tests {
             let distance = token_distance(&a, &b, target).expect("finite");
             let exact = reference(&a, &b);
             assert!((distance.kld - exact).abs() < 1e-6, "{len}: {} {exact}", distance.kld);
+            assert!((distance.reverse_kld - reference(&b, &a)).abs() < 1e-6);
+            let probabilities = |row: &[f32]| -> Vec<f64> {
+                let sum = RowSum::of(row).expect("finite");
+                row.iter().map(|&logit| sum.log_prob(logit).exp()).collect()
+            };
+            let (p, q) = (probabilities(&a), probabilities(&b));
+            let same: f64 = p.iter().zip(&q).map(|(p, q)| p.min(*q)).sum();
+            assert!((distance.overlap - same).abs() < 1e-5, "{} {same}", distance.overlap);
+            assert!((distance.confidence - p.iter().copied().fold(0.0, f64::max)).abs() < 1e-6);
             let row = RowSum::of(&b).expect("finite");
             assert!((row.log_prob(b[target as usize]) + distance.nll).abs() < 1e-6);
         }
@@ -218,7 +261,8 @@ mod tests {
     fn equal_rows_have_no_distance_at_all() {
         let row: Vec<f32> = (0..777).map(|i| (i as f32 * 0.37).sin() * 9.0).collect();
         let distance = token_distance(&row, &row, 5).expect("finite");
-        assert_eq!(distance.kld, 0.0);
+        assert_eq!((distance.kld, distance.reverse_kld), (0.0, 0.0));
+        assert!(distance.overlap > 1.0 - 1e-5);
         assert_eq!(distance.delta_p, 0.0);
         assert!(distance.same_top);
     }

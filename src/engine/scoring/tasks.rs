@@ -1,59 +1,103 @@
 //! Task items from `tasks.jsonl`, and their scoring in file order.
 //!
 //! One JSON object a line: `id` (unique; pairs items between models), `task`, `slice`, optional
-//! `group` (items that share a passage or a template), `type` and its own keys. Keys that are not
-//! named here are ignored, so that a file may carry notes.
+//! `group` (items that share a passage or a template), `type` and its own keys. Other keys with a short
+//! text, a number or a yes or no are fields that results can be sliced by; longer ones are notes.
+//! Files of the common benchmarks come in through [`super::task_files`].
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{TextCodec, TokenModel, completion, multiple_choice};
+use super::{TextCodec, TokenModel, chat, completion, multiple_choice};
 use crate::error::{Error, Fault, Result, Stage};
 use crate::progress::{Phase, Progress, Unit};
 
 /// Largest tasks file.
-const MAX_FILE_BYTES: u64 = 512 << 20;
+pub(super) const MAX_FILE_BYTES: u64 = 512 << 20;
 /// Longest line.
 const MAX_LINE_BYTES: usize = 4 << 20;
 /// Most items.
-const MAX_ITEMS: usize = 1_000_000;
+pub(super) const MAX_ITEMS: usize = 1_000_000;
 /// Most choices of one item.
 const MAX_CHOICES: usize = 256;
 /// Longest reference or answer, since as many tokens are generated.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// Longest id, task, slice or group.
 const MAX_NAME_BYTES: usize = 1024;
+/// Longest value of a field to slice by.
+const MAX_FIELD_BYTES: usize = 64;
+/// Most fields of one item.
+const MAX_FIELDS: usize = 16;
+/// Most tokens that an item may have written.
+const MAX_NEW_TOKENS: usize = 4096;
+/// Tokens of a chain of thought, where the item does not say.
+pub const DEFAULT_THOUGHT_TOKENS: usize = 256;
 
 /// What one item asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TaskKind {
     /// The most probable of several continuations must be the right one.
     MultipleChoice { prompt: String, choices: Vec<String>, answer: usize },
+    /// The same end must be most probable after the right one of several beginnings (WinoGrande's
+    /// partial evaluation, Trinh and Le 2018).
+    MultipleContext { contexts: Vec<String>, continuation: String, answer: usize },
     /// The greedy continuation must be the answer.
     ExactMatch { prompt: String, answer: String },
     /// The greedy continuation should resemble the reference.
     Generate { prompt: String, reference: String },
+    /// The greedy continuation reasons and then answers; only the final answer counts.
+    ChainOfThought { prompt: String, answer: String, max_tokens: usize, stop: Vec<String> },
 }
 
 impl TaskKind {
     /// The metric's name in results.
     pub fn metric(&self) -> &'static str {
         match self {
-            Self::MultipleChoice { .. } => "acc",
+            Self::MultipleChoice { .. } | Self::MultipleContext { .. } => "acc",
             Self::ExactMatch { .. } => "exact_match",
             Self::Generate { .. } => "rouge_l_f1",
+            Self::ChainOfThought { .. } => "final_answer",
         }
     }
 
-    /// The text before what is scored.
+    /// The text before what is scored; of several beginnings the right one.
     pub fn prompt(&self) -> &str {
         match self {
-            Self::MultipleChoice { prompt, .. } | Self::ExactMatch { prompt, .. } | Self::Generate { prompt, .. } => {
-                prompt
+            Self::MultipleChoice { prompt, .. }
+            | Self::ExactMatch { prompt, .. }
+            | Self::Generate { prompt, .. }
+            | Self::ChainOfThought { prompt, .. } => prompt,
+            Self::MultipleContext { contexts, answer, .. } => &contexts[*answer],
+        }
+    }
+
+    /// What a right answer is.
+    pub fn wanted(&self) -> &str {
+        match self {
+            Self::MultipleChoice { choices, answer, .. } => &choices[*answer],
+            Self::MultipleContext { contexts, answer, .. } => &contexts[*answer],
+            Self::ExactMatch { answer, .. } | Self::ChainOfThought { answer, .. } => answer,
+            Self::Generate { reference, .. } => reference,
+        }
+    }
+
+    /// Changes every text that stands before what is scored.
+    pub fn map_prompts(&mut self, change: &mut dyn FnMut(&str) -> Result<String>) -> Result<()> {
+        match self {
+            Self::MultipleChoice { prompt, .. }
+            | Self::ExactMatch { prompt, .. }
+            | Self::Generate { prompt, .. }
+            | Self::ChainOfThought { prompt, .. } => *prompt = change(prompt)?,
+            Self::MultipleContext { contexts, .. } => {
+                for context in contexts {
+                    *context = change(context)?;
+                }
             }
         }
+        Ok(())
     }
 }
 
@@ -68,6 +112,8 @@ pub struct TaskItem {
     pub slice: String,
     /// Items of one group are not independent of one another.
     pub group: Option<String>,
+    /// What else is known of it, such as its language: results can be sliced by it.
+    pub fields: BTreeMap<String, String>,
     /// What is asked.
     pub kind: TaskKind,
 }
@@ -77,21 +123,26 @@ pub struct TaskItem {
 pub struct TaskSet {
     /// Where it came from.
     pub path: PathBuf,
-    /// BLAKE3 of the file, in hex.
+    /// BLAKE3 of the file, and of all that changed its prompts, in hex.
     pub hash: String,
     /// In file order.
     pub items: Vec<TaskItem>,
+    /// True where a chat template wrote the prompts, whose special tokens are then recognized.
+    pub has_special_tokens: bool,
 }
 
 /// The result of one item, kept so that models can be compared item by item.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ItemResult {
     pub id: String,
     pub task: String,
     pub slice: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// `acc`, `exact_match` or `rouge_l_f1`.
+    /// What else is known of the item, to slice by.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fields: BTreeMap<String, String>,
+    /// `acc`, `exact_match`, `final_answer` or `rouge_l_f1`.
     pub metric: String,
     /// True if the answer was right; for `rouge_l_f1` only if it was equal to the reference.
     pub correct: bool,
@@ -100,14 +151,46 @@ pub struct ItemResult {
     /// Multiple choice with log-likelihoods divided by characters (acc_norm).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correct_norm: Option<bool>,
+    /// The same with UTF-8 bytes (acc_bytes).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correct_bytes: Option<bool>,
+    /// Brier's score of the choices' softmax: Σ (p − 1 if right else p)², from 0 to 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brier: Option<f64>,
+    /// Share of words in common with the reference, as SQuAD scores it (F1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f1: Option<f64>,
     /// The text that was chosen or written.
     pub prediction: String,
+    /// What would have been right.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub wanted: String,
+    /// Tokens that were written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub token_ids: Vec<u32>,
+    /// True if the model ended its text itself, where it had room to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<bool>,
+    /// Share of the written 4-grams that were written before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeated_fraction: Option<f64>,
+    /// Tokens of the prompt.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub prompt_tokens: u32,
+    /// How often the rarest token of the right answer occurs in the right answers of all items.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rarest_token_count: u32,
     /// Log-likelihood of every choice, in nats.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scores: Vec<f64>,
     /// True if the prompt was longer than the context and lost its beginning.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl ItemResult {
@@ -118,14 +201,25 @@ impl ItemResult {
             task: item.task.clone(),
             slice: item.slice.clone(),
             group: item.group.clone(),
+            fields: item.fields.clone(),
             metric: item.kind.metric().to_owned(),
-            correct: false,
-            score: 0.0,
-            correct_norm: None,
-            prediction: String::new(),
-            scores: Vec::new(),
-            truncated: false,
+            wanted: item.kind.wanted().to_owned(),
+            ..Self::default()
         }
+    }
+
+    /// The probabilities of the choices: softmax of their log-likelihoods; empty where nothing was chosen.
+    pub fn choice_probabilities(&self) -> Vec<f64> {
+        let largest = self.scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = self.scores.iter().map(|score| (score - largest).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.into_iter().map(|weight| weight / sum).collect()
+    }
+
+    /// How sure the model is of its answer: the largest probability of a choice.
+    pub fn confidence(&self) -> Option<f64> {
+        let largest = self.choice_probabilities().into_iter().fold(f64::NAN, f64::max);
+        largest.is_finite().then_some(largest)
     }
 }
 
@@ -139,21 +233,21 @@ struct RawItem {
     r#type: Option<String>,
     prompt: Option<String>,
     choices: Option<Vec<String>>,
+    contexts: Option<Vec<String>>,
+    continuation: Option<String>,
     answer: Option<serde_json::Value>,
     reference: Option<String>,
+    max_tokens: Option<usize>,
+    stop: Option<Vec<String>>,
+    #[serde(flatten)]
+    others: BTreeMap<String, serde_json::Value>,
 }
 
 impl TaskSet {
-    /// Reads and checks a tasks file.
+    /// Reads and checks a tasks file or a folder of them: JSONL of the design, or the CSV, Parquet and JSONL of
+    /// the common benchmarks.
     pub fn read(path: &Path) -> Result<Self> {
-        let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
-        if length > MAX_FILE_BYTES {
-            return Err(Fault::new(Stage::Tasks, format!("the file has {length} bytes, more than {MAX_FILE_BYTES}"))
-                .fix("split it, or score a sample of its items")
-                .file(path)
-                .into());
-        }
-        Self::parse(&std::fs::read(path).map_err(Error::io("read", path))?, path)
+        super::task_files::read(path)
     }
 
     /// Checks the bytes of a tasks file; `path` is for messages.
@@ -197,7 +291,7 @@ impl TaskSet {
                 .file(path)
                 .into());
         }
-        Ok(Self { path: path.to_owned(), hash, items })
+        Ok(Self { path: path.to_owned(), hash, items, has_special_tokens: false })
     }
 
     /// At most `count` items of every slice, evenly spread over the file; the same for every model.
@@ -224,6 +318,7 @@ impl TaskSet {
             path: self.path.clone(),
             hash: self.hash.clone(),
             items: kept.into_iter().map(|index| self.items[index].clone()).collect(),
+            has_special_tokens: self.has_special_tokens,
         }
     }
 }
@@ -263,54 +358,96 @@ fn item_of_line(line: &str) -> std::result::Result<TaskItem, Fault> {
         Fault::new(Stage::Tasks, format!("column {}: {cause}", err.column()))
             .fix("write one JSON object a line, texts as strings")
     })?;
+    item_of(raw)
+}
+
+/// The index of the right one of `count` choices.
+fn answer_index(answer: Option<serde_json::Value>, count: usize) -> std::result::Result<usize, Fault> {
+    let answer = answer.ok_or_else(|| missing("answer"))?;
+    let index = answer.as_u64().and_then(|index| usize::try_from(index).ok());
+    index.filter(|&index| index < count).ok_or_else(|| {
+        Fault::new(Stage::Tasks, format!("`answer` is {answer}, but there are {count} choices"))
+            .fix(format!("write the right choice's index, 0 to {}", count - 1))
+    })
+}
+
+/// Two to 256 texts, none of them empty.
+fn choice_texts(texts: Option<Vec<String>>, key: &str) -> std::result::Result<Vec<String>, Fault> {
+    let texts = texts.ok_or_else(|| missing(key))?;
+    if !(2..=MAX_CHOICES).contains(&texts.len()) {
+        return Err(Fault::new(Stage::Tasks, format!("`{key}` has {} entries", texts.len()))
+            .fix(format!("give 2 to {MAX_CHOICES} choices")));
+    }
+    if texts.iter().any(String::is_empty) {
+        return Err(Fault::new(Stage::Tasks, "a choice is empty").fix("give every choice a text"));
+    }
+    Ok(texts)
+}
+
+/// Checks what a line or a row of a table says.
+fn item_of(raw: RawItem) -> std::result::Result<TaskItem, Fault> {
     let id = name(raw.id, "id")?;
     let task = name(raw.task, "task")?;
     let slice = name(raw.slice, "slice")?;
     let group = raw.group.map(|group| name(Some(group), "group")).transpose()?;
-    let prompt = raw.prompt.ok_or_else(|| missing("prompt"))?;
+    let prompt = || raw.prompt.clone().ok_or_else(|| missing("prompt"));
+    let text_answer = |answer: &Option<serde_json::Value>, kind: &str| match answer {
+        Some(serde_json::Value::String(answer)) => answer_text(answer.clone(), "answer"),
+        Some(_) => Err(Fault::new(Stage::Tasks, format!("`answer` of {kind} is not a string")).fix("put it in quotes")),
+        None => Err(missing("answer")),
+    };
     let kind = match raw.r#type.as_deref() {
         Some("multiple_choice") => {
-            let choices = raw.choices.ok_or_else(|| missing("choices"))?;
-            if !(2..=MAX_CHOICES).contains(&choices.len()) {
-                return Err(Fault::new(Stage::Tasks, format!("`choices` has {} entries", choices.len()))
-                    .fix(format!("give 2 to {MAX_CHOICES} choices")));
-            }
-            if choices.iter().any(String::is_empty) {
-                return Err(Fault::new(Stage::Tasks, "a choice is empty").fix("give every choice a text"));
-            }
-            let answer = raw.answer.ok_or_else(|| missing("answer"))?;
-            let index = answer.as_u64().and_then(|index| usize::try_from(index).ok());
-            match index.filter(|&index| index < choices.len()) {
-                Some(answer) => TaskKind::MultipleChoice { prompt, choices, answer },
-                None => {
-                    return Err(Fault::new(
-                        Stage::Tasks,
-                        format!("`answer` is {answer}, but there are {} choices", choices.len()),
-                    )
-                    .fix(format!("write the right choice's index, 0 to {}", choices.len() - 1)));
-                }
-            }
+            let prompt = prompt()?;
+            let choices = choice_texts(raw.choices, "choices")?;
+            let answer = answer_index(raw.answer, choices.len())?;
+            TaskKind::MultipleChoice { prompt, choices, answer }
         }
-        Some("exact_match") => match raw.answer {
-            Some(serde_json::Value::String(answer)) => {
-                TaskKind::ExactMatch { prompt, answer: answer_text(answer, "answer")? }
-            }
-            Some(_) => {
-                return Err(Fault::new(Stage::Tasks, "`answer` of exact_match is not a string").fix("put it in quotes"));
-            }
-            None => return Err(missing("answer")),
-        },
+        Some("multiple_context") => {
+            let contexts = choice_texts(raw.contexts, "contexts")?;
+            let continuation = answer_text(raw.continuation.ok_or_else(|| missing("continuation"))?, "continuation")?;
+            let answer = answer_index(raw.answer, contexts.len())?;
+            TaskKind::MultipleContext { contexts, continuation, answer }
+        }
+        Some("exact_match") => {
+            TaskKind::ExactMatch { prompt: prompt()?, answer: text_answer(&raw.answer, "exact_match")? }
+        }
         Some("generate") => {
-            let reference = raw.reference.ok_or_else(|| missing("reference"))?;
-            TaskKind::Generate { prompt, reference: answer_text(reference, "reference")? }
+            let reference = answer_text(raw.reference.ok_or_else(|| missing("reference"))?, "reference")?;
+            TaskKind::Generate { prompt: prompt()?, reference }
+        }
+        Some("chain_of_thought") => {
+            let max_tokens = raw.max_tokens.unwrap_or(DEFAULT_THOUGHT_TOKENS);
+            if !(1..=MAX_NEW_TOKENS).contains(&max_tokens) {
+                return Err(Fault::new(Stage::Tasks, format!("`max_tokens` is {max_tokens}"))
+                    .fix(format!("write 1 to {MAX_NEW_TOKENS}")));
+            }
+            let mut stop = raw.stop.unwrap_or_default();
+            stop.retain(|text| !text.is_empty());
+            let answer = text_answer(&raw.answer, "chain_of_thought")?;
+            TaskKind::ChainOfThought { prompt: prompt()?, answer, max_tokens, stop }
         }
         Some(other) => {
             return Err(Fault::new(Stage::Tasks, format!("the type {other:?} is unknown"))
-                .fix("use multiple_choice, exact_match or generate"));
+                .fix("use multiple_choice, multiple_context, exact_match, generate or chain_of_thought"));
         }
         None => return Err(missing("type")),
     };
-    Ok(TaskItem { id, task, slice, group, kind })
+    Ok(TaskItem { id, task, slice, group, fields: fields_of(raw.others), kind })
+}
+
+/// Short values that results can be sliced by; longer texts, lists and objects are notes.
+pub(super) fn fields_of(others: BTreeMap<String, serde_json::Value>) -> BTreeMap<String, String> {
+    let short = others.into_iter().filter_map(|(key, value)| {
+        let text = match value {
+            serde_json::Value::String(text) => text,
+            serde_json::Value::Number(number) => number.to_string(),
+            serde_json::Value::Bool(truth) => truth.to_string(),
+            _ => return None,
+        };
+        (!text.is_empty() && text.len() <= MAX_FIELD_BYTES && key.len() <= MAX_FIELD_BYTES).then_some((key, text))
+    });
+    short.take(MAX_FIELDS).collect()
 }
 
 /// Scores all items with packed batches; results come in the items' order.
@@ -320,25 +457,76 @@ pub fn score_tasks(
     tasks: &TaskSet,
     progress: &Progress,
 ) -> Result<Vec<ItemResult>> {
+    score_remaining(model, codec, tasks, &[], usize::MAX, &mut |_| Ok(()), progress)
+}
+
+/// The same without scoring those that are `done`, `at_once` items at a time; `on_scored` is told of each lot, so
+/// that it can be kept if the rest never comes.
+pub fn score_remaining(
+    model: &dyn TokenModel,
+    codec: &dyn TextCodec,
+    tasks: &TaskSet,
+    done: &[ItemResult],
+    at_once: usize,
+    on_scored: &mut dyn FnMut(&[ItemResult]) -> Result<()>,
+    progress: &Progress,
+) -> Result<Vec<ItemResult>> {
+    let special = chat::SpecialCodec(codec);
+    let codec = if tasks.has_special_tokens { &special } else { codec };
+    let known: HashMap<&str, &ItemResult> = done.iter().map(|result| (result.id.as_str(), result)).collect();
+    let mut results: Vec<Option<ItemResult>> =
+        tasks.items.iter().map(|item| known.get(item.id.as_str()).map(|&result| result.clone())).collect();
+    let remaining: Vec<usize> = (0..results.len()).filter(|&index| results[index].is_none()).collect();
     progress.begin(Phase::ScoringTasks, tasks.items.len() as u64, Unit::Items);
-    let mut choosing = Vec::new();
-    let mut writing = Vec::new();
-    for (index, item) in tasks.items.iter().enumerate() {
-        match item.kind {
-            TaskKind::MultipleChoice { .. } => choosing.push(index),
-            TaskKind::ExactMatch { .. } | TaskKind::Generate { .. } => writing.push(index),
+    progress.advance((results.len() - remaining.len()) as u64);
+    for lot in remaining.chunks(at_once.max(1)) {
+        let items: Vec<&TaskItem> = lot.iter().map(|&index| &tasks.items[index]).collect();
+        let scored = score_items(model, codec, &items, progress)?;
+        on_scored(&scored)?;
+        for (&index, result) in lot.iter().zip(scored) {
+            results[index] = Some(result);
         }
     }
-    let mut results: Vec<Option<ItemResult>> = vec![None; tasks.items.len()];
-    let chosen: Vec<&TaskItem> = choosing.iter().map(|&index| &tasks.items[index]).collect();
-    for (index, result) in choosing.into_iter().zip(multiple_choice::score(model, codec, &chosen, progress)?) {
-        results[index] = Some(result);
+    let mut results: Vec<ItemResult> = results.into_iter().flatten().collect();
+    count_rare_tokens(codec, &mut results, model.vocab())?;
+    Ok(results)
+}
+
+/// Scores some items: those that choose together, then those that write.
+fn score_items(
+    model: &dyn TokenModel,
+    codec: &dyn TextCodec,
+    items: &[&TaskItem],
+    progress: &Progress,
+) -> Result<Vec<ItemResult>> {
+    let chooses =
+        |item: &TaskItem| matches!(item.kind, TaskKind::MultipleChoice { .. } | TaskKind::MultipleContext { .. });
+    let (choosing, writing): (Vec<usize>, Vec<usize>) = (0..items.len()).partition(|&index| chooses(items[index]));
+    let pick = |indices: &[usize]| -> Vec<&TaskItem> { indices.iter().map(|&index| items[index]).collect() };
+    let mut results: Vec<Option<ItemResult>> = vec![None; items.len()];
+    for (index, result) in choosing.iter().zip(multiple_choice::score(model, codec, &pick(&choosing), progress)?) {
+        results[*index] = Some(result);
     }
-    let written: Vec<&TaskItem> = writing.iter().map(|&index| &tasks.items[index]).collect();
-    for (index, result) in writing.into_iter().zip(completion::score(model, codec, &written, progress)?) {
-        results[index] = Some(result);
+    for (index, result) in writing.iter().zip(completion::score(model, codec, &pick(&writing), progress)?) {
+        results[*index] = Some(result);
     }
     Ok(results.into_iter().flatten().collect())
+}
+
+/// Notes for every item how often the rarest token of its right answer occurs in all right answers.
+fn count_rare_tokens(codec: &dyn TextCodec, results: &mut [ItemResult], vocab: usize) -> Result<()> {
+    let encoded: Vec<Vec<u32>> =
+        results.par_iter().map(|result| codec.encode(&result.wanted)).collect::<Result<_>>()?;
+    let mut counts = vec![0_u32; vocab];
+    for id in encoded.iter().flatten() {
+        if let Some(count) = counts.get_mut(*id as usize) {
+            *count += 1;
+        }
+    }
+    for (result, ids) in results.iter_mut().zip(&encoded) {
+        result.rarest_token_count = ids.iter().filter_map(|&id| counts.get(id as usize)).copied().min().unwrap_or(0);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,17 +10,30 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::distance::DistanceStats;
 use super::multiple_choice::runs;
 use super::rows::{gather, rows_at_once};
+use super::sketch::Moments;
 use super::softmax::{RowSum, TokenDistance, token_distance};
-use super::text_stats::{TextDistance, TextResult};
+use super::text_stats::TextResult;
 use super::{TextCodec, TokenModel, check_ids, not_finite};
 use crate::error::{Error, Fault, Result, Stage};
 use crate::model::Batch;
 use crate::progress::{Phase, Progress, Unit};
 
-/// Takes each model's logits of some rows, the rows' true tokens and the width of a row.
-type Visit<'a> = dyn FnMut(&[Vec<f32>], &[u32], usize) -> Result<()> + 'a;
+/// Some scored rows of a text.
+struct Scored<'a> {
+    /// Each model's logits, rows × vocabulary.
+    logits: &'a [Vec<f32>],
+    /// The rows' true tokens.
+    targets: &'a [u32],
+    /// Where in its window each true token stands.
+    positions: &'a [u32],
+    vocab: usize,
+}
+
+/// Takes scored rows as they come, in the order of the text.
+type Visit<'a> = dyn FnMut(&Scored<'_>) -> Result<()> + 'a;
 
 /// Largest text file.
 const MAX_FILE_BYTES: u64 = 1 << 30;
@@ -232,11 +245,11 @@ impl ScoredText {
 
     /// Perplexity of one model.
     pub fn score(&self, model: &dyn TokenModel, progress: &Progress) -> Result<TextResult> {
-        let mut nlls = Vec::with_capacity(self.scored_tokens());
-        self.for_each_chunk(&[model], progress, &mut |logits, targets, vocab| {
-            let scored: Vec<Option<f64>> = logits[0]
-                .par_chunks_exact(vocab)
-                .zip(targets)
+        let mut nlls = Moments::default();
+        self.for_each_chunk(&[model], progress, &mut |rows| {
+            let scored: Vec<Option<f64>> = rows.logits[0]
+                .par_chunks_exact(rows.vocab)
+                .zip(rows.targets)
                 .map(|(row, &target)| Some(-RowSum::of(row)?.log_prob(row[target as usize])))
                 .collect();
             for nll in scored {
@@ -245,6 +258,17 @@ impl ScoredText {
             Ok(())
         })?;
         Ok(TextResult::new(self, &nlls, None))
+    }
+
+    /// How often each token occurs among those that are scored.
+    fn token_counts(&self, vocab: usize) -> Vec<u32> {
+        let mut counts = vec![0_u32; vocab];
+        for window in &self.windows {
+            for &id in &window.ids[window.scored_from..] {
+                counts[id as usize] += 1;
+            }
+        }
+        counts
     }
 
     /// Perplexity of both models, and the candidate's distance from the baseline.
@@ -262,25 +286,23 @@ impl ScoredText {
             .fix("evaluate them one by one and compare bits per byte")
             .into());
         }
-        let mut distances: Vec<TokenDistance> = Vec::with_capacity(self.scored_tokens());
-        self.for_each_chunk(&[baseline, candidate], progress, &mut |logits, targets, vocab| {
-            let scored: Vec<Option<TokenDistance>> = logits[0]
-                .par_chunks_exact(vocab)
-                .zip(logits[1].par_chunks_exact(vocab))
-                .zip(targets)
+        let counts = self.token_counts(baseline.vocab());
+        let mut distances = DistanceStats::new(self.context);
+        self.for_each_chunk(&[baseline, candidate], progress, &mut |rows| {
+            let scored: Vec<Option<TokenDistance>> = rows.logits[0]
+                .par_chunks_exact(rows.vocab)
+                .zip(rows.logits[1].par_chunks_exact(rows.vocab))
+                .zip(rows.targets)
                 .map(|((baseline, candidate), &target)| token_distance(baseline, candidate, target))
                 .collect();
-            for distance in scored {
-                distances.push(distance.ok_or_else(|| not_finite("a token of the text"))?);
+            for ((distance, &target), &position) in scored.into_iter().zip(rows.targets).zip(rows.positions) {
+                let distance = distance.ok_or_else(|| not_finite("a token of the text"))?;
+                distances.push(&distance, position, counts[target as usize]);
             }
             Ok(())
         })?;
-        let baseline_nlls: Vec<f64> = distances.iter().map(|token| token.baseline_nll).collect();
-        let nlls: Vec<f64> = distances.iter().map(|token| token.nll).collect();
-        Ok((
-            TextResult::new(self, &baseline_nlls, None),
-            TextResult::new(self, &nlls, Some(TextDistance::new(&distances))),
-        ))
+        let nlls = distances.nlls();
+        Ok((TextResult::new(self, &nlls.a, None), TextResult::new(self, &nlls.b, Some(distances.finish()))))
     }
 
     /// Runs models over the windows and hands out logits of the scored rows, a bounded number at a time.
@@ -291,12 +313,14 @@ impl ScoredText {
             let mut batch = Batch::default();
             let mut rows = Vec::new();
             let mut targets = Vec::new();
+            let mut positions = Vec::new();
             for window in &self.windows[run] {
                 let start = batch.ids.len();
                 // The last token is predicted but never read.
                 batch.push(&window.ids[..window.ids.len() - 1], None, None);
                 rows.extend((window.scored_from..window.ids.len()).map(|position| start + position - 1));
                 targets.extend_from_slice(&window.ids[window.scored_from..]);
+                positions.extend(window.scored_from as u32..window.ids.len() as u32);
             }
             let mut hidden = Vec::with_capacity(models.len());
             for model in models {
@@ -305,13 +329,14 @@ impl ScoredText {
             }
             let vocab = models[0].vocab();
             let at_once = rows_at_once(vocab * models.len());
-            for (rows, targets) in rows.chunks(at_once).zip(targets.chunks(at_once)) {
+            let chunks = rows.chunks(at_once).zip(targets.chunks(at_once)).zip(positions.chunks(at_once));
+            for ((rows, targets), positions) in chunks {
                 let mut logits = Vec::with_capacity(models.len());
                 for (model, hidden) in models.iter().zip(&hidden) {
                     progress.check()?;
                     logits.push(model.logits(&gather(hidden, model.width(), rows.iter().copied()))?);
                 }
-                visit(&logits, targets, vocab)?;
+                visit(&Scored { logits: &logits, targets, positions, vocab })?;
             }
             progress.advance(batch.ids.len() as u64 + batch.segments.len() as u64);
         }
@@ -408,7 +433,10 @@ mod tests {
         let distance = other.distance.expect("distance");
         assert!(distance.kld_mean > 0.01 && distance.kld_mean < 0.2, "{}", distance.kld_mean);
         assert!((distance.perplexity_ratio - other.perplexity / base.perplexity).abs() < 1e-9);
-        assert_eq!(distance.kld_per_token.len(), other.tokens);
+        assert_eq!(distance.kld_histogram.counts.iter().sum::<u64>(), other.tokens as u64);
+        let counted: u64 = distance.kld_by_token_count.iter().map(|bin| bin.tokens).sum();
+        assert_eq!(counted, other.tokens as u64);
+        assert!((distance.baseline_perplexity - base.perplexity).abs() < 1e-9);
         let (_, same) = text.score_pair(&baseline, &baseline, &progress).expect("pair");
         let none = same.distance.expect("distance");
         assert_eq!((none.kld_mean, none.kld_max, none.same_top_fraction), (0.0, 0.0, 1.0));

@@ -16,14 +16,14 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue, kld};
+use super::coded::Decoded;
+use super::grouped::GroupedText;
+use super::{Label, Metric, SensitivityRow, SensitivityTable};
 use crate::calibration::Importance;
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::error::{Fault, Result, Stage};
-use crate::format::{self, Format};
 use crate::model::{Differentiable, Labels, Site};
 use crate::progress::{Phase, Progress, Unit};
-use crate::scoring::ScoredText;
 use crate::units;
 
 /// What this metric is.
@@ -70,34 +70,29 @@ impl Default for FisherOptions {
 /// cannot be decoded, gradients that are not finite, or cancel.
 pub fn predicted_kld(
     checkpoint: &Checkpoint,
-    text: &ScoredText,
+    text: &GroupedText,
     options: &FisherOptions,
     progress: &Progress,
     on_row: &mut dyn FnMut(usize, &SensitivityRow),
 ) -> Result<SensitivityTable> {
     let formats = super::select_formats(&options.formats)?;
     let selected = super::select_tensors(checkpoint, options.tensors.as_deref())?;
-    check_memory(checkpoint, options)?;
+    // Weights, their gradients and the information, four bytes each.
+    check_memory(checkpoint, 12, options.most_bytes)?;
     let information = Information::measure(checkpoint, &selected, text, options.labels, progress)?;
-    let tensors = || selected.iter().map(|&index| &checkpoint.tensors[index]);
-    progress.begin(Phase::MeasuringWeights, tensors().map(|tensor| tensor.byte_count).sum(), Unit::Bytes);
+    let tensors = || selected.iter().map(|&index| (index, &checkpoint.tensors[index]));
+    progress.begin(Phase::MeasuringWeights, tensors().map(|(_, tensor)| tensor.byte_count).sum(), Unit::Bytes);
     let mut table = SensitivityTable::new(checkpoint, &METRIC, &formats);
     table.imatrix = options.importance.as_ref().map(|importance| importance.hash.clone());
-    for tensor in tensors() {
+    table.basis = Some(text.basis_without_groups());
+    for (index, tensor) in tensors() {
         let columns = super::columns(options.importance.as_deref(), tensor)?;
+        let decoded = Decoded::read(checkpoint, tensor, columns, progress)?;
         let mut row = SensitivityRow::new(tensor, formats.len());
-        let mut known: Vec<(&str, Option<SensitivityValue>)> = Vec::new();
-        for (cell, &asked) in row.cells.iter_mut().zip(&formats) {
-            let stored = format::fitting(asked, tensor.row_len());
-            if !stored.fits(tensor.row_len()) {
-                continue;
-            }
-            let value = match known.iter().find(|(id, _)| *id == stored.id()) {
-                Some((_, value)) => value.as_ref().map(|value| value.value),
-                None => information.damage(checkpoint, tensor, stored, columns, progress)?,
-            };
-            *cell = value.and_then(|value| SensitivityValue::new(value, tensor, asked, stored));
-            known.push((stored.id(), cell.clone()));
+        if let Some(sums) = information.sums.get(&index) {
+            row.cells = decoded.cells(&formats, progress, &mut |weights, coded| {
+                Some(information.damage(sums, weights, coded, tensor.row_len()))
+            })?;
         }
         on_row(table.rows.len(), &row);
         table.rows.push(row);
@@ -106,22 +101,18 @@ pub fn predicted_kld(
     Ok(table)
 }
 
-/// Weights, their gradients and the information, one f32 each.
-fn check_memory(checkpoint: &Checkpoint, options: &FisherOptions) -> Result<()> {
+/// Refuses a model that needs more than `most_bytes` at so many bytes a weight.
+pub(super) fn check_memory(checkpoint: &Checkpoint, bytes_per_weight: u64, most_bytes: u64) -> Result<()> {
     let weights: u64 = checkpoint.tensors.iter().map(TensorInfo::weight_count).sum();
-    let needed = weights.saturating_mul(12);
-    if needed <= options.most_bytes {
+    let needed = weights.saturating_mul(bytes_per_weight);
+    if needed <= most_bytes {
         return Ok(());
     }
     Err(Fault::new(
         Stage::Sensitivity,
-        format!(
-            "gradients of this model need {}, more than {}",
-            units::bytes(needed),
-            units::bytes(options.most_bytes)
-        ),
+        format!("gradients of this model need {}, more than {}", units::bytes(needed), units::bytes(most_bytes)),
     )
-    .fix("use the metric weight or kld, which hold less in memory")
+    .fix("use a metric without gradients, which holds less in memory")
     .file(&checkpoint.path)
     .into())
 }
@@ -137,7 +128,7 @@ impl Information {
     fn measure(
         checkpoint: &Checkpoint,
         selected: &[usize],
-        text: &ScoredText,
+        text: &GroupedText,
         labels: Labels,
         progress: &Progress,
     ) -> Result<Self> {
@@ -175,44 +166,23 @@ impl Information {
         Ok(Self { sums, tokens })
     }
 
-    /// `½ Σ F e²` in nats a token; none where the format cannot express the tensor's values.
-    fn damage(
-        &self,
-        checkpoint: &Checkpoint,
-        tensor: &TensorInfo,
-        format: &'static dyn Format,
-        importance: Option<&[f32]>,
-        progress: &Progress,
-    ) -> Result<Option<f64>> {
-        let Some(coded) = kld::requantized(checkpoint, tensor, format, importance, progress)? else {
-            return Ok(Some(0.0));
-        };
-        let index = checkpoint.tensors.iter().position(|other| std::ptr::eq(other, tensor));
-        let Some(sums) = index.and_then(|index| self.sums.get(&index)) else {
-            return Ok(None);
-        };
-        let mut weights = Vec::new();
-        checkpoint.decode_rows(tensor, 0..tensor.row_count(), &mut Vec::new(), &mut weights)?;
-        progress.check()?;
+    /// `½ Σ F e²` in nats a token, for a tensor with these summed squares of gradients.
+    fn damage(&self, sums: &[f32], weights: &[f32], coded: &[f32], cols: usize) -> f64 {
         // Rows are summed one by one and then in order, so that threads do not change the result.
-        let cols = tensor.row_len().max(1);
+        let cols = cols.max(1);
         let rows: Vec<f64> = weights
             .par_chunks_exact(cols)
             .zip(sums.par_chunks_exact(cols))
-            .zip(coded.bytes.par_chunks_exact(cols * 4))
+            .zip(coded.par_chunks_exact(cols))
             .map(|((weights, sums), coded)| {
-                let coded =
-                    coded.chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-                let terms = weights.iter().zip(sums).zip(coded).map(|((&weight, &sum), coded)| {
+                let terms = weights.iter().zip(sums).zip(coded).map(|((&weight, &sum), &coded)| {
                     let error = f64::from(weight) - f64::from(coded);
                     f64::from(sum) * error * error
                 });
                 terms.sum::<f64>()
             })
             .collect();
-        let total: f64 = rows.iter().sum();
-        let value = 0.5 * total / self.tokens.max(1) as f64;
-        Ok(value.is_finite().then_some(value))
+        0.5 * rows.iter().sum::<f64>() / self.tokens.max(1) as f64
     }
 }
 
@@ -222,7 +192,7 @@ mod tests {
 
     use super::*;
     use crate::model::{Model, Tokenizer};
-    use crate::scoring::{TextOptions, TextSource};
+    use crate::scoring::{ScoredText, TextOptions, TextSource};
     use crate::sensitivity::kld::{KldOptions, measured_kld};
     use crate::sensitivity::ranks::spearman;
 
@@ -239,6 +209,7 @@ mod tests {
         let options = TextOptions { max_tokens: Some(1500), ..TextOptions::default() };
         let scored =
             ScoredText::new(&tokenizer, &text, model.config.context, model.config.vocab, &options).expect("cut");
+        let scored = GroupedText::plain("calibration.txt", &scored);
         let formats = vec!["q4_k".to_owned()];
         let fisher = FisherOptions { formats: formats.clone(), ..FisherOptions::default() };
         let predicted = predicted_kld(&checkpoint, &scored, &fisher, &progress, &mut |_, _| {}).expect("predicts");
@@ -259,8 +230,7 @@ mod tests {
     fn a_model_beyond_the_memory_allowed_is_refused_before_it_is_loaded() {
         let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("assets/demo");
         let checkpoint = Checkpoint::open(&path).expect("the demo opens");
-        let options = FisherOptions { most_bytes: 1 << 20, ..FisherOptions::default() };
-        let err = check_memory(&checkpoint, &options).expect_err("refused");
+        let err = check_memory(&checkpoint, 12, 1 << 20).expect_err("refused");
         assert!(err.to_string().contains("MiB"), "{err}");
     }
 }

@@ -2,11 +2,25 @@
 //!
 //! One file per metric. A metric is a description ([`Metric`]) in [`metrics`] and an entry
 //! function that fills a [`SensitivityTable`] row by row, so that the picture grows while it works.
+//! Metrics of layers and heads ([`units`]) have one value each and fill a [`UnitTable`] the same way.
 
+mod coded;
 pub mod fisher;
+pub mod grouped;
+pub mod heads;
 pub mod kld;
+pub mod layers;
+pub mod output;
+#[cfg(test)]
+mod proofs;
 pub mod ranks;
+mod reference;
+pub mod units;
 pub mod weight;
+
+pub use grouped::GroupedText;
+pub use reference::ReferenceOptions;
+pub use units::{UnitTable, UnitValue};
 
 use std::path::Path;
 
@@ -58,13 +72,46 @@ pub struct Metric {
 
 /// Every metric, cheapest first.
 pub fn metrics() -> &'static [&'static Metric] {
-    const ALL: [&Metric; 3] = [&weight::METRIC, &fisher::METRIC, &kld::METRIC];
+    const ALL: [&Metric; 5] = [&weight::METRIC, &output::METRIC, &fisher::METRIC, &kld::LAYER_METRIC, &kld::METRIC];
     &ALL
 }
 
 /// The metric called `id`.
 pub fn metric(id: &str) -> Option<&'static Metric> {
     metrics().iter().copied().find(|metric| metric.id == id)
+}
+
+/// The tokens that figures are of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Basis {
+    /// The text's name.
+    pub name: String,
+    /// BLAKE3 of the tokens, of which are scored and of their groups, in hex: figures of equal hashes
+    /// can stand in one table.
+    pub hash: String,
+    /// Scored tokens.
+    pub tokens: usize,
+    /// Groups that the tokens are split into, where they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
+}
+
+/// A part of a text: a domain, or a slice of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// Scored tokens of it.
+    pub tokens: usize,
+}
+
+/// A figure of one group.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupValue {
+    /// Mean over the group's tokens.
+    pub value: f64,
+    /// Its standard error.
+    pub stderr: f64,
 }
 
 /// The noun of this stage: one value per tensor and format.
@@ -83,6 +130,12 @@ pub struct SensitivityTable {
     /// [`Importance::hash`] of the matrix that tensors were encoded with, where there was one.
     #[serde(default)]
     pub imatrix: Option<String>,
+    /// The text it was measured on, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basis: Option<Basis>,
+    /// Tensors of metric `output` whose channels were taken as uncorrelated, for want of memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub diagonal_only: Vec<String>,
     /// Ids of the formats: the columns.
     pub formats: Vec<String>,
     /// One per tensor, in the checkpoint's order.
@@ -112,12 +165,18 @@ pub struct SensitivityValue {
     pub value: f64,
     /// Standard error of the value, where it is an estimate.
     pub stderr: Option<f64>,
+    /// Tokens that it is of, where measuring stopped before the text's end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_after: Option<usize>,
     /// Exact bits per weight of the tensor so stored.
     pub bits_per_weight: f64,
     /// Exact bytes of the tensor so stored.
     pub bytes: u64,
     /// The format really taken where rows do not fill the asked one's blocks.
     pub fell_back_to: Option<String>,
+    /// The value of each group of [`SensitivityTable::basis`], in its order; empty where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupValue>,
     /// Further figures of the `weight` metric.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_error: Option<weight::WeightError>,
@@ -136,6 +195,8 @@ impl SensitivityTable {
             unit: metric.unit.to_owned(),
             label: metric.label,
             imatrix: None,
+            basis: None,
+            diagonal_only: Vec::new(),
             formats: formats.iter().map(|format| format.id().to_owned()).collect(),
             rows: Vec::new(),
         }
@@ -180,6 +241,71 @@ impl SensitivityTable {
         self.row(tensor)?.cells.get(self.column(format)?)?.as_ref()
     }
 
+    /// True if cells of both can stand in one table: the same model, text and importance.
+    pub fn is_comparable(&self, other: &Self) -> bool {
+        let hash = |table: &Self| table.basis.as_ref().map(|basis| basis.hash.clone());
+        self.checkpoint == other.checkpoint
+            && self.metric == other.metric
+            && self.imatrix == other.imatrix
+            && hash(self) == hash(other)
+    }
+
+    /// A table with the columns and rows of both; where both have a cell, this one's counts. Tables
+    /// that are not comparable are not mixed: this one is the answer.
+    #[must_use]
+    pub fn with(&self, older: &Self) -> Self {
+        if !self.is_comparable(older) {
+            return self.clone();
+        }
+        let mut formats: Vec<String> = older.formats.clone();
+        formats.extend(self.formats.iter().filter(|format| !older.formats.contains(format)).cloned());
+        // The registry's order, from most bits to fewest, whatever was measured first.
+        formats.sort_by_key(|id| format::all().iter().position(|format| format.id() == id));
+        let mut names: Vec<&str> = self.rows.iter().map(|row| row.name.as_str()).collect();
+        names.extend(older.rows.iter().map(|row| row.name.as_str()).filter(|name| self.row(name).is_none()));
+        let rows = names.into_iter().filter_map(|name| {
+            let mut row = self.row(name).or_else(|| older.row(name))?.clone();
+            row.cells = formats
+                .iter()
+                .map(|format| self.cell(name, format).or_else(|| older.cell(name, format)).cloned())
+                .collect();
+            Some(row)
+        });
+        Self { rows: rows.collect(), formats: formats.clone(), ..self.clone() }
+    }
+
+    /// The table of one group of the text alone; none where there is no such group.
+    pub fn of_group(&self, index: usize) -> Option<Self> {
+        self.basis.as_ref()?.groups.get(index)?;
+        let mut table = self.clone();
+        for cell in table.rows.iter_mut().flat_map(|row| &mut row.cells) {
+            *cell = cell.take().and_then(|cell| {
+                let group = *cell.groups.get(index)?;
+                Some(SensitivityValue { value: group.value, stderr: Some(group.stderr), groups: Vec::new(), ..cell })
+            });
+        }
+        Some(table)
+    }
+
+    /// Groups by the mean of their values in a format, the most sensitive first: name, mean, and the
+    /// mean over all tokens in the same cells. Groups without tokens are left out.
+    pub fn groups_by_damage(&self, format: &str) -> Vec<(String, f64, f64)> {
+        let (Some(basis), Some(column)) = (&self.basis, self.column(format)) else { return Vec::new() };
+        let cells: Vec<&SensitivityValue> =
+            self.rows.iter().filter_map(|row| row.cells.get(column)?.as_ref()).collect();
+        let count = cells.len().max(1) as f64;
+        let whole = cells.iter().map(|cell| cell.value).sum::<f64>() / count;
+        let groups = basis.groups.iter().enumerate().filter(|(_, group)| group.tokens > 0);
+        let mut found: Vec<(String, f64, f64)> = groups
+            .map(|(index, group)| {
+                let values = cells.iter().filter_map(|cell| cell.groups.get(index)).map(|group| group.value);
+                (group.name.clone(), values.sum::<f64>() / count, whole)
+            })
+            .collect();
+        found.sort_by(|one, other| other.1.total_cmp(&one.1).then(one.0.cmp(&other.0)));
+        found
+    }
+
     /// Smallest positive and largest value of a column, or of all columns: the ends of a colour scale.
     pub fn value_range(&self, column: Option<usize>) -> Option<(f64, f64)> {
         let cells = self.rows.iter().flat_map(|row| {
@@ -214,9 +340,11 @@ impl SensitivityValue {
         Some(Self {
             value,
             stderr: None,
+            stopped_after: None,
             bits_per_weight: super::units::bits_per_weight(bytes, tensor.weight_count()),
             bytes,
             fell_back_to: (stored.id() != asked.id()).then(|| stored.id().to_owned()),
+            groups: Vec::new(),
             weight_error: None,
         })
     }

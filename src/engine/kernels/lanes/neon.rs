@@ -75,6 +75,7 @@ macro_rules! common {
         type Ints = [int32x4_t; 2];
         type Codes = [uint8x16_t; 2];
         type Signed = [int8x16_t; 2];
+        type Table = uint8x16_t;
 
         #[inline(always)]
         unsafe fn prefetch(_: *const u8) {}
@@ -112,6 +113,14 @@ macro_rules! common {
             fn zero_ints() -> Self::Ints { [vdupq_n_s32(0); 2] }
             fn add_ints(a: Self::Ints, b: Self::Ints) -> Self::Ints { [vaddq_s32(a[0], b[0]), vaddq_s32(a[1], b[1])] }
             fn codes(from: *const u8) -> Self::Codes { [vld1q_u8(from), vld1q_u8(from.add(16))] }
+            fn store_codes(to: *mut u8, codes: Self::Codes) -> () {{
+                vst1q_u8(to, codes[0]);
+                vst1q_u8(to.add(16), codes[1]);
+            }}
+            fn table(values: &[i8; 16]) -> uint8x16_t { vld1q_u8(values.as_ptr().cast()) }
+            fn lookup(table: uint8x16_t, codes: Self::Codes) -> Self::Codes {
+                codes.map(|codes| vqtbl1q_u8(table, codes))
+            }
             fn shift_left(codes: Self::Codes, by: u32, mask: u8) -> Self::Codes {
                 codes.map(|codes| vandq_u8(vshlq_u8(codes, vdupq_n_s8(by as i8)), vdupq_n_u8(mask)))
             }
@@ -120,7 +129,7 @@ macro_rules! common {
             }
             fn or(a: Self::Codes, b: Self::Codes) -> Self::Codes { [vorrq_u8(a[0], b[0]), vorrq_u8(a[1], b[1])] }
             fn signed_zero(_x_sum: i32) -> Self::Ints { [vdupq_n_s32(0); 2] }
-            fn signed(from: *const u8) -> Self::Signed { [vld1q_s8(from.cast()), vld1q_s8(from.cast::<i8>().add(16))] }
+            fn signed(codes: Self::Codes) -> Self::Signed { codes.map(|codes| vreinterpretq_s8_u8(codes)) }
         }
     };
 }

@@ -28,6 +28,7 @@ impl Lanes for Portable {
     type Codes = [u8; ROWS * STEP];
     type Narrow = [i32; ROWS];
     type Signed = [u8; ROWS * STEP];
+    type Table = [i8; 16];
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::Floats {
@@ -107,6 +108,22 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn store_codes(to: *mut u8, codes: Self::Codes) {
+        // SAFETY: the caller promises room for a step.
+        unsafe { to.cast::<Self::Codes>().write_unaligned(codes) }
+    }
+
+    #[inline(always)]
+    unsafe fn table(values: &[i8; 16]) -> Self::Table {
+        *values
+    }
+
+    #[inline(always)]
+    unsafe fn lookup(table: Self::Table, codes: Self::Codes) -> Self::Codes {
+        codes.map(|code| table[usize::from(code & 0x0f)] as u8)
+    }
+
+    #[inline(always)]
     unsafe fn shift_left(codes: Self::Codes, by: u32, mask: u8) -> Self::Codes {
         codes.map(|code| code << by & mask)
     }
@@ -144,9 +161,8 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn signed(from: *const u8) -> Self::Signed {
-        // SAFETY: the caller promises a step.
-        unsafe { bytes(from) }
+    unsafe fn signed(codes: Self::Codes) -> Self::Signed {
+        codes
     }
 
     #[inline(always)]

@@ -60,6 +60,7 @@ impl Lanes for Avx2 {
     type Codes = __m256i;
     type Narrow = __m256i;
     type Signed = (__m256i, __m256i);
+    type Table = __m256i;
 
     intrinsics! {
         fn splat(value: f32) -> __m256 { _mm256_set1_ps(value) }
@@ -82,6 +83,11 @@ impl Lanes for Avx2 {
         fn zero_ints() -> __m256i { _mm256_setzero_si256() }
         fn add_ints(a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
         fn codes(from: *const u8) -> __m256i { _mm256_loadu_si256(from.cast()) }
+        fn store_codes(to: *mut u8, codes: __m256i) -> () { _mm256_storeu_si256(to.cast(), codes) }
+        fn table(values: &[i8; 16]) -> __m256i {
+            _mm256_broadcastsi128_si256(_mm_loadu_si128(values.as_ptr().cast()))
+        }
+        fn lookup(table: __m256i, codes: __m256i) -> __m256i { _mm256_shuffle_epi8(table, codes) }
         fn shift_left(codes: __m256i, by: u32, mask: u8) -> __m256i {
             _mm256_and_si256(shift!(_mm256_slli_epi16, codes, by), _mm256_set1_epi8(mask as i8))
         }
@@ -95,10 +101,7 @@ impl Lanes for Avx2 {
         }
         fn narrow_ints(sum: __m256i) -> __m256i { _mm256_madd_epi16(sum, _mm256_set1_epi16(1)) }
         fn signed_zero(_x_sum: i32) -> __m256i { _mm256_setzero_si256() }
-        fn signed(from: *const u8) -> (__m256i, __m256i) {{
-            let codes = _mm256_loadu_si256(from.cast());
-            (codes, _mm256_abs_epi8(codes))
-        }}
+        fn signed(codes: __m256i) -> (__m256i, __m256i) { (codes, _mm256_abs_epi8(codes)) }
         fn signed_add(sum: __m256i, codes: (__m256i, __m256i), x: *const i8) -> __m256i {{
             let pairs = _mm256_maddubs_epi16(codes.1, _mm256_sign_epi8(four(x), codes.0));
             _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
@@ -126,6 +129,7 @@ macro_rules! common_512 {
         type Ints = __m512i;
         type Codes = __m512i;
         type Narrow = __m512i;
+        type Table = __m512i;
         intrinsics! {
             fn splat(value: f32) -> __m512 { _mm512_set1_ps(value) }
             fn load(from: *const f32) -> __m512 { _mm512_loadu_ps(from) }
@@ -147,6 +151,11 @@ macro_rules! common_512 {
             fn zero_ints() -> __m512i { _mm512_setzero_si512() }
             fn add_ints(a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
             fn codes(from: *const u8) -> __m512i { _mm512_loadu_si512(from.cast()) }
+            fn store_codes(to: *mut u8, codes: __m512i) -> () { _mm512_storeu_si512(to.cast(), codes) }
+            fn table(values: &[i8; 16]) -> __m512i {
+                _mm512_broadcast_i32x4(_mm_loadu_si128(values.as_ptr().cast()))
+            }
+            fn lookup(table: __m512i, codes: __m512i) -> __m512i { _mm512_shuffle_epi8(table, codes) }
             fn shift_left(codes: __m512i, by: u32, mask: u8) -> __m512i {
                 _mm512_and_si512(shift!(_mm512_slli_epi16, codes, by), _mm512_set1_epi8(mask as i8))
             }
@@ -171,10 +180,9 @@ impl Lanes for Avx512 {
         }
         fn narrow_ints(sum: __m512i) -> __m512i { _mm512_madd_epi16(sum, _mm512_set1_epi16(1)) }
         fn signed_zero(_x_sum: i32) -> __m512i { _mm512_setzero_si512() }
-        fn signed(from: *const u8) -> (__m512i, __mmask64) {{
-            let codes = _mm512_loadu_si512(from.cast());
+        fn signed(codes: __m512i) -> (__m512i, __mmask64) {
             (_mm512_abs_epi8(codes), _mm512_movepi8_mask(codes))
-        }}
+        }
         fn signed_add(sum: __m512i, codes: (__m512i, __mmask64), x: *const i8) -> __m512i {{
             let x = four_wide(x);
             let x = _mm512_mask_sub_epi8(x, codes.1, _mm512_setzero_si512(), x);
@@ -200,9 +208,7 @@ impl Lanes for Avx512Vnni {
             _mm512_dpbusd_epi32(sum, codes, four_wide(x))
         }
         fn signed_zero(x_sum: i32) -> __m512i { _mm512_set1_epi32(-128 * x_sum) }
-        fn signed(from: *const u8) -> __m512i {
-            _mm512_xor_si512(_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(-128))
-        }
+        fn signed(codes: __m512i) -> __m512i { _mm512_xor_si512(codes, _mm512_set1_epi8(-128)) }
         fn signed_add(sum: __m512i, codes: __m512i, x: *const i8) -> __m512i {
             _mm512_dpbusd_epi32(sum, codes, four_wide(x))
         }

@@ -1,33 +1,8 @@
 //! What is in a block of every layout, and where it goes in a tile.
 
 use super::super::activations::{CHUNK, RUN};
-use super::super::{kquants, legacy};
-use super::GROUP;
-
-/// One row of weights as codes, scales and minimums.
-#[derive(Clone, Debug, Default)]
-pub struct Unpacked {
-    /// One byte a weight: unsigned below 128, or signed where [`Unpacked::is_signed`].
-    pub codes: Vec<u8>,
-    /// Eight lanes a group of 32: four for its first 16 weights, four for its last 16.
-    pub scales: Vec<[f32; 8]>,
-    /// One a run of 16 weights, to be subtracted; all zero where signed.
-    pub minimums: Vec<f32>,
-    /// True if codes are `i8` and there are no minimums.
-    pub is_signed: bool,
-}
-
-impl Unpacked {
-    /// A buffer for rows of `len` weights.
-    pub fn new(len: usize, layout: Layout) -> Self {
-        Self {
-            codes: vec![0; len],
-            scales: vec![[0.0; 8]; len / GROUP],
-            minimums: vec![0.0; len / 16],
-            is_signed: layout == Layout::Q8_0,
-        }
-    }
-}
+use super::super::search::lanes::IQ4_VALUES;
+use super::super::{kquants, legacy, nonlinear};
 
 /// How the scales of an integer layout are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +68,9 @@ pub enum Layout {
     Q4K,
     Q5K,
     Q6K,
+    Iq4Nl,
+    Iq4Xs,
+    Mxfp4,
     /// Integers with a scale a group.
     Int(IntLayout),
 }
@@ -101,8 +79,9 @@ impl Layout {
     /// Weights a block; integers come in runs of 32.
     pub fn block_len(self) -> usize {
         match self {
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Int(_) => 32,
-            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::Iq4Nl | Self::Mxfp4 | Self::Int(_) => 32,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => 256,
         }
     }
 
@@ -119,6 +98,9 @@ impl Layout {
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
+            Self::Iq4Nl => 18,
+            Self::Iq4Xs => 136,
+            Self::Mxfp4 => 17,
             Self::Int(int) => {
                 let takes = (2..=8).contains(&int.bits)
                     && int.group.is_multiple_of(RUN as u32)
@@ -136,20 +118,23 @@ impl Layout {
         if self.block_len() == CHUNK { CHUNK } else { RUN }
     }
 
-    /// Brings one row of bytes into the form of [`Unpacked`]; of integers, only the codes.
-    pub fn unpack(self, row: &[u8], out: &mut Unpacked) {
+    /// The codes of whole blocks, one a byte.
+    pub fn codes(self, row: &[u8], codes: &mut [u8]) {
         match self {
-            Self::Q4_0 => legacy::unpack_q4_0(row, out),
-            Self::Q4_1 => legacy::unpack_q4_1(row, out),
-            Self::Q5_0 => legacy::unpack_q5_0(row, out),
-            Self::Q5_1 => legacy::unpack_q5_1(row, out),
-            Self::Q8_0 => legacy::unpack_q8_0(row, out),
-            Self::Q2K => kquants::unpack_q2_k(row, out),
-            Self::Q3K => kquants::unpack_q3_k(row, out),
-            Self::Q4K => kquants::unpack_q4_k(row, out),
-            Self::Q5K => kquants::unpack_q5_k(row, out),
-            Self::Q6K => kquants::unpack_q6_k(row, out),
-            Self::Int(int) => unpack_stream(int.bits, row, &mut out.codes),
+            Self::Q4_0 => legacy::codes_q4_0(row, codes),
+            Self::Q4_1 => legacy::codes_q4_1(row, codes),
+            Self::Q5_0 => legacy::codes_q5_0(row, codes),
+            Self::Q5_1 => legacy::codes_q5_1(row, codes),
+            Self::Q8_0 => legacy::codes_q8_0(row, codes),
+            Self::Q2K => kquants::codes_q2_k(row, codes),
+            Self::Q3K => kquants::codes_q3_k(row, codes),
+            Self::Q4K => kquants::codes_q4_k(row, codes),
+            Self::Q5K => kquants::codes_q5_k(row, codes),
+            Self::Q6K => kquants::codes_q6_k(row, codes),
+            Self::Iq4Nl => nonlinear::codes_iq4_nl(row, codes),
+            Self::Iq4Xs => nonlinear::codes_iq4_xs(row, codes),
+            Self::Mxfp4 => nonlinear::codes_mxfp4(row, codes),
+            Self::Int(int) => unpack_stream(int.bits, row, codes),
         }
     }
 }
@@ -190,6 +175,10 @@ pub(super) enum Header {
     Sixteen { shift: u8 },
     /// Half scale and minimum of the chunk, four bits of each a run of 16.
     SixteenPairs,
+    /// Half scale of the chunk, a byte a run of 32, less 32.
+    EightSigned,
+    /// The exponent of a power of two a run of 32.
+    Exponents,
     /// Nothing: scales and zeros of a row stand at the tile's start.
     Tile(IntLayout),
 }
@@ -199,7 +188,7 @@ pub(super) enum Header {
 /// A tile has `tile_rows` rows. In all of its parts what belongs to one place stands row after row.
 /// First the scales (f32, or f16 where the file has that) and zeros of integer layouts, a group
 /// after another. Then chunks of 256 columns, the last one shorter: the header, then the codes in
-/// planes of 8, 4, 2 and 1 bits (see `repack.rs`).
+/// planes of 8, 6, 4, 2 and 1 bits (see `repack.rs`).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     pub layout: Layout,
@@ -208,6 +197,8 @@ pub(super) struct Plan {
     pub bits: u8,
     /// True if codes are stored as signed bytes.
     pub is_signed: bool,
+    /// What codes stand for, if not for themselves.
+    pub table: Option<&'static [i8; 16]>,
     pub tile_rows: usize,
     pub cols: usize,
 }
@@ -225,10 +216,23 @@ impl Plan {
             Layout::Q4K => (Header::Eight, 4),
             Layout::Q5K => (Header::Eight, 5),
             Layout::Q6K => (Header::Sixteen { shift: 32 }, 6),
+            Layout::Iq4Nl => (Header::Halves { shift: 0, has_offset: false }, 4),
+            Layout::Iq4Xs => (Header::EightSigned, 4),
+            Layout::Mxfp4 => (Header::Exponents, 4),
             // Seven bits would overflow pairs of products without a sign.
             Layout::Int(int) => (Header::Tile(int), if int.bits == 7 { 8 } else { int.bits }),
         };
-        Self { layout, header, bits, is_signed: bits == 8, tile_rows, cols }
+        let table = match layout {
+            Layout::Iq4Nl | Layout::Iq4Xs => Some(&IQ4_VALUES),
+            Layout::Mxfp4 => Some(&nonlinear::FP4_DOUBLED),
+            _ => None,
+        };
+        Self { layout, header, bits, is_signed: bits == 8, table, tile_rows, cols }
+    }
+
+    /// What a code stands for, of layouts with a table.
+    pub(super) fn level(&self, code: u8) -> f32 {
+        f32::from(self.table.map_or(0, |table| table[usize::from(code)]))
     }
 
     /// Bytes at the tile's start.
@@ -254,6 +258,8 @@ impl Plan {
                 Header::Eight => 4 + 16,
                 Header::Sixteen { .. } => 2 + 16,
                 Header::SixteenPairs => 4 + 16,
+                Header::EightSigned => 2 + 8,
+                Header::Exponents => runs,
                 Header::Tile(_) => 0,
             }
     }

@@ -17,16 +17,13 @@ mod spread;
 #[cfg(test)]
 mod tests;
 
-pub use layout::{IntLayout, IntScale, Layout, Unpacked};
+pub use layout::{IntLayout, IntScale, Layout};
 
 use rayon::prelude::*;
 
 use super::Level;
 use super::activations::Activations;
 use layout::Plan;
-
-/// Weights that share one vector of scales in [`Unpacked`].
-pub const GROUP: usize = 32;
 
 /// A matrix of packed weights, ready to multiply at one instruction level.
 #[derive(Clone, Debug)]

@@ -33,7 +33,7 @@ thread_local! {
 
 /// Operands of one kernel call.
 #[derive(Clone, Copy, Debug)]
-struct Meeting {
+struct Meeting<'a> {
     codes: *const u8,
     scales: *const f32,
     minimums: *const f32,
@@ -46,12 +46,14 @@ struct Meeting {
     x_stride: usize,
     /// Runs of 32 columns.
     runs: usize,
+    /// What codes on planes stand for, if they do not count themselves.
+    table: &'a [i8; 16],
     totals: *mut f32,
     /// From one token's totals to the next.
     totals_stride: usize,
 }
 
-type Kernel = unsafe fn(&Meeting);
+type Kernel = unsafe fn(&Meeting<'_>);
 
 /// What distinguishes kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +66,16 @@ enum Kind {
     FourChunk,
     /// Codes up to 31, likewise.
     FiveChunk,
-    /// Codes up to 63 with a scale a run of 16, likewise.
+    /// Codes up to 3 with a scale a run of 16, likewise.
     SixteenChunk,
+    /// Codes up to 7 with a scale a run of 16 and a minimum of 4 times that, likewise.
+    SixteenBelow4,
+    /// Codes up to 63 with a scale a run of 16 and a minimum of 32 times that, likewise.
+    SixteenBelow32,
     /// Signed codes; activations with a scale a run; no minimums.
     Signed,
+    /// Signed codes; activations with a scale a chunk; no minimums.
+    SignedChunk,
     /// Signed codes, with minimums.
     SignedMinimums,
 }
@@ -77,19 +85,35 @@ impl Kind {
         match (plan.header, plan.bits) {
             (Header::Eight, 4) => Self::FourChunk,
             (Header::Eight, _) => Self::FiveChunk,
-            (Header::Sixteen { .. } | Header::SixteenPairs, _) => Self::SixteenChunk,
+            (Header::EightSigned, _) => Self::SignedChunk,
+            (Header::SixteenPairs, _) => Self::SixteenChunk,
+            (Header::Sixteen { shift: 4 }, _) => Self::SixteenBelow4,
+            (Header::Sixteen { .. }, _) => Self::SixteenBelow32,
+            _ if plan.table.is_some() => Self::Signed,
             (Header::Tile(int), 8) if int.has_zeros || int.bits != 8 => Self::SignedMinimums,
             (_, 8) => Self::Signed,
             (_, ..=4) => Self::Four,
             _ => Self::Six,
         }
     }
+
+    /// True if runs of 16 have scales of their own.
+    fn has_sixteens(self) -> bool {
+        matches!(self, Self::SixteenChunk | Self::SixteenBelow4 | Self::SixteenBelow32)
+    }
 }
+
+/// There are no minimums.
+const NO_MINIMUMS: i32 = 0;
+
+/// Minimums are in [`Spread::minimums`]. Any number above zero says that they are so many times the scale.
+const STORED_MINIMUMS: i32 = -1;
 
 /// A chunk of a tile with `T` tokens, added to their totals.
 ///
 /// `FLUSH` steps add up before they are widened, none for signed codes; runs have `LEN` columns; the
-/// activations have a scale a run, or else (`CHUNKED`) one a chunk.
+/// activations have a scale a run, or else (`CHUNKED`) one a chunk. `MINIMUMS` is [`NO_MINIMUMS`],
+/// [`STORED_MINIMUMS`] or, beside chunked activations, how many scales they are.
 ///
 /// # Safety
 /// The CPU has the instructions of `L`, and the pointers of `m` are good for its runs and `T` tokens.
@@ -100,9 +124,9 @@ unsafe fn meet<
     const FLUSH: usize,
     const LEN: usize,
     const CHUNKED: bool,
-    const MINIMUMS: bool,
+    const MINIMUMS: i32,
 >(
-    m: &Meeting,
+    m: &Meeting<'_>,
 ) {
     // SAFETY: the caller promises all that is asked here.
     unsafe {
@@ -115,7 +139,7 @@ unsafe fn meet<
                 }
                 for step in run * (LEN / STEP)..(run + 1) * (LEN / STEP) {
                     let at = m.codes.add(step * L::ROWS * STEP);
-                    let codes = L::signed(at);
+                    let codes = L::signed(L::codes(at));
                     if T == 1 {
                         L::prefetch(at.wrapping_add(AHEAD));
                     }
@@ -142,9 +166,10 @@ unsafe fn meet<
             for (lane, partial) in partial.iter_mut().enumerate() {
                 let scale =
                     if CHUNKED { scale } else { L::mul(scale, L::splat(*m.x_scales.add(run * m.x_stride + lane))) };
-                *partial = L::mul_add(L::to_floats(ints[lane]), scale, *partial);
+                let x_sum = m.x_sums.wrapping_add(run * m.x_stride + lane);
+                *partial = L::mul_add(raised::<L, MINIMUMS>(ints[lane], x_sum), scale, *partial);
             }
-            if MINIMUMS {
+            if MINIMUMS == STORED_MINIMUMS {
                 let minimum = L::load(m.minimums.add(run * L::ROWS));
                 for (lane, partial) in partial.iter_mut().enumerate() {
                     *partial = L::mul_sub(minimum, L::splat(*m.x_sums.add(run * m.x_stride + lane)), *partial);
@@ -155,22 +180,36 @@ unsafe fn meet<
     }
 }
 
-/// As [`meet`], for few tokens: codes of `BITS` bits (4, 5 or 6) come straight from the tile's planes.
+/// Sums of codes as floats, less what minimums of `MINIMUMS` scales make of the activations' sum:
+/// whole numbers below 2²⁴, which is exact.
+///
+/// # Safety
+/// The CPU has the instructions of `L`; `x_sum` is good where there are such minimums.
+#[inline(always)]
+unsafe fn raised<L: Lanes, const MINIMUMS: i32>(ints: L::Ints, x_sum: *const f32) -> L::Floats {
+    // SAFETY: the caller promises all that is asked here.
+    unsafe {
+        let sum = L::to_floats(ints);
+        if MINIMUMS > 0 { L::mul_sub(L::splat(MINIMUMS as f32), L::splat(*x_sum), sum) } else { sum }
+    }
+}
+
+/// As [`meet`], for few tokens: codes of `BITS` bits (4 or 5) come straight from the tile's planes.
 ///
 /// Integer sums are exact and floats are added in the order of [`meet`], so both give the same bits.
 ///
 /// # Safety
 /// As [`meet`]; `m.codes` are the planes of the chunk.
 #[inline(always)]
-unsafe fn meet_planes<L: Lanes, const T: usize, const BITS: u8, const LEN: usize, const CHUNKED: bool>(m: &Meeting) {
+unsafe fn meet_planes<L: Lanes, const T: usize, const BITS: u8, const CHUNKED: bool>(m: &Meeting<'_>) {
     let vector = L::ROWS * STEP;
     // SAFETY: the caller promises all that is asked here.
     unsafe {
         let high = m.codes.add(m.runs * 4 * vector);
         let mut partial = [L::splat(0.0); T];
         for run in 0..m.runs {
+            // Four steps of up to five bits fit.
             let mut sums = [[L::narrow_zero(); T]; 2];
-            let mut ints = [[L::zero_ints(); T]; 2];
             for step in 0..4 {
                 let at = m.codes.add((run * 4 + step) * vector);
                 let raw = L::codes(at);
@@ -186,41 +225,110 @@ unsafe fn meet_planes<L: Lanes, const T: usize, const BITS: u8, const LEN: usize
                             L::shift_right(bits, at as u32 - 4, 0x10)
                         };
                         codes = L::or(codes, bits);
-                    } else if BITS == 6 {
-                        let bits = L::codes(high.add((run * 2 + at % 2) * vector));
-                        let bits = match at / 2 {
-                            0 => L::shift_left(bits, 4, 0x30),
-                            1 => L::shift_left(bits, 2, 0x30),
-                            2 => L::shift_right(bits, 0, 0x30),
-                            _ => L::shift_right(bits, 2, 0x30),
-                        };
-                        codes = L::or(codes, bits);
                     }
                     for (lane, sum) in sums.iter_mut().enumerate() {
                         *sum = L::narrow_add(*sum, codes, m.x.add(((run * 8 + at) * T + lane) * STEP));
                     }
                 }
-                // Four steps of up to five bits fit; two of six.
-                if step == 3 || (BITS == 6 && step == 1) {
-                    for (ints, sums) in ints.iter_mut().zip(&mut sums) {
-                        for (ints, sum) in ints.iter_mut().zip(sums) {
-                            *ints = L::add_ints(*ints, L::narrow_ints(*sum));
-                            *sum = L::narrow_zero();
-                        }
+            }
+            let scale = L::load(m.scales.add(run * L::ROWS));
+            let minimum = L::load(m.minimums.add(run * L::ROWS));
+            for (lane, partial) in partial.iter_mut().enumerate() {
+                let ints = L::add_ints(L::narrow_ints(sums[0][lane]), L::narrow_ints(sums[1][lane]));
+                let at = run * m.x_stride + lane;
+                let scale = if CHUNKED { scale } else { L::mul(scale, L::splat(*m.x_scales.add(at))) };
+                *partial = L::mul_add(L::to_floats(ints), scale, *partial);
+                *partial = L::mul_sub(minimum, L::splat(*m.x_sums.add(at)), *partial);
+            }
+        }
+        finish::<L, T, CHUNKED>(m, partial);
+    }
+}
+
+/// As [`meet_planes`], for six bits with a scale a run of 16 and minimums of 32 scales.
+///
+/// # Safety
+/// As [`meet_planes`].
+#[inline(always)]
+unsafe fn meet_sixes<L: Lanes, const T: usize>(m: &Meeting<'_>) {
+    let vector = L::ROWS * STEP;
+    // SAFETY: the caller promises all that is asked here.
+    unsafe {
+        let mut partial = [L::splat(0.0); T];
+        for run in 0..m.runs {
+            let mut ints = [[L::zero_ints(); T]; 2];
+            // Steps 0, 2, 4 and 6, then the odd ones.
+            for first in 0..2 {
+                let at = |part: usize| m.codes.wrapping_add((run * 6 + 2 * part + first) * vector);
+                let parts = [L::codes(at(0)), L::codes(at(1)), L::codes(at(2))];
+                if first == 0 || vector >= 64 {
+                    for part in 0..3 {
+                        L::prefetch(at(part).wrapping_add(AHEAD));
+                    }
+                }
+                let low = L::or(L::shift_right(parts[0], 6, 0x03), L::shift_right(parts[1], 4, 0x0c));
+                let codes = [
+                    L::shift_right(parts[0], 0, 0x3f),
+                    L::shift_right(parts[1], 0, 0x3f),
+                    L::shift_right(parts[2], 0, 0x3f),
+                    L::or(low, L::shift_right(parts[2], 2, 0x30)),
+                ];
+                for (half, ints) in ints.iter_mut().enumerate() {
+                    let x = m.x.add((run * 8 + 4 * half + first) * T * STEP);
+                    for (lane, ints) in ints.iter_mut().enumerate() {
+                        // Two steps of six bits fit.
+                        let sum = L::narrow_add(L::narrow_zero(), codes[2 * half], x.add(lane * STEP));
+                        let sum = L::narrow_add(sum, codes[2 * half + 1], x.add((2 * T + lane) * STEP));
+                        *ints = L::add_ints(*ints, L::narrow_ints(sum));
                     }
                 }
             }
-            for part in 0..RUN / LEN {
-                let at = run * (RUN / LEN) + part;
+            for (half, ints) in ints.into_iter().enumerate() {
+                let at = run * 2 + half;
                 let scale = L::load(m.scales.add(at * L::ROWS));
-                let minimum = L::load(m.minimums.add(at * L::ROWS));
                 for (lane, partial) in partial.iter_mut().enumerate() {
-                    let ints = if LEN == RUN { L::add_ints(ints[0][lane], ints[1][lane]) } else { ints[part][lane] };
-                    let scale =
-                        if CHUNKED { scale } else { L::mul(scale, L::splat(*m.x_scales.add(at * m.x_stride + lane))) };
-                    *partial = L::mul_add(L::to_floats(ints), scale, *partial);
-                    *partial = L::mul_sub(minimum, L::splat(*m.x_sums.add(at * m.x_stride + lane)), *partial);
+                    let sum = raised::<L, 32>(ints[lane], m.x_sums.add(at * m.x_stride + lane));
+                    *partial = L::mul_add(sum, scale, *partial);
                 }
+            }
+        }
+        finish::<L, T, true>(m, partial);
+    }
+}
+
+/// As [`meet_planes`], for four bits that stand for the values of a table; without minimums.
+///
+/// # Safety
+/// As [`meet_planes`].
+#[inline(always)]
+unsafe fn meet_levels<L: Lanes, const T: usize, const CHUNKED: bool>(m: &Meeting<'_>) {
+    let vector = L::ROWS * STEP;
+    // SAFETY: the caller promises all that is asked here.
+    unsafe {
+        let table = L::table(m.table);
+        let mut partial = [L::splat(0.0); T];
+        for run in 0..m.runs {
+            let mut ints = [L::zero_ints(); T];
+            for (lane, ints) in ints.iter_mut().enumerate() {
+                *ints = L::signed_zero(*m.x_int_sums.add(run * m.x_stride + lane));
+            }
+            for step in 0..4 {
+                let at = m.codes.add((run * 4 + step) * vector);
+                let raw = L::codes(at);
+                L::prefetch(at.wrapping_add(AHEAD));
+                for half in 0..2 {
+                    let codes = L::signed(L::lookup(table, L::shift_right(raw, 4 * half as u32, 0x0f)));
+                    let at = run * 8 + 4 * half + step;
+                    for (lane, ints) in ints.iter_mut().enumerate() {
+                        *ints = L::signed_add(*ints, codes, m.x.add((at * T + lane) * STEP));
+                    }
+                }
+            }
+            let scale = L::load(m.scales.add(run * L::ROWS));
+            for (lane, partial) in partial.iter_mut().enumerate() {
+                let at = run * m.x_stride + lane;
+                let scale = if CHUNKED { scale } else { L::mul(scale, L::splat(*m.x_scales.add(at))) };
+                *partial = L::mul_add(L::to_floats(ints[lane]), scale, *partial);
             }
         }
         finish::<L, T, CHUNKED>(m, partial);
@@ -232,7 +340,7 @@ unsafe fn meet_planes<L: Lanes, const T: usize, const BITS: u8, const LEN: usize
 /// # Safety
 /// As [`meet`].
 #[inline(always)]
-unsafe fn finish<L: Lanes, const T: usize, const CHUNKED: bool>(m: &Meeting, partial: [L::Floats; T]) {
+unsafe fn finish<L: Lanes, const T: usize, const CHUNKED: bool>(m: &Meeting<'_>, partial: [L::Floats; T]) {
     // SAFETY: the caller promises totals of `T` tokens.
     unsafe {
         for (lane, partial) in partial.into_iter().enumerate() {
@@ -269,52 +377,63 @@ macro_rules! compiled {
                     const FLUSH: usize,
                     const LEN: usize,
                     const CHUNKED: bool,
-                    const MINIMUMS: bool,
+                    const MINIMUMS: i32,
                 >(
-                    m: &Meeting,
+                    m: &Meeting<'_>,
                 ) {
                     // SAFETY: the level was checked, the operands are the caller's promise.
                     unsafe { meet::<$lanes, T, FLUSH, LEN, CHUNKED, MINIMUMS>(m) }
                 }
                 macro_rules! by_count {
-                    ($flush:literal, $len:literal, $chunked:literal, $minimums:literal) => {
+                    ($flush:literal, $len:literal, $chunked:literal, $minimums:expr) => {
                         match count {
-                            1 => meet_here::<1, $flush, $len, $chunked, $minimums>,
-                            2 => meet_here::<2, $flush, $len, $chunked, $minimums>,
-                            _ => meet_here::<TOKENS, $flush, $len, $chunked, $minimums>,
+                            1 => meet_here::<1, $flush, $len, $chunked, { $minimums }>,
+                            2 => meet_here::<2, $flush, $len, $chunked, { $minimums }>,
+                            _ => meet_here::<TOKENS, $flush, $len, $chunked, { $minimums }>,
                         }
                     };
                 }
                 match kind {
-                    Kind::Four => by_count!(8, 32, false, true),
-                    Kind::Six => by_count!(2, 32, false, true),
-                    Kind::FourChunk => by_count!(8, 32, true, true),
-                    Kind::FiveChunk => by_count!(4, 32, true, true),
-                    Kind::SixteenChunk => by_count!(2, 16, true, true),
-                    Kind::Signed => by_count!(0, 32, false, false),
-                    Kind::SignedMinimums => by_count!(0, 32, false, true),
+                    Kind::Four => by_count!(8, 32, false, STORED_MINIMUMS),
+                    Kind::Six => by_count!(2, 32, false, STORED_MINIMUMS),
+                    Kind::FourChunk => by_count!(8, 32, true, STORED_MINIMUMS),
+                    Kind::FiveChunk => by_count!(4, 32, true, STORED_MINIMUMS),
+                    Kind::SixteenChunk => by_count!(4, 16, true, STORED_MINIMUMS),
+                    Kind::SixteenBelow4 => by_count!(4, 16, true, 4),
+                    Kind::SixteenBelow32 => by_count!(2, 16, true, 32),
+                    Kind::Signed => by_count!(0, 32, false, NO_MINIMUMS),
+                    Kind::SignedChunk => by_count!(0, 32, true, NO_MINIMUMS),
+                    Kind::SignedMinimums => by_count!(0, 32, false, STORED_MINIMUMS),
                 }
             }
 
             fn planes_kernel(kind: Kind, bits: u8, is_one: bool) -> Option<Kernel> {
                 $(#[$feature])*
-                unsafe fn meet_here<const T: usize, const BITS: u8, const LEN: usize, const CHUNKED: bool>(m: &Meeting) {
+                unsafe fn planes<const T: usize, const BITS: u8, const CHUNKED: bool>(m: &Meeting<'_>) {
                     // SAFETY: the level was checked, the operands are the caller's promise.
-                    unsafe { meet_planes::<$lanes, T, BITS, LEN, CHUNKED>(m) }
+                    unsafe { meet_planes::<$lanes, T, BITS, CHUNKED>(m) }
                 }
-                macro_rules! by_count {
-                    ($bits:literal, $len:literal, $chunked:literal) => {
-                        if is_one { meet_here::<1, $bits, $len, $chunked> } else { meet_here::<2, $bits, $len, $chunked> }
-                    };
+                $(#[$feature])*
+                unsafe fn sixes<const T: usize>(m: &Meeting<'_>) {
+                    // SAFETY: as above.
+                    unsafe { meet_sixes::<$lanes, T>(m) }
                 }
-                Some(match (kind, bits) {
-                    (Kind::Four, 4) => by_count!(4, 32, false),
-                    (Kind::Six, 5) => by_count!(5, 32, false),
-                    (Kind::FourChunk, 4) => by_count!(4, 32, true),
-                    (Kind::FiveChunk, 5) => by_count!(5, 32, true),
-                    (Kind::SixteenChunk, 6) => by_count!(6, 16, true),
+                $(#[$feature])*
+                unsafe fn levels<const T: usize, const CHUNKED: bool>(m: &Meeting<'_>) {
+                    // SAFETY: as above.
+                    unsafe { meet_levels::<$lanes, T, CHUNKED>(m) }
+                }
+                let (one, two): (Kernel, Kernel) = match (kind, bits) {
+                    (Kind::Four, 4) => (planes::<1, 4, false>, planes::<2, 4, false>),
+                    (Kind::Six, 5) => (planes::<1, 5, false>, planes::<2, 5, false>),
+                    (Kind::FourChunk, 4) => (planes::<1, 4, true>, planes::<2, 4, true>),
+                    (Kind::FiveChunk, 5) => (planes::<1, 5, true>, planes::<2, 5, true>),
+                    (Kind::SixteenBelow32, 6) => (sixes::<1>, sixes::<2>),
+                    (Kind::Signed, 4) => (levels::<1, false>, levels::<2, false>),
+                    (Kind::SignedChunk, 4) => (levels::<1, true>, levels::<2, true>),
                     _ => return None,
-                })
+                };
+                Some(if is_one { one } else { two })
             }
 
             unsafe fn spread(plan: &Plan, tile: &[u8], start: usize, has_codes: bool, out: &mut Spread) {
@@ -389,7 +508,7 @@ fn several_tiles<L: Compiled>(
             }
             for (first, count) in groups(tokens) {
                 let kernel = kernels[if count == TOKENS { 2 } else { count - 1 }];
-                let x_sums = if kind == Kind::SixteenChunk {
+                let x_sums = if kind.has_sixteens() {
                     activations.half_sums(start, first)
                 } else {
                     activations.sums(start, first)
@@ -410,6 +529,7 @@ fn several_tiles<L: Compiled>(
                         x_int_sums: activations.int_sums(start, first).as_ptr(),
                         x_stride: tokens,
                         runs: CHUNK.min(plan.cols - start) / RUN,
+                        table: plan.table.unwrap_or(&[0; 16]),
                         totals: totals[first * totals_stride + (pass * at_once + index) * L::ROWS..].as_mut_ptr(),
                         totals_stride,
                     };

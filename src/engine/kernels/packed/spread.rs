@@ -1,7 +1,8 @@
-//! A chunk of a tile as the products want it: a byte a code, a float a scale and minimum.
+//! A chunk of a tile as the products want it: a byte a code, a float a scale and, where these are stored, a minimum.
 
 use super::super::activations::{CHUNK, RUN};
-use super::super::lanes::Lanes;
+use super::super::lanes::{Lanes, STEP};
+use super::super::nonlinear;
 use super::layout::{Header, IntLayout, Plan};
 use super::repack::planes;
 
@@ -46,16 +47,20 @@ pub(super) unsafe fn spread<L: Lanes>(plan: &Plan, tile: &[u8], start: usize, ha
     if plan.is_signed || !has_codes {
         return;
     }
+    if let Some(table) = plan.table {
+        // SAFETY: the plan's codes of `runs` runs, which also fit the output; the caller promises the instructions.
+        return unsafe { table_values::<L>(table, codes, runs, &mut out.codes) };
+    }
     let mut shift = 0;
     let mut source = codes;
     for &width in planes(plan.bits) {
         let (plane, rest) = source.split_at(runs * RUN * L::ROWS * usize::from(width) / 8);
         match (width, shift) {
+            (6, _) => plane_of_six(plane, RUN * L::ROWS, &mut out.codes),
             (4, _) => first_plane::<4>(plane, RUN * L::ROWS, &mut out.codes),
-            (2, 0) => first_plane::<2>(plane, RUN * L::ROWS, &mut out.codes),
-            (2, _) => next_plane::<2, 4>(plane, RUN * L::ROWS, &mut out.codes),
-            (1, 2) => next_plane::<1, 2>(plane, RUN * L::ROWS, &mut out.codes),
-            _ => next_plane::<1, 4>(plane, RUN * L::ROWS, &mut out.codes),
+            (2, _) => first_plane::<2>(plane, RUN * L::ROWS, &mut out.codes),
+            (1, 2) => next_plane::<2>(plane, RUN * L::ROWS, &mut out.codes),
+            _ => next_plane::<4>(plane, RUN * L::ROWS, &mut out.codes),
         }
         shift += width;
         source = rest;
@@ -80,14 +85,50 @@ fn first_plane<const WIDTH: usize>(plane: &[u8], run_len: usize, codes: &mut [u8
     }
 }
 
+/// Adds a plane of single bits.
 #[inline(always)]
-fn next_plane<const WIDTH: usize, const SHIFT: usize>(plane: &[u8], run_len: usize, codes: &mut [u8]) {
-    let run_bytes = run_len * WIDTH / 8;
+fn next_plane<const SHIFT: usize>(plane: &[u8], run_len: usize, codes: &mut [u8]) {
+    let run_bytes = run_len / 8;
     for (plane, codes) in plane.chunks_exact(run_bytes).zip(codes.chunks_exact_mut(run_len)) {
         for (part, codes) in codes.chunks_exact_mut(run_bytes).enumerate() {
             for (code, &byte) in codes.iter_mut().zip(plane) {
-                *code |= (byte >> (part * WIDTH) & (0xff >> (8 - WIDTH))) << SHIFT;
+                *code |= (byte >> part & 1) << SHIFT;
             }
+        }
+    }
+}
+
+#[inline(always)]
+fn plane_of_six(plane: &[u8], run_len: usize, codes: &mut [u8]) {
+    let quarter = run_len / 4;
+    for (plane, codes) in plane.chunks_exact(3 * quarter).zip(codes.chunks_exact_mut(run_len)) {
+        let (stored, last) = codes.split_at_mut(3 * quarter);
+        for (code, &byte) in stored.iter_mut().zip(plane) {
+            *code = byte & 0x3f;
+        }
+        let (low, rest) = plane.split_at(quarter);
+        let (middle, high) = rest.split_at(quarter);
+        for (code, ((&low, &middle), &high)) in last.iter_mut().zip(low.iter().zip(middle).zip(high)) {
+            *code = low >> 6 | (middle >> 4 & 0x0c) | (high >> 2 & 0x30);
+        }
+    }
+}
+
+/// What codes of four bits stand for, as signed bytes.
+///
+/// # Safety
+/// The CPU has the instructions of `L`; `plane` and `codes` hold `runs` runs.
+#[inline(always)]
+unsafe fn table_values<L: Lanes>(table: &[i8; 16], plane: &[u8], runs: usize, codes: &mut [u8]) {
+    let vector = L::ROWS * STEP;
+    // SAFETY: four vectors of the plane and eight of the codes a run, as the caller promises.
+    unsafe {
+        let table = L::table(table);
+        for step in 0..runs * 4 {
+            let raw = L::codes(plane.as_ptr().add(step * vector));
+            let to = codes.as_mut_ptr().add((step / 4 * 8 + step % 4) * vector);
+            L::store_codes(to, L::lookup(table, L::shift_right(raw, 0, 0x0f)));
+            L::store_codes(to.add(4 * vector), L::lookup(table, L::shift_right(raw, 4, 0x0f)));
         }
     }
 }
@@ -122,13 +163,17 @@ unsafe fn scales<L: Lanes>(plan: &Plan, header: &[u8], runs: usize, out: &mut Sp
                     L::store(minimums.add(run * rows), L::mul(minimum, L::load_bytes(bytes.add(8 * rows))));
                 }
             }
-            Header::Sixteen { shift } => {
+            Header::Sixteen { .. } => {
                 let scale = L::load_halves(from);
-                for run in 0..16 {
-                    let byte = L::load_bytes(from.add((2 + run) * rows));
-                    let scale = L::mul(scale, L::mul_add(byte, L::splat(1.0), L::splat(-128.0)));
-                    L::store(scales.add(run * rows), scale);
-                    L::store(minimums.add(run * rows), L::mul(L::splat(f32::from(shift)), scale));
+                less::<L>(scale, 128.0, from.add(2 * rows), 16, scales);
+            }
+            Header::EightSigned => {
+                let scale = L::load_halves(from);
+                less::<L>(scale, 32.0, from.add(2 * rows), 8, scales);
+            }
+            Header::Exponents => {
+                for (scale, &byte) in out.scales.iter_mut().zip(&header[..runs * rows]) {
+                    *scale = nonlinear::e8m0_half(byte);
                 }
             }
             Header::SixteenPairs => {
@@ -144,6 +189,21 @@ unsafe fn scales<L: Lanes>(plan: &Plan, header: &[u8], runs: usize, out: &mut Sp
                 }
             }
             Header::Tile(_) => {}
+        }
+    }
+}
+
+/// Scales of `count` runs: `scale × (byte − offset)`, which is exact.
+///
+/// # Safety
+/// The CPU has the instructions of `L`; `bytes` and `out` hold a vector a run.
+#[inline(always)]
+unsafe fn less<L: Lanes>(scale: L::Floats, offset: f32, bytes: *const u8, count: usize, out: *mut f32) {
+    // SAFETY: the caller promises a vector a run.
+    unsafe {
+        let below = L::mul(scale, L::splat(-offset));
+        for run in 0..count {
+            L::store(out.add(run * L::ROWS), L::mul_add(L::load_bytes(bytes.add(run * L::ROWS)), scale, below));
         }
     }
 }

@@ -15,7 +15,7 @@ fn noise(len: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-const LAYOUTS: [(Layout, &str); 10] = [
+const LAYOUTS: [(Layout, &str); 13] = [
     (Layout::Q4_0, "q4_0"),
     (Layout::Q4_1, "q4_1"),
     (Layout::Q5_0, "q5_0"),
@@ -26,6 +26,9 @@ const LAYOUTS: [(Layout, &str); 10] = [
     (Layout::Q4K, "q4_k"),
     (Layout::Q5K, "q5_k"),
     (Layout::Q6K, "q6_k"),
+    (Layout::Iq4Nl, "iq4_nl"),
+    (Layout::Iq4Xs, "iq4_xs"),
+    (Layout::Mxfp4, "mxfp4"),
 ];
 
 /// Weights of a layout: the file's bytes and what they decode to.
@@ -162,10 +165,20 @@ fn products_equal_those_of_decoded_rows_at_every_level() {
             let values = noise(cols * tokens, 3);
             let activations = Activations::quantize(&values, cols, case.layout.activation_block());
             let restored: Vec<Vec<f32>> = (0..tokens).map(|token| activations.restore(token)).collect();
+            let mut fused: Option<Vec<u32>> = None;
             for level in Level::available() {
                 let packed = Packed::new_at(level, case.layout, &case.bytes, rows, cols);
                 let mut out = vec![f32::NAN; tokens * rows];
                 packed.matmul(&activations, &mut out);
+                if level != Level::Portable {
+                    // A row has a lane of its own, so that levels that fuse products and sums give the same bits.
+                    let bits: Vec<u32> = out.iter().map(|value| value.to_bits()).collect();
+                    assert!(
+                        *fused.get_or_insert_with(|| bits.clone()) == bits,
+                        "{} {level:?} {rows}×{cols}",
+                        case.name
+                    );
+                }
                 for token in 0..tokens {
                     for row in 0..rows {
                         let weights = &case.decoded[row * cols..(row + 1) * cols];
@@ -235,6 +248,12 @@ fn calm_scales(layout: Layout, cols: usize, row: &mut [u8]) {
         Layout::Q4K => (144, &[0, 2]),
         Layout::Q5K => (176, &[0, 2]),
         Layout::Q6K => (210, &[208]),
+        Layout::Iq4Nl => (18, &[0]),
+        Layout::Iq4Xs => (136, &[0]),
+        Layout::Mxfp4 => {
+            row.iter_mut().step_by(17).for_each(|exponent| *exponent = 128);
+            return;
+        }
         Layout::Int(int) => {
             let groups = if int.group == 0 { 1 } else { cols.div_ceil(int.group as usize) };
             let scale: Vec<u8> = match int.scale {

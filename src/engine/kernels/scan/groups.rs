@@ -2,32 +2,7 @@
 
 use super::lanes::{Grain, Lanes, WIDE, greater, smaller};
 use super::{CHUNK, Errors, Lines, Rule, Tally, scan_runs, scans};
-
-/// The type that a scale is rounded to before weights are divided by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rounded {
-    /// Half precision.
-    F16,
-    /// The upper half of an f32.
-    Bf16,
-    /// As it is.
-    F32,
-}
-
-impl Rounded {
-    /// The scale as it is stored: at most the type's largest, and its epsilon instead of zero.
-    #[inline(always)]
-    fn of(self, scale: f32) -> f32 {
-        let (rounded, most, epsilon) = match self {
-            Self::F16 => (Grain::F16.round(scale), half::f16::MAX.to_f32_const(), half::f16::EPSILON.to_f32_const()),
-            Self::Bf16 => {
-                (Grain::BF16.round(scale), half::bf16::MAX.to_f32_const(), half::bf16::EPSILON.to_f32_const())
-            }
-            Self::F32 => (scale, f32::MAX, f32::EPSILON),
-        };
-        if rounded == 0.0 || rounded.is_nan() { epsilon } else { smaller(rounded, most) }
-    }
-}
+use crate::kernels::ints::ScaleType;
 
 /// An integer scheme: `value = scale × (code − zero)`, codes from 0 to 2^bits − 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +13,8 @@ pub struct Groups {
     pub len: usize,
     /// True if the zero is 2^(bits − 1) and only the scale follows from the weights.
     pub symmetric: bool,
-    /// How the scale is stored.
-    pub scale: Rounded,
+    /// How the scale is stored, and rounded before weights are divided by it.
+    pub scale: ScaleType,
 }
 
 /// Smallest and largest of the finite weights, and 0.
@@ -55,9 +30,28 @@ fn range_with_zero<V: Lanes>(weights: &[f32]) -> (f32, f32) {
     }
     let least = rest.iter().fold(lo.smallest(), |least, &weight| smaller(weight, least));
     let most = rest.iter().fold(hi.greatest(), |most, &weight| greater(weight, most));
-    if most < f32::INFINITY && least > f32::NEG_INFINITY {
-        return (least, most);
+    if most < f32::INFINITY && least > f32::NEG_INFINITY { (least, most) } else { finite_range(weights) }
+}
+
+/// 0 and the largest magnitude of the finite weights.
+#[inline(always)]
+fn magnitude<V: Lanes>(weights: &[f32]) -> (f32, f32) {
+    let mut most = V::splat(0.0);
+    let vectors = weights.chunks_exact(V::WIDTH);
+    let rest = vectors.remainder();
+    for weights in vectors {
+        most = V::load(weights).abs().max(most);
     }
+    let most = rest.iter().fold(most.greatest(), |most, &weight| greater(weight.abs(), most));
+    if most < f32::INFINITY {
+        return (0.0, most);
+    }
+    let (least, most) = finite_range(weights);
+    (0.0, greater(most, -least))
+}
+
+#[cold]
+fn finite_range(weights: &[f32]) -> (f32, f32) {
     let finite = || weights.iter().copied().filter(|weight| weight.is_finite());
     (finite().fold(0.0, smaller), finite().fold(0.0, greater))
 }
@@ -65,8 +59,8 @@ fn range_with_zero<V: Lanes>(weights: &[f32]) -> (f32, f32) {
 /// Added to a small number it leaves the nearest whole one, ties to even.
 const ROUNDER: f32 = 12_582_912.0;
 
-/// Codes from 0 to `top`, `zero` steps of `scale` below nothing.
-#[derive(Clone, Copy, Default)]
+/// Codes from 0 to `top`, `zero` (a whole number) steps of `scale` below nothing.
+#[derive(Clone, Copy)]
 struct Grid {
     scale: f32,
     zero: f32,
@@ -76,27 +70,62 @@ struct Grid {
 impl Rule for Grid {
     #[inline(always)]
     fn decoded<V: Lanes>(&self, weights: V) -> V {
-        let (scale, zero, rounder) = (V::splat(self.scale), V::splat(self.zero), V::splat(ROUNDER));
+        let (scale, zero) = (V::splat(self.scale), V::splat(self.zero));
         let places = weights.div(scale).add(zero).max(V::splat(0.0)).min(V::splat(self.top));
-        places.add(rounder).sub(rounder).sub(zero).mul(scale)
+        // Whole numbers of this size add up exactly, so that the rounder and the zero go at once.
+        places.add(V::splat(ROUNDER)).sub(V::splat(ROUNDER + self.zero)).mul(scale)
     }
 }
 
+/// Scales as they are stored: at most the type's largest, and its epsilon instead of zero.
+/// The same as [`ScaleType::round`], for numbers that are not negative.
+#[inline(always)]
+fn stored<V: Lanes>(kind: ScaleType, scale: V) -> V {
+    let (rounded, most, epsilon) = match kind {
+        ScaleType::F16 => {
+            (scale.round_to(Grain::F16), half::f16::MAX.to_f32_const(), half::f16::EPSILON.to_f32_const())
+        }
+        ScaleType::Bf16 => {
+            (scale.round_to(Grain::BF16), half::bf16::MAX.to_f32_const(), half::bf16::EPSILON.to_f32_const())
+        }
+        ScaleType::F32 => (scale, f32::MAX, f32::EPSILON),
+    };
+    rounded.min(V::splat(most)).or_where_zero(rounded, V::splat(epsilon))
+}
+
 impl Groups {
+    fn top(self) -> f32 {
+        ((1u32 << self.bits) - 1) as f32
+    }
+
+    /// What the grid of a group follows from: the ends of its range, or 0 and its largest magnitude.
+    #[inline(always)]
+    fn survey<V: Lanes>(self, group: &[f32]) -> (f32, f32) {
+        if self.symmetric { magnitude::<V>(group) } else { range_with_zero::<V>(group) }
+    }
+
+    /// Scales and zeros of as many groups as there are lanes, from their surveys.
+    #[inline(always)]
+    fn grids<V: Lanes>(self, lo: V, hi: V) -> (V, V) {
+        let (top, middle) = (V::splat(self.top()), V::splat((1u32 << (self.bits - 1)) as f32));
+        if self.symmetric {
+            return (stored(self.scale, hi.div(V::splat(self.top() * 0.5))), middle);
+        }
+        // Halved first: the distance of two huge values is not finite.
+        let half = V::splat(0.5);
+        let scale = hi.mul(half).sub(lo.mul(half)).div(top).mul(V::splat(2.0));
+        let rounder = V::splat(ROUNDER);
+        let zero = V::splat(-0.0).sub(lo).div(scale).sub(middle).add(rounder).sub(rounder).add(middle);
+        let zero = zero.max(V::splat(0.0)).min(top).or_where_zero(scale, middle);
+        (stored(self.scale, scale), zero)
+    }
+
     /// The grid of one group.
     #[inline(always)]
     fn grid<V: Lanes>(self, group: &[f32]) -> Grid {
-        let top = ((1u32 << self.bits) - 1) as f32;
-        let middle = (1u32 << (self.bits - 1)) as f32;
-        let (lo, hi) = range_with_zero::<V>(group);
-        if self.symmetric {
-            return Grid { scale: self.scale.of(greater(hi, -lo) / (top * 0.5)), zero: middle, top };
-        }
-        // Halved first: the distance of two huge values is not finite.
-        let scale = (hi * 0.5 - lo * 0.5) / top * 2.0;
-        let zero = (-lo / scale - middle + ROUNDER) - ROUNDER + middle;
-        let zero = if scale > 0.0 { smaller(greater(zero, 0.0), top) } else { middle };
-        Grid { scale: self.scale.of(scale), zero, top }
+        let (lo, hi) = self.survey::<V>(group);
+        let (scale, zero) = self.grids(V::splat(lo), V::splat(hi));
+        Grid { scale: scale.greatest(), zero: zero.greatest(), top: self.top() }
     }
 }
 
@@ -106,14 +135,22 @@ const MOST: usize = CHUNK / WIDE;
 /// Several groups in one run: what [`scan_runs`] does for one rule.
 #[inline(always)]
 fn scan_short<V: Lanes>(source: &[f32], how: Groups, errors: &mut Errors) {
-    let mut grids = [Grid::default(); MOST];
-    for (grid, group) in grids.iter_mut().zip(source.chunks(how.len)) {
-        *grid = how.grid::<V>(group);
+    let groups = || source.chunks(how.len);
+    let (mut los, mut his) = ([0.0; MOST], [0.0; MOST]);
+    for ((group, lo), hi) in groups().zip(&mut los).zip(&mut his) {
+        (*lo, *hi) = how.survey::<V>(group);
     }
+    let (mut scales, mut zeros) = ([0.0; MOST], [0.0; MOST]);
+    for at in (0..source.len().div_ceil(how.len)).step_by(V::WIDTH) {
+        let (scale, zero) = how.grids(V::load(&los[at..]), V::load(&his[at..]));
+        scale.store(&mut scales[at..]);
+        zero.store(&mut zeros[at..]);
+    }
+    let grids = || scales.iter().zip(&zeros).map(|(&scale, &zero)| Grid { scale, zero, top: how.top() });
     let mut lines = Lines::default();
     for lane in (0..WIDE).step_by(V::WIDTH) {
         let mut tally = Tally::new();
-        for (grid, group) in grids.iter().zip(source.chunks(how.len)) {
+        for (grid, group) in grids().zip(groups()) {
             for weights in group.as_chunks::<WIDE>().0 {
                 let weights = V::load(&weights[lane..]);
                 tally.add(weights, grid.decoded(weights));
@@ -122,8 +159,8 @@ fn scan_short<V: Lanes>(source: &[f32], how: Groups, errors: &mut Errors) {
         lines.put(lane, tally);
     }
     if !lines.close(errors) {
-        for (grid, group) in grids.iter().zip(source.chunks(how.len)) {
-            scan_runs::<V>(group, errors, grid);
+        for (grid, group) in grids().zip(groups()) {
+            scan_runs::<V>(group, errors, &grid);
         }
     }
 }

@@ -77,6 +77,8 @@ pub(super) trait Lanes: Copy {
     fn abs(self) -> Self;
     /// This where the other is not zero, and zero there.
     fn where_not_zero(self, other: Self) -> Self;
+    /// This where the tested is not zero, and the other where it is.
+    fn or_where_zero(self, tested: Self, other: Self) -> Self;
     /// The nearest whole number, half away from zero; for magnitudes below 2²².
     fn round_away(self) -> Self;
     /// Towards zero.
@@ -173,6 +175,15 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn or_where_zero(self, tested: Self, other: Self) -> Self {
+        let mut out = self.0;
+        for (value, (tested, other)) in out.iter_mut().zip(tested.0.into_iter().zip(other.0)) {
+            *value = if tested == 0.0 { other } else { *value };
+        }
+        Self(out)
+    }
+
+    #[inline(always)]
     fn round_away(self) -> Self {
         self.map(|value| (value + BELOW_HALF.copysign(value)).trunc())
     }
@@ -248,6 +259,10 @@ mod x86 {
             fn abs(self) -> Self { Self(_mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0)) }
             fn where_not_zero(self, other: Self) -> Self {
                 Self(_mm256_and_ps(self.0, _mm256_cmp_ps::<_CMP_NEQ_UQ>(other.0, _mm256_setzero_ps())))
+            }
+            fn or_where_zero(self, tested: Self, other: Self) -> Self {
+                let is_zero = _mm256_cmp_ps::<_CMP_EQ_OQ>(tested.0, _mm256_setzero_ps());
+                Self(_mm256_blendv_ps(self.0, other.0, is_zero))
             }
             fn round_away(self) -> Self {
                 let sign = _mm256_and_ps(self.0, _mm256_set1_ps(-0.0));

@@ -49,8 +49,8 @@ macro_rules! scans {
 use scans;
 
 pub use blocks::{q4_0, q4_0_at, q4_1, q4_1_at, q5_0, q5_0_at, q5_1, q5_1_at, q8_0, q8_0_at};
-pub use groups::{Groups, Rounded, grid, grid_at, groups, groups_at};
-pub use plain::{Fp8, bf16, bf16_at, f16, f16_at, fp8, fp8_at};
+pub use groups::{Groups, grid, grid_at, groups, groups_at};
+pub use plain::{bf16, bf16_at, f16, f16_at, fp8, fp8_at};
 
 /// Below this, an f32 sum of a run of squares has lost terms to underflow.
 const TINY: f64 = 1e-28;

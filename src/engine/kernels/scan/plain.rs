@@ -2,31 +2,13 @@
 
 use super::lanes::{Grain, Lanes};
 use super::{Errors, Rule, scan_runs, scans};
+use crate::kernels::fp8::Fp8;
 
-/// An fp8 type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fp8 {
-    /// Four bits of exponent, three of mantissa, largest value 448.
-    E4m3,
-    /// Five bits of exponent, two of mantissa, largest value 57,344.
-    E5m2,
-}
-
-impl Fp8 {
-    /// The largest finite value.
-    pub fn most(self) -> f32 {
-        match self {
-            Self::E4m3 => 448.0,
-            Self::E5m2 => 57_344.0,
-        }
-    }
-
-    #[inline(always)]
-    fn grain(self) -> Grain {
-        match self {
-            Self::E4m3 => Grain::E4M3,
-            Self::E5m2 => Grain::E5M2,
-        }
+/// How a type rounds.
+fn grain(kind: Fp8) -> Grain {
+    match kind {
+        Fp8::E4M3 => Grain::E4M3,
+        Fp8::E5M2 => Grain::E5M2,
     }
 }
 
@@ -54,7 +36,7 @@ impl Rule for Scaled {
 
 #[inline(always)]
 fn fp8_body<V: Lanes>(source: &[f32], kind: Fp8, scale: f32, errors: &mut Errors) {
-    scan_runs::<V>(source, errors, &Scaled { grain: kind.grain(), most: kind.most(), scale });
+    scan_runs::<V>(source, errors, &Scaled { grain: grain(kind), most: kind.max(), scale });
 }
 
 #[inline(always)]

@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::format::{self, Encoding, Format};
+use crate::kernels::fp8::Fp8;
+use crate::kernels::ints::ScaleType;
 
 /// The reference: encode, decode, add in f64.
 fn reference(format: &dyn Format, weights: &[f32]) -> Errors {
@@ -134,7 +136,7 @@ fn every_f16_and_every_step_between_two_rounds_as_the_format_does() {
 fn groups_of_every_length_are_those_of_their_grids() {
     let weights = normal_like(960, 0.3, 13);
     for len in [16, 32, 48, 100, 128, 256, 480, 512, 960, 5000] {
-        let how = Groups { bits: 4, len, symmetric: true, scale: Rounded::F16 };
+        let how = Groups { bits: 4, len, symmetric: true, scale: ScaleType::F16 };
         let (mut errors, mut grids) = (Errors::default(), Errors::default());
         groups(&weights, 480, how, &mut errors);
         for group in weights.chunks(480).flat_map(|row| row.chunks(len)) {
@@ -153,12 +155,12 @@ fn groups_of_every_length_are_those_of_their_grids() {
 #[test]
 fn fp8_rounds_to_the_nearest_of_its_values() {
     use crate::kernels::float::{f8_e4m3_to_f32, f8_e5m2_to_f32};
-    for (kind, decode) in [(Fp8::E4m3, f8_e4m3_to_f32 as fn(u8) -> f32), (Fp8::E5m2, f8_e5m2_to_f32)] {
+    for (kind, decode) in [(Fp8::E4M3, f8_e4m3_to_f32 as fn(u8) -> f32), (Fp8::E5M2, f8_e5m2_to_f32)] {
         let mut values: Vec<f32> = (0..128).map(decode).filter(|value| value.is_finite()).collect();
         values.sort_by(f32::total_cmp);
-        assert_eq!(values.last(), Some(&kind.most()));
+        assert_eq!(values.last(), Some(&kind.max()));
         for step in 0..60_000 {
-            let weight = (step as f32 * 0.37 + 0.001) * kind.most() / 22_300.0 * if step % 2 == 0 { 1.0 } else { 1e-3 };
+            let weight = (step as f32 * 0.37 + 0.001) * kind.max() / 22_300.0 * if step % 2 == 0 { 1.0 } else { 1e-3 };
             let mut errors = Errors::default();
             fp8(&[weight], kind, 1.0, &mut errors);
             let nearest = values.iter().map(|value| (value - weight).abs()).fold(f32::INFINITY, f32::min);
@@ -172,7 +174,7 @@ fn integer_groups_are_within_half_a_step_and_keep_zero() {
     let weights = normal_like(1000, 0.3, 11);
     for bits in 2..=8 {
         for symmetric in [true, false] {
-            let how = Groups { bits, len: 128, symmetric, scale: Rounded::F32 };
+            let how = Groups { bits, len: 128, symmetric, scale: ScaleType::F32 };
             let mut errors = Errors::default();
             groups(&weights, 500, how, &mut errors);
             let mut plain = Errors::default();
@@ -198,7 +200,7 @@ fn integer_groups_are_within_half_a_step_and_keep_zero() {
         }
     }
     let mut errors = Errors::default();
-    groups(&[0.0; 64], 64, Groups { bits: 4, len: 32, symmetric: true, scale: Rounded::F16 }, &mut errors);
+    groups(&[0.0; 64], 64, Groups { bits: 4, len: 32, symmetric: true, scale: ScaleType::F16 }, &mut errors);
     assert_eq!(errors.signal, 0.0);
 }
 

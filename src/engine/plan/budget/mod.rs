@@ -8,89 +8,48 @@
 //!
 //! The damage is predicted: a sum of what each change does alone, however those were measured.
 
+mod choices;
+mod damages;
 mod floor;
+mod limit;
 mod rules;
+mod several;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-pub use super::knapsack::Effort;
+pub(crate) use damages::Damages;
+pub use damages::predicted_damage;
 pub use floor::{Floor, FloorPart};
+pub use limit::Limit;
 
-use super::knapsack::{Alternative, Goal, Point, Problem};
-use super::prune::Left;
-use super::resolve::{padded, resolve_for, shape_of, stored_bytes};
-use super::{Decision, Plan, ResolvedPlan, Subject, Target, Why};
-use crate::checkpoint::{Checkpoint, Role, TensorInfo};
+pub use super::knapsack::Effort;
+use super::knapsack::{Alternative, Goal, Point, Problem, Solution};
+use super::resolve::{padded, resolve_for};
+use super::speed::{Secs, SpeedModel, SpeedPrediction};
+use super::{Decision, Plan, ResolvedPlan, Subject, Ties, Why};
+use crate::checkpoint::{Checkpoint, Role};
 use crate::error::{Fault, Result, Stage};
 use crate::format::{self, Dtype};
-use crate::sensitivity::{self, Label, SensitivityTable};
+use crate::sensitivity::{Label, SensitivityTable};
 use crate::units;
-
-/// What a proposal must stay within.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Limit {
-    /// The whole file, metadata and tokenizer included.
-    FileBytes(u64),
-    /// All tensors with the padding between them.
-    TensorBytes(u64),
-    /// All tensors over all weights, scales included.
-    BitsPerWeight(f64),
-    /// The predicted damage, in the unit of the sensitivity table.
-    Damage(f64),
-}
-
-impl fmt::Display for Limit {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::FileBytes(count) => write!(out, "a file of {}", units::bytes(*count)),
-            Self::TensorBytes(count) => write!(out, "tensors of {}", units::bytes(*count)),
-            Self::BitsPerWeight(bits) => write!(out, "{bits:.2} bits per weight"),
-            Self::Damage(damage) => write!(out, "a predicted damage of {}", units::significant(*damage)),
-        }
-    }
-}
-
-/// Which tensors of a layer get the same format, because a runtime fuses them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Ties {
-    /// Query, key and value.
-    pub attention: bool,
-    /// Gate and up.
-    pub mlp: bool,
-}
-
-impl Ties {
-    /// What runtimes of the target ask for: llama.cpp nothing, those that fuse linears both.
-    pub fn of(target: Target) -> Self {
-        let is_fused = target != Target::Gguf;
-        Self { attention: is_fused, mlp: is_fused }
-    }
-
-    /// What a tensor is tied by, if it is.
-    fn key(self, tensor: &TensorInfo) -> Option<(usize, Role)> {
-        let first = match tensor.role {
-            Role::Q | Role::K | Role::V if self.attention => Role::Q,
-            Role::Gate | Role::Up if self.mlp => Role::Gate,
-            _ => return None,
-        };
-        Some((tensor.layer?, first))
-    }
-}
+use choices::Choices;
+use limit::TimeLimit;
+use several::Cap;
 
 /// What a planner needs to know beside the plan.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct BudgetOptions {
     /// Tensors that must be alike.
     pub ties: Ties,
     /// Bytes of the target's file beside tensors and their padding.
     pub overhead_bytes: u64,
+    /// What limits of speed need.
+    pub speed: Option<SpeedModel>,
 }
 
 /// A plan for a limit.
@@ -107,8 +66,10 @@ pub struct Proposal {
 /// What a proposal comes to and how it compares with the best there could be.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BudgetReport {
-    /// What it had to stay within.
+    /// What it had to stay within; the first where there were several.
     pub limit: Limit,
+    /// All that it had to stay within.
+    pub limits: Vec<Limit>,
     /// Id of the sensitivity metric.
     pub metric: String,
     /// Unit of the damage; empty for a ratio.
@@ -125,6 +86,8 @@ pub struct BudgetReport {
     pub file_bytes: u64,
     /// Bits per weight, scales included.
     pub bits_per_weight: f64,
+    /// How fast it will be here, where kernel rates are known; predicted.
+    pub speed: Option<SpeedPrediction>,
     /// No plan within the limit has less than this of what was made small: damage, or, where the
     /// damage was limited, tensor bytes.
     pub bound: f64,
@@ -145,6 +108,8 @@ struct Offer {
     bytes: u64,
     damage: f64,
     variance: f64,
+    /// Time of its products, where it is known.
+    secs: Option<Secs>,
 }
 
 /// Tensors that are decided together.
@@ -165,12 +130,16 @@ pub struct Planner {
     fixed: BTreeMap<usize, Dtype>,
     fixed_point: Point,
     fixed_variance: f64,
+    /// Time of what is not decided here and of all beside products, where it is known.
+    fixed_secs: Option<Secs>,
     weight_count: u64,
     floor: Floor,
     warnings: Vec<String>,
     metric: String,
     unit: String,
     label: Label,
+    /// The same for other formats, where the target holds one for all and this planner knows one.
+    others: Vec<Planner>,
 }
 
 impl Planner {
@@ -189,9 +158,47 @@ impl Planner {
     }
 
     fn new_for(subject: Subject<'_>, plan: &Plan, table: &SensitivityTable, options: &BudgetOptions) -> Result<Self> {
+        if !plan.target().holds_one_format() {
+            return Self::new_with(subject, plan, table, options, None);
+        }
+        // One planner for each format that could be the one for all.
+        let held = table.formats.iter().filter_map(|id| format::find(id)).map(|format| format.id());
+        let held =
+            held.filter(|id| plan.target().allows(id) && format::find(id).is_some_and(|one| one.dtype().is_scheme()));
+        let mut planners: Vec<Self> = Vec::new();
+        let mut fault = None;
+        for id in held {
+            match Self::new_with(subject, plan, table, options, Some(id)) {
+                Ok(planner) => planners.push(planner),
+                Err(err) => fault = Some(err),
+            }
+        }
+        if planners.is_empty() {
+            return match fault {
+                Some(fault) => Err(fault),
+                None => Self::new_with(subject, plan, table, options, Some("")),
+            };
+        }
+        let mut first = planners.remove(0);
+        first.others = planners;
+        Ok(first)
+    }
+
+    /// A planner that quantizes with `only` one format, where that is given.
+    fn new_with(
+        subject: Subject<'_>,
+        plan: &Plan,
+        table: &SensitivityTable,
+        options: &BudgetOptions,
+        only: Option<&'static str>,
+    ) -> Result<Self> {
+        // What the planner chose before, and a base in another format, must not stand in the way of this one.
+        let freed = only.map(|id| plan.freed_for(id)).transpose()?;
+        let plan = freed.as_ref().unwrap_or(plan);
         let resolved = resolve_for(plan, subject)?;
         let left = plan.left_for(subject, &mut Vec::new())?;
-        let mut choices = Choices::new(subject, plan, table, left.as_ref());
+        let mut choices = Choices::new(subject, plan, table, options.speed.as_ref(), left.as_ref());
+        choices.only = only;
         /// A tie, or none and the tensor's own index.
         type Key = (Option<(usize, Role)>, usize);
         let mut sets: BTreeMap<Key, Vec<usize>> = BTreeMap::new();
@@ -232,8 +239,11 @@ impl Planner {
         let added = resolved.added.iter().map(|bias| padded(plan.target(), bias.bytes()));
         let mut fixed_point = Point { cost: added.fold(0, u64::saturating_add), damage: 0.0 };
         let mut fixed_variance = 0.0;
+        let mut fixed_secs = options.speed.as_ref().map(SpeedModel::base);
         for &index in fixed.keys() {
             let decision = &resolved.decisions[index];
+            let own = choices.secs(index, decision.dtype, decision.new_weight_count);
+            fixed_secs = fixed_secs.zip(own).map(|(sum, own)| sum + own);
             fixed_point.cost = fixed_point.cost.saturating_add(padded(plan.target(), decision.new_bytes));
             match choices.predicted(&subject.tensors[index], decision) {
                 Some((damage, stderr)) => {
@@ -256,23 +266,26 @@ impl Planner {
         Ok(Self {
             warnings: choices.warnings(plan),
             plan: plan.clone(),
-            options: *options,
+            options: options.clone(),
             groups,
             problem,
             fixed,
             fixed_point,
             fixed_variance,
+            fixed_secs,
             weight_count: resolved.new_weight_count,
             floor,
             metric: table.metric.clone(),
             unit: table.unit.clone(),
             label: table.label,
+            others: Vec::new(),
         })
     }
 
     /// The least that any plan takes, and what sets it.
     pub fn floor(&self) -> &Floor {
-        &self.floor
+        let all = std::iter::once(self).chain(&self.others);
+        all.map(|planner| &planner.floor).min_by_key(|floor| floor.tensor_bytes).unwrap_or(&self.floor)
     }
 
     /// The best that is to be had over all budgets: tensor bytes with padding, and predicted damage,
@@ -282,7 +295,18 @@ impl Planner {
             cost: point.cost + self.fixed_point.cost,
             damage: point.damage + self.fixed_point.damage,
         };
-        self.problem.frontier().iter().map(add).collect()
+        let mut points: Vec<Point> = self.problem.frontier().iter().map(add).collect();
+        for other in &self.others {
+            points.extend(other.frontier());
+        }
+        points.sort_by(|one, other| one.cost.cmp(&other.cost).then(one.damage.total_cmp(&other.damage)));
+        let mut least = f64::INFINITY;
+        points.retain(|point| {
+            let is_better = point.damage < least || least == f64::INFINITY;
+            least = least.min(point.damage);
+            is_better
+        });
+        points
     }
 
     /// Number of choices that are made: tensors, or ties of them.
@@ -295,40 +319,64 @@ impl Planner {
     /// # Errors
     /// A limit that no plan can keep: with the floor and what sets it.
     pub fn propose(&self, checkpoint: &Checkpoint, limit: Limit, effort: &Effort) -> Result<Proposal> {
-        self.propose_for(Subject::of(checkpoint), limit, effort)
+        self.propose_within(checkpoint, &[limit], effort)
     }
 
-    fn propose_for(&self, subject: Subject<'_>, limit: Limit, effort: &Effort) -> Result<Proposal> {
-        let fixed = self.fixed_point;
-        let within = |bytes: u64| bytes.checked_sub(fixed.cost).map(Goal::CostAtMost);
-        let goal = match limit {
-            Limit::FileBytes(bytes) => bytes.checked_sub(self.options.overhead_bytes).and_then(within),
-            Limit::TensorBytes(bytes) => within(bytes),
-            // A cast of a float saturates; NaN becomes 0.
-            Limit::BitsPerWeight(bits) => within((bits * self.weight_count as f64 / 8.0) as u64),
-            Limit::Damage(damage) => Some(Goal::DamageAtMost(damage - fixed.damage)),
+    /// The best plan found that keeps every limit: least damage, or fewest bytes where nothing but
+    /// the damage is limited.
+    ///
+    /// # Errors
+    /// No limit at all, one that no plan can keep, or limits that no plan was found to keep together:
+    /// with the floor and what sets it; a limit of speed without kernel rates.
+    pub fn propose_within(&self, checkpoint: &Checkpoint, limits: &[Limit], effort: &Effort) -> Result<Proposal> {
+        self.propose_for(Subject::of(checkpoint), limits, effort)
+    }
+
+    fn propose_for(&self, subject: Subject<'_>, limits: &[Limit], effort: &Effort) -> Result<Proposal> {
+        let Some(&limit) = limits.first() else {
+            let fault = Fault::new(Stage::Plan, "there is no limit to plan for");
+            return Err(fault.fix("state a size, a speed or a damage").into());
         };
-        let solution =
-            goal.and_then(|goal| self.problem.solve_exactly(goal, effort)).ok_or_else(|| self.impossible(limit))?;
+        if !self.others.is_empty() {
+            return self.propose_best(subject, limits, effort);
+        }
+        let fixed = self.fixed_point;
+        let solution = self.solve(limits, effort)?;
         let chosen: Vec<Offer> =
             self.groups.iter().zip(&solution.picks).map(|(group, &pick)| group.offers[pick]).collect();
+        let damage = solution.point.damage + fixed.damage;
+        let most = limits.iter().filter_map(|limit| match limit {
+            Limit::Damage(most) => Some(*most),
+            _ => None,
+        });
+        if let Some(most) = most.min_by(f64::total_cmp).filter(|most| damage > most * (1.0 + 1e-9)) {
+            let others = limits.iter().filter(|limit| !matches!(limit, Limit::Damage(_))).map(ToString::to_string);
+            let others: Vec<String> = others.collect();
+            let cause = format!(
+                "no plan was found that keeps within {} and {}: the least damage there is {}",
+                others.join(", "),
+                Limit::Damage(most),
+                units::significant(damage)
+            );
+            return Err(Fault::new(Stage::Plan, cause).fix("allow more of one of them").into());
+        }
         let (plan, resolved) = self.plan_of(subject, &chosen)?;
 
         let variance = self.fixed_variance + chosen.iter().map(|offer| offer.variance).sum::<f64>();
-        let base = match limit {
-            Limit::Damage(_) => fixed.cost as f64,
-            _ => fixed.damage,
-        };
+        let is_by_damage = limits.iter().all(|limit| matches!(limit, Limit::Damage(_)));
+        let base = if is_by_damage { fixed.cost as f64 } else { fixed.damage };
         let report = BudgetReport {
             limit,
+            limits: limits.to_vec(),
             metric: self.metric.clone(),
             unit: self.unit.clone(),
             measured_how: self.label,
-            damage: solution.point.damage + fixed.damage,
+            damage,
             damage_stderr: (variance > 0.0).then(|| variance.sqrt()),
             tensor_bytes: resolved.new_bytes,
             file_bytes: resolved.padded_bytes.saturating_add(self.options.overhead_bytes),
             bits_per_weight: resolved.new_bits_per_weight(),
+            speed: self.options.speed.as_ref().and_then(|speed| speed.predict_for(subject.tensors, &resolved)),
             bound: base + solution.bound,
             gap: solution.gap(),
             is_optimal: solution.is_optimal,
@@ -336,6 +384,131 @@ impl Planner {
             warnings: self.warnings.clone(),
         };
         Ok(Proposal { plan, resolved, report })
+    }
+
+    /// The best answer of all planners, each of which knows one format.
+    fn propose_best(&self, subject: Subject<'_>, limits: &[Limit], effort: &Effort) -> Result<Proposal> {
+        let alone = Self { others: Vec::new(), ..self.clone() };
+        let is_by_damage = limits.iter().all(|limit| matches!(limit, Limit::Damage(_)));
+        let rank = |report: &BudgetReport| if is_by_damage { report.tensor_bytes as f64 } else { report.damage };
+        let mut answers: Vec<Result<Proposal>> = Vec::new();
+        for planner in std::iter::once(&alone).chain(&self.others) {
+            answers.push(planner.propose_for(subject, limits, effort));
+        }
+        let bound = answers.iter().flatten().map(|answer| answer.report.bound).fold(f64::INFINITY, f64::min);
+        let best = answers.iter().position(|answer| {
+            let own = answer.as_ref().map_or(f64::INFINITY, |answer| rank(&answer.report));
+            own.is_finite() && answers.iter().flatten().all(|other| own <= rank(&other.report))
+        });
+        let mut best = answers.swap_remove(best.unwrap_or(0))?;
+        best.report.bound = bound.min(best.report.bound);
+        best.report.gap = (rank(&best.report) - best.report.bound).max(0.0);
+        Ok(best)
+    }
+
+    /// One offer a group that keeps every limit but that of the damage, which is looked at afterwards
+    /// where it is not alone.
+    fn solve(&self, limits: &[Limit], effort: &Effort) -> Result<Solution> {
+        let mut room: Option<(u64, Limit)> = None;
+        let mut caps: Vec<Cap> = Vec::new();
+        for &limit in limits {
+            if let Some(time) = TimeLimit::of(limit) {
+                caps.push(self.time_cap(limit, &time)?);
+            } else if let Some(own) = self.byte_room(limit) {
+                let own = own.ok_or_else(|| self.impossible(limit))?;
+                if own < self.problem.floor().cost {
+                    return Err(self.impossible(limit).into());
+                }
+                room = Some(room.filter(|known| known.0 <= own).unwrap_or((own, limit)));
+            }
+        }
+        let damages = || -> Vec<Vec<f64>> {
+            let of = |group: &Group| group.offers.iter().map(|offer| offer.damage).collect();
+            self.groups.iter().map(of).collect()
+        };
+        match (room, caps.as_slice()) {
+            (None, []) => {
+                let least = |limit: &Limit| match limit {
+                    Limit::Damage(damage) => *damage,
+                    _ => f64::INFINITY,
+                };
+                let most = limits.iter().map(least).fold(f64::INFINITY, f64::min);
+                let goal = Goal::DamageAtMost(most - self.fixed_point.damage);
+                let solution = self.problem.solve_exactly(goal, effort);
+                Ok(solution.ok_or_else(|| self.impossible(Limit::Damage(most)))?)
+            }
+            (Some((room, limit)), []) => {
+                let solution = self.problem.solve_exactly(Goal::CostAtMost(room), effort);
+                Ok(solution.ok_or_else(|| self.impossible(limit))?)
+            }
+            (None, [cap]) => {
+                let solution = several::solve_one(&damages(), cap, effort);
+                Ok(solution.ok_or_else(|| self.not_together(limits))?)
+            }
+            (room, _) => {
+                let bytes = |group: &Group| group.offers.iter().map(|offer| Some(offer.bytes as f64)).collect();
+                caps.extend(room.map(|(room, _)| Cap {
+                    costs: self.groups.iter().map(bytes).collect(),
+                    room: (room as f64).max(1.0),
+                }));
+                let solution = several::solve(&damages(), &caps, effort);
+                Ok(solution.ok_or_else(|| self.not_together(limits))?)
+            }
+        }
+    }
+
+    /// Bytes left for what is decided here, of a limit of bytes; none of them where not even the rest fits.
+    fn byte_room(&self, limit: Limit) -> Option<Option<u64>> {
+        let bytes = match limit {
+            Limit::FileBytes(bytes) => bytes.checked_sub(self.options.overhead_bytes),
+            Limit::TensorBytes(bytes) => Some(bytes),
+            // A cast of a float saturates; NaN becomes 0.
+            Limit::BitsPerWeight(bits) => Some((bits * self.weight_count as f64 / 8.0) as u64),
+            Limit::Memory { bytes, cache_bytes } => bytes.checked_sub(cache_bytes),
+            _ => return None,
+        };
+        Some(bytes.and_then(|bytes| bytes.checked_sub(self.fixed_point.cost)))
+    }
+
+    /// Time left for what is decided here.
+    fn time_cap(&self, limit: Limit, time: &TimeLimit) -> Result<Cap> {
+        let unknown = |cause: &str| -> Fault {
+            let remedy = "measure the kernels of this machine first, with `lapidary bench --rates`";
+            Fault::new(Stage::Plan, format!("{limit} cannot be planned for: {cause}")).fix(remedy)
+        };
+        if self.options.speed.is_none() {
+            return Err(unknown("how fast this machine multiplies was not measured").into());
+        }
+        let fixed = self.fixed_secs.ok_or_else(|| unknown("a format of the plan was not timed here"))?;
+        let part = |offer: &Offer| offer.secs.map(|secs| time.part(secs));
+        let costs: Vec<Vec<Option<f64>>> =
+            self.groups.iter().map(|group| group.offers.iter().map(part).collect()).collect();
+        let cap = Cap { costs, room: time.secs - time.part(fixed) };
+        let least = cap.least();
+        if !least.is_finite() {
+            return Err(unknown("no format that was measured for some tensor was timed here").into());
+        }
+        // Not a number is no time either.
+        if !(cap.room > 0.0 && least <= cap.room) {
+            let rest = time.part(fixed);
+            let cause = format!(
+                "no plan keeps within {limit}: {}, with {} for {} tensors in the fastest format measured for each \
+                 and {} for the rest",
+                time.in_words(least + rest),
+                units::duration(least),
+                self.groups.iter().map(|group| group.tensors.len()).sum::<usize>(),
+                units::duration(rest)
+            );
+            let remedy = "ask for less, or let the planner decide tensors that rules made by hand decide";
+            return Err(Fault::new(Stage::Plan, cause).fix(remedy).into());
+        }
+        Ok(cap)
+    }
+
+    fn not_together(&self, limits: &[Limit]) -> Fault {
+        let all: Vec<String> = limits.iter().map(ToString::to_string).collect();
+        let cause = format!("each limit can be kept, but no plan was found that keeps all: {}", all.join(", "));
+        Fault::new(Stage::Plan, cause).fix("allow more of one of them")
     }
 
     /// The fault for a limit that no plan keeps.
@@ -347,6 +520,9 @@ impl Planner {
                 let cause = format!("no plan keeps within {limit}: the least is {}", units::significant(least));
                 let remedy = "allow more, or let the planner decide tensors that rules made by hand decide";
                 Fault::new(Stage::Plan, cause).fix(remedy)
+            }
+            Limit::Memory { .. } => {
+                fault.fix("allow more, a shorter context or a smaller type of KV cache, or protect less")
             }
             _ => fault.fix("allow more, protect less, or measure the sensitivity of smaller formats"),
         }
@@ -402,192 +578,4 @@ fn is_by_hand(plan: &Plan, decision: &Decision) -> bool {
         Why::Rule(rule) => plan.rules().get(rule).is_some_and(|rule| !rule.is_planned),
         _ => false,
     }
-}
-
-/// What may be chosen for tensors, and what is not known of them.
-struct Choices<'a> {
-    subject: Subject<'a>,
-    target: Target,
-    table: &'a SensitivityTable,
-    rows: HashMap<&'a str, usize>,
-    /// The network that is left, where the plan prunes.
-    left: Option<&'a Left>,
-    /// Tensors and formats without a value.
-    missing: Vec<(usize, &'static str)>,
-    /// Decided elsewhere, with a damage that is not known.
-    unknown: Vec<usize>,
-}
-
-impl<'a> Choices<'a> {
-    fn new(subject: Subject<'a>, plan: &Plan, table: &'a SensitivityTable, left: Option<&'a Left>) -> Self {
-        let rows = table.rows.iter().enumerate().map(|(index, row)| (row.name.as_str(), index)).collect();
-        Self { subject, target: plan.target(), table, rows, left, missing: Vec::new(), unknown: Vec::new() }
-    }
-
-    /// What stays of a tensor where the plan prunes, if anything does.
-    fn part(&self, index: usize) -> Option<&'a TensorInfo> {
-        match self.left {
-            None => self.subject.tensors.get(index),
-            Some(left) => Some(&left.tensors[left.places[index]?]),
-        }
-    }
-
-    /// True if the target lets a format be chosen for the tensor and the table knows of it.
-    fn is_free(&self, index: usize) -> bool {
-        let tensor = &self.subject.tensors[index];
-        self.part(index).is_some()
-            && (tensor.dtype.is_float() || !tensor.dtype.is_plain())
-            && format::is_decodable(tensor.dtype)
-            && tensor.shape.len() > 1
-            && (self.target != Target::Gguf || shape_of(tensor).may_quantize())
-            && self.rows.contains_key(tensor.name.as_str())
-    }
-
-    /// All that a tensor may become, the stored type first. Of a tensor that pruning makes smaller, bytes are
-    /// those of what stays, and the damage counts by its share of the weights.
-    fn offers(&mut self, index: usize) -> Vec<Offer> {
-        let tensor = &self.subject.tensors[index];
-        let Some(part) = self.part(index) else { return Vec::new() };
-        let is_whole = part.shape == tensor.shape;
-        let share = part.weight_count() as f64 / tensor.weight_count().max(1) as f64;
-        let mut offers: Vec<Offer> = Vec::new();
-        if let Some(stored) = format::of_dtype(part.dtype).filter(|stored| self.target.allows(stored.id())) {
-            let bytes = padded(self.target, part.byte_count);
-            offers.push(Offer { format: stored.id(), bytes, damage: 0.0, variance: 0.0 });
-        }
-        let Some(row) = self.rows.get(tensor.name.as_str()).map(|&row| &self.table.rows[row]) else { return offers };
-        for (id, cell) in self.table.formats.iter().zip(&row.cells) {
-            let Some(asked) = format::find(id) else { continue };
-            let Some(cell) = cell else {
-                if self.target.allows(asked.id()) {
-                    self.missing.push((index, asked.id()));
-                }
-                continue;
-            };
-            let measured = cell.fell_back_to.as_deref().and_then(format::find).unwrap_or(asked);
-            let fitting = if is_whole { measured } else { format::fitting(measured, part.row_len()) };
-            let format = fitting.id();
-            if self.target.allows(format) && offers.iter().all(|offer| offer.format != format) {
-                let variance = (cell.stderr.unwrap_or(0.0) * share).powi(2);
-                let bytes = if is_whole { cell.bytes } else { stored_bytes(self.target, fitting.dtype(), part) };
-                let bytes = padded(self.target, bytes);
-                offers.push(Offer { format, bytes, damage: cell.value.max(0.0) * share, variance });
-            }
-        }
-        offers
-    }
-
-    /// Tensors that are decided together; `settled` are tied to them and decided already.
-    fn group(&mut self, tensors: Vec<usize>, settled: &[usize], resolved: &ResolvedPlan) -> Result<Group> {
-        let mut offers: Option<Vec<Offer>> = None;
-        for &index in &tensors {
-            let own = self.offers(index);
-            offers = Some(match offers {
-                None => own,
-                Some(common) => common
-                    .into_iter()
-                    .filter_map(|offer| {
-                        let other = own.iter().find(|other| other.format == offer.format)?;
-                        Some(Offer {
-                            bytes: offer.bytes.saturating_add(other.bytes),
-                            damage: offer.damage + other.damage,
-                            variance: offer.variance + other.variance,
-                            ..offer
-                        })
-                    })
-                    .collect(),
-            });
-        }
-        let mut offers = offers.unwrap_or_default();
-        offers.retain(|offer| {
-            let dtype = format::find(offer.format).map(|format| format.dtype());
-            settled.iter().all(|&index| dtype == Some(resolved.decisions[index].dtype))
-        });
-        if offers.is_empty() {
-            let name = |index: &usize| self.subject.tensors[*index].name.clone();
-            let names: Vec<String> = tensors.iter().chain(settled).map(name).collect();
-            return Err(Fault::new(Stage::Plan, "tied tensors have no format in common")
-                .at(names.join(", "))
-                .fix("measure the same formats for all of them, decide all of them by hand, or untie them")
-                .into());
-        }
-        Ok(Group { tensors, offers })
-    }
-
-    /// Damage of a tensor that is decided elsewhere, with its standard error.
-    fn predicted(&self, tensor: &TensorInfo, decision: &Decision) -> Option<(f64, Option<f64>)> {
-        cell_damage(self.table, |name| self.rows.get(name).copied(), tensor, decision)
-    }
-
-    fn warnings(&self, plan: &Plan) -> Vec<String> {
-        let mut warnings = Vec::new();
-        match (self.table.imatrix.is_some(), plan.calibration().is_some()) {
-            (true, false) => warnings.push(
-                "The sensitivity was measured with an importance matrix, which the plan does not have.".to_owned(),
-            ),
-            (false, true) => warnings.push(
-                "The sensitivity was measured without the plan's importance matrix, with which the damage is less."
-                    .to_owned(),
-            ),
-            _ => {}
-        }
-        if self.table.checkpoint != self.subject.fingerprint {
-            warnings.push("The sensitivity was measured on another checkpoint.".to_owned());
-        }
-        let name = |index: usize| &self.subject.tensors[index].name;
-        match self.missing.as_slice() {
-            [] => {}
-            [(index, id)] => {
-                warnings.push(format!("{} in {id} was not measured, so it was not considered.", name(*index)));
-            }
-            [(index, id), ..] => warnings.push(format!(
-                "{} choices were not measured, so they were not considered: the first is {} in {id}.",
-                self.missing.len(),
-                name(*index)
-            )),
-        }
-        match self.unknown.as_slice() {
-            [] => {}
-            [index] => warnings.push(format!(
-                "{} is decided by hand in a format that was not measured, so its damage is not in the prediction.",
-                name(*index)
-            )),
-            [index, ..] => warnings.push(format!(
-                "{} tensors stay in formats that were not measured, so their damage is not in the prediction: the first is {}.",
-                self.unknown.len(),
-                name(*index)
-            )),
-        }
-        warnings
-    }
-}
-
-/// Sum of the damages of a plan's choices; none where one of them is not in the table.
-pub fn predicted_damage(table: &SensitivityTable, checkpoint: &Checkpoint, resolved: &ResolvedPlan) -> Option<f64> {
-    let rows: HashMap<&str, usize> =
-        table.rows.iter().enumerate().map(|(index, row)| (row.name.as_str(), index)).collect();
-    resolved.decisions.iter().try_fold(0.0, |sum, decision| {
-        let tensor = checkpoint.tensors.get(decision.tensor_index)?;
-        Some(sum + cell_damage(table, |name| rows.get(name).copied(), tensor, decision)?.0)
-    })
-}
-
-/// What one decision does by the table, with its standard error; nothing where the stored values
-/// stay or the tensor is none that sensitivity is about.
-fn cell_damage<'a>(
-    table: &SensitivityTable,
-    row_of: impl Fn(&'a str) -> Option<usize>,
-    tensor: &'a TensorInfo,
-    decision: &Decision,
-) -> Option<(f64, Option<f64>)> {
-    if decision.is_copy() || decision.is_removed() || !sensitivity::is_default_subject(tensor) {
-        return Some((0.0, None));
-    }
-    let format = format::of_dtype(decision.dtype)?;
-    let column = table.column(format.id());
-    if format.dtype().is_plain() && column.is_none() {
-        return Some((0.0, None));
-    }
-    let cell = table.rows.get(row_of(&tensor.name)?)?.cells.get(column?)?.as_ref()?;
-    Some((cell.value, cell.stderr))
 }

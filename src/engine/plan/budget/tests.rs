@@ -3,9 +3,12 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::checkpoint::TensorInfo;
+use crate::plan::Target;
+use crate::plan::speed::{SpeedModel, tests::rates};
 use crate::plan::tests::{fault, llama, parse, subject};
 use crate::plan::{Recipe, Rule, Treatment};
-use crate::sensitivity::{SensitivityRow, SensitivityValue};
+use crate::sensitivity::{self, SensitivityRow, SensitivityValue};
 
 const FORMATS: [&str; 6] = ["q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"];
 
@@ -29,6 +32,8 @@ fn table(tensors: &[TensorInfo], fragility: impl Fn(&TensorInfo) -> f64) -> Sens
         unit: "nats".to_owned(),
         label: Label::MeasuredWeightsOnly,
         imatrix: None,
+        basis: None,
+        diagonal_only: Vec::new(),
         formats: FORMATS.map(str::to_owned).to_vec(),
         rows: tensors.iter().filter(|tensor| sensitivity::is_default_subject(tensor)).map(row).collect(),
     }
@@ -45,7 +50,7 @@ fn planner(tensors: &[TensorInfo], plan: &Plan, options: &BudgetOptions) -> Plan
 }
 
 fn propose(planner: &Planner, tensors: &[TensorInfo], limit: Limit) -> Proposal {
-    planner.propose_for(subject(tensors), limit, &Effort::default()).expect("fits")
+    planner.propose_for(subject(tensors), &[limit], &Effort::default()).expect("fits")
 }
 
 fn formats_of(proposal: &Proposal, tensors: &[TensorInfo], role: Role) -> Vec<&'static str> {
@@ -213,13 +218,67 @@ fn an_impossible_limit_is_refused_with_the_floor_and_what_sets_it() {
         Limit::BitsPerWeight(f64::NAN),
         Limit::FileBytes(0),
     ] {
-        let text = fault(planner.propose_for(subject(&tensors), limit, &Effort::default())).to_string();
+        let text = fault(planner.propose_for(subject(&tensors), &[limit], &Effort::default())).to_string();
         assert!(text.contains("model.embed_tokens.weight, decided by hand"), "{text}");
         assert!(text.contains("28 tensors in the smallest format") && text.contains("protect less"), "{text}");
         assert_eq!(text.contains("metadata"), floor.parts.iter().any(|part| part.what.contains("metadata")));
     }
-    let text = fault(planner.propose_for(subject(&tensors), Limit::Damage(-1.0), &Effort::default())).to_string();
+    let text = fault(planner.propose_for(subject(&tensors), &[Limit::Damage(-1.0)], &Effort::default())).to_string();
     assert!(text.contains("the least is 0"), "{text}");
+}
+
+fn timed(tensors: &[TensorInfo]) -> BudgetOptions {
+    BudgetOptions { speed: Some(SpeedModel::of(rates(), tensors, None)), ..BudgetOptions::default() }
+}
+
+#[test]
+fn a_limit_of_speed_is_kept_and_is_another_one_than_size() {
+    let tensors = llama(4);
+    let plan = Plan::new(Target::Gguf, Some("f1"));
+    let planner = planner(&tensors, &plan, &timed(&tensors));
+    let free = propose(&planner, &tensors, Limit::BitsPerWeight(8.6)).report;
+    let speed = free.speed.expect("every format is rated");
+    let faster = 1.4 * speed.decode_tokens_per_second;
+    let report = propose(&planner, &tensors, Limit::DecodeSpeed(faster)).report;
+    let reached = report.speed.expect("rated").decode_tokens_per_second;
+    assert!(reached >= faster * (1.0 - 1e-9) && reached < 1.2 * faster && report.is_optimal, "{reached} {faster}");
+    assert!(report.damage > free.damage);
+
+    // Prompts are read fastest from large formats here, so that size and time pull apart.
+    let small = propose(&planner, &tensors, Limit::BitsPerWeight(5.0)).report;
+    let prefill = small.speed.expect("rated").prefill_tokens_per_second;
+    let wanted = Limit::PrefillSpeed(1.005 * prefill);
+    let both = [Limit::BitsPerWeight(5.0), wanted];
+    let found = planner.propose_for(subject(&tensors), &both, &Effort::default()).expect("a plan keeps both").report;
+    assert!(found.bits_per_weight <= 5.0, "{}", found.bits_per_weight);
+    assert!(found.speed.expect("rated").prefill_tokens_per_second >= 1.005 * prefill * (1.0 - 1e-9));
+    assert!(found.damage >= small.damage && found.bound <= found.damage);
+    assert_eq!(found.limits, both);
+
+    let request = Limit::Request { seconds: 0.995 * (100.0 / prefill), prompt_tokens: 100, output_tokens: 0 };
+    let quick = propose(&planner, &tensors, request).report.speed.expect("rated");
+    assert!(quick.request_secs(100, 0) <= 0.995 * (100.0 / prefill) * (1.0 + 1e-9));
+}
+
+#[test]
+fn a_speed_that_cannot_be_reached_or_predicted_is_refused_with_the_reason() {
+    let tensors = llama(3);
+    let plan = parse("version = 1\n[[rule]]\nmatch = \"model.embed_tokens.weight\"\nprotect = true\n");
+    let refused = |options: &BudgetOptions, limits: &[Limit]| {
+        let planner = planner(&tensors, &plan, options);
+        fault(planner.propose_for(subject(&tensors), limits, &Effort::default())).to_string()
+    };
+    let text = refused(&BudgetOptions::default(), &[Limit::DecodeSpeed(10.0)]);
+    assert!(text.contains("bench --rates"), "{text}");
+    for speed in [1e9, f64::NAN, f64::INFINITY] {
+        let text = refused(&timed(&tensors), &[Limit::DecodeSpeed(speed)]);
+        assert!(text.contains("the most is") && text.contains("fastest format"), "{text}");
+    }
+    let text = refused(&timed(&tensors), &[Limit::BitsPerWeight(9.0), Limit::Damage(1e-12)]);
+    assert!(text.contains("the least damage there is"), "{text}");
+    let text = refused(&timed(&tensors), &[Limit::Memory { bytes: 100, cache_bytes: 200 }]);
+    assert!(text.contains("KV cache") && text.contains("shorter context"), "{text}");
+    assert!(refused(&timed(&tensors), &[]).contains("no limit"));
 }
 
 #[test]
@@ -265,6 +324,43 @@ fn a_folder_of_plain_floats_is_planned_too_and_norms_stay() {
     let planner = Planner::new_for(subject(&tensors), &plan, &table, &options).expect("plans");
     let proposal = propose(&planner, &tensors, Limit::BitsPerWeight(16.0));
     assert!(proposal.resolved.decisions.iter().all(Decision::is_copy));
+}
+
+#[test]
+fn where_one_format_is_all_there_is_the_best_one_is_found_and_what_it_spares() {
+    let tensors = llama(3);
+    let formats = ["int8_channel", "int4_g128", "int4_g32"];
+    let mut table = table(&tensors, usual);
+    table.formats = formats.map(str::to_owned).to_vec();
+    for row in &mut table.rows {
+        let tensor = tensors.iter().find(|tensor| tensor.name == row.name).expect("its own");
+        let cell = |id: &str| {
+            let format = format::find(id).expect("registered");
+            let damage = usual(tensor) * 4.0_f64.powf(-format.bits_per_weight());
+            SensitivityValue::new(damage, tensor, format, format)
+        };
+        row.cells = formats.iter().map(|id| cell(id)).collect();
+    }
+    let text = "version = 1\ntarget = \"gptq\"\n[default]\nformat = \"int8_g128\"\n";
+    let plan = parse(text);
+    let options = BudgetOptions { ties: Ties::of(Target::Gptq), ..BudgetOptions::default() };
+    let planner = Planner::new_for(subject(&tensors), &plan, &table, &options).expect("plans");
+    let mut damages = Vec::new();
+    for bits in [14.0, 11.0, 8.0] {
+        let proposal = propose(&planner, &tensors, Limit::BitsPerWeight(bits));
+        let mut schemes: Vec<&str> = proposal.resolved.decisions.iter().map(|one| one.dtype.name()).collect();
+        schemes.retain(|name| name.starts_with("int"));
+        schemes.sort_unstable();
+        schemes.dedup();
+        assert!(schemes.len() <= 1 && proposal.report.bits_per_weight <= bits, "{bits} {schemes:?}");
+        damages.push(proposal.report.damage);
+        // Proposing again from the answer is no other question.
+        let again = Planner::new_for(subject(&tensors), &proposal.plan, &table, &options).expect("plans");
+        assert_eq!(propose(&again, &tensors, Limit::BitsPerWeight(bits)).report.damage, proposal.report.damage);
+    }
+    assert!(damages[0] <= damages[1] && damages[1] <= damages[2], "{damages:?}");
+    let curve = planner.frontier();
+    assert!(curve.windows(2).all(|pair| pair[0].cost < pair[1].cost && pair[0].damage > pair[1].damage));
 }
 
 #[test]

@@ -1,0 +1,218 @@
+//! Parts of the comparison: gates as a strip, the items cut in other ways, calibration, the radar with its
+//! minimum, and the two texts of a flip side by side.
+
+use eframe::egui::{Align, Grid, Label, Layout, Sense, Ui, vec2};
+
+use super::common::{caption_ui, head_ui};
+use super::compare_data;
+use crate::app::plots::lines::{Lines, lines_ui};
+use crate::app::plots::radar::{Radar, radar_ui};
+use crate::app::plots::slices::{Slices, slices_ui};
+use crate::app::theme::{Type, UiTokens as _, space};
+use crate::app::widgets::{
+    KeyValue, card_ui, key_values_ui, pill_ui, quiet_button_ui, section_ui, section_with_ui, segments_ui,
+};
+use crate::engine::comparison::{Comparison, Flip};
+use crate::engine::units;
+
+/// Shaped data of the parts, made anew when the comparison changes.
+#[derive(Default)]
+pub(super) struct Parts {
+    views: Vec<(String, Slices)>,
+    view: usize,
+    reliability: Option<Lines>,
+    by_position: Option<Lines>,
+    radar: Option<Radar>,
+}
+
+impl Parts {
+    /// Shapes a comparison.
+    pub fn update(&mut self, comparison: Option<&Comparison>, name: &str, candidate: usize) {
+        let view = self.view;
+        *self = Self::default();
+        let Some(comparison) = comparison else { return };
+        self.views = comparison
+            .views
+            .iter()
+            .map(|view| (view.by.clone(), compare_data::view_slices(comparison, view, name, candidate)))
+            .collect();
+        self.view = view.min(self.views.len().saturating_sub(1));
+        self.reliability = compare_data::reliability(comparison, candidate);
+        let distance = comparison.text.as_ref().and_then(|text| text.distance.as_ref());
+        self.by_position = distance.and_then(|distance| compare_data::kld_by_position(distance, name, candidate));
+        self.radar = compare_data::radar(comparison, candidate);
+    }
+
+    /// The items by prompt length, by rare tokens, by each field.
+    pub fn views_ui(&mut self, ui: &mut Ui) {
+        if self.views.is_empty() {
+            return;
+        }
+        card_ui(ui, |ui| {
+            section_with_ui(ui, "The same items cut otherwise", |ui| {
+                let names: Vec<&str> = self.views.iter().map(|(by, _)| by.as_str()).collect();
+                segments_ui(ui, "Cut items by", &names, &mut self.view);
+            });
+            if let Some((_, slices)) = self.views.get(self.view) {
+                slices_ui(ui, slices);
+            }
+        });
+    }
+
+    /// Calibration, KLD over position, written texts and the radar.
+    pub fn figures_ui(&self, ui: &mut Ui, comparison: &Comparison) {
+        if ui.available_width() > 680.0 {
+            ui.columns(2, |columns| {
+                self.radar_ui(&mut columns[0]);
+                written_ui(&mut columns[0], comparison);
+                self.reliability_ui(&mut columns[1], comparison);
+                self.position_ui(&mut columns[1]);
+            });
+        } else {
+            self.radar_ui(ui);
+            written_ui(ui, comparison);
+            self.reliability_ui(ui, comparison);
+            self.position_ui(ui);
+        }
+    }
+
+    fn radar_ui(&self, ui: &mut Ui) {
+        let Some(radar) = &self.radar else { return };
+        card_ui(ui, |ui| {
+            section_ui(ui, "Over the original's");
+            radar_ui(ui, radar, 260.0);
+            if let Some(least) = radar.least() {
+                caption_ui(ui, format!("the least: {} at {:.0} % of the original's", least.name, least.share * 100.0));
+            }
+        });
+    }
+
+    fn reliability_ui(&self, ui: &mut Ui, comparison: &Comparison) {
+        let Some(lines) = &self.reliability else { return };
+        card_ui(ui, |ui| {
+            section_ui(ui, "Calibration");
+            lines_ui(ui, lines, 220.0);
+            let ece = |reliability: &Option<crate::engine::evaluation::Reliability>| {
+                reliability.as_ref().map_or_else(|| "–".to_owned(), |one| format!("{:.1}", one.ece * 100.0))
+            };
+            let (before, after) = (ece(&comparison.baseline_reliability), ece(&comparison.candidate_reliability));
+            caption_ui(
+                ui,
+                format!("expected calibration error {before} points, then {after}; below the line is too sure"),
+            );
+        });
+    }
+
+    fn position_ui(&self, ui: &mut Ui) {
+        let Some(lines) = &self.by_position else { return };
+        card_ui(ui, |ui| {
+            section_ui(ui, "KLD over the position");
+            lines_ui(ui, lines, 180.0);
+        });
+    }
+}
+
+fn written_ui(ui: &mut Ui, comparison: &Comparison) {
+    let (Some(written), own) = (&comparison.written, &comparison.candidate_written) else { return };
+    card_ui(ui, |ui| {
+        section_ui(ui, "Written texts");
+        let percent = |share: f64| format!("{:.1}", share * 100.0);
+        let mut lines = vec![KeyValue::new("the same to the last token", percent(written.identical_fraction), "%")];
+        if let Some(median) = written.first_divergence_median {
+            lines.push(KeyValue::new("tokens before the first different one", units::significant(median), ""));
+        }
+        lines.push(KeyValue::new("length over the original's", format!("{:.2}", written.length_ratio), "×"));
+        if let Some(own) = own {
+            lines.push(KeyValue::new("not ended", percent(own.end_of_text_failure_fraction), "%"));
+            lines.push(KeyValue::new("repeated 4-grams", percent(own.repeated_fraction), "%"));
+        }
+        key_values_ui(ui, &lines);
+    });
+}
+
+/// Every verdict as a pill, the gate that leaves least room marked, and what to go back to after a failure.
+pub(super) fn gates_ui(ui: &mut Ui, comparison: &Comparison) {
+    if comparison.gates.is_empty() {
+        return;
+    }
+    ui.horizontal_wrapped(|ui| {
+        for gate in &comparison.gates {
+            let metric = &gate.metric;
+            let what = gate.slice.as_deref().map_or_else(|| metric.clone(), |slice| format!("{metric} on {slice}"));
+            let what = if gate.is_binding { format!("{what} (least room)") } else { what };
+            pill_ui(ui, &what, compare_data::state(gate.verdict))
+                .on_hover_text(format!("{}: {}", gate.limit, gate.reason));
+        }
+    });
+    if let Some(rollback) = &comparison.rollback {
+        let hash = rollback.id.get(..12).unwrap_or(&rollback.id);
+        caption_ui(ui, format!("a gate failed: go back to {} ({hash})", rollback.name)).on_hover_text(&rollback.id);
+    }
+}
+
+/// Changed answers in rows; the one that was clicked shows both texts side by side.
+pub(super) fn flip_list_ui<'a>(ui: &mut Ui, flips: impl Iterator<Item = &'a Flip>, open: &mut Option<String>) {
+    let width = ((ui.available_width() - 260.0) / 2.0).max(100.0);
+    let flips: Vec<&Flip> = flips.collect();
+    Grid::new("flips").num_columns(4).striped(true).spacing(vec2(space::M, space::XS)).show(ui, |ui| {
+        for head in ["item", "slice", "original", "candidate"] {
+            head_ui(ui, head, false);
+        }
+        ui.end_row();
+        for flip in &flips {
+            let tokens = ui.tokens();
+            let cell = |ui: &mut Ui, text: &str, width: f32, color| {
+                ui.scope(|ui| {
+                    ui.set_width(width);
+                    let label = Label::new(Type::Small.text(text).color(color)).truncate().sense(Sense::click());
+                    ui.add(label).on_hover_text("Show both texts").clicked()
+                })
+                .inner
+            };
+            let (before, after) = if flip.gained { (tokens.weak, tokens.pass) } else { (tokens.text, tokens.fail) };
+            let sign = if flip.gained { "gained" } else { "lost" };
+            let clicked = [
+                cell(ui, &flip.id, 100.0, tokens.weak),
+                cell(ui, &format!("{}/{}", flip.task, flip.slice), 130.0, tokens.text),
+                cell(ui, &flip.baseline_prediction, width, before),
+                cell(ui, &format!("{sign}  {}", flip.candidate_prediction), width, after),
+            ];
+            ui.end_row();
+            if clicked.contains(&true) {
+                *open = (open.as_ref() != Some(&flip.id)).then(|| flip.id.clone());
+            }
+        }
+    });
+    if let Some(flip) = flips.iter().find(|flip| open.as_ref() == Some(&flip.id))
+        && side_by_side_ui(ui, flip)
+    {
+        *open = None;
+    }
+}
+
+/// Both models' texts beside each other under what would have been right; true if it shall be closed.
+fn side_by_side_ui(ui: &mut Ui, flip: &Flip) -> bool {
+    let mut is_closed = false;
+    card_ui(ui, |ui| {
+        section_with_ui(ui, &format!("Item {}", flip.id), |ui| is_closed = quiet_button_ui(ui, "Close").clicked());
+        if !flip.wanted.is_empty() {
+            caption_ui(ui, format!("wanted: {}", flip.wanted.trim()));
+        }
+        ui.columns(2, |columns| {
+            let texts = [
+                ("original", &flip.baseline_prediction, !flip.gained),
+                ("candidate", &flip.candidate_prediction, flip.gained),
+            ];
+            for (column, (whose, text, is_right)) in columns.iter_mut().zip(texts) {
+                column.with_layout(Layout::top_down_justified(Align::Min), |ui| {
+                    let tokens = ui.tokens();
+                    let (word, color) = if is_right { ("right", tokens.pass) } else { ("wrong", tokens.fail) };
+                    ui.label(Type::SmallStrong.text(format!("{whose}, {word}")).color(color));
+                    let text = if text.is_empty() { "(nothing)" } else { text.as_str() };
+                    ui.add(Label::new(Type::Mono.text(text)).wrap());
+                });
+            }
+        });
+    });
+    is_closed
+}

@@ -1,0 +1,339 @@
+//! The candidate first, the original where the candidate is unsure: cost, time and accuracy of every threshold.
+//!
+//! Everything comes from stored results. The threshold is chosen on one half of the items and reported on the
+//! other, since a threshold that was chosen on the items it is judged by looks better than it is. An item is
+//! kept by the candidate where its confidence reaches the threshold; the cost of an escalated item is that of
+//! both models. A third model that cannot run here takes part by a JSONL of its answers.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Fault, Result, Stage};
+use crate::evaluation::Evaluation;
+use crate::scoring::ItemResult;
+
+/// Points of a curve.
+const MAX_POINTS: usize = 200;
+/// Items that both halves together need.
+const MIN_ITEMS: usize = 20;
+/// Largest file of answers.
+const MAX_FILE_BYTES: u64 = 1 << 30;
+
+/// What a cascade is planned with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CascadeOptions {
+    /// Cost of an item by the candidate, in any unit.
+    pub candidate_cost: f64,
+    /// Cost of an item by the model that is escalated to.
+    pub baseline_cost: f64,
+    /// Seconds of an item by the candidate.
+    pub candidate_secs: f64,
+    pub baseline_secs: f64,
+    /// The accuracy that must be kept, as a share of the large model's.
+    pub keep_quality: f64,
+}
+
+impl Default for CascadeOptions {
+    fn default() -> Self {
+        Self { candidate_cost: 0.3, baseline_cost: 1.0, candidate_secs: 0.3, baseline_secs: 1.0, keep_quality: 0.99 }
+    }
+}
+
+/// An answer of a model that cannot run here: one line of its JSONL.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The item's id.
+    pub id: String,
+    /// Whether it is right, or the answer itself, which is then compared with what is wanted.
+    #[serde(default)]
+    pub correct: Option<bool>,
+    #[serde(default)]
+    pub answer: Option<String>,
+    #[serde(default)]
+    pub confidence: Option<f64>,
+    /// Price of this answer, in the unit of the other costs.
+    #[serde(default)]
+    pub price: Option<f64>,
+    #[serde(default)]
+    pub latency_secs: Option<f64>,
+}
+
+/// One threshold on the items it is reported for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CascadePoint {
+    /// Least confidence with which the candidate's answer is kept.
+    pub threshold: f64,
+    /// Share of items that go on to the large model.
+    pub escalated_fraction: f64,
+    pub accuracy: f64,
+    /// Mean cost of an item over the large model's own.
+    pub cost_ratio: f64,
+    /// Mean seconds of an item.
+    pub mean_secs: f64,
+    /// Share of items that were escalated without becoming right.
+    pub useless_escalation_fraction: f64,
+}
+
+/// A cascade's whole curve, and the threshold that was chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cascade {
+    /// Items that the threshold was chosen on, and items that it is reported on.
+    pub chosen_on: usize,
+    pub reported_on: usize,
+    /// The curve on the items that are reported, from no escalation to all.
+    pub curve: Vec<CascadePoint>,
+    /// The cheapest threshold that kept the quality on the first half, on the first half.
+    pub chosen: CascadePoint,
+    /// The same threshold on the other half: what to believe.
+    pub reported: CascadePoint,
+    pub candidate_accuracy: f64,
+    pub baseline_accuracy: f64,
+    /// Accuracy of an oracle that escalates just the items that only the large model gets right.
+    pub oracle_accuracy: f64,
+    /// Area under accuracy over escalated share, 0 to 1.
+    pub area: f64,
+    /// 1 − cost over that of the large model alone.
+    pub saving: f64,
+    /// What the confidences are.
+    pub signal: String,
+}
+
+/// An item as a cascade sees it.
+#[derive(Clone, Copy)]
+struct Case {
+    confidence: f64,
+    small: f64,
+    large: f64,
+    large_cost: f64,
+    large_secs: f64,
+}
+
+/// Reads the answers of a model that cannot run here.
+pub fn read_answers(path: &Path) -> Result<Vec<Answer>> {
+    let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+    let fault = |line: usize, cause: String| -> Error {
+        Fault::new(Stage::Comparison, cause)
+            .at(format!("line {line}"))
+            .fix("write one JSON object a line with id, answer or correct, confidence, price, latency_secs")
+            .file(path)
+            .into()
+    };
+    if length > MAX_FILE_BYTES {
+        return Err(fault(1, format!("the file has {length} bytes")));
+    }
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let mut answers = Vec::new();
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let answer: Answer = serde_json::from_str(line).map_err(|err| fault(index + 1, err.to_string()))?;
+        if answer.correct.is_none() && answer.answer.is_none() {
+            return Err(fault(index + 1, "neither `correct` nor `answer` is there".to_owned()));
+        }
+        let numbers = [answer.confidence, answer.price, answer.latency_secs];
+        if numbers.into_iter().flatten().any(|number| !number.is_finite() || number < 0.0) {
+            return Err(fault(index + 1, "a number is negative or not finite".to_owned()));
+        }
+        answers.push(answer);
+    }
+    Ok(answers)
+}
+
+/// True for the half on which a threshold is chosen: by the hash of what is drawn together.
+fn is_for_choosing(item: &ItemResult) -> bool {
+    let name = item.group.as_deref().unwrap_or(&item.id);
+    blake3::hash(name.as_bytes()).as_bytes()[0] & 1 == 0
+}
+
+fn point(cases: &[Case], threshold: f64, options: &CascadeOptions) -> CascadePoint {
+    let count = cases.len().max(1) as f64;
+    let (mut escalated, mut right, mut cost, mut secs, mut useless, mut large) = (0_usize, 0.0, 0.0, 0.0, 0_usize, 0.0);
+    for case in cases {
+        cost += options.candidate_cost;
+        secs += options.candidate_secs;
+        large += case.large_cost;
+        if case.confidence >= threshold {
+            right += case.small;
+        } else {
+            escalated += 1;
+            right += case.large;
+            cost += case.large_cost;
+            secs += case.large_secs;
+            useless += usize::from(case.large <= case.small);
+        }
+    }
+    CascadePoint {
+        threshold,
+        escalated_fraction: escalated as f64 / count,
+        accuracy: right / count,
+        cost_ratio: cost / large.max(1e-12),
+        mean_secs: secs / count,
+        useless_escalation_fraction: useless as f64 / count,
+    }
+}
+
+/// Thresholds that divide the items: never escalate, each confidence, always escalate.
+fn thresholds(cases: &[Case]) -> Vec<f64> {
+    let mut values: Vec<f64> = cases.iter().map(|case| case.confidence).collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values.dedup();
+    let step = values.len().div_ceil(MAX_POINTS).max(1);
+    let above = values.last().map_or(1.0, |last| last + 1.0);
+    values.into_iter().step_by(step).chain([above]).collect()
+}
+
+/// Plans a cascade from two evaluations of the same items; `third` replaces the baseline's answers where it is given.
+///
+/// # Errors
+/// Where fewer than twenty items have a confidence and both answers.
+pub fn cascade(
+    baseline: &Evaluation,
+    candidate: &Evaluation,
+    third: Option<&[Answer]>,
+    options: &CascadeOptions,
+) -> Result<Cascade> {
+    let by_id: HashMap<&str, &ItemResult> = baseline.items.iter().map(|item| (item.id.as_str(), item)).collect();
+    let answers: Option<HashMap<&str, &Answer>> =
+        third.map(|third| third.iter().map(|answer| (answer.id.as_str(), answer)).collect());
+    let (mut choosing, mut reporting) = (Vec::new(), Vec::new());
+    for item in &candidate.items {
+        let Some(confidence) = item.confidence() else { continue };
+        let large = match &answers {
+            Some(answers) => answers.get(item.id.as_str()).map(|answer| {
+                let right = answer
+                    .correct
+                    .unwrap_or_else(|| answer.answer.as_deref().is_some_and(|text| text.trim() == item.wanted.trim()));
+                let cost = answer.price.unwrap_or(options.baseline_cost);
+                (f64::from(u8::from(right)), cost, answer.latency_secs.unwrap_or(options.baseline_secs))
+            }),
+            None => by_id.get(item.id.as_str()).map(|item| (item.score, options.baseline_cost, options.baseline_secs)),
+        };
+        let Some((large, large_cost, large_secs)) = large else { continue };
+        let case = Case { confidence, small: item.score, large, large_cost, large_secs };
+        if is_for_choosing(item) { choosing.push(case) } else { reporting.push(case) }
+    }
+    if choosing.len() + reporting.len() < MIN_ITEMS || choosing.is_empty() || reporting.is_empty() {
+        return Err(Fault::new(
+            Stage::Comparison,
+            format!("{} items have a confidence and both answers", choosing.len() + reporting.len()),
+        )
+        .fix(format!("a cascade needs at least {MIN_ITEMS} multiple-choice items that both models answered"))
+        .into());
+    }
+    let mean = |cases: &[Case], value: &dyn Fn(&Case) -> f64| cases.iter().map(value).sum::<f64>() / cases.len() as f64;
+    let wanted = options.keep_quality * mean(&choosing, &|case| case.large);
+    let on_choosing: Vec<CascadePoint> =
+        thresholds(&choosing).into_iter().map(|threshold| point(&choosing, threshold, options)).collect();
+    let keeps = |point: &&CascadePoint| point.accuracy >= wanted - 1e-12;
+    let cheapest = on_choosing.iter().filter(keeps).min_by(|a, b| a.cost_ratio.total_cmp(&b.cost_ratio));
+    // The last one escalates everything and so keeps the large model's accuracy whole.
+    let chosen = *cheapest.or(on_choosing.last()).ok_or_else(|| Fault::new(Stage::Comparison, "no item"))?;
+    let reported = point(&reporting, chosen.threshold, options);
+    let mut curve: Vec<CascadePoint> =
+        thresholds(&reporting).into_iter().map(|threshold| point(&reporting, threshold, options)).collect();
+    curve.sort_by(|a, b| a.escalated_fraction.total_cmp(&b.escalated_fraction));
+    let area = curve
+        .windows(2)
+        .map(|pair| {
+            (pair[1].escalated_fraction - pair[0].escalated_fraction) * (pair[0].accuracy + pair[1].accuracy) / 2.0
+        })
+        .sum();
+    Ok(Cascade {
+        chosen_on: choosing.len(),
+        reported_on: reporting.len(),
+        curve,
+        chosen,
+        reported,
+        candidate_accuracy: mean(&reporting, &|case| case.small),
+        baseline_accuracy: mean(&reporting, &|case| case.large),
+        oracle_accuracy: mean(&reporting, &|case| case.small.max(case.large)),
+        area,
+        saving: 1.0 - reported.cost_ratio,
+        signal: "largest probability of a choice (softmax of the log-likelihoods)".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::evaluation;
+    use super::*;
+    use crate::scoring::random::Random;
+
+    /// The small model is right as often as it says, the large one nine times in ten.
+    fn models() -> (Evaluation, Evaluation) {
+        let mut random = Random::new(8, 0);
+        let (mut small, mut large) = (Vec::new(), Vec::new());
+        for id in 0..4000 {
+            let confidence = 0.5 + 0.4999 * random.unit();
+            let make = |correct: bool| ItemResult {
+                id: id.to_string(),
+                task: "t".into(),
+                slice: "s".into(),
+                metric: "acc".into(),
+                wanted: "yes".into(),
+                correct,
+                score: f64::from(u8::from(correct)),
+                scores: vec![confidence.ln(), (1.0 - confidence).ln()],
+                ..ItemResult::default()
+            };
+            small.push(make(random.unit() < confidence));
+            large.push(make(random.unit() < 0.9));
+        }
+        (evaluation("large", 100, 1.0, large), evaluation("small", 30, 3.0, small))
+    }
+
+    #[test]
+    fn a_threshold_from_one_half_holds_on_the_other_and_saves() {
+        let (large, small) = models();
+        let options = CascadeOptions { candidate_cost: 0.2, keep_quality: 0.97, ..CascadeOptions::default() };
+        let cascade = cascade(&large, &small, None, &options).expect("cascade");
+        assert_eq!(cascade.chosen_on + cascade.reported_on, 4000);
+        assert!(cascade.chosen_on > 1800 && cascade.reported_on > 1800);
+        assert!(cascade.reported.accuracy > 0.94 * cascade.baseline_accuracy, "{:?}", cascade.reported);
+        assert!(cascade.saving > 0.1 && (cascade.saving - (1.0 - cascade.reported.cost_ratio)).abs() < 1e-12);
+        // Saving is the kept share minus the cost of asking the small model first.
+        let kept = 1.0 - cascade.reported.escalated_fraction;
+        assert!((cascade.saving - (kept - 0.2)).abs() < 1e-9);
+        let (first, last) = (cascade.curve[0], cascade.curve[cascade.curve.len() - 1]);
+        assert_eq!((first.escalated_fraction, last.escalated_fraction), (0.0, 1.0));
+        assert!((first.accuracy - cascade.candidate_accuracy).abs() < 1e-12);
+        assert!((last.accuracy - cascade.baseline_accuracy).abs() < 1e-12);
+        assert!(cascade.oracle_accuracy > cascade.baseline_accuracy && cascade.area > cascade.candidate_accuracy);
+    }
+
+    #[test]
+    fn a_third_model_takes_part_by_its_answers() {
+        let (large, small) = models();
+        let answers: Vec<Answer> = (0..4000)
+            .map(|id| Answer {
+                id: id.to_string(),
+                correct: None,
+                answer: Some(if id % 20 == 0 { "no" } else { " yes " }.to_owned()),
+                confidence: None,
+                price: Some(3.0),
+                latency_secs: Some(2.0),
+            })
+            .collect();
+        let cascade = cascade(&large, &small, Some(&answers), &CascadeOptions::default()).expect("cascade");
+        assert!((cascade.baseline_accuracy - 0.95).abs() < 0.01, "{}", cascade.baseline_accuracy);
+        assert!(cascade.curve[cascade.curve.len() - 1].mean_secs > 2.0);
+    }
+
+    #[test]
+    fn answers_are_read_with_the_line_of_a_mistake() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("api.jsonl");
+        std::fs::write(&path, "{\"id\":\"1\",\"answer\":\"x\",\"price\":0.1}\n\n{\"id\":\"2\"}\n").expect("write");
+        let error = read_answers(&path).expect_err("no answer").to_string();
+        assert!(error.contains("line 3") && error.contains("neither"), "{error}");
+        std::fs::write(&path, "{\"id\":\"1\",\"correct\":true}").expect("write");
+        assert_eq!(read_answers(&path).expect("one")[0].correct, Some(true));
+    }
+
+    #[test]
+    fn too_few_items_are_refused() {
+        let (mut large, mut small) = models();
+        (large.items, small.items) = (large.items[..10].to_vec(), small.items[..10].to_vec());
+        assert!(cascade(&large, &small, None, &CascadeOptions::default()).is_err());
+    }
+}

@@ -1,0 +1,224 @@
+//! Two models on the same items: accuracies, difference, interval, test and flips of all items or of some.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::resample::{self, Cluster};
+use super::stats;
+use crate::error::Result;
+use crate::progress::Progress;
+use crate::scoring::ItemResult;
+
+/// Below this many differing items the score interval is used: a bootstrap of a handful is too sure.
+const FEW_DISCORDANT: u64 = 10;
+/// A pair of results of the same item.
+pub(super) type Pair<'a> = (&'a ItemResult, &'a ItemResult);
+
+/// How intervals are made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ComparisonOptions {
+    /// Resamples of the paired bootstrap.
+    pub resamples: usize,
+    /// Its seed.
+    pub seed: u64,
+}
+
+impl Default for ComparisonOptions {
+    fn default() -> Self {
+        Self { resamples: 10_000, seed: 42 }
+    }
+}
+
+/// How an interval of a difference was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IntervalMethod {
+    /// Percentiles of a paired bootstrap over items.
+    Bootstrap,
+    /// The same over groups of items.
+    ClusterBootstrap,
+    /// Tango's score interval, where few items differ.
+    Score,
+    /// The wider of both on each side, where few items differ and they are grouped or graded.
+    ScoreAndBootstrap,
+}
+
+/// Two models on the same items. Fractions, not points; intervals at 95 %.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Paired {
+    /// Items that both answered.
+    pub n: usize,
+    /// Independent groups of items; `n` where items stand alone.
+    pub groups: usize,
+    pub baseline_accuracy: f64,
+    /// Wilson's.
+    pub baseline_interval: [f64; 2],
+    pub candidate_accuracy: f64,
+    /// Wilson's.
+    pub candidate_interval: [f64; 2],
+    /// Candidate minus baseline.
+    pub difference: f64,
+    pub difference_interval: [f64; 2],
+    pub interval_method: IntervalMethod,
+    /// Items that were right and are wrong.
+    pub right_to_wrong: u64,
+    /// Items that were wrong and are right.
+    pub wrong_to_right: u64,
+    /// Share of items whose correctness changed.
+    pub flip_fraction: f64,
+    /// Exact McNemar test of the flips.
+    pub mcnemar_p: f64,
+    /// The same, corrected for the number of slices (Holm).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mcnemar_p_holm: Option<f64>,
+    /// The difference of all other items, and how much more this slice changed than they, at 95 %.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versus_rest: Option<VersusRest>,
+    /// Difference that so many items detect with 80 % power at this share of flips (at least one item in `n`).
+    pub detectable_difference: f64,
+}
+
+impl Paired {
+    /// Larger half of the difference's interval.
+    pub fn margin(&self) -> f64 {
+        let [low, high] = self.difference_interval;
+        (self.difference - low).max(high - self.difference)
+    }
+}
+
+/// A slice's difference beside that of all other items.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VersusRest {
+    /// The slice's difference minus that of the others.
+    pub difference: f64,
+    pub interval: [f64; 2],
+}
+
+/// Two models on one slice.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SliceComparison {
+    pub task: String,
+    pub slice: String,
+    pub metric: String,
+    #[serde(flatten)]
+    pub paired: Paired,
+}
+
+impl SliceComparison {
+    /// `task/slice`, as gates and sentences name it.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.task, self.slice)
+    }
+}
+
+/// Mean difference of an item and the variance of that mean, groups as they are (a ratio of two means).
+fn mean_of(clusters: &[Cluster]) -> (f64, f64) {
+    let items = clusters.iter().map(|(_, count)| f64::from(*count)).sum::<f64>().max(1.0);
+    let mean = clusters.iter().map(|(sum, _)| sum).sum::<f64>() / items;
+    let squares: f64 = clusters.iter().map(|(sum, count)| (sum - mean * f64::from(*count)).powi(2)).sum();
+    let groups = clusters.len() as f64;
+    (mean, if groups < 2.0 { 0.0 } else { groups / (groups - 1.0) * squares / (items * items) })
+}
+
+/// All pairs, each with the group that it is drawn with.
+pub(super) struct Pairs<'a> {
+    pub all: Vec<Pair<'a>>,
+    /// Numbers of the groups, in the order of their names, so that the seed means the same everywhere.
+    clusters: Vec<u32>,
+}
+
+impl<'a> Pairs<'a> {
+    pub fn new(all: Vec<Pair<'a>>) -> Self {
+        let name = |pair: &Pair<'a>| pair.0.group.as_deref().map_or((1_u8, pair.0.id.as_str()), |group| (0, group));
+        let mut names: Vec<(u8, &str)> = all.iter().map(name).collect();
+        names.sort_unstable();
+        names.dedup();
+        let numbers: HashMap<(u8, &str), u32> = names.into_iter().zip(0..).collect();
+        let clusters = all.iter().map(|pair| numbers[&name(pair)]).collect();
+        Self { all, clusters }
+    }
+
+    /// Differences of some pairs, summed over their groups.
+    fn clusters_of(&self, members: &[usize]) -> Vec<Cluster> {
+        let mut order: Vec<(u32, usize)> = members.iter().map(|&member| (self.clusters[member], member)).collect();
+        order.sort_unstable();
+        order
+            .chunk_by(|a, b| a.0 == b.0)
+            .map(|group| {
+                let difference = |&(_, member): &(u32, usize)| self.all[member].1.score - self.all[member].0.score;
+                (group.iter().map(difference).sum(), group.len() as u32)
+            })
+            .collect()
+    }
+
+    /// How much more some pairs changed than all others, with errors of whole groups (a normal interval); `None`
+    /// where they are all, or too few differ to say.
+    pub fn versus_rest(&self, members: &[usize]) -> Option<VersusRest> {
+        let mut is_member = vec![false; self.all.len()];
+        members.iter().for_each(|&member| is_member[member] = true);
+        let others: Vec<usize> = (0..self.all.len()).filter(|&index| !is_member[index]).collect();
+        let (own, rest) = (self.clusters_of(members), self.clusters_of(&others));
+        let differ = |clusters: &[Cluster]| clusters.iter().filter(|(sum, _)| *sum != 0.0).count() as u64;
+        if others.is_empty() || differ(&own) + differ(&rest) < FEW_DISCORDANT {
+            return None;
+        }
+        let ((own_mean, own_variance), (rest_mean, rest_variance)) = (mean_of(&own), mean_of(&rest));
+        let (difference, half) = (own_mean - rest_mean, 1.96 * (own_variance + rest_variance).sqrt());
+        Some(VersusRest { difference, interval: [difference - half, difference + half] })
+    }
+
+    /// Statistics of some pairs, at least one.
+    pub fn paired(&self, members: &[usize], options: &ComparisonOptions, progress: &Progress) -> Result<Paired> {
+        let pairs: Vec<Pair<'_>> = members.iter().map(|&member| self.all[member]).collect();
+        let n = pairs.len();
+        let sum = |score: &dyn Fn(&Pair<'_>) -> f64| pairs.iter().map(score).sum::<f64>();
+        let baseline_sum = sum(&|(item, _)| item.score);
+        let candidate_sum = sum(&|(_, item)| item.score);
+        let count = |test: &dyn Fn(&Pair<'_>) -> bool| pairs.iter().filter(|&pair| test(pair)).count() as u64;
+        let right_to_wrong = count(&|(a, b)| a.correct && !b.correct);
+        let wrong_to_right = count(&|(a, b)| !a.correct && b.correct);
+        // Graded scores may differ where correctness does not.
+        let lower = count(&|(a, b)| b.score < a.score);
+        let higher = count(&|(a, b)| b.score > a.score);
+        let is_binary = pairs.iter().all(|(a, b)| [a.score, b.score].iter().all(|&score| score == 0.0 || score == 1.0));
+
+        let clusters = self.clusters_of(members);
+        let is_grouped = clusters.len() < n;
+        let score = stats::tango(lower, higher, n);
+        let (interval, interval_method) = if lower + higher < FEW_DISCORDANT {
+            if is_binary && !is_grouped {
+                (score, IntervalMethod::Score)
+            } else {
+                let drawn = resample::bootstrap(&clusters, options.resamples, options.seed, progress)?;
+                ((score.0.min(drawn.0), score.1.max(drawn.1)), IntervalMethod::ScoreAndBootstrap)
+            }
+        } else {
+            let method = if is_grouped { IntervalMethod::ClusterBootstrap } else { IntervalMethod::Bootstrap };
+            (resample::bootstrap(&clusters, options.resamples, options.seed, progress)?, method)
+        };
+        let flips = right_to_wrong + wrong_to_right;
+        let interval_of = |sum: f64| {
+            let (low, high) = stats::wilson(sum, n);
+            [low, high]
+        };
+        Ok(Paired {
+            n,
+            groups: clusters.len(),
+            baseline_accuracy: baseline_sum / n as f64,
+            baseline_interval: interval_of(baseline_sum),
+            candidate_accuracy: candidate_sum / n as f64,
+            candidate_interval: interval_of(candidate_sum),
+            difference: (candidate_sum - baseline_sum) / n as f64,
+            difference_interval: [interval.0, interval.1],
+            interval_method,
+            right_to_wrong,
+            wrong_to_right,
+            flip_fraction: flips as f64 / n as f64,
+            mcnemar_p: stats::mcnemar(right_to_wrong, wrong_to_right),
+            mcnemar_p_holm: None,
+            versus_rest: None,
+            detectable_difference: stats::detectable(n, flips.max(1) as f64 / n as f64),
+        })
+    }
+}

@@ -1,0 +1,183 @@
+//! The audit log: who ran what when, on which inputs, with which result; one JSON object a line, only ever added to.
+//!
+//! Every entry holds the hash of the one before, so that a line that was changed or taken out shows. The id of
+//! an entry is the hash of its line: what other documents name as their evidence.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Fault, Result, Stage};
+
+/// Largest log that is read.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// A file with the hash of its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HashedFile {
+    pub name: String,
+    /// BLAKE3 in hex.
+    pub hash: String,
+}
+
+impl HashedFile {
+    /// A file's name and the hash of what is in it, read piece by piece.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut file = std::fs::File::open(path).map_err(Error::io("read", path))?;
+        let mut hasher = blake3::Hasher::new();
+        std::io::copy(&mut file, &mut hasher).map_err(Error::io("read", path))?;
+        let name = path.file_name().map_or_else(|| path.to_string_lossy(), |name| name.to_string_lossy());
+        Ok(Self { name: name.into_owned(), hash: hasher.finalize().to_hex().to_string() })
+    }
+}
+
+/// One thing that was done.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// UTC, RFC 3339.
+    pub time: String,
+    /// The user of the system that ran it.
+    pub who: String,
+    /// `pass`, `evaluate`, `compare`, `report` …
+    pub what: String,
+    /// Version of the program.
+    pub version: String,
+    pub inputs: Vec<HashedFile>,
+    pub outputs: Vec<HashedFile>,
+    pub options: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joules: Option<f64>,
+    /// True where the energy is an estimate.
+    #[serde(default)]
+    pub joules_are_estimated: bool,
+    /// Floating-point operations of the pass, counted as 2 for each weight and token (6 where weights are trained).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flop: Option<f64>,
+    /// In a word: done, failed, cancelled, or a verdict.
+    pub outcome: String,
+    /// Hash of the line before; empty for the first.
+    #[serde(default)]
+    pub previous: String,
+}
+
+impl AuditEntry {
+    /// An entry of now, by this user and program.
+    pub fn now(what: &str) -> Self {
+        let who = ["USER", "USERNAME", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+        Self {
+            time: utc(SystemTime::now()),
+            who: who.unwrap_or_else(|| "unknown".to_owned()),
+            what: what.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            outcome: "done".to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+/// An entry with its id.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoggedEntry {
+    /// BLAKE3 of its line, in hex.
+    pub id: String,
+    pub entry: AuditEntry,
+}
+
+/// A moment as RFC 3339, to the second.
+pub fn utc(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Days since the first of March of year 0 (Hinnant's civil_from_days).
+    let shifted = days as i64 + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+fn id_of(line: &str) -> String {
+    blake3::hash(line.as_bytes()).to_hex().to_string()
+}
+
+fn refuse(path: &Path, line: usize, cause: String) -> Error {
+    Fault::new(Stage::Project, cause)
+        .at(format!("line {line}"))
+        .fix("keep the log as it was written; begin a new one beside it")
+        .file(path)
+        .into()
+}
+
+/// Adds an entry at the end of a log and answers its id.
+///
+/// # Errors
+/// Where the log cannot be read or written, or where it was changed.
+pub fn append(path: &Path, mut entry: AuditEntry) -> Result<String> {
+    let before = if path.exists() { read(path)? } else { Vec::new() };
+    entry.previous = before.last().map(|entry| entry.id.clone()).unwrap_or_default();
+    let line = serde_json::to_string(&entry)
+        .map_err(|err| Fault::new(Stage::Project, format!("the entry cannot be written: {err}")).file(path))?;
+    let mut file =
+        std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(Error::io("write", path))?;
+    // One write, so that another process cannot come between.
+    file.write_all(format!("{line}\n").as_bytes()).map_err(Error::io("write", path))?;
+    file.sync_all().map_err(Error::io("write", path))?;
+    Ok(id_of(&line))
+}
+
+/// Reads a log and checks that every entry follows the one before.
+pub fn read(path: &Path) -> Result<Vec<LoggedEntry>> {
+    let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+    if length > MAX_FILE_BYTES {
+        return Err(refuse(path, 1, format!("the log has {length} bytes")));
+    }
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let mut entries: Vec<LoggedEntry> = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let entry: AuditEntry =
+            serde_json::from_str(line).map_err(|err| refuse(path, index + 1, format!("not an entry: {err}")))?;
+        if entry.previous != entries.last().map(|entry| entry.id.clone()).unwrap_or_default() {
+            return Err(refuse(path, index + 1, "the entry does not follow the one before it".to_owned()));
+        }
+        entries.push(LoggedEntry { id: id_of(line), entry });
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn moments_are_written_as_rfc_3339() {
+        let at = |seconds| utc(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01T00:00:00Z");
+        assert_eq!(at(951_827_696), "2000-02-29T12:34:56Z");
+        assert_eq!(at(1_798_761_599), "2026-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn a_log_is_a_chain_that_shows_a_changed_line() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("audit.jsonl");
+        let first = append(&path, AuditEntry::now("pass")).expect("first");
+        let second = append(&path, AuditEntry { seconds: Some(1.5), ..AuditEntry::now("evaluate") }).expect("second");
+        let log = read(&path).expect("log");
+        assert_eq!([log[0].id.clone(), log[1].id.clone()], [first.clone(), second]);
+        assert_eq!((log[1].entry.previous.as_str(), log[1].entry.what.as_str()), (first.as_str(), "evaluate"));
+        let changed = std::fs::read_to_string(&path).expect("read").replacen("pass", "paid", 1);
+        std::fs::write(&path, changed).expect("write");
+        let error = append(&path, AuditEntry::now("report")).expect_err("changed").to_string();
+        assert!(error.contains("line 2") && error.contains("does not follow"), "{error}");
+    }
+}
