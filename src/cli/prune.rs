@@ -49,7 +49,7 @@ pub(super) struct PruneArgs {
     /// Shares are of the whole network: layers may lose more or less, and then differ in shape
     #[arg(long, conflicts_with = "prune_weights", help_heading = "Pruning")]
     prune_across: bool,
-    /// What units are taken away by: random, magnitude, minitron, wanda, flap, taylor or mask_gradient
+    /// What units are taken away by: random, magnitude, minitron, wanda, flap, taylor, mask_gradient or fisher
     #[arg(long, value_name = "SCORE", value_parser = metric, default_value = "flap", help_heading = "Pruning")]
     score: Metric,
     /// Values of layers, heads or KV groups that `lapidary sensitivity` wrote go over the score's; may be repeated
@@ -58,6 +58,12 @@ pub(super) struct PruneArgs {
     /// The text that units are scored on [default for `demo`: its calibration text]
     #[arg(long, value_name = "TEXT", help_heading = "Pruning")]
     calibration: Option<PathBuf>,
+    /// First take what this text needs and the calibration text does not, to even two groups of users out; best with fisher
+    #[arg(long, value_name = "TEXT", help_heading = "Pruning")]
+    against: Option<PathBuf>,
+    /// How much the scores on the text of --against count
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.33, requires = "against", help_heading = "Pruning")]
+    against_weight: f64,
     /// At most so many windows of the text
     #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Pruning")]
     windows: usize,
@@ -162,6 +168,13 @@ impl PruneArgs {
             let sample = self.sample(session, path, checkpoint)?;
             let options = ScoreOptions { sample: sample.as_ref(), seed: self.prune_seed };
             let (mut found, means) = scores(checkpoint, self.score, &options, &session.progress)?;
+            if let Some(against) = &self.against {
+                let text = TextSource::read(against)?;
+                let sample = self.windows(checkpoint, &text)?;
+                let options = ScoreOptions { sample: Some(&sample), seed: self.prune_seed };
+                let (other, _) = scores(checkpoint, self.score, &options, &session.progress)?;
+                found = found.less(&other, self.against_weight)?;
+            }
             for path in &self.units {
                 MeasuredUnits::read(path)?.lay_over(&mut found, config)?;
             }

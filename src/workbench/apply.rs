@@ -569,6 +569,7 @@ impl Workbench {
             activations: None,
             calibration_info: None,
             unit_scores: Default::default(),
+            attention: None,
             tasks: opened.tasks,
             text: opened.text,
             baseline: None,

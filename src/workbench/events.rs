@@ -22,6 +22,7 @@ use crate::engine::scoring::kernel_rates::KernelRates;
 use crate::engine::scoring::{GeneratedToken, Generation, TaskSet, TextSource};
 use crate::engine::sensitivity::{SensitivityRow, SensitivityTable, SensitivityValue, UnitTable, UnitValue};
 use crate::engine::structure::UnitScores;
+use crate::engine::structure::attention::AttentionPatterns;
 
 /// Told by a job.
 #[derive(Debug)]
@@ -71,7 +72,7 @@ pub(super) enum Outcome {
     /// Importance was computed, or read from a file.
     Calibrated { fingerprint: String, known: Box<KnownImportance>, is_computed: bool },
     /// Units were scored.
-    Scored { fingerprint: String, scores: Box<UnitScores> },
+    Scored { fingerprint: String, scores: Box<UnitScores>, attention: Option<Arc<AttentionPatterns>> },
     /// A candidate was written.
     Passed(Box<Passed>),
     /// A model was evaluated.

@@ -150,8 +150,9 @@ impl Workbench {
             Outcome::Calibrated { fingerprint, known, is_computed } => {
                 self.take_importance(&fingerprint, *known, is_computed);
             }
-            Outcome::Scored { fingerprint, scores } => {
+            Outcome::Scored { fingerprint, scores, attention } => {
                 if let Some(document) = self.document_of(&fingerprint) {
+                    document.attention = attention.or(document.attention.take());
                     document.unit_scores.insert(scores.metric.clone(), Arc::from(scores));
                 }
             }

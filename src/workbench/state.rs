@@ -23,6 +23,7 @@ use crate::engine::scoring::kernel_rates::KernelRates;
 use crate::engine::scoring::{GeneratedToken, TaskSet, TextSource};
 use crate::engine::sensitivity::{self, SensitivityRow, SensitivityTable, UnitTable};
 use crate::engine::structure::UnitScores;
+use crate::engine::structure::attention::AttentionPatterns;
 
 /// What the centre of the window shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -246,6 +247,8 @@ pub struct Document {
     pub calibration_info: Option<CalibrationInfo>,
     /// What every unit is worth, by metric, once it is scored.
     pub unit_scores: BTreeMap<String, Arc<UnitScores>>,
+    /// What heads look at, once units were scored on a text.
+    pub attention: Option<Arc<AttentionPatterns>>,
     /// How much each column of each matrix matters, once it is computed or loaded.
     pub importance: Option<KnownImportance>,
     /// The text that importance is computed on and sensitivity measured on, unless told otherwise.

@@ -23,7 +23,7 @@ use crate::engine::plan::{self, Plan, ResolvedPlan, Target};
 use crate::engine::profile::{self, ProfileOptions};
 use crate::engine::progress::Progress;
 use crate::engine::scoring::{self, GenerateOptions, TaskSet, TextSource};
-use crate::engine::structure::{self, Metric, Sample, SampleOptions, ScoreOptions};
+use crate::engine::structure::{self, Metric, Sample, SampleOptions, ScoreOptions, attention};
 
 /// A model with its tokenizer, ready to run.
 pub(super) struct Ready {
@@ -274,11 +274,12 @@ impl Predecessor {
 /// Predecessors that a pass looks at: more of them cost more to check than they save.
 const MOST_PREDECESSORS: usize = 3;
 
-/// Scores every unit.
+/// Scores every unit; with a text and `wants_patterns`, looks at what heads attend to as well.
 pub(super) fn score_units(
     checkpoint: &Checkpoint,
     metric: Metric,
     text: Option<&TextSource>,
+    wants_patterns: bool,
     context: &Context,
 ) -> Result<Outcome> {
     /// Windows that say enough of every unit and are looked at in seconds.
@@ -293,7 +294,14 @@ pub(super) fn score_units(
     };
     let options = ScoreOptions { sample: sample.as_ref(), seed: 0 };
     let (scores, _) = structure::scores(checkpoint, metric, &options, &context.progress)?;
-    Ok(Outcome::Scored { fingerprint: checkpoint.fingerprint.clone(), scores: Box::new(scores) })
+    let attention = match sample.filter(|_| wants_patterns) {
+        Some(sample) => {
+            let model = Model::load(checkpoint, &context.progress)?;
+            Some(Arc::new(attention::patterns(checkpoint, &model, &sample, &context.progress)?))
+        }
+        None => None,
+    };
+    Ok(Outcome::Scored { fingerprint: checkpoint.fingerprint.clone(), scores: Box::new(scores), attention })
 }
 
 /// Runs a plan and opens what it wrote. `importance` is what the plan uses, where that is loaded.

@@ -49,8 +49,9 @@ impl Workbench {
             }
         };
         let checkpoint = document.checkpoint.clone();
+        let wants_patterns = document.attention.is_none();
         self.jobs.spawn(JobKind::ScoreUnits, format!("{} of every head and channel", metric.name()), move |context| {
-            tasks::score_units(&checkpoint, metric, text.as_ref(), context)
+            tasks::score_units(&checkpoint, metric, text.as_ref(), wants_patterns, context)
         });
     }
 

@@ -63,7 +63,7 @@ fn whole_name(name: &str) -> &str {
 fn damage(document: &Document, tensor: usize) -> Option<f64> {
     let resolved = document.resolved.as_ref().ok()?;
     let decision = resolved.decisions.get(tensor)?;
-    if decision.is_copy() {
+    if decision.is_copy() || decision.is_removed() {
         return Some(0.0);
     }
     let format = crate::engine::format::of_dtype(decision.dtype)?;

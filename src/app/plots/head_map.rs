@@ -1,6 +1,8 @@
 //! Layers by heads: query heads in the frames of their KV groups, coloured by rank of a score, crossed
 //! out where they go.
 
+use std::sync::Arc;
+
 use eframe::egui::{Align2, Rect, Response, Role, Sense, Stroke, Ui, WidgetInfo, pos2, vec2};
 
 use super::Plot;
@@ -8,6 +10,7 @@ use super::canvas::{Canvas, PainterCanvas};
 use super::export::{self, Table, cell};
 use super::frame::readout;
 use crate::app::theme::{Damage, Tokens, Type, UiTokens as _, space};
+use crate::engine::structure::attention::AttentionPatterns;
 use crate::engine::units;
 
 /// One query head.
@@ -35,12 +38,14 @@ pub struct LayerHeads {
 }
 
 /// The whole map, prepared when scores or the plan change.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct HeadMap {
     /// What heads are coloured by; empty where they are not scored.
     pub metric: String,
     /// From the first layer.
     pub layers: Vec<LayerHeads>,
+    /// What heads look at, shown under the pointer.
+    pub attention: Option<Arc<AttentionPatterns>>,
 }
 
 /// What a click takes or gives back.
@@ -270,6 +275,7 @@ pub fn head_map_ui(ui: &mut Ui, map: &HeadMap, height: f32, by_head: bool, is_ed
     box_ui(ui, map, &geometry, &mut output, tokens);
     if let (Some((layer, head)), Some(pointer)) = (pointed, ui.ctx().pointer_hover_pos()) {
         hover(ui, map, rect, pointer, layer, head);
+        lens_ui(ui, map, rect, pointer, layer, head);
     }
     export::offer_ui(ui, &output.response, map);
     output
@@ -302,6 +308,33 @@ fn box_ui(ui: &Ui, map: &HeadMap, geometry: &Geometry, output: &mut HeadMapOutpu
     }
 }
 
+/// Side of the square that shows what a head looks at.
+const LENS: f32 = 112.0;
+
+/// Draws a head's mean attention pattern below the pointer, or above where there is no room: queries down,
+/// keys across, stronger where more is looked at.
+fn lens_ui(ui: &Ui, map: &HeadMap, bounds: Rect, pointer: eframe::egui::Pos2, layer: usize, head: usize) {
+    let Some(patterns) = &map.attention else { return };
+    let Some(pattern) = patterns.head(layer, head) else { return };
+    let tokens = ui.tokens();
+    let below = pointer.y + LENS + 28.0 < bounds.bottom();
+    let top = if below { pointer.y + 24.0 } else { (pointer.y - LENS - 96.0).max(bounds.top()) };
+    let left = (pointer.x + 14.0).min(bounds.right() - LENS - 8.0).max(bounds.left());
+    let rect = Rect::from_min_size(pos2(left, top), vec2(LENS, LENS));
+    let painter = ui.painter_at(bounds.expand(1.0));
+    painter.rect_filled(rect.expand(4.0), space::RADIUS, tokens.raised);
+    let step = LENS / patterns.tokens.max(1) as f32;
+    for (row, weights) in pattern.chunks_exact(patterns.tokens.max(1)).enumerate() {
+        for (column, &weight) in weights[..=row.min(weights.len() - 1)].iter().enumerate() {
+            let place = pos2(rect.left() + step * column as f32, rect.top() + step * row as f32);
+            let cell = Rect::from_min_size(place, vec2(step, step));
+            painter.rect_filled(cell, 0.0, Damage::at(tokens, weight.sqrt()));
+        }
+    }
+    let kind = eframe::egui::StrokeKind::Outside;
+    painter.rect_stroke(rect.expand(4.0), space::RADIUS, Stroke::new(1.0, tokens.outline), kind);
+}
+
 fn hover(ui: &Ui, map: &HeadMap, bounds: Rect, pointer: eframe::egui::Pos2, layer: usize, head: usize) {
     let own = &map.layers[layer];
     let title = format!("layer {layer} head {head}, KV group {}", head / own.group.max(1));
@@ -331,7 +364,8 @@ mod tests {
             channels_left: 0.75,
             is_gone: false,
         };
-        HeadMap { metric: "flap".to_owned(), layers: vec![layer.clone(), LayerHeads { is_gone: true, ..layer }] }
+        let layers = vec![layer.clone(), LayerHeads { is_gone: true, ..layer }];
+        HeadMap { metric: "flap".to_owned(), layers, attention: None }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::app::widgets::{
     section_with_ui, segments_ui, tag_ui,
 };
 use crate::engine::checkpoint::{LayerUnits, ModelConfig, Removal, Structure};
-use crate::engine::plan::{Target, nearest_even, units_of};
+use crate::engine::plan::{ResolvedPlan, Target, nearest_even, units_of};
 use crate::engine::structure::{Metric, Share, Take, UnitScores};
 use crate::engine::units;
 use crate::workbench::{Command, Document, JobKind, Run, UnitEdit};
@@ -40,9 +40,13 @@ pub struct Memory {
 
 /// What the map was made of.
 struct Shaped {
+    /// The plan worked out, which is another one after every edit; none where it cannot be.
+    resolved: Option<Arc<ResolvedPlan>>,
     removal: Removal,
     scores: Option<Arc<UnitScores>>,
     fingerprint: String,
+    /// What is left.
+    structure: Option<Structure>,
 }
 
 impl Default for Memory {
@@ -80,7 +84,9 @@ pub fn heads_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             selection_ui(ui, cx, document, &mut memory);
         }
         map_ui(ui, cx, document, config, &memory);
-        outcome_ui(ui, cx, document, config);
+        if let Some(structure) = memory.shaped.as_ref().and_then(|shaped| shaped.structure.as_ref()) {
+            outcome_ui(ui, cx, document, structure);
+        }
     });
     cx.memory.heads = memory;
 }
@@ -90,14 +96,22 @@ impl Memory {
     fn update(&mut self, document: &Document, config: &ModelConfig) {
         let removal = &document.plan().prune().removal;
         let scores = document.unit_scores.get(self.metric.name());
+        let resolved = document.resolved.as_ref().ok();
         let is_current = self.shaped.as_ref().is_some_and(|shaped| {
-            shaped.removal == *removal
+            let is_same_plan = match resolved {
+                Some(_) => is_same(shaped.resolved.as_ref(), resolved),
+                None => shaped.resolved.is_none() && shaped.removal == *removal,
+            };
+            is_same_plan
                 && is_same(shaped.scores.as_ref(), scores)
                 && shaped.fingerprint == document.checkpoint.fingerprint
         });
         if !is_current {
             self.map = map_of(config, removal, scores.map(Arc::as_ref));
+            self.map.attention = document.attention.clone();
             self.shaped = Some(Shaped {
+                resolved: resolved.cloned(),
+                structure: Structure::new(config, removal).ok(),
                 removal: removal.clone(),
                 scores: scores.cloned(),
                 fingerprint: document.checkpoint.fingerprint.clone(),
@@ -132,7 +146,8 @@ fn map_of(config: &ModelConfig, removal: &Removal, scores: Option<&UnitScores>) 
             is_gone: removal.layers.contains(&index),
         }
     });
-    HeadMap { metric: scores.map_or_else(String::new, |scores| scores.metric.clone()), layers: layers.collect() }
+    let metric = scores.map_or_else(String::new, |scores| scores.metric.clone());
+    HeadMap { metric, layers: layers.collect(), attention: None }
 }
 
 fn toolbar_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memory) {
@@ -333,9 +348,7 @@ fn even_heads(group: usize, map: &HeadMap, layer: usize, head: usize) -> std::co
 }
 
 /// What is left, and what the target says of it.
-fn outcome_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, config: &ModelConfig) {
-    let removal = &document.plan().prune().removal;
-    let Ok(structure) = Structure::new(config, removal) else { return };
+fn outcome_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, structure: &Structure) {
     card_ui(ui, |ui| {
         section_with_ui(ui, "What is left", |ui| {
             tag_ui(ui, "predicted");
@@ -362,7 +375,7 @@ fn outcome_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, config: &ModelC
             lines.push(KeyValue::new("tensors with the plan's formats", text, ""));
         }
         key_values_ui(ui, &lines);
-        legality_ui(ui, cx, document, &structure);
+        legality_ui(ui, cx, document, structure);
     });
 }
 
@@ -370,7 +383,6 @@ fn outcome_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, config: &ModelC
 pub(super) fn went_ui(ui: &mut Ui, document: &Document, run: &Run) {
     let removal = &run.plan.prune().removal;
     let Some(config) = document.checkpoint.config.as_ref().filter(|_| !removal.is_empty()) else { return };
-    let Ok(structure) = Structure::new(config, removal) else { return };
     card_ui(ui, |ui| {
         section_with_ui(ui, "Heads, channels and layers that went", |ui| {
             caption_ui(ui, "original and candidate");
@@ -379,7 +391,8 @@ pub(super) fn went_ui(ui: &mut Ui, document: &Document, run: &Run) {
         let scores = document.unit_scores.values().next().map(Arc::as_ref);
         let map = map_of(config, removal, scores);
         head_map_ui(ui, &map, height_for(map.layers.len()), false, false);
-        let (old, new) = (&structure.original, &structure.config);
+        let Some(new) = run.checkpoint().and_then(|candidate| candidate.config.as_ref()) else { return };
+        let old = config;
         let heads = |config: &ModelConfig| config.layers.iter().map(|layer| layer.heads).sum::<usize>();
         let groups = |config: &ModelConfig| config.layers.iter().map(|layer| layer.kv_heads).sum::<usize>();
         let channels = |config: &ModelConfig| config.layers.iter().map(|layer| layer.mlp_channels).sum::<usize>();

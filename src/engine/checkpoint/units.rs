@@ -168,7 +168,14 @@ fn kept(layer: usize, shape: &LayerShape, units: &LayerUnits) -> Result<KeptLaye
         );
         return Err(illegal(here, "heads", cause, remedy));
     }
-    let channels: Vec<usize> = (0..shape.mlp_channels).filter(|channel| !units.channels.contains(channel)).collect();
+    // Layers have tens of thousands of channels and this runs on every click: one walk, no look-ups.
+    let mut channels: Vec<usize> = Vec::with_capacity(shape.mlp_channels - units.channels.len());
+    let mut next = 0;
+    for &gone in &units.channels {
+        channels.extend(next..gone);
+        next = gone + 1;
+    }
+    channels.extend(next..shape.mlp_channels);
     if channels.is_empty() {
         let cause = format!("all MLP channels of layer {layer} would go");
         let remedy = format!("keep one, or take the layer with layers = [{layer}]");

@@ -1,10 +1,10 @@
-//! Scores from one backward pass a window: Taylor's first order, and the gradient of a mask.
+//! Scores from one backward pass a window: Taylor's first order, the gradient of a mask, and Fisher information.
 //!
 //! Taylor: the sum of `|w · ∂L/∂w|` over all weights of a unit, those that make it and those that read it
 //! (Ma et al., "LLM-Pruner", 2023, element-wise). Mask gradient: `|∂L/∂ξ|` for a factor ξ on what the
 //! unit gives (Michel et al., 2019). With `y = W x` the latter is `Σ_ij W_ij ∂L/∂W_ij` over the columns
-//! that read the unit, so that the gradients of the weights tell it too. Both are means over windows of
-//! the mean log-likelihood of a token, with their standard error.
+//! that read the unit, so that the gradients of the weights tell it too. Fisher: `½ Σ w² (∂L/∂w)²`, what
+//! the loss rises by to second order (diagonal). All are means over windows, a token, with their standard error.
 
 use std::collections::HashMap;
 
@@ -34,14 +34,17 @@ impl Window {
 
     /// Adds one matrix's products of weight and gradient.
     fn add(&mut self, role: Role, metric: Metric, head_dim: usize, cols: usize, weights: &[f32], gradients: &[f32]) {
-        let is_taylor = metric == Metric::Taylor;
         // Only what reads a unit tells of a mask on it.
-        if !is_taylor && !matches!(role, Role::O | Role::Down) {
+        if metric == Metric::MaskGradient && !matches!(role, Role::O | Role::Down) {
             return;
         }
         let product = |(&weight, &gradient): (&f32, &f32)| {
             let product = f64::from(weight) * f64::from(gradient);
-            if is_taylor { product.abs() } else { product }
+            match metric {
+                Metric::Fisher => product * product / 2.0,
+                Metric::MaskGradient => product,
+                _ => product.abs(),
+            }
         };
         let rows = weights.chunks_exact(cols).zip(gradients.chunks_exact(cols));
         for (row, (weights, gradients)) in rows.enumerate() {

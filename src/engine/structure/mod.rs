@@ -8,6 +8,7 @@
 //! which knows nothing of scores.
 
 pub mod activations;
+pub mod attention;
 pub mod flap;
 pub mod gradient;
 pub mod magnitude;
@@ -57,12 +58,22 @@ pub enum Metric {
     Taylor,
     /// Gradients of a mask on each unit.
     MaskGradient,
+    /// Squared weights times squared gradients, one by one.
+    Fisher,
 }
 
 impl Metric {
     /// Every metric, cheapest first.
-    pub const ALL: [Self; 7] =
-        [Self::Random, Self::Magnitude, Self::Minitron, Self::Wanda, Self::Flap, Self::Taylor, Self::MaskGradient];
+    pub const ALL: [Self; 8] = [
+        Self::Random,
+        Self::Magnitude,
+        Self::Minitron,
+        Self::Wanda,
+        Self::Flap,
+        Self::Taylor,
+        Self::MaskGradient,
+        Self::Fisher,
+    ];
 
     /// The name on the command line and in files.
     pub fn name(self) -> &'static str {
@@ -74,6 +85,7 @@ impl Metric {
             Self::Flap => "flap",
             Self::Taylor => "taylor",
             Self::MaskGradient => "mask_gradient",
+            Self::Fisher => "fisher",
         }
     }
 
@@ -92,6 +104,9 @@ impl Metric {
             Self::Flap => "Variance of what the unit gives times the norm of what reads it, standardised within layers",
             Self::Taylor => "First-order change of the loss without the unit, its weights taken one by one",
             Self::MaskGradient => "First-order change of the loss with a factor on what the unit gives",
+            Self::Fisher => {
+                "Second-order change of the loss without the unit: half its squared weights times Fisher information"
+            }
         }
     }
 
@@ -102,7 +117,7 @@ impl Metric {
 
     /// True if scores of heads and of channels, and of all layers, are on one scale, so that one ranking can hold all.
     pub fn is_global(self) -> bool {
-        matches!(self, Self::Random | Self::Flap | Self::Taylor | Self::MaskGradient)
+        matches!(self, Self::Random | Self::Flap | Self::Taylor | Self::MaskGradient | Self::Fisher)
     }
 }
 
@@ -140,6 +155,39 @@ pub struct UnitScores {
     pub tokens: u64,
     /// One entry a layer.
     pub layers: Vec<LayerScores>,
+}
+
+impl UnitScores {
+    /// These scores less `weight` times those of another text: lowest for units that the other text needs and
+    /// this one does not. With Fisher information on two slices of users it shows what one of them loses and
+    /// the other does not, and taking the lowest evens the two out (Wu et al., "FairPrune", 2022, whose
+    /// weight is about a third).
+    ///
+    /// # Errors
+    /// Scores of another checkpoint or by another metric.
+    pub fn less(&self, other: &Self, weight: f64) -> Result<Self> {
+        if self.checkpoint != other.checkpoint || self.metric != other.metric || self.layers.len() != other.layers.len()
+        {
+            return Err(Fault::new(Stage::Sensitivity, "the two scores are not of one checkpoint and one metric")
+                .fix("score both texts by the same metric")
+                .into());
+        }
+        let mut scores = self.clone();
+        for (own, other) in scores.layers.iter_mut().zip(&other.layers) {
+            for (own, other) in [
+                (&mut own.heads, &other.heads),
+                (&mut own.kv_groups, &other.kv_groups),
+                (&mut own.channels, &other.channels),
+            ] {
+                own.iter_mut().zip(other).for_each(|(own, other)| *own -= weight * other);
+            }
+            own.layer = own.layer.zip(other.layer).map(|(own, other)| own - weight * other);
+            for (own, other) in own.head_stderr.iter_mut().zip(&other.head_stderr) {
+                *own = own.hypot(weight * other);
+            }
+        }
+        Ok(scores)
+    }
 }
 
 /// How the scores of a unit's columns make up its own.
@@ -205,7 +253,9 @@ pub fn scores(
     };
     let mut means = None;
     let layers = match (metric, sample) {
-        (Metric::Taylor | Metric::MaskGradient, Some(sample)) => gradient::score(checkpoint, metric, sample, progress)?,
+        (Metric::Taylor | Metric::MaskGradient | Metric::Fisher, Some(sample)) => {
+            gradient::score(checkpoint, metric, sample, progress)?
+        }
         (Metric::Minitron | Metric::Wanda | Metric::Flap, Some(sample)) => {
             let model = Model::load(checkpoint, progress)?;
             let seen = Activations::watch(&model, sample, progress)?;

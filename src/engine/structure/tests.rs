@@ -156,6 +156,18 @@ fn loss(model: &Model, sample: &Sample) -> f64 {
 }
 
 #[test]
+fn what_another_text_needs_lowers_the_scores() {
+    let config = config(2);
+    let (own, other) = (made_up(&config, Metric::Fisher, 1), made_up(&config, Metric::Fisher, 2));
+    let less = own.less(&other, 0.5).expect("one metric");
+    let (a, b) = (&own.layers[1], &other.layers[1]);
+    assert_eq!(less.layers[1].heads[3], a.heads[3] - 0.5 * b.heads[3]);
+    assert_eq!(less.layers[1].channels[39], a.channels[39] - 0.5 * b.channels[39]);
+    assert_eq!(own.less(&other, 0.0).expect("one metric"), own);
+    assert!(own.less(&made_up(&config, Metric::Taylor, 2), 1.0).is_err());
+}
+
+#[test]
 fn a_masks_gradient_is_the_slope_of_the_loss() {
     let demo = demo();
     let sample = sample(&demo, 1);
