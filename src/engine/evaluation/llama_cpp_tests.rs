@@ -7,17 +7,17 @@
 
 use std::path::{Path, PathBuf};
 
-use lapidary::engine::Progress;
-use lapidary::engine::checkpoint::Checkpoint;
-use lapidary::engine::model::{Batch, Model, Tokenizer};
-use lapidary::engine::pass::{self, PassOptions};
-use lapidary::engine::plan::{self, Plan, Recipe, Target};
-use lapidary::engine::scoring::distance::DistanceStats;
-use lapidary::engine::scoring::{Convention, ScoredText, TextOptions, TextSource, TokenDistance, token_distance};
+use crate::checkpoint::Checkpoint;
+use crate::model::{Batch, Model, Tokenizer};
+use crate::pass::{self, PassOptions};
+use crate::plan::{self, Plan, Recipe, Target};
+use crate::progress::Progress;
+use crate::scoring::distance::DistanceStats;
+use crate::scoring::{Convention, ScoredText, TextOptions, TextSource, TokenDistance, token_distance};
 use serde_json::Value;
 
 fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join(path)
 }
 
 fn written(recipe: &str, folder: &Path) -> (Model, Tokenizer) {
