@@ -88,6 +88,7 @@ pub fn compare_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             memory.parts.views_ui(ui);
             figures_ui(ui, document, run, comparison, &memory);
             memory.parts.figures_ui(ui, comparison);
+            compare_parts::draft_ui(ui, comparison, run);
             flips_ui(ui, comparison, &mut memory);
             super::report::report_card_ui(ui, document, run);
         }

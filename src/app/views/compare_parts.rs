@@ -12,8 +12,10 @@ use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
     KeyValue, card_ui, key_values_ui, pill_ui, quiet_button_ui, section_ui, section_with_ui, segments_ui,
 };
+use crate::engine::comparison::speculation::speculation;
 use crate::engine::comparison::{Comparison, Flip};
 use crate::engine::units;
+use crate::workbench::Run;
 
 /// Shaped data of the parts, made anew when the comparison changes.
 #[derive(Default)]
@@ -126,6 +128,31 @@ fn written_ui(ui: &mut Ui, comparison: &Comparison) {
             lines.push(KeyValue::new("not ended", percent(own.end_of_text_failure_fraction), "%"));
             lines.push(KeyValue::new("repeated 4-grams", percent(own.repeated_fraction), "%"));
         }
+        key_values_ui(ui, &lines);
+    });
+}
+
+/// What the candidate would bring as the draft of speculative decoding; predicted, nothing is decoded for it.
+pub(super) fn draft_ui(ui: &mut Ui, comparison: &Comparison, run: &Run) {
+    let distance = comparison.text.as_ref().and_then(|text| text.distance.as_ref());
+    let speeds = run.evaluation.as_ref().and_then(|own| own.speed.as_ref().zip(own.baseline.as_ref()?.speed.as_ref()));
+    let (Some(distance), Some((draft, target))) = (distance, speeds) else { return };
+    let found = speculation(distance.acceptance_mean, distance.same_top_fraction, draft.tpot_secs, target.tpot_secs);
+    card_ui(ui, |ui| {
+        section_ui(ui, "As a draft for the original (predicted)");
+        let percent = |share: f64| format!("{:.1}", share * 100.0);
+        let hint = "Mean overlap of both next-token distributions: Σ min(p, q)";
+        let best = |length: usize, speed_up: f64| match length {
+            0 => "none is faster".to_owned(),
+            _ => format!("{length} tokens, {speed_up:.2}×"),
+        };
+        let lines = [
+            KeyValue::new("accepted, sampled", percent(found.acceptance), "%").hint(hint),
+            KeyValue::new("accepted, greedy", percent(found.greedy_acceptance), "%"),
+            KeyValue::new("a draft step over one of the original's", format!("{:.2}", found.step_cost), "×"),
+            KeyValue::new("best draft, sampled", best(found.best_draft, found.best_speed_up), ""),
+            KeyValue::new("best draft, greedy", best(found.best_greedy_draft, found.best_greedy_speed_up), ""),
+        ];
         key_values_ui(ui, &lines);
     });
 }

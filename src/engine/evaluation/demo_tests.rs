@@ -157,6 +157,26 @@ fn the_demo_is_evaluated_against_itself_without_any_distance() {
     assert!(result.speed.expect("speed").decode_tokens_per_second > 0.0);
 }
 
+/// The real models, batched and cached: what a draft of the same weights proposes is all accepted, and a coarse
+/// draft does not change the text.
+#[test]
+fn speculation_does_not_change_greedy_text() {
+    use crate::scoring::{Drafting, speculate};
+    let demo = demo();
+    let options = GenerateOptions { max_tokens: 24, ..GenerateOptions::default() };
+    for prompt in ["17 + 25 =", "Hugo the miller walked to the", "Ümit"] {
+        let progress = Progress::default();
+        let alone = generate(&demo.model, &demo.tokenizer, prompt, &options, &progress, &mut |_| {}).expect("text");
+        let expected: Vec<u32> = alone.tokens.iter().map(|token| token.id).collect();
+        for length in [1, 5] {
+            let drafting = Drafting { target: &demo.model, draft: &demo.model, length };
+            let ours = speculate(drafting, &demo.tokenizer, prompt, &options, &progress, &mut |_| {}).expect("text");
+            assert_eq!(ours.ids, expected, "{prompt} with {length}");
+            assert!(ours.acceptance() > 0.9, "{}", ours.acceptance());
+        }
+    }
+}
+
 /// Prints every slice of the whole demo, to be compared with the table in its README.
 #[test]
 #[ignore = "minutes without optimization; run it by name to compare with assets/demo/README.md"]

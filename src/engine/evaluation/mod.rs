@@ -220,4 +220,6 @@ fn group(items: &[ItemResult]) -> Vec<Vec<&ItemResult>> {
 #[cfg(test)]
 mod demo_tests;
 #[cfg(test)]
+mod llama_cpp_tests;
+#[cfg(test)]
 mod tests;

@@ -13,7 +13,8 @@ fn input() -> ReportInput {
         compare(&baseline, &evaluation, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
     let gates = "[[gate]]\nmetric = \"accuracy\"\nslice = \"*\"\nmax_loss = 0.02\n";
     comparison.apply_gates(&GateSet::parse(gates, Path::new("g")).expect("gates"));
-    comparison.flips[0].candidate_prediction = "<img src=x onerror=alert(1)>".into();
+    let lost = comparison.flips.iter_mut().find(|flip| !flip.gained).expect("a loss");
+    lost.candidate_prediction = "<img src=x onerror=alert(1)>".into();
     let plan = Source {
         what: "plan".into(),
         path: "plan.toml".into(),

@@ -3,7 +3,7 @@
 //! One JSON object a line: `id` (unique; pairs items between models), `task`, `slice`, optional
 //! `group` (items that share a passage or a template), `type` and its own keys. Other keys with a short
 //! text, a number or a yes or no are fields that results can be sliced by; longer ones are notes.
-//! Files of the common benchmarks come in through [`super::task_files`].
+//! Files of the common benchmarks come in through `task_files.rs`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};

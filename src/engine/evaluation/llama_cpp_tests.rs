@@ -7,17 +7,17 @@
 
 use std::path::{Path, PathBuf};
 
-use lapidary::engine::Progress;
-use lapidary::engine::checkpoint::Checkpoint;
-use lapidary::engine::model::{Batch, Model, Tokenizer};
-use lapidary::engine::pass::{self, PassOptions};
-use lapidary::engine::plan::{self, Plan, Recipe, Target};
-use lapidary::engine::scoring::distance::DistanceStats;
-use lapidary::engine::scoring::{Convention, ScoredText, TextOptions, TextSource, TokenDistance, token_distance};
+use crate::checkpoint::Checkpoint;
+use crate::model::{Batch, Model, Tokenizer};
+use crate::pass::{self, PassOptions};
+use crate::plan::{self, Plan, Recipe, Target};
+use crate::progress::Progress;
+use crate::scoring::distance::DistanceStats;
+use crate::scoring::{Convention, ScoredText, TextOptions, TextSource, TokenDistance, token_distance};
 use serde_json::Value;
 
 fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join(path)
 }
 
 fn written(recipe: &str, folder: &Path) -> (Model, Tokenizer) {
@@ -124,7 +124,8 @@ fn figures_of_kl_divergence_are_llama_cpps() {
         assert!((same.kld_mean / kld - 1.0).abs() < 0.01 + 1e-6 / kld, "{recipe}: KLD {} {kld}", same.kld_mean);
         let top = figure("Same top p");
         assert!((same.same_top_fraction * 100.0 - top).abs() < 0.2, "{recipe}: {} {top}", same.same_top_fraction);
-        for (name, value, _) in &figures {
+        let others = figures.iter().filter(|(name, ..)| !["Mean    KLD", "Same top p"].contains(&name.as_str()));
+        for (name, value, _) in others {
             // Where llama.cpp prints an error, ours lies well within it: the positions are the same.
             if theirs[name.as_str()][1].is_number() && error(name) > 0.0 {
                 let distance = (value - figure(name)).abs() / error(name);
