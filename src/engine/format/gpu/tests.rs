@@ -163,9 +163,12 @@ fn compare(
     }
 }
 
-fn check(id: &str, tally: &Tally) {
-    assert!(tally.troubles.is_empty(), "{id}\n{}", tally.troubles.join("\n"));
-    assert!(tally.others * 1000 <= tally.rows, "{id}: {} rows of {} have other choices", tally.others, tally.rows);
+/// At most one block of a thousand takes another choice.
+fn check(id: &str, tally: Tally, troubles: &mut Vec<String>) {
+    troubles.extend(tally.troubles);
+    if tally.others * 1000 > tally.rows {
+        troubles.push(format!("{id}: {} rows of {} have other choices", tally.others, tally.rows));
+    }
 }
 
 /// Rows of one block of 256, of several tiles with a ragged end, and too short for large blocks.
@@ -202,8 +205,7 @@ fn every_format_has_the_reference_s_errors() {
                 tally.on_device,
                 tally.others
             );
-            troubles.append(&mut tally.troubles);
-            check(format.id(), &tally);
+            check(format.id(), tally, &mut troubles);
         }
     }
     assert!(troubles.is_empty(), "{}", troubles.join("\n"));

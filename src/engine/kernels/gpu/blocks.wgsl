@@ -23,11 +23,11 @@ fn signed_max() -> f32 {
 
 // Codes around `middle`, up to 2 × middle − 1.
 fn around(middle: f32) {
-    let scale = signed_max() / -middle;
+    let scale = divided(signed_max(), -middle);
     let inverse = inverse_or_zero(scale);
     let kept = stored_half(scale);
     for (var i = 0u; i < RUN; i++) {
-        let code = min(trunc(x[i] * inverse + (middle + 0.5)), 2.0 * middle - 1.0);
+        let code = min(trunc(exact(x[i] * inverse) + (middle + 0.5)), 2.0 * middle - 1.0);
         add(x[i], (code - middle) * kept);
     }
 }
@@ -40,22 +40,22 @@ fn above(top: f32) {
         low = min(low, x[i]);
         high = max(high, x[i]);
     }
-    let scale = (high - low) / top;
+    let scale = divided(high - low, top);
     let inverse = inverse_or_zero(scale);
     let kept = stored_half(scale);
     let offset = stored_half(low);
     for (var i = 0u; i < RUN; i++) {
-        let code = min(trunc((x[i] - low) * inverse + 0.5), top);
-        add(x[i], code * kept + offset);
+        let code = min(trunc(exact((x[i] - low) * inverse) + 0.5), top);
+        add(x[i], exact(code * kept) + offset);
     }
 }
 
 fn bytes() {
-    let scale = abs(signed_max()) / 127.0;
+    let scale = divided(abs(signed_max()), 127.0);
     let inverse = inverse_or_zero(scale);
     let kept = stored_half(scale);
     for (var i = 0u; i < RUN; i++) {
-        let place = abs(x[i] * inverse);
+        let place = exact(abs(x[i] * inverse));
         let whole = floor(place);
         let code = select(whole, whole + 1.0, place - whole >= 0.5);
         add(x[i], select(code, -code, x[i] * inverse < 0.0) * kept);

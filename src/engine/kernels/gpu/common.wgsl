@@ -17,6 +17,8 @@ struct Params {
     tiles: u32,
     // Workgroups side by side, where there are more than one dimension holds.
     width: u32,
+    // Always zero, which no compiler knows.
+    zero: u32,
 }
 
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
@@ -38,6 +40,43 @@ var<private> largest: u32;
 var<private> tally: vec4<f32>;
 var<workgroup> tallies: array<vec4<f32>, LANES>;
 var<workgroup> states: array<u32, LANES>;
+
+// The value as it is: a product that passes through here is rounded before it is added to something.
+// WGSL has no other way to forbid a fused multiplication and addition, and searches compare sums that
+// differ in their last bits.
+fn exact(value: f32) -> f32 {
+    return bitcast<f32>(bitcast<u32>(value) ^ params.zero);
+}
+
+// The upper half of a mantissa.
+fn upper(value: f32) -> f32 {
+    return bitcast<f32>(bitcast<u32>(value) & 0xfffff000u);
+}
+
+// value − a × b, where that is small beside value.
+fn remainder(value: f32, a: f32, b: f32) -> f32 {
+    let product = exact(a * b);
+    let a_high = upper(a);
+    let b_high = upper(b);
+    let a_low = a - a_high;
+    let b_low = b - b_high;
+    // Products of halves are exact.
+    let lost = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
+    return (value - product) - lost;
+}
+
+// The quotient and the root to nearest: WGSL's own may be off by some last bits.
+fn divided(value: f32, by: f32) -> f32 {
+    let quotient = value / by;
+    return quotient + remainder(value, quotient, by) / by;
+}
+fn root(value: f32) -> f32 {
+    let near = sqrt(value);
+    if near == 0.0 {
+        return 0.0;
+    }
+    return near + remainder(value, near, near) / (2.0 * near);
+}
 
 fn load(at: u32) -> f32 {
     let bits = weights[at];
@@ -122,5 +161,5 @@ fn inverse_or_zero(scale: f32) -> f32 {
     if scale == 0.0 {
         return 0.0;
     }
-    return 1.0 / scale;
+    return divided(1.0, scale);
 }

@@ -17,13 +17,13 @@ fn decoded(weight: f32, grid: vec2<f32>) -> f32 {
             return brain_float(weight);
         }
         case INTEGER: {
-            return (round(clamp(weight / grid.x + grid.y, 0.0, TOP)) - grid.y) * grid.x;
+            return (round(clamp(divided(weight, grid.x) + grid.y, 0.0, TOP)) - grid.y) * grid.x;
         }
         case E4M3: {
-            return small_float(clamp(weight / grid.x, -TOP, TOP), 20u, 0x3c800000u, 0.001953125) * grid.x;
+            return small_float(clamp(divided(weight, grid.x), -TOP, TOP), 20u, 0x3c800000u, 0.001953125) * grid.x;
         }
         case E5M2: {
-            return small_float(clamp(weight / grid.x, -TOP, TOP), 21u, 0x38800000u, 0.0000152587890625) * grid.x;
+            return small_float(clamp(divided(weight, grid.x), -TOP, TOP), 21u, 0x38800000u, 0.0000152587890625) * grid.x;
         }
         default: {
             return weight;

@@ -30,12 +30,12 @@ fn stored(scale: f32) -> f32 {
 
 fn grid_of(low: f32, high: f32) -> vec2<f32> {
     if SYMMETRIC {
-        return vec2(stored(max(high, -low) / (TOP * 0.5)), MIDDLE);
+        return vec2(stored(divided(max(high, -low), TOP * 0.5)), MIDDLE);
     }
-    let scale = (high * 0.5 - low * 0.5) / TOP * 2.0;
+    let scale = divided(high * 0.5 - low * 0.5, TOP) * 2.0;
     var zero = MIDDLE;
     if scale > 0.0 {
-        zero = clamp(round(-low / scale - MIDDLE) + MIDDLE, 0.0, TOP);
+        zero = clamp(round(divided(-low, scale) - MIDDLE) + MIDDLE, 0.0, TOP);
     }
     return vec2(stored(scale), zero);
 }
@@ -67,7 +67,7 @@ fn error_of(grid: vec2<f32>, at: u32, first: u32, end: u32, lane: u32) -> f32 {
     var sum = 0.0;
     for (var column = first + lane % SIDE; column < end; column += SIDE) {
         let weight = finite(at + column);
-        let code = round(clamp(weight / grid.x + grid.y, 0.0, TOP));
+        let code = round(clamp(divided(weight, grid.x) + grid.y, 0.0, TOP));
         let error = weight - grid.x * (code - grid.y);
         sum += importance[column] * error * error;
     }
@@ -105,7 +105,7 @@ fn find(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index
     if MODE == INTEGER {
         best = grid_of(low, high);
     } else {
-        let scale = max(high, -low) / TOP;
+        let scale = divided(max(high, -low), TOP);
         best = vec2(select(scale, 1.1920928955078125e-7, scale == 0.0), 0.0);
     }
     if SEARCH {
@@ -113,7 +113,7 @@ fn find(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index
         var chosen = 100;
         // Every third step first, then the neighbours of the best.
         for (var step = 1; step <= 26; step++) {
-            let share = f32(100 - 3 * step) / 100.0;
+            let share = divided(f32(100 - 3 * step), 100.0);
             let grid = grid_of(low * share, high * share);
             let sum = error_of(grid, at, first, end, lane);
             if sum < least {
@@ -125,7 +125,7 @@ fn find(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index
         let centre = chosen;
         for (var step = 0; step < 4; step++) {
             let percent = centre + select(step - 2, step - 1, step >= 2);
-            let share = f32(percent) / 100.0;
+            let share = divided(f32(percent), 100.0);
             let grid = grid_of(low * share, high * share);
             let sum = error_of(grid, at, first, end, lane);
             if percent >= 20 && percent < 100 && sum < least {

@@ -16,7 +16,7 @@ const SAFE: f32 = 1e6;
 // The weights of errors by importance, where the values have this mean square.
 fn weigh_by_importance(column: u32, mean: f32) {
     for (var i = 0u; i < RUN; i++) {
-        w[i] = importance[column + i] * sqrt(mean + x[i] * x[i]);
+        w[i] = importance[column + i] * root(mean + exact(x[i] * x[i]));
     }
 }
 
@@ -29,7 +29,7 @@ fn weigh_by_squares() {
 fn sum_of_squares() -> f32 {
     var sum = 0.0;
     for (var i = 0u; i < RUN; i++) {
-        sum += x[i] * x[i];
+        sum += exact(x[i] * x[i]);
     }
     return sum;
 }
@@ -67,8 +67,8 @@ fn symmetric_sums(inverse: f32, max_code: f32) -> vec2<f32> {
     var sum_l2 = 0.0;
     for (var i = 0u; i < RUN; i++) {
         let l = clamp(round(inverse * x[i]), -max_code, max_code - 1.0);
-        sum_lx += w[i] * x[i] * l;
-        sum_l2 += w[i] * l * l;
+        sum_lx += exact(w[i] * x[i] * l);
+        sum_l2 += exact(w[i] * l * l);
     }
     return vec2(sum_lx, sum_l2);
 }
@@ -81,20 +81,20 @@ fn symmetric(max_code: f32) -> Symmetric {
     }
     guard_run();
     var found: Symmetric;
-    found.inverse = -max_code / most;
+    found.inverse = divided(-max_code, most);
     var sums = symmetric_sums(found.inverse, max_code);
     if sums.y != 0.0 {
-        found.scale = sums.x / sums.y;
+        found.scale = divided(sums.x, sums.y);
     }
     var best = found.scale * sums.x;
     for (var step = -9; step <= 9; step++) {
         if step == 0 {
             continue;
         }
-        let inverse = -(max_code + 0.1 * f32(step)) / most;
+        let inverse = divided(-(max_code + exact(0.1 * f32(step))), most);
         sums = symmetric_sums(inverse, max_code);
         if sums.y > 0.0 && sums.x * sums.x > best * sums.y {
-            found.scale = sums.x / sums.y;
+            found.scale = divided(sums.x, sums.y);
             found.inverse = inverse;
             best = found.scale * sums.x;
         }
@@ -111,7 +111,7 @@ fn symmetric_greedy(max_code: f32) -> f32 {
     if abs(most) < 3e-5 || abs(most) > 1e4 {
         flagged = true;
     }
-    let inverse = -max_code / most;
+    let inverse = divided(-max_code, most);
     var l: array<f32, RUN>;
     var sum_lx = 0.0;
     var sum_l2 = 0.0;
@@ -119,25 +119,25 @@ fn symmetric_greedy(max_code: f32) -> f32 {
         let code = clamp(round(inverse * x[i]), -max_code, max_code - 1.0);
         l[i] = code;
         let weight = x[i] * x[i];
-        sum_lx += weight * x[i] * code;
-        sum_l2 += weight * code * code;
+        sum_lx += exact(weight * x[i] * code);
+        sum_l2 += exact(weight * code * code);
     }
     for (var turn = 0; turn < 5; turn++) {
         var changed = false;
         for (var i = 0u; i < RUN; i++) {
             let weight = x[i] * x[i];
             let old = l[i];
-            var slx = sum_lx - weight * x[i] * old;
+            var slx = sum_lx - exact(weight * x[i] * old);
             if slx > 0.0 {
-                var sl2 = sum_l2 - weight * old * old;
-                let place = x[i] * sl2 / slx;
+                var sl2 = sum_l2 - exact(weight * old * old);
+                let place = divided(x[i] * sl2, slx);
                 if abs(place) > SAFE {
                     flagged = true;
                 }
                 let next = clamp(round(place), -max_code, max_code - 1.0);
                 if next != old {
-                    slx += weight * x[i] * next;
-                    sl2 += weight * next * next;
+                    slx += exact(weight * x[i] * next);
+                    sl2 += exact(weight * next * next);
                     if sl2 > 0.0 && slx * slx * sum_l2 > sum_lx * sum_lx * sl2 {
                         l[i] = next;
                         sum_lx = slx;
@@ -152,7 +152,7 @@ fn symmetric_greedy(max_code: f32) -> f32 {
         }
     }
     if sum_l2 > 0.0 {
-        return sum_lx / sum_l2;
+        return divided(sum_lx, sum_l2);
     }
     return 0.0;
 }
@@ -176,8 +176,8 @@ fn affine_error(inverse: f32, shift: f32, scale: f32, low: f32, max_code: f32, a
     var sum = 0.0;
     for (var i = 0u; i < RUN; i++) {
         let l = clamp(round(inverse * (x[i] - shift)), 0.0, max_code);
-        let difference = scale * l + low - x[i];
-        sum += w[i] * select(difference * difference, abs(difference), absolute);
+        let difference = exact(scale * l) + low - x[i];
+        sum += exact(w[i] * select(difference * difference, abs(difference), absolute));
     }
     return sum;
 }
@@ -193,7 +193,7 @@ fn with_minimum(max_code: f32, steps: Steps) -> Affine {
         low = min(low, x[i]);
         high = max(high, x[i]);
         sum_w += w[i];
-        sum_x += w[i] * x[i];
+        sum_x += exact(w[i] * x[i]);
         magnitudes += abs(x[i]);
     }
     if low == high {
@@ -204,34 +204,34 @@ fn with_minimum(max_code: f32, steps: Steps) -> Affine {
         return Affine(0.0, 0.0, 0.0, 0.0);
     }
     low = min(low, 0.0);
-    let width = high - low;
+    let top = steps.first + exact(steps.step * f32(steps.count)) + max_code;
     guard_run();
-    if (steps.first + steps.step * f32(steps.count) + max_code) / width * (magnitudes + abs(low)) > SAFE {
+    if top / (high - low) * (magnitudes + abs(low)) > SAFE {
         flagged = true;
     }
-    var found = Affine(0.0, 0.0, max_code / width, low);
-    found.scale = 1.0 / found.inverse;
+    var found = Affine(0.0, 0.0, divided(max_code, high - low), low);
+    found.scale = divided(1.0, found.inverse);
     var best = affine_error(found.inverse, low, found.scale, low, max_code, steps.absolute);
     for (var step = 0; step <= steps.count; step++) {
         // Later steps start from the best minimum so far, as ggml's do.
-        let inverse = (steps.first + steps.step * f32(step) + max_code) / width;
+        let inverse = divided(steps.first + exact(steps.step * f32(step)) + max_code, high - low);
         var sum_l = 0.0;
         var sum_l2 = 0.0;
         var sum_xl = 0.0;
         for (var i = 0u; i < RUN; i++) {
             let l = clamp(round(inverse * (x[i] - low)), 0.0, max_code);
             let weighted = w[i] * l;
-            sum_l += weighted;
-            sum_l2 += weighted * l;
-            sum_xl += weighted * x[i];
+            sum_l += exact(weighted);
+            sum_l2 += exact(weighted * l);
+            sum_xl += exact(weighted * x[i]);
         }
-        let determinant = sum_w * sum_l2 - sum_l * sum_l;
+        let determinant = exact(sum_w * sum_l2) - exact(sum_l * sum_l);
         if determinant > 0.0 {
-            var scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
-            var minimum = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
+            var scale = divided(exact(sum_w * sum_xl) - exact(sum_x * sum_l), determinant);
+            var minimum = divided(exact(sum_l2 * sum_x) - exact(sum_l * sum_xl), determinant);
             if minimum > 0.0 {
                 minimum = 0.0;
-                scale = sum_xl / sum_l2;
+                scale = divided(sum_xl, sum_l2);
             }
             let current = affine_error(inverse, low, scale, minimum, max_code, steps.absolute);
             if current < best {
@@ -263,24 +263,24 @@ fn positive(count: u32, max_code: i32) -> f32 {
         return 0.0;
     }
     guard_scales(most, sum);
-    var inverse = f32(max_code) / most;
-    let scale = 1.0 / inverse;
+    var inverse = divided(f32(max_code), most);
+    let scale = divided(1.0, inverse);
     var best = 0.0;
     for (var i = 0u; i < count; i++) {
-        let difference = sx[i] - scale * round(inverse * sx[i]);
-        best += sw[i] * difference * difference;
+        let difference = sx[i] - exact(scale * round(inverse * sx[i]));
+        best += exact(sw[i] * difference * difference);
     }
     for (var step = -4; step <= 4; step++) {
         if step == 0 {
             continue;
         }
-        let trial = (0.1 * f32(step) + f32(max_code)) / most;
-        let trial_scale = 1.0 / trial;
+        let trial = divided(exact(0.1 * f32(step)) + f32(max_code), most);
+        let trial_scale = divided(1.0, trial);
         var current = 0.0;
         for (var i = 0u; i < count; i++) {
             let l = min(round(trial * sx[i]), f32(max_code));
-            let difference = sx[i] - trial_scale * l;
-            current += sw[i] * difference * difference;
+            let difference = sx[i] - exact(trial_scale * l);
+            current += exact(sw[i] * difference * difference);
         }
         if current < best {
             best = current;
@@ -292,24 +292,24 @@ fn positive(count: u32, max_code: i32) -> f32 {
     for (var i = 0u; i < count; i++) {
         let l = min(i32(round(inverse * sx[i])), max_code);
         codes[i] = l;
-        sum_lx += sw[i] * sx[i] * f32(l);
-        sum_l2 += sw[i] * f32(l) * f32(l);
+        sum_lx += exact(sw[i] * sx[i] * f32(l));
+        sum_l2 += exact(sw[i] * f32(l) * f32(l));
     }
     for (var turn = 0; turn < 5; turn++) {
         var changed = false;
         for (var i = 0u; i < count; i++) {
             let old = f32(codes[i]);
-            var slx = sum_lx - sw[i] * sx[i] * old;
-            var sl2 = sum_l2 - sw[i] * old * old;
+            var slx = sum_lx - exact(sw[i] * sx[i] * old);
+            var sl2 = sum_l2 - exact(sw[i] * old * old);
             if slx > 0.0 && sl2 > 0.0 {
-                let place = sx[i] * sl2 / slx;
+                let place = divided(sx[i] * sl2, slx);
                 if abs(place) > SAFE {
                     flagged = true;
                 }
                 let next = min(i32(round(clamp(place, -SAFE, SAFE))), max_code);
                 if next != codes[i] {
-                    slx += sw[i] * sx[i] * f32(next);
-                    sl2 += sw[i] * f32(next) * f32(next);
+                    slx += exact(sw[i] * sx[i] * f32(next));
+                    sl2 += exact(sw[i] * f32(next) * f32(next));
                     if slx * slx * sum_l2 > sum_lx * sum_lx * sl2 {
                         codes[i] = next;
                         sum_lx = slx;
@@ -324,7 +324,7 @@ fn positive(count: u32, max_code: i32) -> f32 {
         }
     }
     if sum_l2 > 0.0 {
-        return sum_lx / sum_l2;
+        return divided(sum_lx, sum_l2);
     }
     return 0.0;
 }
@@ -353,7 +353,7 @@ fn symmetric_scales(max_code: f32) -> f32 {
     }
     guard_scales(abs(most), sum);
     var scale = 0.0;
-    var kept = -max_code / most;
+    var kept = divided(-max_code, most);
     var best = 0.0;
     for (var step = 0; step <= 19; step++) {
         // The plain inverse first, then −9 to 9 tenths of a code beside it.
@@ -361,16 +361,16 @@ fn symmetric_scales(max_code: f32) -> f32 {
         if step != 0 && tenths == 0 {
             continue;
         }
-        let inverse = -(max_code + 0.1 * f32(tenths)) / most;
+        let inverse = divided(-(max_code + exact(0.1 * f32(tenths))), most);
         var sum_lx = 0.0;
         var sum_l2 = 0.0;
         for (var i = 0u; i < 16u; i++) {
             let l = clamp(round(inverse * sx[i]), -max_code, max_code - 1.0);
-            sum_lx += sw[i] * sx[i] * l;
-            sum_l2 += sw[i] * l * l;
+            sum_lx += exact(sw[i] * sx[i] * l);
+            sum_l2 += exact(sw[i] * l * l);
         }
         if sum_l2 > 0.0 && (step == 0 || sum_lx * sum_lx > best * sum_l2) {
-            scale = sum_lx / sum_l2;
+            scale = divided(sum_lx, sum_l2);
             best = scale * sum_lx;
             kept = inverse;
         }
@@ -398,7 +398,7 @@ fn iq4_sums(inverse: f32) -> vec2<f32> {
     for (var i = 0u; i < RUN; i++) {
         let q = iq4_value(inverse * x[i]);
         let product = w[i] * q;
-        sums += vec2(product * x[i], product * q);
+        sums += vec2(exact(product * x[i]), exact(product * q));
     }
     return sums;
 }
@@ -410,16 +410,16 @@ fn iq4_scale() -> f32 {
         return 0.0;
     }
     guard_run();
-    var sums = iq4_sums(1.0 / (-most / -127.0));
+    var sums = iq4_sums(divided(1.0, divided(-most, -127.0)));
     var scale = 0.0;
     if sums.y > 0.0 {
-        scale = sums.x / sums.y;
+        scale = divided(sums.x, sums.y);
     }
     var best = scale * sums.x;
     for (var step = -7; step <= 7; step++) {
-        sums = iq4_sums((f32(step) - 127.0) / most);
+        sums = iq4_sums(divided(f32(step) - 127.0, most));
         if sums.y > 0.0 && sums.x * sums.x > best * sums.y {
-            scale = sums.x / sums.y;
+            scale = divided(sums.x, sums.y);
             best = scale * sums.x;
         }
     }

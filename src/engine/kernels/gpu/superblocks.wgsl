@@ -12,20 +12,19 @@ const RUNS: u32 = 256u / RUN;
 
 var<workgroup> told: array<vec4<f32>, LANES>;
 
-// Sums of squares of the runs of this lane's block.
-fn block_squares(lane: u32) -> f32 {
-    told[lane] = vec4(sum_of_squares(), 0.0, 0.0, 0.0);
-    workgroupBarrier();
+// The sum of squares of a whole block, in the reference's order.
+fn block_squares(first: u32) -> f32 {
     var sum = 0.0;
-    for (var run = 0u; run < RUNS; run++) {
-        sum += told[lane - lane % RUNS + run].x;
+    for (var i = 0u; i < 256u; i++) {
+        let weight = bitcast<f32>(weights[first + i]);
+        sum += exact(weight * weight);
     }
-    workgroupBarrier();
     return sum;
 }
 
-fn weigh(column: u32, squares: f32) {
+fn weigh(at: u32, column: u32) {
     if WEIGHTED {
+        let squares = block_squares(at - column % 256u);
         switch KIND {
             case Q6_K: {
                 // Taken as it is here, unlike in the other formats.
@@ -49,7 +48,7 @@ fn weigh(column: u32, squares: f32) {
             }
         }
         case Q4_K, Q5_K: {
-            let mean = sqrt(sum_of_squares() / 32.0);
+            let mean = root(sum_of_squares() / 32.0);
             for (var i = 0u; i < RUN; i++) {
                 w[i] = mean + abs(x[i]);
             }
@@ -126,18 +125,18 @@ fn code_affine(lane: u32, first: u32, top: f32, scale_top: i32) {
         }
         let steps = f32(scale_top);
         if most.x > 0.0 {
-            scale = stored_half(most.x / steps) * round(steps / most.x * own.x);
+            scale = stored_half(divided(most.x, steps)) * round(divided(steps, most.x) * own.x);
         }
         if most.y > 0.0 {
-            minimum = stored_half(most.y / steps) * round(steps / most.y * own.y);
+            minimum = stored_half(divided(most.y, steps)) * round(divided(steps, most.y) * own.y);
         }
     }
     for (var i = 0u; i < RUN; i++) {
         var code = 0.0;
         if scale != 0.0 {
-            code = clamp(round((x[i] + minimum) / scale), 0.0, top);
+            code = clamp(round(divided(x[i] + minimum, scale)), 0.0, top);
         }
-        add(x[i], scale * code - minimum);
+        add(x[i], exact(scale * code) - minimum);
     }
 }
 
@@ -146,7 +145,7 @@ fn code_symmetric(scale: f32, max_code: f32) {
     for (var i = 0u; i < RUN; i++) {
         var code = 0.0;
         if scale != 0.0 {
-            code = clamp(round(x[i] / scale), -max_code, max_code - 1.0);
+            code = clamp(round(divided(x[i], scale)), -max_code, max_code - 1.0);
         }
         add(x[i], scale * code);
     }
@@ -182,18 +181,18 @@ fn code_run(lane: u32) {
             } else if most == 0.0 {
                 code_symmetric(0.0, 4.0);
             } else {
-                let inverse = -32.0 / most;
+                let inverse = divided(-32.0, most);
                 let code = clamp(round(inverse * own), -32.0, 31.0);
-                code_symmetric(stored_half(1.0 / inverse) * code, 4.0);
+                code_symmetric(stored_half(divided(1.0, inverse)) * code, 4.0);
             }
         }
         case Q6_K: {
             if abs(most) < NOTHING {
                 code_symmetric(0.0, 32.0);
             } else {
-                let inverse = -128.0 / most;
+                let inverse = divided(-128.0, most);
                 let code = min(round(inverse * own), 127.0);
-                code_symmetric(stored_half(1.0 / inverse) * code, 32.0);
+                code_symmetric(stored_half(divided(1.0, inverse)) * code, 32.0);
             }
         }
         default: {
@@ -218,9 +217,8 @@ fn scan(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index
             x[i] = load(row * params.row_len + column + i);
         }
     }
-    let squares = block_squares(lane);
     if is_real {
-        weigh(column, squares);
+        weigh(row * params.row_len + column, column);
         told[lane] = search_run();
     }
     workgroupBarrier();

@@ -3,7 +3,7 @@
 
 fn table_codes(row: u32, column: u32) {
     let most = abs(signed_max());
-    let inverse = 1.0 / max(most, 1e-30);
+    let inverse = divided(1.0, max(most, 1e-30));
     var kept = most;
     if NESTED {
         kept = scales[row * params.groups + column / RUN].x;

@@ -21,7 +21,7 @@ fn weighted_above(row: u32, column: u32, top: f32) {
     let offset = stored_half(-found.minimum);
     for (var i = 0u; i < RUN; i++) {
         let code = clamp(round(found.inverse * (x[i] - found.shift)), 0.0, top);
-        add(x[i], code * kept + offset);
+        add(x[i], exact(code * kept) + offset);
     }
 }
 
