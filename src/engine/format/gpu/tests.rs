@@ -210,3 +210,54 @@ fn every_format_has_the_reference_s_errors() {
     }
     assert!(troubles.is_empty(), "{}", troubles.join("\n"));
 }
+
+#[test]
+#[ignore = "needs a graphics driver"]
+fn schemes_of_every_width_group_and_scale_have_the_reference_s_errors() {
+    let device = device();
+    let mut troubles = Vec::new();
+    // A prime, so that no parameter always stands still; the usual ones are in the other test.
+    for format in format::parameterized().step_by(17).filter(|format| format.fits(768)) {
+        for is_weighted in [false, true] {
+            let mut tally = Tally::default();
+            compare(&device, format, Spread::Normal, [768, 6], is_weighted, &mut tally);
+            assert_eq!(tally.on_device, tally.rows, "{}", format.id());
+            check(format.id(), tally, &mut troubles);
+        }
+    }
+    assert!(troubles.is_empty(), "{}", troubles.join("\n"));
+}
+
+#[test]
+#[ignore = "needs a graphics driver"]
+fn sixteen_bit_floats_go_up_as_they_are() {
+    let device = device();
+    let format = format::find("q4_k").expect("a known format");
+    let formats = [format];
+    // An odd number of weights in all cannot be: rows are whole blocks. 33 rows make an odd number of pairs.
+    let values = weights(Spread::Normal, 256, 33, 5);
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        let mut raw = vec![0; values.len() * 2];
+        let plain = format::of_dtype(dtype).expect("a known type");
+        plain.encode_rows(&values, &Encoding::plain(256), &mut raw);
+        let mut widened = vec![0.0; values.len()];
+        plain.decode_row(&raw, &mut widened);
+        let mut sums = |raw: Option<(Dtype, &[u8])>| {
+            let mut scan = DeviceScan::new(&device, &formats, Encoding::plain(256), &[None]).expect("a recipe");
+            scan.add(0, widened.clone(), raw).expect("the device goes on");
+            scan.finish().expect("the device goes on")
+        };
+        assert_eq!(sums(Some((dtype, &raw))), sums(None), "{dtype}");
+    }
+}
+
+#[test]
+#[ignore = "needs a graphics driver"]
+fn a_shader_that_does_not_compile_is_a_failure_that_stays() {
+    let device = device();
+    assert!(device.check().is_ok());
+    device.break_for_test();
+    assert!(matches!(device.check(), Err(Failure::Driver(_))));
+    let formats = [format::find("bf16").expect("a known format")];
+    assert!(DeviceScan::new(&device, &formats, Encoding::plain(64), &[None]).is_err());
+}

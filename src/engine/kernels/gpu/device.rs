@@ -99,6 +99,12 @@ impl Device {
         }
     }
 
+    /// Does what no driver accepts.
+    #[cfg(test)]
+    pub(crate) fn break_for_test(&self) {
+        let _ = self.pipeline("no shader", "scan");
+    }
+
     /// The largest buffer that a shader can see.
     pub(super) fn most_bytes(&self) -> u64 {
         let limits = self.handle.limits();

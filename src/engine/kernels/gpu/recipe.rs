@@ -200,7 +200,12 @@ fn scaled(
 ) -> Program {
     let is_given = scales == Scales::Given;
     let before = (!is_given).then(|| {
-        let side = if group == 0 { 64 } else { (group.next_power_of_two() / 8).clamp(2, 64) };
+        // A search sums in eight lanes, as the reference does.
+        let side = match (scales, group) {
+            (Scales::LeastSquares, _) => 8,
+            (_, 0) => 64,
+            _ => (group.next_power_of_two() / 8).clamp(2, 64),
+        };
         (more(constants()).count("SIDE", side).with(&[include_str!("scales.wgsl")]), Before::Groups(side))
     });
     Program { before, scan: constants().with(&[include_str!("plain.wgsl")]), columns: 2048, group, is_given }

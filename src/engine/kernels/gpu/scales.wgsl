@@ -1,5 +1,5 @@
 // The scale (and zero) of every group of every row, for `plain.wgsl`. MODE, TOP, MIDDLE, SYMMETRIC,
-// SCALE, SEARCH and SIDE (lanes a group, a power of two) are given before.
+// SCALE, SEARCH and SIDE (lanes a group, a power of two, eight for a search) are given before.
 
 const F16: u32 = 0u;
 const BF16: u32 = 1u;
@@ -40,18 +40,16 @@ fn grid_of(low: f32, high: f32) -> vec2<f32> {
     return vec2(stored(scale), zero);
 }
 
-// The sum over the lanes of a group, in each of them.
+// The sum over the eight lanes of a group, one after another, in each of them.
 fn total(value: f32, lane: u32) -> f32 {
     workgroupBarrier();
     sums[lane] = value;
-    for (var half = SIDE / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane % SIDE < half {
-            sums[lane] += sums[lane + half];
-        }
-    }
     workgroupBarrier();
-    return sums[lane - lane % SIDE];
+    var sum = 0.0;
+    for (var i = 0u; i < SIDE; i++) {
+        sum += sums[lane - lane % SIDE + i];
+    }
+    return sum;
 }
 
 fn finite(at: u32) -> f32 {
@@ -62,14 +60,25 @@ fn finite(at: u32) -> f32 {
     return bitcast<f32>(bits);
 }
 
-// Squared error of a group on a grid, weighted by importance.
+fn weighted_error(grid: vec2<f32>, at: u32, column: u32) -> f32 {
+    let weight = finite(at + column);
+    let code = round(clamp(divided(weight, grid.x) + grid.y, 0.0, TOP));
+    let error = weight - exact(grid.x * (code - grid.y));
+    return exact(importance[column] * error * error);
+}
+
+// Squared error of a group on a grid, weighted by importance, in the reference's eight lanes: those
+// that fill no whole eight go to the first.
 fn error_of(grid: vec2<f32>, at: u32, first: u32, end: u32, lane: u32) -> f32 {
+    let whole = end - (end - first) % SIDE;
     var sum = 0.0;
-    for (var column = first + lane % SIDE; column < end; column += SIDE) {
-        let weight = finite(at + column);
-        let code = round(clamp(divided(weight, grid.x) + grid.y, 0.0, TOP));
-        let error = weight - grid.x * (code - grid.y);
-        sum += importance[column] * error * error;
+    for (var column = first + lane % SIDE; column < whole; column += SIDE) {
+        sum += weighted_error(grid, at, column);
+    }
+    if lane % SIDE == 0u {
+        for (var column = whole; column < end; column++) {
+            sum += weighted_error(grid, at, column);
+        }
     }
     return total(sum, lane);
 }
@@ -114,7 +123,7 @@ fn find(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index
         // Every third step first, then the neighbours of the best.
         for (var step = 1; step <= 26; step++) {
             let share = divided(f32(100 - 3 * step), 100.0);
-            let grid = grid_of(low * share, high * share);
+            let grid = grid_of(exact(low * share), exact(high * share));
             let sum = error_of(grid, at, first, end, lane);
             if sum < least {
                 best = grid;
@@ -126,7 +135,7 @@ fn find(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index
         for (var step = 0; step < 4; step++) {
             let percent = centre + select(step - 2, step - 1, step >= 2);
             let share = divided(f32(percent), 100.0);
-            let grid = grid_of(low * share, high * share);
+            let grid = grid_of(exact(low * share), exact(high * share));
             let sum = error_of(grid, at, first, end, lane);
             if percent >= 20 && percent < 100 && sum < least {
                 best = grid;
