@@ -70,7 +70,7 @@ impl Budget {
                 session.warn(format!(
                     "no --sensitivity is given, so tensors are weighed by how far their weights move, which says little of what the model minds; {MEASURE_KLD}"
                 ));
-                let options = WeightOptions { importance, ..WeightOptions::default() };
+                let options = WeightOptions { importance, device: session.device()?, ..WeightOptions::default() };
                 weight::weight_error(checkpoint, &options, &session.progress, &mut |_, _| {})?
             }
         };

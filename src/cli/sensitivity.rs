@@ -71,7 +71,8 @@ impl Sensitivity {
         let checkpoint = session.open(&self.path)?;
         output::check_target(self.output.as_deref(), &[&checkpoint])?;
         let importance = self.importance()?;
-        let options = WeightOptions { formats: self.formats(), importance, ..WeightOptions::default() };
+        let device = session.device()?;
+        let options = WeightOptions { formats: self.formats(), importance, device, ..WeightOptions::default() };
         Ok(weight::weight_error(&checkpoint, &options, &session.progress, &mut |_, _| {})?)
     }
 
@@ -159,6 +160,9 @@ impl Sensitivity {
         if let Some(metric) = metric(&table.metric) {
             let unit = if metric.unit.is_empty() { String::new() } else { format!(", in {}", metric.unit) };
             text.push_str(&format!("\n{}{unit} ({}); larger is worse.\n", metric.description, metric.label.name()));
+        }
+        if let Some(device) = &table.device {
+            text.push_str(&format!("Scanned by {device}.\n"));
         }
         if table.imatrix.is_some() {
             text.push_str("Encoded with the importance matrix where a format heeds it.\n");

@@ -15,6 +15,7 @@ use super::state::RunId;
 use crate::engine::calibration::{self, Importance, ImportanceOptions};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::{self, ComparisonOptions};
+use crate::engine::device::Device;
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::evaluation::{self, Baseline, Evaluation, EvaluationOptions};
 use crate::engine::format::Format;
@@ -215,7 +216,7 @@ pub(super) fn weight_error(
     importance: Option<Arc<Importance>>,
     context: &Context,
 ) -> Result<Outcome> {
-    let options = WeightOptions { importance, ..WeightOptions::default() };
+    let options = WeightOptions { importance, device: Device::automatic(), ..WeightOptions::default() };
     let mut empty = SensitivityTable::new(checkpoint, &weight::METRIC, &select_formats(&options.formats)?);
     empty.imatrix = options.importance.as_ref().map(|importance| importance.hash.clone());
     let empty = Arc::new(empty);

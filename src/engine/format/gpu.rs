@@ -6,6 +6,8 @@
 
 use std::collections::VecDeque;
 
+use rayon::prelude::*;
+
 use super::{Dtype, Encoding, Format, Fp8Scales, Granularity, ScanBuffers, Shared};
 use crate::kernels::gpu::{Device, Failure, Recipe, Scales, Scanner, Source};
 use crate::kernels::ints::ScaleChoice;
@@ -81,13 +83,15 @@ fn given(shared: &Shared, first_row: usize, rows: usize, row_len: usize) -> Vec<
     }
 }
 
-/// Rows on the device, and the same for those that it hands back.
+/// Rows on the device, kept for those that it hands back.
+#[derive(Debug)]
 struct Piece {
     first_row: usize,
     weights: Vec<f32>,
 }
 
 /// A scan of a tensor by several formats.
+#[derive(Debug)]
 pub struct DeviceScan<'a> {
     scanner: Scanner<'a>,
     formats: &'a [&'static dyn Format],
@@ -95,7 +99,6 @@ pub struct DeviceScan<'a> {
     shared: &'a [Option<Shared>],
     pieces: VecDeque<Piece>,
     spare: Vec<Vec<f32>>,
-    buffers: ScanBuffers,
     sums: Vec<Errors>,
     rows: [u64; 2],
 }
@@ -121,7 +124,6 @@ impl<'a> DeviceScan<'a> {
             shared,
             pieces: VecDeque::new(),
             spare: Vec::new(),
-            buffers: ScanBuffers::default(),
             sums: vec![Errors::default(); formats.len()],
             rows: [0; 2],
         })
@@ -167,17 +169,25 @@ impl<'a> DeviceScan<'a> {
         let found = self.scanner.collect()?;
         let Some(piece) = self.pieces.pop_front() else { return Ok(()) };
         for (index, rows) in found.into_iter().enumerate() {
-            for (row, (sums, weights)) in rows.into_iter().zip(piece.weights.chunks(self.how.row_len)).enumerate() {
-                self.rows[usize::from(sums.is_none())] += 1;
-                match sums {
-                    Some(sums) => self.sums[index].merge(&sums),
-                    None => {
-                        let shared = self.shared.get(index).and_then(Option::as_ref);
+            let back = rows.iter().filter(|sums| sums.is_none()).count() as u64;
+            self.rows[0] += rows.len() as u64 - back;
+            self.rows[1] += back;
+            let (format, shared) = (self.formats[index], self.shared.get(index).and_then(Option::as_ref));
+            let weights = piece.weights.par_chunks(self.how.row_len);
+            let sums: Vec<Errors> = rows
+                .into_par_iter()
+                .zip(weights)
+                .enumerate()
+                .map_init(ScanBuffers::default, |buffers, (row, (sums, weights))| {
+                    sums.unwrap_or_else(|| {
+                        let mut sums = Errors::default();
                         let how = Encoding { first_row: piece.first_row + row, shared, ..self.how };
-                        self.formats[index].scan(weights, &how, &mut self.buffers, &mut self.sums[index]);
-                    }
-                }
-            }
+                        format.scan(weights, &how, buffers, &mut sums);
+                        sums
+                    })
+                })
+                .collect();
+            sums.iter().for_each(|sums| self.sums[index].merge(sums));
         }
         self.spare.push(piece.weights);
         Ok(())

@@ -5,6 +5,7 @@
 
 pub mod fisher;
 pub mod kld;
+mod place;
 pub mod ranks;
 pub mod weight;
 
@@ -78,6 +79,9 @@ pub struct SensitivityTable {
     pub metric: String,
     /// [`Metric::unit`].
     pub unit: String,
+    /// The device that made it, where that was not the CPU alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// How its figures came about.
     pub label: Label,
     /// [`Importance::hash`] of the matrix that tensors were encoded with, where there was one.
@@ -134,6 +138,7 @@ impl SensitivityTable {
             checkpoint: checkpoint.fingerprint.clone(),
             metric: metric.id.to_owned(),
             unit: metric.unit.to_owned(),
+            device: None,
             label: metric.label,
             imatrix: None,
             formats: formats.iter().map(|format| format.id().to_owned()).collect(),

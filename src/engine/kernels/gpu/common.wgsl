@@ -60,8 +60,8 @@ fn remainder(value: f32, a: f32, b: f32) -> f32 {
     let b_high = upper(b);
     let a_low = a - a_high;
     let b_low = b - b_high;
-    // Products of halves are exact.
-    let lost = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
+    // Products of halves are exact; drivers that take sums of products apart must not see them.
+    let lost = ((exact(a_high * b_high) - product) + exact(a_high * b_low) + exact(a_low * b_high)) + a_low * b_low;
     return (value - product) - lost;
 }
 
