@@ -62,13 +62,13 @@ fn remainder(value: f32, a: f32, b: f32) -> f32 {
     let b_low = b - b_high;
     // Products of halves are exact; drivers that take sums of products apart must not see them.
     let lost = ((exact(a_high * b_high) - product) + exact(a_high * b_low) + exact(a_low * b_high)) + a_low * b_low;
-    return (value - product) - lost;
+    return exact(value - product) - lost;
 }
 
 // The quotient and the root to nearest: WGSL's own may be off by some last bits.
 fn divided(value: f32, by: f32) -> f32 {
     let quotient = value / by;
-    return quotient + remainder(value, quotient, by) / by;
+    return exact(quotient + remainder(value, quotient, by) / by);
 }
 fn root(value: f32) -> f32 {
     let near = sqrt(value);
