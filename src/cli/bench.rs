@@ -145,6 +145,8 @@ struct Document<'a> {
 struct Kernels<'a> {
     version: u32,
     device: &'static str,
+    /// The GPU of the kernel `scan_device`; null where scans run on the CPU alone.
+    scan_device: Option<&'a str>,
     level: &'static str,
     load_average: Option<f64>,
     kernels: &'a [KernelSpeed],
@@ -238,14 +240,15 @@ impl Bench {
     }
 
     fn run_kernels(&self, session: &Session, load_average: Option<f64>) -> Result<Answer> {
-        let options = KernelOptions { filter: self.filter.clone(), quick: self.quick };
+        let options = KernelOptions { filter: self.filter.clone(), quick: self.quick, device: session.device()? };
         let rows = kernel_speed::measure(&options, &session.progress)?;
         if self.filter.is_none() && !self.quick {
             let rates = kernel_rates::measure(&RateOptions::default(), &session.progress)?;
             keep_rates(&session.cache_dir(), &rates)?;
         }
         let level = Level::detect().name();
-        let document = Kernels { version: 1, device: "cpu", level, load_average, kernels: &rows };
+        let scan_device = options.device.name();
+        let document = Kernels { version: 1, device: "cpu", scan_device, level, load_average, kernels: &rows };
         session.answer(&document, || kernels_text(&document))
     }
 }
@@ -295,7 +298,7 @@ fn load_average() -> Option<f64> {
 /// One table a kind of kernel.
 fn kernels_text(document: &Kernels<'_>) -> String {
     let mut text = String::new();
-    for kernel in ["encode", "encode_imatrix", "scan", "profile", "matmul"] {
+    for kernel in ["encode", "encode_imatrix", "scan", "scan_device", "profile", "matmul"] {
         let rows: Vec<&KernelSpeed> = document.kernels.iter().filter(|row| row.kernel == kernel).collect();
         if rows.is_empty() {
             continue;
@@ -329,7 +332,8 @@ fn kernels_text(document: &Kernels<'_>) -> String {
         text.push('\n');
     }
     format!(
-        "{text}{} kernels; load average {} before the measurement\n",
+        "{text}{}{} kernels; load average {} before the measurement\n",
+        document.scan_device.map_or_else(String::new, |name| format!("scan_device is {name}; ")),
         document.level,
         or_dash(document.load_average.map(|load| format!("{load:.2}"))),
     )

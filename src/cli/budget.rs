@@ -130,7 +130,7 @@ impl Budget {
             session.warn(format!(
                 "no text is given, so tensors are weighed by how far their weights move, which says little of what the model minds: give --calibration TEXT; {MEASURE_KLD}"
             ));
-            let options = WeightOptions { importance, ..WeightOptions::default() };
+            let options = WeightOptions { importance, device: session.device()?, ..WeightOptions::default() };
             return Ok(weight::weight_error(checkpoint, &options, &session.progress, &mut |_, _| {})?);
         };
         let config = checkpoint.require_config()?;

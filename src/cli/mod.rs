@@ -11,6 +11,7 @@ mod calibrate;
 mod cascade;
 mod compare;
 mod demo;
+mod devices;
 mod evaluate;
 mod generate;
 mod inspect;
@@ -37,6 +38,7 @@ use std::time::{Duration, Instant};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::engine::device::VARIABLE;
 use crate::engine::progress::Progress;
 use session::{Answer, Failure, Session};
 
@@ -83,6 +85,10 @@ struct Common {
     /// Worker threads [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Where error scans run: auto, cpu, or part of a name that `lapidary devices` lists [default: what
+    /// LAPIDARY_DEVICE says, else auto]
+    #[arg(long, global = true, value_name = "DEVICE")]
+    device: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -102,6 +108,7 @@ enum Command {
     Cascade(cascade::PlanCascade),
     Report(report::WriteReport),
     Demo(demo::Demo),
+    Devices(devices::Devices),
     #[command(external_subcommand)]
     Open(Vec<OsString>),
 }
@@ -113,7 +120,7 @@ pub fn main(window: Option<OpenWindow>) -> ExitCode {
         Ok(cli) => cli,
         Err(err) => return usage(&err),
     };
-    let Common { json, threads } = cli.common;
+    let Common { json, threads, device } = cli.common;
     if let Some(threads) = threads {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads.into())
@@ -130,7 +137,7 @@ pub fn main(window: Option<OpenWindow>) -> ExitCode {
             Err(err) => return usage(&err),
         },
         // On a worker thread: a parallel step that begins there costs a queue entry, not two switches of threads.
-        Some(command) => return rayon::scope(|_| run_command(command, json)),
+        Some(command) => return rayon::scope(|_| run_command(command, json, device)),
     };
     open_window(window, path)
 }
@@ -200,8 +207,9 @@ fn stop_on_interrupt(progress: &Progress) {
     }
 }
 
-fn run_command(command: Command, json: bool) -> ExitCode {
-    let session = Session::new(json);
+fn run_command(command: Command, json: bool, device: Option<String>) -> ExitCode {
+    let wish = device.or_else(|| std::env::var(VARIABLE).ok()).unwrap_or_default();
+    let session = Session::new(json, wish);
     stop_on_interrupt(&session.progress);
     let result = match command {
         Command::Inspect(arguments) => arguments.run(&session),
@@ -219,6 +227,7 @@ fn run_command(command: Command, json: bool) -> ExitCode {
         Command::Cascade(arguments) => arguments.run(&session),
         Command::Report(arguments) => arguments.run(&session),
         Command::Demo(arguments) => arguments.run(&session),
+        Command::Devices(arguments) => arguments.run(&session),
         Command::Open(words) => Err(Failure::Usage(format!("{words:?} is not a command"))),
     };
     session.hide_progress();

@@ -138,7 +138,8 @@ impl Sensitivity {
         let checkpoint = session.open(&self.path)?;
         output::check_target(self.output.as_deref(), &[&checkpoint])?;
         let importance = self.importance()?;
-        let options = WeightOptions { formats: self.formats(), importance, ..WeightOptions::default() };
+        let device = session.device()?;
+        let options = WeightOptions { formats: self.formats(), importance, device, ..WeightOptions::default() };
         Ok(weight::weight_error(&checkpoint, &options, &session.progress, &mut |_, _| {})?)
     }
 
@@ -295,6 +296,9 @@ impl Sensitivity {
             text.push_str(&format!("Measured on {} tokens of {}.\n", basis.tokens, basis.name));
         }
         text.push_str(&most_sensitive_groups(table));
+        if let Some(device) = &table.device {
+            text.push_str(&format!("Scanned by {device}.\n"));
+        }
         if table.imatrix.is_some() {
             text.push_str("Encoded with the importance matrix where a format heeds it.\n");
         }

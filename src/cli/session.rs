@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::progress_bar::ProgressBar;
 use crate::engine::checkpoint::Checkpoint;
+use crate::engine::device::Device;
 use crate::engine::error::{Error, Fault};
 use crate::engine::evaluation::Subject;
 use crate::engine::model::{Model, Tokenizer};
@@ -67,16 +68,28 @@ pub(super) struct Session {
     pub progress: Progress,
     /// True if the answer is a JSON document.
     pub json: bool,
+    /// The device that `--device` names.
+    device: String,
     bar: RefCell<Option<ProgressBar>>,
     warnings: RefCell<Vec<String>>,
 }
 
 impl Session {
     /// A session with a progress bar, where somebody can see it.
-    pub fn new(json: bool) -> Self {
+    pub fn new(json: bool, device: String) -> Self {
         let progress = Progress::default();
         let bar = ProgressBar::start(&progress);
-        Self { progress, json, bar: RefCell::new(bar), warnings: RefCell::default() }
+        Self { progress, json, device, bar: RefCell::new(bar), warnings: RefCell::default() }
+    }
+
+    /// Where scans run.
+    pub fn device(&self) -> Result<Device> {
+        Ok(Device::choose(&self.device)?)
+    }
+
+    /// What `--device` says: `auto`, `cpu` or a part of a name.
+    pub fn device_wish(&self) -> &str {
+        &self.device
     }
 
     /// Takes the progress bar away for good, before anything else is written.

@@ -10,6 +10,8 @@ pub mod progress;
 
 pub use lapidary_kernels::{format, kernels};
 
+pub mod device;
+
 pub mod target;
 
 pub mod checkpoint;

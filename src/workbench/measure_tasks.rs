@@ -9,6 +9,7 @@ use super::measure::{CalibrationInfo, DEFAULT_TOKENS, KldRequest};
 use super::tasks::ModelCache;
 use crate::engine::calibration::{Documents, Importance, Overlap};
 use crate::engine::checkpoint::{Checkpoint, ModelConfig};
+use crate::engine::device::Device;
 use crate::engine::error::Result;
 use crate::engine::model::Tokenizer;
 use crate::engine::scoring::{TaskSet, TextOptions, TextSource};
@@ -80,7 +81,7 @@ pub(super) fn weight_error(
     context: &Context,
 ) -> Result<Outcome> {
     let empty = empty(checkpoint, &weight::METRIC, None, importance.as_ref())?;
-    let options = WeightOptions { importance, ..WeightOptions::default() };
+    let options = WeightOptions { importance, device: Device::automatic(), ..WeightOptions::default() };
     let mut tell = tell_rows(context, weight::METRIC.id, empty);
     let table = weight::weight_error(checkpoint, &options, &context.progress, &mut tell)?;
     Ok(measured(weight::METRIC.id, table))

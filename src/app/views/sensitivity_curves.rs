@@ -360,6 +360,7 @@ mod tests {
             metric: "kld".to_owned(),
             unit: "nats".to_owned(),
             label: Label::MeasuredWeightsOnly,
+            device: None,
             imatrix: None,
             basis: None,
             diagonal_only: Vec::new(),

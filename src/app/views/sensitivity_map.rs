@@ -347,6 +347,7 @@ mod tests {
             metric: "kld".to_owned(),
             unit: "nats".to_owned(),
             label: FigureLabel::MeasuredWeightsOnly,
+            device: None,
             imatrix: None,
             basis: Some(Basis {
                 name: "t.txt".to_owned(),

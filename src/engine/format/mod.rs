@@ -12,6 +12,8 @@ mod dtype;
 mod f16;
 mod f32;
 mod fp8;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 mod ints;
 mod iq4_nl;
 mod iq4_xs;

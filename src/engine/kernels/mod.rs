@@ -13,6 +13,8 @@ pub mod counts;
 pub mod dense;
 pub mod float;
 pub mod fp8;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod ints;
 pub mod iquants;
 pub mod kquants;

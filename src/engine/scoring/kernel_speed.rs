@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::random::Random;
 use super::text_stats::quantile;
+use crate::device::Device;
 use crate::error::{Fault, Result, Stage};
 use crate::format::{self, Dtype, Encoding, Format, ScanBuffers};
 use crate::kernels::activations::Activations;
@@ -47,12 +48,14 @@ pub struct KernelOptions {
     pub filter: Option<String>,
     /// One shape, two batch sizes and a fifth of the time.
     pub quick: bool,
+    /// Also scans on this device, if it is a GPU.
+    pub device: Device,
 }
 
 /// Speed of one kernel.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KernelSpeed {
-    /// `encode`, `encode_imatrix`, `scan`, `profile` or `matmul`.
+    /// `encode`, `encode_imatrix`, `scan`, `scan_device`, `profile` or `matmul`.
     pub kernel: &'static str,
     /// Id of a format, or name of a stored type.
     pub format: String,
@@ -106,6 +109,8 @@ pub fn measure(options: &KernelOptions, progress: &Progress) -> Result<Vec<Kerne
     float::encode_bf16(&values, &mut bytes);
     for &format in format::all() {
         bench.scan(format, &bytes)?;
+        #[cfg(feature = "gpu")]
+        bench.scan_device(format, &bytes)?;
     }
     bench.profile_singles(&values)?;
     for dtype in [Dtype::F16, Dtype::Bf16, Dtype::F8E4M3] {
@@ -165,7 +170,11 @@ impl Bench<'_> {
         let of = |kernel: &str, format: &dyn Format| usize::from(self.wants(kernel, format.id()));
         let formats = format::all().iter().copied();
         formats
-            .map(|format| 2 * (of("encode", format) + of("scan", format)) + 2 * products * of("matmul", format))
+            .map(|format| {
+                2 * (of("encode", format) + of("scan", format))
+                    + of("scan_device", format)
+                    + 2 * products * of("matmul", format)
+            })
             .sum()
     }
 
@@ -289,6 +298,52 @@ impl Bench<'_> {
             })?;
         }
         Ok(())
+    }
+
+    /// The same rows on a device: up as they are, decoded here beside for what it hands back.
+    #[cfg(feature = "gpu")]
+    fn scan_device(&mut self, format: &'static dyn Format, bytes: &[u8]) -> Result<()> {
+        use crate::format::gpu::DeviceScan;
+        use crate::kernels::gpu::Failure;
+
+        let device = self.options.device.clone();
+        let Some(gpu) = device.gpu().filter(|_| self.wants("scan_device", format.id())) else { return Ok(()) };
+        if !format.fits(ROW_LEN) {
+            return Ok(());
+        }
+        let how = Encoding::plain(ROW_LEN);
+        let mut values = vec![0.0; bytes.len() / 2];
+        float::decode_bf16(bytes, &mut values);
+        let shared = [format::survey_matrix(format, &values, &how)];
+        let formats = [format];
+        let told = |failure: Failure| {
+            Fault::new(Stage::Evaluation, failure.to_string()).at(gpu.name()).fix("leave --device away")
+        };
+        let mut scan = DeviceScan::new(gpu, &formats, how, &shared).map_err(told)?;
+        let piece_rows = scan.most_rows().min(MOST_ROWS);
+        let mut failed = None;
+        let mut all = |rows: usize| {
+            for (index, piece) in bytes[..rows * ROW_LEN * 2].chunks(piece_rows * ROW_LEN * 2).enumerate() {
+                let mut values = scan.buffer();
+                values.resize(piece.len() / 2, 0.0);
+                float::decode_bf16(piece, &mut values);
+                let added = scan.add(index * piece_rows, values, Some((Dtype::Bf16, piece)));
+                failed = failed.take().or(added.err());
+            }
+            match scan.finish() {
+                Ok(sums) => _ = std::hint::black_box(sums),
+                Err(failure) => failed = failed.take().or(Some(failure)),
+            }
+        };
+        // The first time compiles the shader.
+        all(8);
+        let start = Instant::now();
+        all(32);
+        let per_row = start.elapsed().as_secs_f64() / 32.0;
+        let rows = ((0.1 / per_row.max(1e-9)) as usize).clamp(32, MOST_ROWS);
+        let (kernel, format) = ("scan_device", format.id().to_owned());
+        self.time(&Case { kernel, format, rows, cols: ROW_LEN, batch: None, bytes: 0 }, || all(rows))?;
+        failed.map_or(Ok(()), |failure| Err(told(failure).into()))
     }
 
     /// Both looks at f32 values, one thread: what a profile does to them.
@@ -421,7 +476,7 @@ mod tests {
 
     #[test]
     fn one_format_is_measured_by_every_kernel_it_has() {
-        let options = KernelOptions { filter: Some("Q4_0".to_owned()), quick: true };
+        let options = KernelOptions { filter: Some("Q4_0".to_owned()), quick: true, ..KernelOptions::default() };
         let mut seen = 0;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("a pool");
         let rows = pool.install(|| measure(&options, &Progress::default())).expect("q4_0 is a format");
@@ -445,7 +500,7 @@ mod tests {
 
     #[test]
     fn a_filter_that_nothing_matches_and_cancel_are_told() {
-        let options = KernelOptions { filter: Some("q9_z".to_owned()), quick: true };
+        let options = KernelOptions { filter: Some("q9_z".to_owned()), quick: true, ..KernelOptions::default() };
         let error = measure(&options, &Progress::default()).expect_err("nothing to measure");
         assert!(error.to_string().contains("q9_z"), "{error}");
         let progress = Progress::default();

@@ -11,6 +11,7 @@ pub mod heads;
 pub mod kld;
 pub mod layers;
 pub mod output;
+mod place;
 #[cfg(test)]
 mod proofs;
 pub mod ranks;
@@ -125,6 +126,9 @@ pub struct SensitivityTable {
     pub metric: String,
     /// [`Metric::unit`].
     pub unit: String,
+    /// The device that made it, where that was not the CPU alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// How its figures came about.
     pub label: Label,
     /// [`Importance::hash`] of the matrix that tensors were encoded with, where there was one.
@@ -193,6 +197,7 @@ impl SensitivityTable {
             checkpoint: checkpoint.fingerprint.clone(),
             metric: metric.id.to_owned(),
             unit: metric.unit.to_owned(),
+            device: None,
             label: metric.label,
             imatrix: None,
             basis: None,

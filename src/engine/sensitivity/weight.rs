@@ -10,9 +10,11 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::place::Place;
 use super::{Label, Metric, SensitivityRow, SensitivityTable, SensitivityValue};
 use crate::calibration::Importance;
 use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::device::Device;
 use crate::error::{Fault, Result, Stage};
 use crate::format::{self, Encoding, Format, ScanBuffers, Shared};
 use crate::kernels::scan::Errors;
@@ -36,6 +38,8 @@ pub struct WeightOptions {
     pub tensors: Option<Vec<String>>,
     /// Encodes as a plan with this importance matrix does.
     pub importance: Option<Arc<Importance>>,
+    /// Where the scans run.
+    pub device: Device,
 }
 
 /// Other ways to look at the same change.
@@ -93,12 +97,14 @@ pub fn weight_error(
     progress.begin(Phase::MeasuringWeights, tensors.iter().map(|tensor| tensor.byte_count).sum(), Unit::Bytes);
     let mut table = SensitivityTable::new(checkpoint, &METRIC, &formats);
     table.imatrix = options.importance.as_ref().map(|importance| importance.hash.clone());
+    let place = Place::new(&options.device);
     for tensor in tensors {
         let columns = super::columns(options.importance.as_deref(), tensor)?;
-        let row = tensor_errors(checkpoint, tensor, &formats, columns, progress)?;
+        let row = tensor_errors(checkpoint, tensor, &formats, columns, &place, progress)?;
         on_row(table.rows.len(), &row);
         table.rows.push(row);
     }
+    table.device = place.used();
     Ok(table)
 }
 
@@ -108,6 +114,7 @@ fn tensor_errors(
     tensor: &TensorInfo,
     formats: &[&'static dyn Format],
     importance: Option<&[f32]>,
+    place: &Place<'_>,
     progress: &Progress,
 ) -> Result<SensitivityRow> {
     let row_len = tensor.row_len();
@@ -127,7 +134,7 @@ fn tensor_errors(
             tried.push(stored);
         }
     }
-    let sums = all_sums(checkpoint, tensor, &tried, importance, progress)?;
+    let sums = all_sums(checkpoint, tensor, &tried, importance, place, progress)?;
     for ((cell, &asked), column) in row.cells.iter_mut().zip(formats).zip(columns) {
         if let Some(column) = column
             && let Some((value, error)) = figures(&sums[column])
@@ -146,6 +153,7 @@ fn all_sums(
     tensor: &TensorInfo,
     formats: &[&'static dyn Format],
     importance: Option<&[f32]>,
+    place: &Place<'_>,
     progress: &Progress,
 ) -> Result<Vec<Errors>> {
     let row_len = tensor.row_len().max(1);
@@ -154,6 +162,9 @@ fn all_sums(
     let step = (span_weights / row_len).max(1);
     let how = Encoding { importance, scale_choice: super::scale_choice(importance), ..Encoding::plain(row_len) };
     let shared = checkpoint.survey(tensor, formats, &how, progress)?;
+    if let Some(sums) = place.sums(checkpoint, tensor, formats, &how, &shared, progress)? {
+        return Ok(sums);
+    }
     let spans: Vec<Vec<Errors>> = (0..row_count.div_ceil(step))
         .into_par_iter()
         .map_init(Buffers::default, |buffers, span| {
@@ -319,8 +330,11 @@ mod tests {
         };
         let options = WeightOptions { formats: vec!["q9".to_owned()], ..WeightOptions::default() };
         assert!(run(&options, &Progress::default()).to_string().contains("q4_k"));
-        let options =
-            WeightOptions { formats: Vec::new(), tensors: Some(vec!["model.nothing".to_owned()]), importance: None };
+        let options = WeightOptions {
+            formats: Vec::new(),
+            tensors: Some(vec!["model.nothing".to_owned()]),
+            ..WeightOptions::default()
+        };
         assert!(run(&options, &Progress::default()).to_string().contains("model.nothing"));
         let progress = Progress::default();
         progress.cancel();

@@ -30,6 +30,7 @@ fn table(tensors: &[TensorInfo], fragility: impl Fn(&TensorInfo) -> f64) -> Sens
         checkpoint: "f1".to_owned(),
         metric: "kld".to_owned(),
         unit: "nats".to_owned(),
+        device: None,
         label: Label::MeasuredWeightsOnly,
         imatrix: None,
         basis: None,
