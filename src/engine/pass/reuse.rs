@@ -68,10 +68,7 @@ impl Reuse {
         warnings: &mut Vec<String>,
     ) -> Result<Self> {
         let mut reuse = Self::default();
-        // A candidate that units were taken from has parts of tensors, and maybe other layers by their names.
-        let is_whole =
-            |one: &&Earlier| one.plan.structure.is_none() && one.plan.decisions.len() == plan.decisions.len();
-        for one in earlier.iter().filter(is_whole) {
+        for one in earlier.iter().filter(|one| one.plan.decisions.len() == plan.decisions.len()) {
             let by_name: HashMap<&str, usize> =
                 one.candidate.tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.as_str(), at)).collect();
             let mut differing = 0;
