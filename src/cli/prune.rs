@@ -13,9 +13,10 @@ use crate::engine::model::Tokenizer;
 use crate::engine::plan::{Plan, resolve};
 use crate::engine::scoring::TextSource;
 use crate::engine::sensitivity::Label;
+use crate::engine::sensitivity::units::UnitTable;
 use crate::engine::structure::schedule::{Schedule, ScheduleOptions, Step, schedule};
 use crate::engine::structure::{
-    InputMeans, MeasuredUnits, Metric, Sample, SampleOptions, ScoreOptions, Share, Take, UnitScores, scores, select,
+    InputMeans, Metric, Sample, SampleOptions, ScoreOptions, Share, Take, UnitScores, scores, select,
 };
 use crate::engine::units;
 
@@ -176,7 +177,7 @@ impl PruneArgs {
                 found = found.less(&other, self.against_weight)?;
             }
             for path in &self.units {
-                MeasuredUnits::read(path)?.lay_over(&mut found, config)?;
+                found.lay_over(&UnitTable::read(path)?, config)?;
             }
             let multiple = self.multiples(checkpoint, plan)?;
             let multiple = |layer: usize| multiple.get(layer).copied().unwrap_or(1);

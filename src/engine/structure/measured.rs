@@ -1,115 +1,58 @@
 //! Values of layers, heads or KV groups that were measured elsewhere, laid over scores: block influence,
 //! gradients of head masks, and ablation, as `lapidary sensitivity` writes them.
 
-use std::path::Path;
-
-use serde::Deserialize;
-
 use super::UnitScores;
 use crate::checkpoint::ModelConfig;
-use crate::error::{Error, Fault, Result, Stage};
+use crate::error::{Fault, Result, Stage};
 use crate::sensitivity::Label;
+use crate::sensitivity::units::{UnitKind, UnitTable};
 
-/// Longer files are no tables of units.
-const MOST_BYTES: u64 = 64 << 20;
-
-/// What a table has values of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Kind {
-    Layer,
-    Head,
-    KvGroup,
-}
-
-/// The value of one unit.
-#[derive(Clone, Debug, Deserialize)]
-struct Value {
-    layer: usize,
-    index: Option<usize>,
-    value: f64,
-    #[serde(default)]
-    stderr: f64,
-}
-
-/// A table of one kind of units; what else the document holds is not needed here.
-#[derive(Clone, Debug, Deserialize)]
-pub struct MeasuredUnits {
-    version: u32,
-    checkpoint: String,
-    /// The metric's name.
-    pub metric: String,
-    label: Label,
-    kind: Kind,
-    values: Vec<Value>,
-}
-
-impl MeasuredUnits {
-    /// Reads a table.
-    ///
-    /// # Errors
-    /// A file that cannot be read, is too long or holds something else.
-    pub fn read(path: &Path) -> Result<Self> {
-        let fault = |cause: String| {
-            let fault = Fault::new(Stage::Sensitivity, cause).file(path);
-            fault.fix("give a table of layers, heads or KV groups that `lapidary sensitivity … -o FILE` wrote")
-        };
-        if std::fs::metadata(path).map_err(Error::io("read", path))?.len() > MOST_BYTES {
-            return Err(fault("the file is too long to be a table of units".to_owned()).into());
-        }
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let table: Self = serde_json::from_str(&text).map_err(|err| fault(format!("no table of units: {err}")))?;
-        match table.version {
-            1 => Ok(table),
-            other => Err(fault(format!("the table has version {other}; this program reads 1")).into()),
-        }
-    }
-
-    /// Puts the table's values in the places of those of `scores`; units of other kinds keep theirs.
+impl UnitScores {
+    /// Puts the values of `table` in the places of these scores; units of other kinds keep theirs.
     ///
     /// # Errors
     /// A table of another checkpoint, or one that lacks units or has too many.
-    pub fn lay_over(&self, scores: &mut UnitScores, config: &ModelConfig) -> Result<()> {
+    pub fn lay_over(&mut self, table: &UnitTable, config: &ModelConfig) -> Result<()> {
         let fault = |cause: String| {
-            Fault::new(Stage::Sensitivity, cause).at(format!("metric {}", self.metric)).fix("measure this checkpoint")
+            Fault::new(Stage::Sensitivity, cause).at(format!("metric {}", table.metric)).fix("measure this checkpoint")
         };
-        if self.checkpoint != scores.checkpoint {
+        if table.checkpoint != self.checkpoint {
             return Err(fault("the table was measured on another checkpoint".to_owned()).into());
         }
-        let counts = config.layers.iter().map(|shape| match self.kind {
-            Kind::Layer => 1,
-            Kind::Head => shape.heads,
-            Kind::KvGroup => shape.kv_heads,
+        let counts = config.layers.iter().map(|shape| match table.kind {
+            UnitKind::Layer => 1,
+            UnitKind::Head => shape.heads,
+            UnitKind::KvGroup => shape.kv_heads,
         });
         let mut found: Vec<Vec<Option<(f64, f64)>>> = counts.map(|count| vec![None; count]).collect();
-        for value in &self.values {
+        for value in &table.values {
             let place = found.get_mut(value.layer).and_then(|layer| layer.get_mut(value.index.unwrap_or(0)));
             match place {
                 Some(place) if value.value.is_finite() => *place = Some((value.value, value.stderr)),
                 _ => return Err(fault(format!("it has a value of layer {} that does not fit", value.layer)).into()),
             }
         }
-        for (index, (values, target)) in found.into_iter().zip(&mut scores.layers).enumerate() {
+        for (index, (values, target)) in found.into_iter().zip(&mut self.layers).enumerate() {
             let Some(values) = values.into_iter().collect::<Option<Vec<(f64, f64)>>>() else {
                 return Err(fault(format!("it lacks units of layer {index}")).into());
             };
             let (values, stderr): (Vec<f64>, Vec<f64>) = values.into_iter().unzip();
             let group = config.layers[index].heads / config.layers[index].kv_heads;
-            match self.kind {
-                Kind::Layer => target.layer = values.first().copied(),
-                Kind::Head => {
+            match table.kind {
+                UnitKind::Layer => target.layer = values.first().copied(),
+                UnitKind::Head => {
                     target.kv_groups = values.chunks_exact(group).map(|heads| heads.iter().sum()).collect();
                     (target.heads, target.head_stderr) = (values, stderr);
                 }
-                Kind::KvGroup => {
+                UnitKind::KvGroup => {
                     target.heads = values.iter().flat_map(|value| vec![value / group as f64; group]).collect();
                     (target.kv_groups, target.head_stderr) = (values, Vec::new());
                 }
             }
         }
-        scores.metric = format!("{} and {}", scores.metric, self.metric);
-        if self.label != Label::Predicted {
-            scores.label = self.label;
+        self.metric = format!("{} and {}", self.metric, table.metric);
+        if table.label != Label::Predicted {
+            self.label = table.label;
         }
         Ok(())
     }
@@ -154,14 +97,14 @@ mod tests {
         (config, scores)
     }
 
-    fn table(kind: &str, values: &[(usize, Option<usize>, f64)]) -> MeasuredUnits {
+    fn table(kind: &str, values: &[(usize, Option<usize>, f64)]) -> UnitTable {
         let values: Vec<serde_json::Value> = values
             .iter()
             .map(|(layer, index, value)| serde_json::json!({"layer": layer, "index": index, "value": value, "stderr": 0.5}))
             .collect();
         let document = serde_json::json!({
             "version": 1, "checkpoint": "f", "metric": "layer_removal", "unit": "nats", "kind": kind,
-            "label": "measured_weights_only", "basis": {}, "values": values,
+            "label": "measured_weights_only", "basis": { "name": "t", "hash": "h", "tokens": 1 }, "values": values,
         });
         serde_json::from_value(document).expect("reads")
     }
@@ -172,7 +115,7 @@ mod tests {
         let take = Take { layers: 1, channels: 0.34, ..Take::default() };
         assert!(select(&config, &scores, &take, &|_| 1).is_err(), "flap does not rank layers");
         let measured = table("layer", &[(0, None, 0.9), (1, None, 0.1), (2, None, 0.5)]);
-        measured.lay_over(&mut scores, &config).expect("fits");
+        scores.lay_over(&measured, &config).expect("fits");
         let removal = select(&config, &scores, &take, &|_| 1).expect("selects");
         assert_eq!(removal.layers, [1].into());
         assert_eq!(removal.units[&0].channels, [1].into());
@@ -185,14 +128,14 @@ mod tests {
         let all = |count: usize| -> Vec<(usize, Option<usize>, f64)> {
             (0..3).flat_map(|layer| (0..count).map(move |index| (layer, Some(index), index as f64))).collect()
         };
-        table("head", &all(4)).lay_over(&mut scores, &config).expect("fits");
+        scores.lay_over(&table("head", &all(4)), &config).expect("fits");
         assert_eq!((scores.layers[2].kv_groups.as_slice(), scores.layers[2].head_stderr.len()), (&[1.0, 5.0][..], 4));
-        table("kv_group", &all(2)).lay_over(&mut scores, &config).expect("fits");
+        scores.lay_over(&table("kv_group", &all(2)), &config).expect("fits");
         assert_eq!(scores.layers[0].heads, [0.0, 0.0, 0.5, 0.5]);
         for (kind, values) in [("head", all(5)), ("head", all(3)), ("layer", vec![(7, None, 1.0)])] {
-            assert!(table(kind, &values).lay_over(&mut scores, &config).is_err());
+            assert!(scores.lay_over(&table(kind, &values), &config).is_err());
         }
         scores.checkpoint = "other".to_owned();
-        assert!(table("head", &all(4)).lay_over(&mut scores, &config).is_err());
+        assert!(scores.lay_over(&table("head", &all(4)), &config).is_err());
     }
 }

@@ -14,7 +14,7 @@ pub mod gradient;
 pub mod magnitude;
 pub mod masks;
 pub mod means;
-pub mod measured;
+mod measured;
 pub mod minitron;
 pub mod random;
 pub mod sample;
@@ -31,7 +31,6 @@ use serde::{Deserialize, Serialize};
 
 pub use activations::Activations;
 pub use means::InputMeans;
-pub use measured::MeasuredUnits;
 pub use sample::{Sample, SampleOptions};
 pub use select::{Share, Take, select};
 
