@@ -242,7 +242,7 @@ fn sixteen_bit_floats_go_up_as_they_are() {
         plain.encode_rows(&values, &Encoding::plain(256), &mut raw);
         let mut widened = vec![0.0; values.len()];
         plain.decode_row(&raw, &mut widened);
-        let mut sums = |raw: Option<(Dtype, &[u8])>| {
+        let sums = |raw: Option<(Dtype, &[u8])>| {
             let mut scan = DeviceScan::new(&device, &formats, Encoding::plain(256), &[None]).expect("a recipe");
             scan.add(0, widened.clone(), raw).expect("the device goes on");
             scan.finish().expect("the device goes on")

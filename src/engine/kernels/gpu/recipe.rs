@@ -19,7 +19,6 @@ pub enum Scales {
 
 /// How a format moves weights, in the terms of the shaders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the formats' own names")]
 pub enum Recipe {
     F32,
     F16,
