@@ -12,8 +12,8 @@ use lapidary::engine::pass::{self, PassOptions};
 use lapidary::engine::plan::budget::{BudgetOptions, Effort, Limit, Planner, Proposal};
 use lapidary::engine::plan::{Plan, Recipe, ResolvedPlan, Target, Treatment, resolve};
 use lapidary::engine::scoring::{ScoredText, TextOptions, TextSource};
-use lapidary::engine::sensitivity::SensitivityTable;
 use lapidary::engine::sensitivity::fisher::{self, FisherOptions};
+use lapidary::engine::sensitivity::{GroupedText, SensitivityTable};
 use serde_json::Value;
 
 fn lapidary(arguments: &[&str]) -> Output {
@@ -228,8 +228,14 @@ impl Demo {
     fn fisher(&self, formats: &[&str]) -> SensitivityTable {
         let formats = formats.iter().map(|&id| id.to_owned()).collect();
         let options = FisherOptions { formats, ..FisherOptions::default() };
-        fisher::predicted_kld(&self.checkpoint, &self.calibration, &options, &Progress::default(), &mut |_, _| {})
-            .expect("predicts")
+        fisher::predicted_kld(
+            &self.checkpoint,
+            &GroupedText::plain("calibration.txt", &self.calibration),
+            &options,
+            &Progress::default(),
+            &mut |_, _| {},
+        )
+        .expect("predicts")
     }
 
     /// Runs a plan and measures its file: tensor bytes with padding, KLD and its standard error.
