@@ -1,7 +1,7 @@
 //! Lapidary: a workbench for making language models smaller without breaking them.
 //!
 //! Data flows one way:
-//! **checkpoint → profile → calibration → sensitivity → plan → pass → evaluation → comparison.**
+//! **checkpoint → profile → calibration → sensitivity → plan → pass → evaluation → comparison → report.**
 //! Each stage in [`engine`] exports one noun and one entry function: borrowed input, options with
 //! `Default`, a [`engine::progress::Progress`], and a `Result` of the noun.
 //!

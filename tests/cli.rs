@@ -118,12 +118,16 @@ fn help_lists_exactly_the_commands_that_work() {
         "compare",
         "bench",
         "generate",
+        "speculate",
+        "cascade",
+        "report",
         "demo",
+        "devices",
         "help",
     ];
     assert_eq!(listed, expected);
     assert!(help.contains("3 a gate failed") && help.contains("`demo` is the bundled model"), "{help}");
-    for command in &expected[..12] {
+    for command in &expected[..16] {
         let output = lapidary([command, "--help"]);
         let help = text(&output.stdout);
         assert_eq!(output.status.code(), Some(0));

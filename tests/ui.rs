@@ -201,7 +201,7 @@ fn a_plan_is_kept_compared_and_turned_legal_from_its_menus() {
     let mut window = Window::new(Start::Opened);
     window.show(View::Plan);
     window.send(Command::NamePlan("mine".to_owned()));
-    window.choose("Recipe", "Q2_K");
+    window.send(Command::SetRecipe(lapidary::engine::plan::Recipe::find("Q2_K")));
     window.click(Role::Button, "What changed in the plan");
     assert!(window.says("tensors differ"));
     window.send(Command::Show(View::Plan));

@@ -352,7 +352,7 @@ fn constraints_kept_plans_and_ties_live_in_the_project() {
     };
     assert!(bench.unavailable(Action::FitConstraints).is_some() && bench.unavailable(Action::ExportGates).is_some());
     let constraints = Constraints {
-        max_file_bytes: Some(5 << 19),
+        max_file_bytes: Some(9 << 18),
         min_decode_tokens_per_second: Some(1e-3),
         max_kld: Some(0.5),
         ..Constraints::default()
@@ -411,8 +411,14 @@ fn constraints_kept_plans_and_ties_live_in_the_project() {
 fn the_frontier_is_run_at_three_sizes_and_later_passes_take_over_tensors() {
     let folder = tempfile::tempdir().expect("folder");
     let mut bench = inline(folder.path());
-    // Opened as a folder the demo brings no tasks and texts, so that nothing is evaluated.
-    bench.apply(Command::Open(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo")));
+    // Without tasks and texts nothing is evaluated.
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).expect("folder");
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo").join(name);
+        std::fs::copy(source, model.join(name)).expect("copied");
+    }
+    bench.apply(Command::Open(model));
     let before = bench.state().document.as_ref().expect("open").plan().clone();
     bench.apply(Action::RunFrontier);
     let document = bench.state().document.as_ref().expect("open");

@@ -37,9 +37,10 @@ pub(super) struct Budget {
     /// relative weight error]
     #[arg(long, value_name = "TABLE.json", help_heading = PLANNING)]
     sensitivity: Option<PathBuf>,
-    /// The text that gradients are taken on where no table is given [default for `demo`: its calibration text]
-    #[arg(long, value_name = "TEXT", conflicts_with = "sensitivity", help_heading = PLANNING)]
-    calibration: Option<PathBuf>,
+    /// The text that gradients are taken on where no table is given, and that units to prune are scored on
+    /// [default for `demo`: its calibration text]
+    #[arg(long, value_name = "TEXT", help_heading = PLANNING)]
+    pub(super) calibration: Option<PathBuf>,
     /// Tensors of a layer that share a format: attention (q, k, v), mlp (gate, up), all or none; kept in the plan
     /// [default: as the target's runtimes ask]
     #[arg(long, value_name = "WHICH", value_parser = ties, help_heading = PLANNING)]

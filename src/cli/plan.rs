@@ -176,7 +176,9 @@ impl MakePlan {
         }
         let importance = self.imatrix.as_deref().map(Importance::read).transpose()?.map(Arc::new);
         let mut by_hand = self.plan(&checkpoint, importance.as_deref())?;
-        let prune = self.prune.apply(session, &self.path, &checkpoint, &mut by_hand, self.output.as_deref())?;
+        let calibration = self.budget.calibration.as_deref();
+        let prune =
+            self.prune.apply(session, &self.path, &checkpoint, &mut by_hand, calibration, self.output.as_deref())?;
         let speed = known_rates(&session.cache_dir()).map(|rates| SpeedModel::new(rates, &checkpoint));
         let proposal =
             self.budget.propose(session, &self.path, &checkpoint, &by_hand, speed.as_ref(), importance.clone())?;

@@ -56,9 +56,6 @@ pub(super) struct PruneArgs {
     /// Values of layers, heads or KV groups that `lapidary sensitivity` wrote go over the score's; may be repeated
     #[arg(long, value_name = "TABLE.json", help_heading = "Pruning")]
     units: Vec<PathBuf>,
-    /// The text that units are scored on [default for `demo`: its calibration text]
-    #[arg(long, value_name = "TEXT", help_heading = "Pruning")]
-    calibration: Option<PathBuf>,
     /// First take what this text needs and the calibration text does not, to even two groups of users out; best with fisher
     #[arg(long, value_name = "TEXT", help_heading = "Pruning")]
     against: Option<PathBuf>,
@@ -146,13 +143,15 @@ impl PruneArgs {
         }
     }
 
-    /// Puts what is to go into the plan, whose formats are decided; `output` is the plan's file.
+    /// Puts what is to go into the plan, whose formats are decided; units are scored on `calibration`, and
+    /// `output` is the plan's file.
     pub(super) fn apply(
         &self,
         session: &Session,
         path: &Path,
         checkpoint: &Checkpoint,
         plan: &mut Plan,
+        calibration: Option<&Path>,
         output: Option<&Path>,
     ) -> Result<Option<PruneSection>> {
         let take = self.take();
@@ -166,7 +165,7 @@ impl PruneArgs {
         let mut removal = named;
         let mut schedule: Option<Schedule> = None;
         if is_by_score {
-            let sample = self.sample(session, path, checkpoint)?;
+            let sample = self.sample(session, path, checkpoint, calibration)?;
             let options = ScoreOptions { sample: sample.as_ref(), seed: self.prune_seed };
             let (mut found, means) = scores(checkpoint, self.score, &options, &session.progress)?;
             if let Some(against) = &self.against {
@@ -292,11 +291,17 @@ impl PruneArgs {
         Ok(Sample::new(text, &codec, checkpoint.require_config()?, &options)?)
     }
 
-    fn sample(&self, session: &Session, path: &Path, checkpoint: &Checkpoint) -> Result<Option<Sample>> {
+    fn sample(
+        &self,
+        session: &Session,
+        path: &Path,
+        checkpoint: &Checkpoint,
+        calibration: Option<&Path>,
+    ) -> Result<Option<Sample>> {
         if !self.score.needs_sample() {
             return Ok(None);
         }
-        let text = self.text(session, path, self.calibration.as_deref(), "calibration.txt", "--calibration")?;
+        let text = self.text(session, path, calibration, "calibration.txt", "--calibration")?;
         Ok(Some(self.windows(checkpoint, &text)?))
     }
 
