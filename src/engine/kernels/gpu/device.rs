@@ -108,7 +108,7 @@ impl Device {
     /// The largest buffer that a shader can see.
     pub(super) fn most_bytes(&self) -> u64 {
         let limits = self.handle.limits();
-        u64::from(limits.max_storage_buffer_binding_size).min(limits.max_buffer_size)
+        limits.max_storage_buffer_binding_size.min(limits.max_buffer_size)
     }
 
     /// The compiled shader, made once.

@@ -43,6 +43,9 @@ use choices::Choices;
 use limit::TimeLimit;
 use several::Cap;
 
+/// Bytes that may be used, and the limit that says so.
+type Room = (u64, Limit);
+
 /// What a planner needs to know beside the plan.
 #[derive(Clone, Debug, Default)]
 pub struct BudgetOptions {
@@ -423,8 +426,8 @@ impl Planner {
     }
 
     /// What each limit leaves for what is decided here: the tightest of bytes, and times.
-    fn rooms(&self, limits: &[Limit]) -> Result<(Option<(u64, Limit)>, Vec<Cap>)> {
-        let mut room: Option<(u64, Limit)> = None;
+    fn rooms(&self, limits: &[Limit]) -> Result<(Option<Room>, Vec<Cap>)> {
+        let mut room: Option<Room> = None;
         let mut caps: Vec<Cap> = Vec::new();
         for &limit in limits {
             if let Some(time) = TimeLimit::of(limit) {
