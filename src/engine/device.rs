@@ -126,18 +126,7 @@ impl Device {
 /// No device has the name.
 pub fn list(wish: &str) -> Result<Vec<Listed>> {
     let chosen = Device::choose(wish)?;
-    let mut all = Vec::new();
-    #[cfg(feature = "gpu")]
-    all.extend(gpu::adapters().into_iter().map(|adapter| Listed {
-        is_chosen: chosen.name() == Some(adapter.name.as_str()),
-        kind: adapter.kind.name(),
-        name: adapter.name,
-        interface: adapter.interface,
-        driver: adapter.driver,
-        memory: adapter.memory,
-        runs: SCANS,
-    }));
-    all.push(Listed {
+    let cpu = Listed {
         name: "CPU".to_owned(),
         kind: "cpu",
         interface: String::new(),
@@ -145,8 +134,27 @@ pub fn list(wish: &str) -> Result<Vec<Listed>> {
         memory: None,
         runs: ALL,
         is_chosen: chosen.name().is_none(),
-    });
-    Ok(all)
+    };
+    Ok(adapters(&chosen).into_iter().chain([cpu]).collect())
+}
+
+#[cfg(feature = "gpu")]
+fn adapters(chosen: &Device) -> Vec<Listed> {
+    let listed = |adapter: gpu::Adapter| Listed {
+        is_chosen: chosen.name() == Some(adapter.name.as_str()),
+        kind: adapter.kind.name(),
+        name: adapter.name,
+        interface: adapter.interface,
+        driver: adapter.driver,
+        memory: adapter.memory,
+        runs: SCANS,
+    };
+    gpu::adapters().into_iter().map(listed).collect()
+}
+
+#[cfg(not(feature = "gpu"))]
+fn adapters(_: &Device) -> Vec<Listed> {
+    Vec::new()
 }
 
 #[cfg(test)]
