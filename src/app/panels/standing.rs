@@ -38,7 +38,7 @@ pub struct Memory {
     sources: Sources,
     /// Where the plan stands.
     pub standing: PlanStanding,
-    /// The plan's damage by the metrics of [`METRICS`].
+    /// The plan's damage by the metrics of `METRICS`.
     pub damages: [Option<f64>; 3],
 }
 

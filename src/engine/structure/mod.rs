@@ -2,7 +2,7 @@
 //!
 //! The noun is [`UnitScores`], the entry [`scores`]; one file per metric. Metrics of activations take
 //! one forward pass over the sample for all layers together, metrics of gradients one backward pass.
-//! [`select`] turns scores and a share to remove into a [`Removal`](crate::checkpoint::Removal), which a plan takes as an edit.
+//! [`select()`] turns scores and a share to remove into a [`Removal`](crate::checkpoint::Removal), which a plan takes as an edit.
 //!
 //! It stands after `sensitivity`, whose metrics of heads and layers are scores too, and before `plan`,
 //! which knows nothing of scores.

@@ -60,7 +60,7 @@ pub struct Schedule {
 /// Runs a schedule; `sample` is scored on, `held_out` is measured on, and each step is handed to `on_step`.
 ///
 /// # Errors
-/// As [`scores`] and [`select`], no steps at all, or cancel; the steps before it were handed out.
+/// As [`scores`] and [`super::select()`], no steps at all, or cancel; the steps before it were handed out.
 pub fn schedule(
     checkpoint: &Checkpoint,
     sample: &Sample,
