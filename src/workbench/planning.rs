@@ -35,20 +35,34 @@ impl Document {
         })
     }
 
-    /// Bytes of the target's file beside its tensors, where they are known.
+    /// Bytes of the plan's file beside its tensors, where they are known.
     pub fn overhead_bytes(&self) -> Option<u64> {
-        self.overhead_bytes.filter(|(target, _)| *target == self.plan().target()).map(|(_, bytes)| bytes)
+        let (target, has_importance, prune) = &self.overhead_bytes.as_ref()?.0;
+        let plan = self.plan();
+        let is_current =
+            *target == plan.target() && *has_importance == plan.calibration().is_some() && prune == plan.prune();
+        self.overhead_bytes.as_ref().filter(|_| is_current).map(|(_, bytes)| *bytes)
+    }
+
+    /// Works [`Document::overhead_bytes`] out, unless they are known.
+    fn find_overhead(&mut self) -> Result<u64> {
+        if let Some(bytes) = self.overhead_bytes() {
+            return Ok(bytes);
+        }
+        let plan = self.plan();
+        let bytes = pass::overhead_bytes(&self.checkpoint, plan)?;
+        let key = (plan.target(), plan.calibration().is_some(), plan.prune().clone());
+        self.overhead_bytes = Some((key, bytes));
+        Ok(bytes)
     }
 }
 
 /// Finds out what the file holds beside tensors, where a constraint asks for its size.
 pub(super) fn know_overhead(document: &mut Document) {
-    if document.plan().constraints().max_file_bytes.is_some() && document.overhead_bytes().is_none() {
-        let target = document.plan().target();
-        match pass::overhead_bytes(&document.checkpoint, document.plan()) {
-            Ok(bytes) => document.overhead_bytes = Some((target, bytes)),
-            Err(err) => tracing::debug!("the file's size is not known: {err}"),
-        }
+    if document.plan().constraints().max_file_bytes.is_some()
+        && let Err(err) = document.find_overhead()
+    {
+        tracing::debug!("the file's size is not known: {err}");
     }
 }
 
@@ -88,15 +102,9 @@ impl Workbench {
                 .into());
         };
         let is_of_file = limits.iter().any(|limit| matches!(limit, Limit::FileBytes(_)));
-        if is_of_file && document.overhead_bytes().is_none() {
-            let bytes = pass::overhead_bytes(&document.checkpoint, document.plan())?;
-            document.overhead_bytes = Some((document.plan().target(), bytes));
-        }
-        let options = BudgetOptions {
-            ties: document.plan().ties(),
-            overhead_bytes: document.overhead_bytes().filter(|_| is_of_file).unwrap_or(0),
-            speed: document.speed_model(rates.as_ref()),
-        };
+        let overhead_bytes = if is_of_file { document.find_overhead()? } else { 0 };
+        let options =
+            BudgetOptions { ties: document.plan().ties(), overhead_bytes, speed: document.speed_model(rates.as_ref()) };
         Planner::new(&document.checkpoint, document.plan(), &table, &options).map(Some)
     }
 

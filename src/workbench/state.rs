@@ -17,13 +17,17 @@ use crate::engine::comparison::Comparison;
 use crate::engine::error::{Error, Fault};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
-use crate::engine::plan::{Plan, ResolvedPlan, Target, budget};
+use crate::engine::plan::{Plan, Prune, ResolvedPlan, Target, budget};
 use crate::engine::profile::TensorProfile;
 use crate::engine::scoring::kernel_rates::KernelRates;
 use crate::engine::scoring::{GeneratedToken, TaskSet, TextSource};
 use crate::engine::sensitivity::{self, SensitivityRow, SensitivityTable, UnitTable};
 use crate::engine::structure::UnitScores;
 use crate::engine::structure::attention::AttentionPatterns;
+
+/// What decides the bytes of a file beside its tensors: the target, whether metadata tell of an importance
+/// matrix, and what is taken away.
+pub(super) type OverheadKey = (Target, bool, Prune);
 
 /// What the centre of the window shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -267,8 +271,8 @@ pub struct Document {
     pub playground: Playground,
     pub(super) next_run: u64,
     pub(super) is_dirty: bool,
-    /// Bytes of a target's file beside its tensors, once they were needed.
-    pub(super) overhead_bytes: Option<(Target, u64)>,
+    /// Bytes of a file beside its tensors, once they were needed, with what they were worked out for.
+    pub(super) overhead_bytes: Option<(OverheadKey, u64)>,
 }
 
 impl Document {
