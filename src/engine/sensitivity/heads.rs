@@ -6,13 +6,11 @@
 //! group is a KV head with the query heads that share it: what can be removed under grouped queries.
 
 use super::grouped::GroupedText;
-use super::kld::coarse_to_fine;
-use super::reference::{ReferenceOptions, References};
 use super::units::{UnitKind, UnitMetric, UnitValue};
 use super::{Label, Metric, fisher};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Fault, Result, Stage};
-use crate::model::{Change, Differentiable, Model};
+use crate::model::Differentiable;
 use crate::progress::{Phase, Progress, Unit};
 use crate::scoring::mean_and_stderr;
 
@@ -86,36 +84,6 @@ pub(super) fn gradients(
             }
             found(UnitValue { layer, index: Some(head), value, stderr, groups: Vec::new() });
         }
-    }
-    Ok(())
-}
-
-/// KLD without each of the `missing` heads or KV groups, layers coarse to fine.
-pub(super) fn ablation(
-    model: &Model,
-    text: &GroupedText,
-    kind: UnitKind,
-    missing: &[(usize, Option<usize>)],
-    options: &ReferenceOptions,
-    progress: &Progress,
-    found: &mut dyn FnMut(UnitValue),
-) -> Result<()> {
-    progress.begin(Phase::MeasuringKld, text.scored_tokens() as u64 * (missing.len() as u64 + 1), Unit::Tokens);
-    let references = References::run(model, text, options, progress)?;
-    let places = coarse_to_fine(model.config.layers.len());
-    let mut units = missing.to_vec();
-    units.sort_by_key(|&(layer, index)| (places[layer], index));
-    for (layer, index) in units {
-        let shape = model.config.layers[layer];
-        let own = index.unwrap_or(0);
-        let group = shape.heads / shape.kv_heads.max(1);
-        let silenced = |head: usize| if kind == UnitKind::KvGroup { head / group.max(1) == own } else { head == own };
-        let factors = (0..shape.heads).map(|head| if silenced(head) { 0.0 } else { 1.0 }).collect();
-        let change = Change { head_factors: vec![(layer, factors)], ..Change::default() };
-        let place = format!("{} {own} of layer {layer}", kind.name());
-        let klds = references.klds(model, &change, &place, None, progress)?;
-        let (value, stderr, groups) = text.summary(&klds);
-        found(UnitValue { layer, index, value, stderr, groups });
     }
     Ok(())
 }

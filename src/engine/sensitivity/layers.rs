@@ -7,12 +7,11 @@
 use rayon::prelude::*;
 
 use super::grouped::GroupedText;
-use super::kld::coarse_to_fine;
-use super::reference::{ReferenceOptions, References, batches};
+use super::reference::batches;
 use super::units::{UnitKind, UnitMetric, UnitValue};
 use super::{Label, Metric};
 use crate::error::{Fault, Result, Stage};
-use crate::model::{Change, Kept, Model};
+use crate::model::{Kept, Model};
 use crate::progress::{Phase, Progress, Unit};
 use crate::scoring::mean_and_stderr;
 
@@ -80,27 +79,4 @@ fn cosine(one: &[f32], other: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
     let norm = (dot(one, one) * dot(other, other)).sqrt();
     if norm == 0.0 { 1.0 } else { (dot(one, other) / norm).clamp(-1.0, 1.0) }
-}
-
-/// KLD without each of the `missing` layers, coarse to fine.
-pub(super) fn removal(
-    model: &Model,
-    text: &GroupedText,
-    missing: &[(usize, Option<usize>)],
-    options: &ReferenceOptions,
-    progress: &Progress,
-    found: &mut dyn FnMut(UnitValue),
-) -> Result<()> {
-    progress.begin(Phase::MeasuringKld, text.scored_tokens() as u64 * (missing.len() as u64 + 1), Unit::Tokens);
-    let references = References::run(model, text, options, progress)?;
-    let places = coarse_to_fine(model.config.layers.len());
-    let mut layers: Vec<usize> = missing.iter().map(|(layer, _)| *layer).collect();
-    layers.sort_by_key(|&layer| places[layer]);
-    for layer in layers {
-        let change = Change { removed_layers: vec![layer], ..Change::default() };
-        let klds = references.klds(model, &change, &format!("layer {layer}"), None, progress)?;
-        let (value, stderr, groups) = text.summary(&klds);
-        found(UnitValue { layer, index: None, value, stderr, groups });
-    }
-    Ok(())
 }

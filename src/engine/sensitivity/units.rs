@@ -6,12 +6,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::grouped::GroupedText;
-use super::reference::ReferenceOptions;
+use super::kld::coarse_to_fine;
+use super::reference::{ReferenceOptions, References};
 use super::{Basis, GroupValue, Label, Metric, heads, layers};
 use crate::checkpoint::{Checkpoint, ModelConfig};
 use crate::error::{Error, Fault, Result, Stage};
-use crate::model::Model;
-use crate::progress::Progress;
+use crate::model::{Change, Model};
+use crate::progress::{Phase, Progress, Unit};
 
 /// What has a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,15 +211,50 @@ pub fn measure(
     match metric.metric.id {
         _ if missing.is_empty() => {}
         id if id == layers::INFLUENCE.metric.id => layers::block_influence(model, text, progress, &mut found)?,
-        id if id == layers::REMOVAL.metric.id => {
-            layers::removal(model, text, &missing, &options.reference, progress, &mut found)?;
-        }
         id if id == heads::GRADIENT.metric.id => {
             heads::gradients(checkpoint, text, options.most_gradient_bytes, progress, &mut found)?;
         }
-        _ => heads::ablation(model, text, metric.kind, &missing, &options.reference, progress, &mut found)?,
+        _ => ablation(model, text, metric.kind, &missing, &options.reference, progress, &mut found)?,
     }
     Ok(table)
+}
+
+/// KLD without each of the `missing` units, layers coarse to fine: a layer is left out, the output of a head
+/// or of a KV group's heads is zero.
+fn ablation(
+    model: &Model,
+    text: &GroupedText,
+    kind: UnitKind,
+    missing: &[(usize, Option<usize>)],
+    options: &ReferenceOptions,
+    progress: &Progress,
+    found: &mut dyn FnMut(UnitValue),
+) -> Result<()> {
+    progress.begin(Phase::MeasuringKld, text.scored_tokens() as u64 * (missing.len() as u64 + 1), Unit::Tokens);
+    let references = References::run(model, text, options, progress)?;
+    let places = coarse_to_fine(model.config.layers.len());
+    let mut units = missing.to_vec();
+    units.sort_by_key(|&(layer, index)| (places[layer], index));
+    for (layer, index) in units {
+        let place = match index {
+            Some(index) => format!("{} {index} of layer {layer}", kind.name()),
+            None => format!("layer {layer}"),
+        };
+        let klds = references.klds(model, &without(model, kind, layer, index), &place, None, progress)?;
+        let (value, stderr, groups) = text.summary(&klds);
+        found(UnitValue { layer, index, value, stderr, groups });
+    }
+    Ok(())
+}
+
+/// The model without one unit.
+fn without(model: &Model, kind: UnitKind, layer: usize, index: Option<usize>) -> Change {
+    let Some(own) = index else { return Change { removed_layers: vec![layer], ..Change::default() } };
+    let shape = model.config.layers[layer];
+    let group = (shape.heads / shape.kv_heads.max(1)).max(1);
+    let silenced = |head: usize| if kind == UnitKind::KvGroup { head / group == own } else { head == own };
+    let factors = (0..shape.heads).map(|head| if silenced(head) { 0.0 } else { 1.0 }).collect();
+    Change { head_factors: vec![(layer, factors)], ..Change::default() }
 }
 
 #[cfg(test)]
