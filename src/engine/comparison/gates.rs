@@ -458,7 +458,8 @@ impl Gate {
         let text = comparison.text.as_ref();
         let distance = text.and_then(|text| text.distance.as_ref());
         let written = comparison.candidate_written.as_ref();
-        let around = |value: f64, stderr: f64| Some([value - 1.96 * stderr, value + 1.96 * stderr]);
+        let around = |(value, stderr): (f64, f64)| [value - 1.96 * stderr, value + 1.96 * stderr];
+        let spread = |found: Option<(f64, f64)>| (found.map(|(value, _)| value), found.map(around));
         let plain = |value: Option<f64>| (value, None);
         match self.metric.as_str() {
             "accuracy" => {
@@ -471,18 +472,13 @@ impl Gate {
             "worst_slice_difference" => {
                 plain(comparison.slices.iter().map(|slice| slice.paired.difference).min_by(f64::total_cmp))
             }
-            "reverse_kld_mean" => (
-                distance.map(|distance| distance.reverse_kld_mean),
-                distance.and_then(|distance| around(distance.reverse_kld_mean, distance.reverse_kld_mean_stderr)),
-            ),
-            "acceptance_mean" => (
-                distance.map(|distance| distance.acceptance_mean),
-                distance.and_then(|distance| around(distance.acceptance_mean, distance.acceptance_mean_stderr)),
-            ),
-            "delta_p_rms" => (
-                distance.map(|distance| distance.delta_p_rms),
-                distance.and_then(|distance| around(distance.delta_p_rms, distance.delta_p_rms_stderr)),
-            ),
+            "reverse_kld_mean" => {
+                spread(distance.map(|distance| (distance.reverse_kld_mean, distance.reverse_kld_mean_stderr)))
+            }
+            "acceptance_mean" => {
+                spread(distance.map(|distance| (distance.acceptance_mean, distance.acceptance_mean_stderr)))
+            }
+            "delta_p_rms" => spread(distance.map(|distance| (distance.delta_p_rms, distance.delta_p_rms_stderr))),
             "kld_p90" => plain(distance.map(|distance| distance.kld_p90)),
             "kld_p95" => plain(distance.map(|distance| distance.kld_p95)),
             "ece" => plain(comparison.candidate_reliability.as_ref().map(|reliability| reliability.ece)),
@@ -494,26 +490,18 @@ impl Gate {
             "resident_bytes" => plain(Some(comparison.resident_bytes as f64).filter(|&bytes| bytes > 0.0)),
             "ttft_secs" => plain(comparison.ttft_secs),
             "tpot_secs" => plain(comparison.tpot_secs),
-            "kld_mean" => (
-                distance.map(|distance| distance.kld_mean),
-                distance.and_then(|distance| around(distance.kld_mean, distance.kld_mean_stderr)),
-            ),
+            "kld_mean" => spread(distance.map(|distance| (distance.kld_mean, distance.kld_mean_stderr))),
             "kld_median" => plain(distance.map(|distance| distance.kld_median)),
             "kld_p99" => plain(distance.map(|distance| distance.kld_p99)),
             "kld_p999" => plain(distance.map(|distance| distance.kld_p999)),
             "kld_max" => plain(distance.map(|distance| distance.kld_max)),
-            "same_top_fraction" => (
-                distance.map(|distance| distance.same_top_fraction),
-                distance.and_then(|distance| around(distance.same_top_fraction, distance.same_top_fraction_stderr)),
-            ),
-            "perplexity" => (
-                text.map(|text| text.perplexity),
-                text.and_then(|text| around(text.perplexity, text.perplexity_stderr)),
-            ),
-            "perplexity_ratio" => (
-                distance.map(|distance| distance.perplexity_ratio),
-                distance.and_then(|distance| around(distance.perplexity_ratio, distance.perplexity_ratio_stderr)),
-            ),
+            "same_top_fraction" => {
+                spread(distance.map(|distance| (distance.same_top_fraction, distance.same_top_fraction_stderr)))
+            }
+            "perplexity" => spread(text.map(|text| (text.perplexity, text.perplexity_stderr))),
+            "perplexity_ratio" => {
+                spread(distance.map(|distance| (distance.perplexity_ratio, distance.perplexity_ratio_stderr)))
+            }
             "bits_per_weight" => plain(Some(comparison.bits_per_weight)),
             "file_bytes" => plain(Some(comparison.file_bytes as f64)),
             "weight_bytes" => plain(comparison.weight_bytes.map(|bytes| bytes as f64)),
