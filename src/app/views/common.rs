@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use eframe::egui::{Align, ComboBox, Layout, Response, RichText, Ui};
+use egui_extras::{Column, Table, TableBuilder};
 
 use crate::app::context::Cx;
 use crate::app::theme::{Type, UiTokens as _, space};
@@ -210,6 +211,28 @@ pub(super) fn focus_picker_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document,
     if let Some(run) = chosen {
         cx.send(Command::FocusRun(Some(run)));
     }
+}
+
+/// A table of figures with its head painted: names that take what is left, at least `name_width`, then
+/// columns of `figure_width`; each head comes with its explanation.
+pub(super) fn figure_table_ui<'a>(
+    ui: &'a mut Ui,
+    heads: &[(&str, &str)],
+    [name_width, figure_width]: [f32; 2],
+    height: f32,
+) -> Table<'a> {
+    TableBuilder::new(ui)
+        .striped(false)
+        .max_scroll_height(height)
+        .cell_layout(Layout::left_to_right(Align::Center))
+        .column(Column::remainder().at_least(name_width).clip(true))
+        .columns(Column::initial(figure_width).at_least(60.0).clip(true), heads.len() - 1)
+        .header(space::ROW_COMPACT, |mut header| {
+            for (index, (head, help)) in heads.iter().enumerate() {
+                let (_, response) = header.col(|ui| head_ui(ui, head, index > 0));
+                response.on_hover_text(*help);
+            }
+        })
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
 //! Importance: what the model's inputs look like column by column, where it comes from, whether the
 //! plan uses it, and which matrices saw too little text.
 
-use eframe::egui::{Align, Button, Layout, Ui};
-use egui_extras::{Column, TableBuilder};
+use eframe::egui::{Button, Ui};
 
-use super::common::{action_button_ui, brief_name, caption_ui, figure_ui, head_ui};
+use super::common::{action_button_ui, brief_name, caption_ui, figure_table_ui, figure_ui};
 use crate::app::context::Cx;
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{Level, Notice, card_ui, empty_ui, notice_ui, section_with_ui, tag_ui};
@@ -88,47 +87,33 @@ fn source(known: &KnownImportance) -> String {
 
 fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, statistics: &[TensorStatistics]) {
     ui.push_id("importance table", |ui| {
-        let figure = || Column::initial(82.0).at_least(60.0).clip(true);
-        let table = TableBuilder::new(ui)
-            .striped(false)
-            .max_scroll_height(TABLE_HEIGHT)
-            .cell_layout(Layout::left_to_right(Align::Center))
-            .column(Column::remainder().at_least(160.0).clip(true))
-            .columns(figure(), HEADS.len() - 1);
-        table
-            .header(space::ROW_COMPACT, |mut header| {
-                for (index, (head, help)) in HEADS.into_iter().enumerate() {
-                    let (_, response) = header.col(|ui| head_ui(ui, head, index > 0));
-                    response.on_hover_text(help);
-                }
-            })
-            .body(|body| {
-                body.rows(space::ROW_COMPACT, statistics.len(), |mut line| {
-                    let row = &statistics[line.index()];
-                    line.col(|ui| name_ui(ui, cx, document, row));
-                    line.col(|ui| {
-                        let text = row.tokens.map_or_else(|| "–".to_owned(), |tokens| tokens.to_string());
-                        if row.is_low() {
-                            let color = ui.tokens().undecided;
-                            let text = Type::Mono.text(format!("low {text}")).color(color);
-                            super::common::right_ui(ui, text)
-                                .on_hover_text("Too few tokens to tell this matrix's columns apart");
-                        } else {
-                            figure_ui(ui, text);
-                        }
-                    });
-                    for text in [
-                        units::significant(row.sum),
-                        units::significant(row.max),
-                        format!("{:.1}", row.active_share * 100.0),
-                        format!("{:.1}", row.entropy_share * 100.0),
-                        format!("{:.1}", row.zd_share * 100.0),
-                        row.cosine_with_previous.map_or_else(|| "–".to_owned(), |cosine| format!("{cosine:.3}")),
-                    ] {
-                        line.col(|ui| drop(figure_ui(ui, text)));
+        figure_table_ui(ui, &HEADS, [160.0, 82.0], TABLE_HEIGHT).body(|body| {
+            body.rows(space::ROW_COMPACT, statistics.len(), |mut line| {
+                let row = &statistics[line.index()];
+                line.col(|ui| name_ui(ui, cx, document, row));
+                line.col(|ui| {
+                    let text = row.tokens.map_or_else(|| "–".to_owned(), |tokens| tokens.to_string());
+                    if row.is_low() {
+                        let color = ui.tokens().undecided;
+                        let text = Type::Mono.text(format!("low {text}")).color(color);
+                        super::common::right_ui(ui, text)
+                            .on_hover_text("Too few tokens to tell this matrix's columns apart");
+                    } else {
+                        figure_ui(ui, text);
                     }
                 });
+                for text in [
+                    units::significant(row.sum),
+                    units::significant(row.max),
+                    format!("{:.1}", row.active_share * 100.0),
+                    format!("{:.1}", row.entropy_share * 100.0),
+                    format!("{:.1}", row.zd_share * 100.0),
+                    row.cosine_with_previous.map_or_else(|| "–".to_owned(), |cosine| format!("{cosine:.3}")),
+                ] {
+                    line.col(|ui| drop(figure_ui(ui, text)));
+                }
             });
+        });
     });
 }
 

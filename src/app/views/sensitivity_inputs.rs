@@ -3,10 +3,9 @@
 
 use std::sync::Arc;
 
-use eframe::egui::{Align, Button, Layout, Ui};
-use egui_extras::{Column, TableBuilder};
+use eframe::egui::{Button, Ui};
 
-use super::common::{self, action_button_ui, caption_ui, figure_ui, head_ui};
+use super::common::{self, action_button_ui, caption_ui, figure_table_ui, figure_ui};
 use crate::app::context::Cx;
 use crate::app::plots::channels::{Channels, channels_ui};
 use crate::app::theme::{Type, space};
@@ -180,45 +179,32 @@ fn table_ui(
     selected: Option<usize>,
 ) {
     ui.push_id("inputs table", |ui| {
-        let figure = || Column::initial(88.0).at_least(60.0).clip(true);
-        let table = TableBuilder::new(ui)
-            .striped(false)
-            .max_scroll_height(TABLE_HEIGHT)
-            .cell_layout(Layout::left_to_right(Align::Center))
-            .column(Column::remainder().at_least(140.0).clip(true))
-            .columns(figure(), HEADS.len() - 1);
-        table
-            .header(space::ROW_COMPACT, |mut header| {
-                for (index, (head, help)) in HEADS.into_iter().enumerate() {
-                    let (_, response) = header.col(|ui| head_ui(ui, head, index > 0));
-                    response.on_hover_text(help);
-                }
-            })
-            .body(|body| {
-                body.rows(space::ROW_COMPACT, figures.len(), |mut line| {
-                    let index = line.index();
-                    let (input, row) = (&activations.inputs[index], &figures[index]);
-                    line.col(|ui| {
-                        let button = Button::selectable(selected == Some(index), name_of(input)).truncate();
-                        if ui.add(button).clicked()
-                            && let Some(tensor) = document.checkpoint.tensors.iter().position(|tensor| {
+        figure_table_ui(ui, &HEADS, [140.0, 88.0], TABLE_HEIGHT).body(|body| {
+            body.rows(space::ROW_COMPACT, figures.len(), |mut line| {
+                let index = line.index();
+                let (input, row) = (&activations.inputs[index], &figures[index]);
+                line.col(|ui| {
+                    let button = Button::selectable(selected == Some(index), name_of(input)).truncate();
+                    if ui.add(button).clicked()
+                        && let Some(tensor) =
+                            document.checkpoint.tensors.iter().position(|tensor| {
                                 tensor.layer == input.layer && input.roles.first() == Some(&tensor.role)
                             })
-                        {
-                            cx.send(Command::Select { tensor, mode: SelectMode::Replace });
-                        }
-                    });
-                    for text in [
-                        units::significant(row.rms),
-                        units::significant(row.largest),
-                        row.largest_channel.to_string(),
-                        row.outliers.to_string(),
-                        format!("{:.1}", row.entropy_share * 100.0),
-                    ] {
-                        line.col(|ui| drop(figure_ui(ui, text)));
+                    {
+                        cx.send(Command::Select { tensor, mode: SelectMode::Replace });
                     }
                 });
+                for text in [
+                    units::significant(row.rms),
+                    units::significant(row.largest),
+                    row.largest_channel.to_string(),
+                    row.outliers.to_string(),
+                    format!("{:.1}", row.entropy_share * 100.0),
+                ] {
+                    line.col(|ui| drop(figure_ui(ui, text)));
+                }
             });
+        });
     });
     caption_ui(ui, "Select a line, or one of its tensors in the map, to see its channels above");
 }
