@@ -27,7 +27,7 @@ use crate::workbench::{Action, Command, Document, SelectMode};
 const MOST_WARNINGS: usize = 2;
 
 /// Height of the two cards on top.
-const CARD_HEIGHT: f32 = 268.0;
+const CARD_HEIGHT: f32 = 240.0;
 
 /// What the view remembers between frames.
 #[derive(Default)]
@@ -174,11 +174,7 @@ fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut M
             }
             None => {}
         }
-        ui.menu_button("Formats", |ui| super::plan_formats::formats_ui(ui, document))
-            .response
-            .on_hover_text("Bits per weight and shape rules of every format, and the model's size in each")
-            .accessible_name("Formats side by side");
-        caption_ui(ui, "Written for");
+        caption_ui(ui, "for");
         let chosen = combo_ui(ui, "Target", target_text(plan.target()), 148.0, |ui| {
             let mut chosen = None;
             for target in Target::ALL {
@@ -191,9 +187,17 @@ fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut M
         if let Some(target) = chosen {
             cx.send(Command::SetTarget(target));
         }
+    });
+    ui.horizontal_wrapped(|ui| {
+        ui.menu_button("Formats", |ui| super::plan_formats::formats_ui(ui, document))
+            .response
+            .on_hover_text("Bits per weight and shape rules of every format, and the model's size in each")
+            .accessible_name("Formats side by side");
         plan_target::targets_ui(ui, cx, document, &memory.targets);
         plan_history::history_ui(ui, cx, document, &mut memory.history);
-        action_button_ui(ui, cx, Action::RunPlan, true);
+        if document.resolved.is_ok() {
+            plan_constraints::toggle_ui(ui, &mut memory.constraints);
+        }
     });
 }
 

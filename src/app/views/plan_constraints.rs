@@ -22,7 +22,16 @@ pub(super) struct Memory {
     points: f64,
 }
 
-/// One line of chips; below it, while open, a line a kind of constraint.
+/// The button that opens and closes the lines in which constraints are stated.
+pub(super) fn toggle_ui(ui: &mut Ui, memory: &mut Memory) {
+    let text = if memory.is_open { "Constraints done" } else { "State constraints" };
+    let help = "What the result must keep to: the planner's limits, and the gates of its candidates";
+    if secondary_button_ui(ui, text, true).on_hover_text(help).clicked() {
+        memory.is_open = !memory.is_open;
+    }
+}
+
+/// A line of chips where constraints are stated; below it, while open, a line a kind of constraint.
 pub(super) fn constraints_ui(
     ui: &mut Ui,
     cx: &mut Cx<'_>,
@@ -31,25 +40,16 @@ pub(super) fn constraints_ui(
     standing: &PlanStanding,
     memory: &mut Memory,
 ) {
-    ui.horizontal_wrapped(|ui| {
-        caption_ui(ui, "Constraints");
-        if standing.checks.is_empty() {
-            caption_ui(ui, "none stated");
-        }
-        chips_ui(ui, cx, &standing.checks);
-        if cx.is_presenting() {
-            return;
-        }
-        let text = if memory.is_open { "Done" } else { "State constraints" };
-        let help = "What the result must keep to: the planner's limits, and the gates of its candidates";
-        if secondary_button_ui(ui, text, true).on_hover_text(help).clicked() {
-            memory.is_open = !memory.is_open;
-        }
-        if !plan.constraints().is_empty() {
-            action_button_ui(ui, cx, Action::FitConstraints, false);
-            action_button_ui(ui, cx, Action::ExportGates, false);
-        }
-    });
+    if !plan.constraints().is_empty() {
+        ui.horizontal_wrapped(|ui| {
+            caption_ui(ui, "Constraints");
+            chips_ui(ui, cx, &standing.checks);
+            if !cx.is_presenting() {
+                action_button_ui(ui, cx, Action::FitConstraints, false);
+                action_button_ui(ui, cx, Action::ExportGates, false);
+            }
+        });
+    }
     if !memory.is_open || cx.is_presenting() {
         return;
     }

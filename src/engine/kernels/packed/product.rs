@@ -208,13 +208,13 @@ unsafe fn meet_planes<L: Lanes, const T: usize, const BITS: u8, const CHUNKED: b
         let high = m.codes.add(m.runs * 4 * vector);
         let mut partial = [L::splat(0.0); T];
         for run in 0..m.runs {
-            // Four steps of up to five bits fit.
+            // Eight steps of four bits fit one sum, four of five bits.
             let mut sums = [[L::narrow_zero(); T]; 2];
             for step in 0..4 {
                 let at = m.codes.add((run * 4 + step) * vector);
                 let raw = L::codes(at);
                 L::prefetch(at.wrapping_add(AHEAD));
-                for (half, sums) in sums.iter_mut().enumerate() {
+                for half in 0..2 {
                     let mut codes = L::shift_right(raw, 4 * half as u32, 0x0f);
                     let at = step + 4 * half;
                     if BITS == 5 {
@@ -226,7 +226,7 @@ unsafe fn meet_planes<L: Lanes, const T: usize, const BITS: u8, const CHUNKED: b
                         };
                         codes = L::or(codes, bits);
                     }
-                    for (lane, sum) in sums.iter_mut().enumerate() {
+                    for (lane, sum) in sums[if BITS == 4 { 0 } else { half }].iter_mut().enumerate() {
                         *sum = L::narrow_add(*sum, codes, m.x.add(((run * 8 + at) * T + lane) * STEP));
                     }
                 }
@@ -234,7 +234,10 @@ unsafe fn meet_planes<L: Lanes, const T: usize, const BITS: u8, const CHUNKED: b
             let scale = L::load(m.scales.add(run * L::ROWS));
             let minimum = L::load(m.minimums.add(run * L::ROWS));
             for (lane, partial) in partial.iter_mut().enumerate() {
-                let ints = L::add_ints(L::narrow_ints(sums[0][lane]), L::narrow_ints(sums[1][lane]));
+                let mut ints = L::narrow_ints(sums[0][lane]);
+                if BITS == 5 {
+                    ints = L::add_ints(ints, L::narrow_ints(sums[1][lane]));
+                }
                 let at = run * m.x_stride + lane;
                 let scale = if CHUNKED { scale } else { L::mul(scale, L::splat(*m.x_scales.add(at))) };
                 *partial = L::mul_add(L::to_floats(ints), scale, *partial);

@@ -132,16 +132,15 @@ impl Groups {
 /// Most groups of one run.
 const MOST: usize = CHUNK / WIDE;
 
-/// Several groups in one run: what [`scan_runs`] does for one rule.
+/// Groups of a length known beforehand, at most a run of them: what [`scan_runs`] does for one rule.
 #[inline(always)]
-fn scan_short<V: Lanes>(source: &[f32], how: Groups, errors: &mut Errors) {
-    let groups = || source.chunks(how.len);
+fn scan_short<V: Lanes, const LEN: usize>(groups: &[[f32; LEN]], how: Groups, errors: &mut Errors) {
     let (mut los, mut his) = ([0.0; MOST], [0.0; MOST]);
-    for ((group, lo), hi) in groups().zip(&mut los).zip(&mut his) {
+    for ((group, lo), hi) in groups.iter().zip(&mut los).zip(&mut his) {
         (*lo, *hi) = how.survey::<V>(group);
     }
     let (mut scales, mut zeros) = ([0.0; MOST], [0.0; MOST]);
-    for at in (0..source.len().div_ceil(how.len)).step_by(V::WIDTH) {
+    for at in (0..groups.len()).step_by(V::WIDTH) {
         let (scale, zero) = how.grids(V::load(&los[at..]), V::load(&his[at..]));
         scale.store(&mut scales[at..]);
         zero.store(&mut zeros[at..]);
@@ -150,7 +149,7 @@ fn scan_short<V: Lanes>(source: &[f32], how: Groups, errors: &mut Errors) {
     let mut lines = Lines::default();
     for lane in (0..WIDE).step_by(V::WIDTH) {
         let mut tally = Tally::new();
-        for (grid, group) in grids().zip(groups()) {
+        for (group, grid) in groups.iter().zip(grids()) {
             for weights in group.as_chunks::<WIDE>().0 {
                 let weights = V::load(&weights[lane..]);
                 tally.add(weights, grid.decoded(weights));
@@ -159,9 +158,26 @@ fn scan_short<V: Lanes>(source: &[f32], how: Groups, errors: &mut Errors) {
         lines.put(lane, tally);
     }
     if !lines.close(errors) {
-        for (grid, group) in grids().zip(groups()) {
+        for (group, grid) in groups.iter().zip(grids()) {
             scan_runs::<V>(group, errors, &grid);
         }
+    }
+}
+
+/// A row in groups of a length known beforehand.
+#[inline(always)]
+fn short_groups<V: Lanes, const LEN: usize>(row: &[f32], how: Groups, errors: &mut Errors) {
+    let (groups, rest) = row.as_chunks::<LEN>();
+    for run in groups.chunks(CHUNK / LEN) {
+        scan_short::<V, LEN>(run, how, errors);
+    }
+    long_groups::<V>(rest, how, errors);
+}
+
+#[inline(always)]
+fn long_groups<V: Lanes>(row: &[f32], how: Groups, errors: &mut Errors) {
+    for group in row.chunks(how.len) {
+        scan_runs::<V>(group, errors, &how.grid::<V>(group));
     }
 }
 
@@ -169,15 +185,13 @@ fn scan_short<V: Lanes>(source: &[f32], how: Groups, errors: &mut Errors) {
 fn groups_body<V: Lanes>(source: &[f32], row_len: usize, how: Groups, errors: &mut Errors) {
     let how = Groups { len: how.len.max(1), ..how };
     for row in source.chunks(row_len.max(1)) {
-        let is_short = how.len <= CHUNK && how.len.is_multiple_of(WIDE) && row.len().is_multiple_of(WIDE);
-        if is_short {
-            for run in row.chunks(CHUNK / how.len * how.len) {
-                scan_short::<V>(run, how, errors);
-            }
-        } else {
-            for group in row.chunks(how.len) {
-                scan_runs::<V>(group, errors, &how.grid::<V>(group));
-            }
+        match how.len {
+            16 => short_groups::<V, 16>(row, how, errors),
+            32 => short_groups::<V, 32>(row, how, errors),
+            64 => short_groups::<V, 64>(row, how, errors),
+            128 => short_groups::<V, 128>(row, how, errors),
+            256 => short_groups::<V, 256>(row, how, errors),
+            _ => long_groups::<V>(row, how, errors),
         }
     }
 }
