@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use lapidary::engine::checkpoint::Removal;
+use lapidary::engine::pass;
 use lapidary::engine::plan::budget::Limit;
 use lapidary::engine::plan::standing::Standing;
 use lapidary::engine::plan::{Constraints, Recipe, Target, Ties};
@@ -338,6 +340,30 @@ fn a_budget_is_one_step_of_history_and_a_drag_too() {
     bench.apply(Command::PlanWithin { limit: Limit::FileBytes(1000), metric: None, continues: false });
     assert_eq!(bench.state().document.as_ref().expect("open").plan(), &before);
     assert!(errors(bench.state()).iter().any(|text| text.contains("the least is")), "{:?}", errors(bench.state()));
+}
+
+#[test]
+fn a_pruned_plan_has_its_own_overhead_beside_the_tensors() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    bench.apply(Action::OpenDemo);
+    let constraints = Constraints { max_file_bytes: Some(4 << 20), ..Constraints::default() };
+    bench.apply(Command::SetConstraints(Box::new(constraints)));
+    let overhead = |bench: &Workbench| {
+        let document = bench.state().document.as_ref().expect("open");
+        let own = pass::overhead_bytes(&document.checkpoint, document.plan()).expect("laid out");
+        assert_eq!(document.overhead_bytes(), Some(own));
+        own
+    };
+    let whole = overhead(&bench);
+    let document = bench.state().document.as_ref().expect("open");
+    let mut plan = document.plan().clone();
+    let removal = Removal { layers: [1].into(), ..Removal::default() };
+    plan.set_removal(&document.checkpoint, removal).expect("a layer");
+    bench.apply(Command::SetPlan { plan: Box::new(plan), what: "one layer less".to_owned() });
+    assert!(overhead(&bench) < whole, "nine tensors less to name");
+    bench.apply(Action::Undo);
+    assert_eq!(overhead(&bench), whole);
 }
 
 #[test]
