@@ -54,16 +54,19 @@ pub(super) fn bulk_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, bulk: &
         if secondary_button_ui(ui, &text, !tensors.is_empty()).clicked() {
             cx.send(Command::SetFormat { tensors: tensors.clone(), format: bulk.format });
         }
-        if secondary_button_ui(ui, "Select them", !tensors.is_empty()).clicked() {
-            cx.send(Command::SelectSet(tensors));
-        }
         let config = MenuConfig::new().close_behavior(PopupCloseBehavior::CloseOnClickOutside);
         let (response, _) = MenuButton::new("More").config(config).ui(ui, |ui| {
             ui.set_min_width(420.0);
             ui.horizontal(|ui| glob_ui(ui, cx, bulk));
             ui.horizontal(|ui| copy_ui(ui, cx, bulk, last));
             ui.horizontal(|ui| ties_ui(ui, cx, document.plan().ties()));
-            action_button_ui(ui, cx, Action::ClearChoices, false);
+            ui.horizontal(|ui| {
+                let text = format!("Select {} tensors", tensors.len());
+                if secondary_button_ui(ui, &text, !tensors.is_empty()).clicked() {
+                    cx.send(Command::SelectSet(tensors));
+                }
+                action_button_ui(ui, cx, Action::ClearChoices, false);
+            });
         });
         let help = "Tensors by a pattern of their names, a layer's choices for others, and what is tied together";
         response.on_hover_text(help).accessible_name("More ways to choose for many");
