@@ -23,6 +23,7 @@ mod settings;
 mod standing;
 mod state;
 mod tasks;
+mod prune_steps;
 mod units;
 
 use std::path::PathBuf;
@@ -42,7 +43,7 @@ pub use standing::PlanStanding;
 pub use state::{
     CandidateState, Document, Level, NamedPlan, Notice, Playground, PlaygroundSide, Run, RunId, Selection, State, View,
 };
-pub use units::UnitEdit;
+pub use units::{PruneSteps, PrunedStep, UnitEdit};
 
 use jobs::Jobs;
 

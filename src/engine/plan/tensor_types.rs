@@ -136,11 +136,16 @@ fn gguf_name(tensor: &TensorInfo) -> String {
 }
 
 /// The file that makes llama-quantize choose the types of `resolved`, whatever recipe it is given,
-/// as long as that quantizes: one exact name a word, each matrix that it may quantize.
+/// as long as that quantizes: one exact name a word, each matrix that it may quantize. Where the plan prunes,
+/// the names are those of what is left: layers after one that goes have lower numbers.
 pub fn write(resolved: &ResolvedPlan, checkpoint: &Checkpoint) -> String {
+    let left = match &resolved.structure {
+        Some(structure) => structure.tensors(&checkpoint.tensors),
+        None => checkpoint.tensors.iter().cloned().map(Some).collect(),
+    };
     let mut text = String::new();
     for decision in &resolved.decisions {
-        let Some(tensor) = checkpoint.tensors.get(decision.tensor_index) else { continue };
+        let Some(tensor) = left.get(decision.tensor_index).and_then(Option::as_ref) else { continue };
         if shape_of(tensor).may_quantize() && !matches!(decision.dtype, Dtype::Unknown(_)) {
             text.push_str(&format!("^{}$={}\n", escaped(&gguf_name(tensor)), decision.dtype.name()));
         }
