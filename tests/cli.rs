@@ -745,7 +745,8 @@ fn a_mask_is_written_and_called_a_mask() {
     assert_eq!((&made["is_compact"], &made["file_bytes"]), (&Value::from(false), &made["dense_file_bytes"]));
 
     let joint = folder.path().join("joint");
-    let args = ["mask", "demo", "--method", "sparsegpt", "--pattern", "2:4", "--quantize", "int4_g128", "--windows", "2"];
+    let args =
+        ["mask", "demo", "--method", "sparsegpt", "--pattern", "2:4", "--quantize", "int4_g128", "--windows", "2"];
     let made = json(args.into_iter().chain(["-o", path_text(&joint)]));
     assert_eq!((&made["format"], &made["tensors"]), (&Value::from("int4_g128"), &Value::from(42)));
     assert!(number(&made["file_bytes"]) < 0.5 * number(&made["old_file_bytes"]), "{made}");

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::output::write_file;
 use super::session::{Failure, Result, Session};
 use crate::engine::checkpoint::{Checkpoint, Removal, Structure};
-use crate::engine::error::Error;
+use crate::engine::error::{Error, Fault, Stage};
 use crate::engine::model::Tokenizer;
 use crate::engine::plan::{Plan, resolve};
 use crate::engine::scoring::{TaskSet, TextSource};
@@ -83,7 +83,14 @@ pub(super) struct PruneArgs {
     #[arg(long, value_name = "SLICE", requires = "prune_steps", help_heading = "Pruning")]
     prune_slice: Option<String>,
     /// The most that the slice may lose, as a fraction of its items
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.02, allow_negative_numbers = true, requires = "prune_slice", help_heading = "Pruning")]
+    #[arg(
+        long,
+        value_name = "FRACTION",
+        default_value_t = 0.02,
+        allow_negative_numbers = true,
+        requires = "prune_slice",
+        help_heading = "Pruning"
+    )]
     prune_max_loss: f64,
     /// The tasks of that slice [default for `demo`: its tasks]
     #[arg(long, value_name = "TASKS", requires = "prune_slice", help_heading = "Pruning")]
@@ -215,7 +222,7 @@ impl PruneArgs {
         }
         plan.set_removal(checkpoint, removal)?;
         let mut written = None;
-        if let (true, Some(output)) = (self.compensate, output) {
+        if let (true, Some(output)) = (self.compensate && !plan.prune().removal.is_empty(), output) {
             let of_steps = schedule.as_ref().and_then(Steps::means);
             let means = of_steps.or_else(|| scored.as_ref().and_then(|found| found.1.as_ref()));
             let Some(means) = means else {
@@ -225,7 +232,14 @@ impl PruneArgs {
             };
             written = Some(keep_means(means, output, plan)?);
         }
-        let Some(structure) = plan.structure(checkpoint)? else { return Ok(None) };
+        let structure = match plan.structure(checkpoint)? {
+            Some(structure) => structure,
+            // A schedule whose first step would pass the limit has something to tell.
+            None if schedule.is_some() => Structure::new(config, &Removal::default())
+                .map_err(|fault| Fault::new(Stage::Plan, fault.cause).fix(fault.remedy))
+                .map_err(Error::from)?,
+            None => return Ok(None),
+        };
         let mut section = self.section(&structure, scored.map(|found| found.0), written);
         if let Some(Steps { schedule, .. }) = schedule {
             section.is_stopped = schedule.refused.is_some();
@@ -292,9 +306,9 @@ impl PruneArgs {
         let Some(slice) = &self.prune_slice else { return Ok(None) };
         let tasks = match &self.prune_tasks {
             Some(tasks) => tasks.clone(),
-            None => session.demo_file(&[path], "tasks.jsonl")?.ok_or_else(|| {
-                Failure::Usage("--prune-slice needs tasks: give them with --prune-tasks".to_owned())
-            })?,
+            None => session
+                .demo_file(&[path], "tasks.jsonl")?
+                .ok_or_else(|| Failure::Usage("--prune-slice needs tasks: give them with --prune-tasks".to_owned()))?,
         };
         let tasks = TaskSet::read(&tasks)?.sample(self.prune_items.max(1));
         Ok(Some(SliceLimit::new(&tasks, slice, self.prune_max_loss)?))

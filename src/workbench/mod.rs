@@ -18,12 +18,12 @@ mod measure_tasks;
 mod planning;
 mod poll;
 mod project;
+mod prune_steps;
 mod rates;
 mod settings;
 mod standing;
 mod state;
 mod tasks;
-mod prune_steps;
 mod units;
 
 use std::path::PathBuf;

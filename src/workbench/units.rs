@@ -12,7 +12,6 @@ use crate::engine::checkpoint::Removal;
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::Dtype;
 use crate::engine::plan::{self, Plan};
-use crate::engine::scoring::TextSource;
 use crate::engine::structure::limits::SliceLimit;
 use crate::engine::structure::schedule::Step;
 use crate::engine::structure::{Metric, Take, UnitScores, select};
@@ -82,7 +81,7 @@ impl Workbench {
         }
         let text = match (&document.calibration_text, &document.text) {
             _ if !metric.needs_sample() => None,
-            (Some(path), _) => match TextSource::read(path) {
+            (Some(path), _) => match tasks::calibration_source(path) {
                 Ok(text) => Some(text),
                 Err(err) => {
                     self.state.notify(Level::Error, err.to_string());
@@ -142,7 +141,7 @@ impl Workbench {
             }
             (None, _) => None,
         };
-        let calibration = document.calibration_text.as_deref().map(TextSource::read).transpose()?;
+        let calibration = document.calibration_text.as_deref().map(tasks::calibration_source).transpose()?;
         let Some(sample) = calibration.or_else(|| document.text.as_deref().cloned()) else { return Ok(()) };
         let held_out = document.text.as_deref().cloned().unwrap_or_else(|| sample.clone());
         let plan = document.plan();

@@ -89,8 +89,7 @@ fn slice_ui(ui: &mut Ui, document: &Document, memory: &mut Memory) {
     };
     let shown = text(memory.slice.as_deref());
     let chosen = combo_ui(ui, "Slice that steps watch", &shown, 160.0, |ui| {
-        let names: BTreeSet<String> =
-            tasks.items.iter().map(|item| format!("{}/{}", item.task, item.slice)).collect();
+        let names: BTreeSet<String> = tasks.items.iter().map(|item| format!("{}/{}", item.task, item.slice)).collect();
         let mut chosen = None;
         for name in [None, Some("*".to_owned())].into_iter().chain(names.into_iter().map(Some)) {
             if ui.selectable_label(memory.slice == name, text(name.as_deref())).clicked() {

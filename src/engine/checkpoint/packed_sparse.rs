@@ -77,12 +77,7 @@ fn weight(lookup: &Lookup<'_>, module: &str, mask: usize, is_24: bool) -> Result
         dtype: lookup.tensors[values].dtype,
         rows,
         cols,
-        parts: Parts {
-            layout: Layout::Sparse,
-            codes: lookup.at(values),
-            scales: lookup.at(mask),
-            zeros: offsets,
-        },
+        parts: Parts { layout: Layout::Sparse, codes: lookup.at(values), scales: lookup.at(mask), zeros: offsets },
         consumed,
     })
 }

@@ -66,11 +66,7 @@ fn folder_files(
 }
 
 /// The stored tensors in the order of the file: one each, or the parts of a packed weight.
-fn safe_tensors(
-    checkpoint: &Checkpoint,
-    plan: &ResolvedPlan,
-    sparse: Option<&Sparse>,
-) -> Result<Vec<SafeTensor>> {
+fn safe_tensors(checkpoint: &Checkpoint, plan: &ResolvedPlan, sparse: Option<&Sparse>) -> Result<Vec<SafeTensor>> {
     let mut tensors = Vec::new();
     for decision in &plan.decisions {
         let tensor = &checkpoint.tensors[decision.tensor_index];

@@ -37,7 +37,8 @@ impl Sparse {
             if !tensor.role.is_layer_linear() || tensor.shape.len() != 2 {
                 continue;
             }
-            let counts = if sparse_bitmask::is_plain_float(decision.dtype) { count_rows(job, decision)? } else { vec![] };
+            let counts =
+                if sparse_bitmask::is_plain_float(decision.dtype) { count_rows(job, decision)? } else { vec![] };
             let kept: u64 = counts.iter().map(|&count| u64::from(count)).sum();
             let dense = decision.dtype.row_bytes(tensor.row_len()).unwrap_or(0) * tensor.row_count();
             if !counts.is_empty() && bytes(&parts_of(tensor, decision, &counts)) < dense as u64 {
@@ -65,11 +66,8 @@ impl Sparse {
         let tensor = &checkpoint.tensors[decision.tensor_index];
         let module = tensor.name.trim_end_matches(".weight");
         let parts = parts_of(tensor, decision, self.of(decision)?).into_iter();
-        let named = |part: Part| SafeTensor {
-            name: format!("{module}.{}", part.suffix),
-            shape: part.shape,
-            dtype: part.dtype,
-        };
+        let named =
+            |part: Part| SafeTensor { name: format!("{module}.{}", part.suffix), shape: part.shape, dtype: part.dtype };
         Some(parts.map(named).collect())
     }
 
@@ -101,12 +99,7 @@ fn count_rows(job: &Job<'_>, decision: &Decision) -> Result<Vec<u32>> {
 }
 
 /// Streams one matrix into its parts; only its mask is held back.
-pub(super) fn write(
-    job: &Job<'_>,
-    decision: &Decision,
-    counts: &[u32],
-    writer: &mut SafetensorsWriter,
-) -> Result<()> {
+pub(super) fn write(job: &Job<'_>, decision: &Decision, counts: &[u32], writer: &mut SafetensorsWriter) -> Result<()> {
     let cols = job.tensor(decision).row_len();
     let width = decision.dtype.block_bytes();
     let (mut values, mut mask) = (Vec::new(), Vec::new());

@@ -208,6 +208,28 @@ mod tests {
     }
 
     #[test]
+    fn layers_after_one_that_goes_are_written_with_their_new_numbers() {
+        let checkpoint = demo();
+        let mut plan = plan(Recipe::Q8_0);
+        plan.set_format(&checkpoint, &["model.layers.4.mlp.up_proj.weight"], "q4_k").expect("legal");
+        let mut removal = crate::checkpoint::Removal { layers: [1, 3].into(), ..Default::default() };
+        removal.layer_mut(4).kv_groups.insert(0);
+        plan.set_removal(&checkpoint, removal).expect("legal");
+        let resolved = resolve(&plan, &checkpoint).expect("resolves");
+        let text = write(&resolved, &checkpoint);
+        assert!(text.contains("^blk\\.2\\.ffn_up\\.weight$=q4_k\n"), "layer 4 is the third now: {text}");
+        assert!(text.contains("^blk\\.3\\.attn_q\\.weight$=q8_0\n") && !text.contains("blk\\.4"), "{text}");
+        assert_eq!(text.lines().count(), 4 * 7 + 1, "four layers and the embedding");
+        // It is the file for what the pass writes: read for that, it gives just the types that were chosen.
+        let structure = resolved.structure.as_deref().expect("prunes");
+        let left = checkpoint.pruned(structure, Vec::new());
+        let mut again = Plan::of_recipe(Target::Gguf, None, Recipe::Q4KM);
+        apply(&mut again, Subject::of(&left), &text).expect("reads");
+        let staying = resolved.decisions.iter().filter(|decision| !decision.is_removed());
+        assert_eq!(types(&again, &left), staying.map(|decision| decision.dtype).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn the_first_pattern_wins_and_names_are_found_anywhere_in_any_case() {
         let checkpoint = demo();
         let mut plan = plan(Recipe::Q8_0);

@@ -92,7 +92,13 @@ impl<'a> Baseline<'a> {
         for ((task, slice), lost) in slices {
             let (loss, loss_stderr) = mean_and_stderr(lost.iter().copied());
             if worst.as_ref().is_none_or(|worst| loss > worst.loss) {
-                worst = Some(SliceLoss { task: task.to_owned(), slice: slice.to_owned(), n: lost.len(), loss, loss_stderr });
+                worst = Some(SliceLoss {
+                    task: task.to_owned(),
+                    slice: slice.to_owned(),
+                    n: lost.len(),
+                    loss,
+                    loss_stderr,
+                });
             }
         }
         worst.ok_or_else(|| Fault::new(Stage::Tasks, "there is no item to watch").fix("choose tasks").into())

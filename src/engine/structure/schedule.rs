@@ -14,9 +14,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::limits::{Baseline, SliceLimit, SliceLoss};
-use super::{
-    Activations, InputMeans, LayerScores, Metric, Sample, ScoreOptions, Take, UnitScores, scores, select,
-};
+use super::{Activations, InputMeans, LayerScores, Metric, Sample, ScoreOptions, Take, UnitScores, scores, select};
 use crate::checkpoint::{Checkpoint, LayerUnits, Removal, Role, Structure};
 use crate::error::{Fault, Result, Stage};
 use crate::kernels::ops;
@@ -176,10 +174,7 @@ fn in_original_means(structure: &Structure, seen: &InputMeans, before: &InputMea
     for (new, kept) in structure.layers.iter().enumerate() {
         let shape = &structure.original.layers[kept.source];
         let heads: Vec<usize> = kept.heads.iter().flat_map(|head| head * width..(head + 1) * width).collect();
-        let linears = [
-            (Role::O, shape.heads * width, heads),
-            (Role::Down, shape.mlp_channels, kept.channels.clone()),
-        ];
+        let linears = [(Role::O, shape.heads * width, heads), (Role::Down, shape.mlp_channels, kept.channels.clone())];
         for (role, count, places) in linears {
             let Some(own) = seen.linears.get(&(new, role)) else { continue };
             let target = merged.linears.entry((kept.source, role)).or_default();
@@ -383,11 +378,8 @@ mod tests {
             assert_ne!(own, kept.channels.iter().map(|&at| whole.linears[&(new, Role::Down)][at]).collect::<Vec<_>>());
         }
         // A stopped schedule goes on as if it had not been.
-        let resumed = ScheduleOptions {
-            start: first.removal.clone(),
-            start_means: first.means.clone(),
-            ..options.clone()
-        };
+        let resumed =
+            ScheduleOptions { start: first.removal.clone(), start_means: first.means.clone(), ..options.clone() };
         assert_eq!(run(&resumed).steps, found.steps[1..]);
         assert!(second.kld < run(&ScheduleOptions { compensate: false, ..options }).steps[1].kld, "biases help");
     }

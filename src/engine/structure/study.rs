@@ -425,7 +425,8 @@ mod tests {
         assert!(refused(&options).contains("needs a text"));
         let int4 = format::find("int4_g128").expect("known").dtype();
         assert!(refused(&MaskOptions { format: Some(int4), ..options }).contains("use sparsegpt"));
-        let options = MaskOptions { method: MaskMethod::SparseGpt, sample: Some(&sample), most_bytes: 1 << 30, ..options };
+        let options =
+            MaskOptions { method: MaskMethod::SparseGpt, sample: Some(&sample), most_bytes: 1 << 30, ..options };
         assert!(refused(&MaskOptions { format: Some(Dtype::Q4K), ..options }).contains("int4_g128"));
     }
 
@@ -465,7 +466,8 @@ mod tests {
                 .filter(|tensor| tensor.role.is_layer_linear())
                 .map(|tensor| {
                     let values = decode(&after, tensor).expect("decodes");
-                    let mut rows = vec![0; format.dtype().row_bytes(tensor.row_len()).expect("fits") * tensor.row_count()];
+                    let mut rows =
+                        vec![0; format.dtype().row_bytes(tensor.row_len()).expect("fits") * tensor.row_count()];
                     format.encode_rows(&values, &format::Encoding::plain(tensor.row_len()), &mut rows);
                     (tensor.name.clone(), (format.dtype(), rows))
                 })
