@@ -2,6 +2,9 @@
 //!
 //! - the demo from opening to a compared Q4_K_M candidate on all slices;
 //! - private memory while a 1B-shaped checkpoint is compressed (`--large`, writes 5 GB to the temporary folder);
+//! - bytes, prefill and decoding of a 1B-shaped checkpoint without a quarter of its channels and KV groups, beside the
+//!   whole one, private memory of that pass, and what scoring by activations costs (`--pruned`, on one thread with
+//!   `RAYON_NUM_THREADS=1`; takes an existing 1B-shaped folder with `--source FOLDER`);
 //! - CPU time of a frame while a pass uses every core (`--frames`).
 //!
 //! Absolute times drift with whatever else the machine does; the load is printed beside them.
@@ -14,20 +17,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lapidary::engine::Progress;
-use lapidary::engine::checkpoint::Checkpoint;
+use lapidary::engine::checkpoint::{Checkpoint, LayerUnits, Removal};
+use lapidary::engine::model::{Batch, Model};
 use lapidary::engine::pass::{self, PassOptions};
 use lapidary::engine::plan::{self, Plan, Recipe, Target};
+use lapidary::engine::scoring::{SpeedOptions, SpeedResult, TokenModel, speed};
+use lapidary::engine::structure::{self, Activations, Metric, Sample, ScoreOptions};
 use lapidary::workbench::{Action, DEMO_FILES, Options, Workbench};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let wants = |flag: &str| arguments.iter().any(|argument| argument == flag);
     println!("threads {}, load {}", rayon::current_num_threads(), load());
-    if !wants("--large") && !wants("--frames") {
+    if !wants("--large") && !wants("--frames") && !wants("--pruned") {
         demo();
     }
     if wants("--large") {
         large();
+    }
+    if wants("--pruned") {
+        let at = arguments.iter().position(|argument| argument == "--source");
+        pruned(at.and_then(|at| arguments.get(at + 1)).map(Path::new));
     }
     if wants("--frames") {
         frames();
@@ -61,15 +71,18 @@ fn demo() {
     println!("{}", comparison.sentence);
 }
 
-fn large() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let source = folder.path().join("1b");
+/// Writes a 1B-shaped checkpoint with the demo's tokenizer.
+fn one_b(source: &Path) {
     println!("writing a 1B-shaped checkpoint");
-    synthetic::Shape::ONE_B.write(&source, 1).expect("writes");
+    synthetic::Shape::ONE_B.write(source, 1).expect("writes");
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         let content = DEMO_FILES.iter().find(|(known, _)| *known == name).expect("bundled").1;
         std::fs::write(source.join(name), content).expect("writes");
     }
+}
+
+/// Does `work` and answers the largest private memory meanwhile, in bytes.
+fn peak_of(work: impl FnOnce()) -> u64 {
     let peak = AtomicU64::new(0);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -82,10 +95,105 @@ fn large() {
                 }
             })
             .expect("spawns");
-        compress(&source, &folder.path().join("q4.gguf"));
+        work();
         done.store(true, Ordering::Relaxed);
     });
-    println!("largest private memory during the pass: {} MiB", peak.load(Ordering::Relaxed) >> 20);
+    peak.into_inner()
+}
+
+fn large() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = folder.path().join("1b");
+    one_b(&source);
+    let peak = peak_of(|| compress(&source, &folder.path().join("q4.gguf")));
+    println!("largest private memory during the pass: {} MiB", peak >> 20);
+}
+
+/// A quarter of the KV groups and channels goes from every layer.
+fn pruned(given: Option<&Path>) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let source = given.map_or_else(|| folder.path().join("1b"), Path::to_owned);
+    if given.is_none() {
+        one_b(&source);
+    }
+    let checkpoint = Checkpoint::open(&source).expect("opens");
+    let config = checkpoint.require_config().expect("a network");
+    let mut removal = Removal::default();
+    for (layer, shape) in config.layers.iter().enumerate() {
+        *removal.layer_mut(layer) = LayerUnits {
+            kv_groups: (0..shape.kv_heads).filter(|group| (group + layer).is_multiple_of(4)).collect(),
+            channels: (0..shape.mlp_channels).filter(|channel| (channel + layer).is_multiple_of(4)).collect(),
+            ..LayerUnits::default()
+        };
+    }
+    for format in ["bf16", "q8_0", "q4_0"] {
+        let write = |name: &str, removal: Removal| {
+            let output = folder.path().join(format!("{name}-{format}.gguf"));
+            let mut plan = Plan::new(Target::Gguf, None);
+            plan.set_default_format(Some(format)).expect("legal");
+            plan.set_removal(&checkpoint, removal).expect("legal");
+            let resolved = plan::resolve(&plan, &checkpoint).expect("resolves");
+            let options = PassOptions::default();
+            let mut secs = 0.0;
+            let peak = peak_of(|| {
+                let report = pass::run(&checkpoint, &resolved, &output, &options, &Progress::default()).expect("runs");
+                secs = report.elapsed_secs;
+            });
+            println!("{name} {format}: pass of {secs:.1} s, largest private memory {} MiB", peak >> 20);
+            output
+        };
+        let (whole, less) = (write("whole", Removal::default()), write("pruned", removal.clone()));
+        let load = |path: &Path| {
+            let checkpoint = Checkpoint::open(path).expect("opens");
+            (checkpoint.file_bytes(), Model::load(&checkpoint, &Progress::default()).expect("loads"))
+        };
+        let (whole, less) = (load(&whole), load(&less));
+        let models: [&dyn TokenModel; 2] = [&whole.1, &less.1];
+        let speeds = speed::measure(&models, &SpeedOptions::default(), &Progress::default()).expect("measures");
+        let fall = |old: f64, new: f64| 100.0 * (1.0 - new / old);
+        let times = |pick: fn(&SpeedResult) -> f64| fall(1.0 / pick(&speeds[0]), 1.0 / pick(&speeds[1]));
+        println!(
+            "{format}: bytes fall by {:.1} %, prefill time by {:.1} % ({:.1} to {:.1} tok/s), decode time by {:.1} % ({:.2} to {:.2} tok/s)",
+            fall(whole.0 as f64, less.0 as f64),
+            times(|speed| speed.prefill_tokens_per_second),
+            speeds[0].prefill_tokens_per_second,
+            speeds[1].prefill_tokens_per_second,
+            times(|speed| speed.decode_tokens_per_second),
+            speeds[0].decode_tokens_per_second,
+            speeds[1].decode_tokens_per_second,
+        );
+    }
+    scores_cost(&checkpoint);
+}
+
+/// What a score of all layers by activations costs beside one forward pass over the same windows.
+fn scores_cost(checkpoint: &Checkpoint) {
+    let windows =
+        (0..4u32).map(|window| (0..256).map(|at| (at * 7919 + window * 104_729) % 2000 + 3).collect()).collect();
+    let sample = Sample { windows, text_hash: String::new() };
+    let progress = Progress::default();
+    let model = Model::load(checkpoint, &progress).expect("loads");
+    let mut batch = Batch::default();
+    sample.windows.iter().for_each(|ids| batch.push(ids, None, None));
+    let started = Instant::now();
+    model.hidden(&batch, &mut [], &progress).expect("runs");
+    let forward = started.elapsed().as_secs_f64();
+    let started = Instant::now();
+    Activations::watch(&model, &sample, &progress).expect("watches");
+    let watched = started.elapsed().as_secs_f64();
+    println!(
+        "one forward pass over {} tokens: {forward:.1} s; the same with all layers' activations: {watched:.1} s, {:.2} times",
+        sample.tokens(),
+        watched / forward
+    );
+    drop(model);
+    for metric in [Metric::Magnitude, Metric::Minitron, Metric::Wanda, Metric::Flap] {
+        let started = Instant::now();
+        let options = ScoreOptions { sample: Some(&sample), seed: 0 };
+        structure::scores(checkpoint, metric, &options, &progress).expect("scores");
+        let secs = started.elapsed().as_secs_f64();
+        println!("scores by {}, with loading the model and reading its weights: {secs:.1} s", metric.name());
+    }
 }
 
 fn compress(source: &Path, output: &Path) {

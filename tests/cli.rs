@@ -733,8 +733,24 @@ fn a_mask_is_written_and_called_a_mask() {
     let made = json(["mask", "demo", "--method", "magnitude", "--pattern", "2:4", "-o", path_text(&output)]);
     assert_eq!((&made["tensors"], &made["pattern"]), (&Value::from(42), &Value::from("2:4")));
     assert!(made["statement"].as_str().is_some_and(|text| text.contains("as large as before")));
-    let ratio = number(&made["file_bytes"]) / number(&made["old_file_bytes"]);
-    assert!((0.99..1.01).contains(&ratio), "a mask saves nothing: {ratio}");
+    let ratio = |key: &str| number(&made[key]) / number(&made["old_file_bytes"]);
+    assert!((0.99..1.01).contains(&ratio("dense_file_bytes")), "a mask saves nothing: {made}");
+    assert!((0.5..0.7).contains(&ratio("file_bytes")) && made["is_compact"] == true, "but on disk: {made}");
+    assert!(made["size_statement"].as_str().is_some_and(|text| text.contains("on disk only")));
+    let read = json(["inspect", path_text(&output)]);
+    assert_eq!(read["weight_count"], json(["inspect", "demo"])["weight_count"]);
+
+    let plain = folder.path().join("plain");
+    let made = json(["mask", "demo", "--method", "magnitude", "--dense", "-o", path_text(&plain)]);
+    assert_eq!((&made["is_compact"], &made["file_bytes"]), (&Value::from(false), &made["dense_file_bytes"]));
+
+    let joint = folder.path().join("joint");
+    let args =
+        ["mask", "demo", "--method", "sparsegpt", "--pattern", "2:4", "--quantize", "int4_g128", "--windows", "2"];
+    let made = json(args.into_iter().chain(["-o", path_text(&joint)]));
+    assert_eq!((&made["format"], &made["tensors"]), (&Value::from("int4_g128"), &Value::from(42)));
+    assert!(number(&made["file_bytes"]) < 0.5 * number(&made["old_file_bytes"]), "{made}");
+    assert!(fails(2, args.into_iter().chain(["--target", "gguf", "-o", "x.gguf"])).contains("--target"));
 }
 
 #[test]
@@ -763,4 +779,25 @@ fn pruning_in_steps_keeps_every_step_and_stops_at_a_limit() {
     json(args.into_iter().chain(take));
     let read = |path: &Path| std::fs::read_to_string(path).expect("reads");
     assert_eq!(read(&resumed), read(&plan), "from the first step, one more leads to the same end");
+
+    // With biases and a slice, stopped after the first step and gone on with.
+    let slice = ["--compensate", "--prune-slice", "recall/long context", "--prune-items", "8", "--prune-max-loss"];
+    let whole = folder.path().join("whole.toml");
+    let run = |steps: [&str; 2], most: &str, output: &Path| {
+        let args = ["plan", "demo", "--prune-steps", "2", "-o", path_text(output)];
+        let from = steps.into_iter().filter(|text| !text.is_empty());
+        json(args.into_iter().chain(take).chain(slice).chain([most]).chain(from))
+    };
+    let made = run(["", ""], "1", &whole);
+    assert_eq!(made["prune"]["steps"][1]["slice"]["n"], 8);
+    let first = folder.path().join("whole.step-1.toml");
+    let again = folder.path().join("again2.toml");
+    let resumed = run(["--prune-from", path_text(&first)], "1", &again);
+    assert_eq!(resumed["prune"]["steps"].as_array().map(Vec::len), Some(1));
+    assert_eq!(resumed["prune"]["steps"][0], made["prune"]["steps"][1]);
+    let bytes = |path: &str| std::fs::read(folder.path().join(path)).expect("reads");
+    assert!(bytes("whole.means.safetensors") == bytes("again2.means.safetensors"));
+    assert!(bytes("whole.means.safetensors") != bytes("whole.step-1.means.safetensors"));
+    let stopped = run(["", ""], "-1", &folder.path().join("stopped.toml"));
+    assert_eq!(stopped["prune"]["refused_step"]["index"], 1, "any loss is too much");
 }

@@ -1,6 +1,7 @@
 //! The pruning of `lapidary plan`: how much goes, by which score, and what that leaves.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
@@ -8,12 +9,13 @@ use serde::Serialize;
 use super::output::write_file;
 use super::session::{Failure, Result, Session};
 use crate::engine::checkpoint::{Checkpoint, Removal, Structure};
-use crate::engine::error::Error;
+use crate::engine::error::{Error, Fault, Stage};
 use crate::engine::model::Tokenizer;
 use crate::engine::plan::{Plan, resolve};
-use crate::engine::scoring::TextSource;
+use crate::engine::scoring::{TaskSet, TextSource};
 use crate::engine::sensitivity::Label;
 use crate::engine::sensitivity::units::UnitTable;
+use crate::engine::structure::limits::SliceLimit;
 use crate::engine::structure::schedule::{Schedule, ScheduleOptions, Step, schedule};
 use crate::engine::structure::{
     InputMeans, Metric, Sample, SampleOptions, ScoreOptions, Share, Take, UnitScores, scores, select,
@@ -77,13 +79,33 @@ pub(super) struct PruneArgs {
     /// With steps, stop before the mean KLD of the next token passes so many nats
     #[arg(long, value_name = "NATS", requires = "prune_steps", help_heading = "Pruning")]
     prune_max_kld: Option<f64>,
+    /// With steps, stop before this slice of tasks loses more than it may: task/slice, or * for each of all
+    #[arg(long, value_name = "SLICE", requires = "prune_steps", help_heading = "Pruning")]
+    prune_slice: Option<String>,
+    /// The most that the slice may lose, as a fraction of its items
+    #[arg(
+        long,
+        value_name = "FRACTION",
+        default_value_t = 0.02,
+        allow_negative_numbers = true,
+        requires = "prune_slice",
+        help_heading = "Pruning"
+    )]
+    prune_max_loss: f64,
+    /// The tasks of that slice [default for `demo`: its tasks]
+    #[arg(long, value_name = "TASKS", requires = "prune_slice", help_heading = "Pruning")]
+    prune_tasks: Option<PathBuf>,
+    /// At most so many items of a slice
+    #[arg(long, value_name = "N", default_value_t = 120, requires = "prune_slice", help_heading = "Pruning")]
+    prune_items: usize,
     /// With steps, the text that they are measured on [default for `demo`: its evaluation text]
     #[arg(long, value_name = "TEXT", requires = "prune_steps", help_heading = "Pruning")]
     measure_on: Option<PathBuf>,
-    /// With steps, go on from what this plan takes away
+    /// With steps, go on from what this plan takes away: a step's plan, say, of a schedule that was stopped
     #[arg(long, value_name = "PLAN.toml", requires = "prune_steps", help_heading = "Pruning")]
     prune_from: Option<PathBuf>,
-    /// Keep the mean of what goes as biases; their inputs' means are written beside the plan
+    /// Keep the mean of what goes as biases; their inputs' means are written beside the plan. With steps, the means of
+    /// the model that each step began with
     #[arg(long, requires = "output", help_heading = "Pruning")]
     compensate: bool,
 }
@@ -110,8 +132,11 @@ pub(super) struct PruneSection {
     new_kv_bytes_per_token: u64,
     /// The steps that were kept, each with its KLD in nats; measured, weights only.
     steps: Vec<Step>,
-    /// True if a step was not taken, because it would have passed the limit.
+    /// True if a step was not taken, because it would have passed a limit.
     is_stopped: bool,
+    /// That step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused_step: Option<Step>,
     /// The file of input means, where the plan makes up for what goes.
     means: Option<PathBuf>,
 }
@@ -163,7 +188,7 @@ impl PruneArgs {
         let config = checkpoint.require_config()?;
         let mut scored: Option<(UnitScores, Option<InputMeans>)> = None;
         let mut removal = named;
-        let mut schedule: Option<Schedule> = None;
+        let mut schedule: Option<Steps> = None;
         if is_by_score {
             let sample = self.sample(session, path, checkpoint, calibration)?;
             let options = ScoreOptions { sample: sample.as_ref(), seed: self.prune_seed };
@@ -184,7 +209,8 @@ impl PruneArgs {
                 (Some(sample), Some(steps)) => {
                     let done =
                         self.steps(session, path, checkpoint, plan, output, sample, usize::from(steps), &multiple)?;
-                    removal.add(&done.steps.last().map(|step| step.removal.clone()).unwrap_or_default());
+                    let last = done.schedule.steps.last();
+                    removal.add(&last.map_or_else(|| done.start.clone(), |step| step.removal.clone()));
                     schedule = Some(done);
                 }
                 (None, Some(_)) => {
@@ -196,23 +222,29 @@ impl PruneArgs {
         }
         plan.set_removal(checkpoint, removal)?;
         let mut written = None;
-        if let (true, Some(output)) = (self.compensate, output) {
-            let Some(means) = scored.as_ref().and_then(|found| found.1.as_ref()) else {
+        if let (true, Some(output)) = (self.compensate && !plan.prune().removal.is_empty(), output) {
+            let of_steps = schedule.as_ref().and_then(Steps::means);
+            let means = of_steps.or_else(|| scored.as_ref().and_then(|found| found.1.as_ref()));
+            let Some(means) = means else {
                 return Err(Failure::Usage(
                     "--compensate needs a score that looks at activations: flap, wanda or minitron".to_owned(),
                 ));
             };
-            let path = output.with_extension("means.safetensors");
-            means.write(&path)?;
-            // Beside the plan, so by its name alone.
-            plan.set_means(path.file_name().map(PathBuf::from));
-            written = Some(path);
+            written = Some(keep_means(means, output, plan)?);
         }
-        let Some(structure) = plan.structure(checkpoint)? else { return Ok(None) };
+        let structure = match plan.structure(checkpoint)? {
+            Some(structure) => structure,
+            // A schedule whose first step would pass the limit has something to tell.
+            None if schedule.is_some() => Structure::new(config, &Removal::default())
+                .map_err(|fault| Fault::new(Stage::Plan, fault.cause).fix(fault.remedy))
+                .map_err(Error::from)?,
+            None => return Ok(None),
+        };
         let mut section = self.section(&structure, scored.map(|found| found.0), written);
-        if let Some(schedule) = schedule {
+        if let Some(Steps { schedule, .. }) = schedule {
             section.is_stopped = schedule.refused.is_some();
             section.steps = schedule.steps;
+            section.refused_step = schedule.refused;
         }
         Ok(Some(section))
     }
@@ -229,13 +261,14 @@ impl PruneArgs {
         sample: &Sample,
         steps: usize,
         multiple: &dyn Fn(usize) -> usize,
-    ) -> Result<Schedule> {
-        let start = match &self.prune_from {
+    ) -> Result<Steps> {
+        let (start, start_means) = match &self.prune_from {
             Some(from) => {
                 let text = std::fs::read_to_string(from).map_err(Error::io("read", from))?;
-                Plan::parse(&text, Some(from))?.prune().removal.clone()
+                let plan = Plan::parse(&text, Some(from))?;
+                (plan.prune().removal.clone(), if self.compensate { plan.load_means()? } else { None })
             }
-            None => Removal::default(),
+            None => (Removal::default(), None),
         };
         let text = self.text(session, path, self.measure_on.as_deref(), "evaluation.txt", "--measure-on")?;
         let held_out = self.windows(checkpoint, &text)?;
@@ -248,23 +281,37 @@ impl PruneArgs {
             take: self.take(),
             steps,
             max_kld: self.prune_max_kld,
-            start,
+            slice: self.slice_limit(session, path)?,
+            compensate: self.compensate,
+            start: start.clone(),
+            start_means: start_means.clone(),
         };
         let mut failure = None;
         let mut keep = |step: &Step| {
             let Some(output) = output else { return };
-            let mut own = plan.clone();
-            let kept = own.set_removal(checkpoint, step.removal.clone());
             let file = output.with_extension(format!("step-{}.toml", step.index));
-            if let Err(err) = kept.map_err(Failure::from).and_then(|()| write_file(&file, &own.to_toml())) {
+            if let Err(err) = keep_step(checkpoint, plan, step, &file) {
                 failure.get_or_insert(err);
             }
         };
-        let done = schedule(checkpoint, sample, &held_out, &options, multiple, &session.progress, &mut keep)?;
+        let schedule = schedule(checkpoint, sample, &held_out, &options, multiple, &session.progress, &mut keep)?;
         match failure {
             Some(failure) => Err(failure),
-            None => Ok(done),
+            None => Ok(Steps { schedule, start, start_means }),
         }
+    }
+
+    /// What a slice may lose, if a limit on one was asked for.
+    fn slice_limit(&self, session: &Session, path: &Path) -> Result<Option<SliceLimit>> {
+        let Some(slice) = &self.prune_slice else { return Ok(None) };
+        let tasks = match &self.prune_tasks {
+            Some(tasks) => tasks.clone(),
+            None => session
+                .demo_file(&[path], "tasks.jsonl")?
+                .ok_or_else(|| Failure::Usage("--prune-slice needs tasks: give them with --prune-tasks".to_owned()))?,
+        };
+        let tasks = TaskSet::read(&tasks)?.sample(self.prune_items.max(1));
+        Ok(Some(SliceLimit::new(&tasks, slice, self.prune_max_loss)?))
     }
 
     /// A text that was given, or the demo's own.
@@ -341,9 +388,46 @@ impl PruneArgs {
             new_kv_bytes_per_token: new.kv_bytes_per_token(),
             steps: Vec::new(),
             is_stopped: false,
+            refused_step: None,
             means,
         }
     }
+}
+
+/// A schedule that was run, and what it started from.
+struct Steps {
+    schedule: Schedule,
+    start: Removal,
+    start_means: Option<Arc<InputMeans>>,
+}
+
+impl Steps {
+    /// The means of what goes in the end.
+    fn means(&self) -> Option<&InputMeans> {
+        match self.schedule.steps.last() {
+            Some(step) => step.means.as_deref(),
+            None => self.start_means.as_deref(),
+        }
+    }
+}
+
+/// Writes the means that a plan needs beside its file, and names them in the plan.
+fn keep_means(means: &InputMeans, plan_file: &Path, plan: &mut Plan) -> Result<PathBuf> {
+    let path = plan_file.with_extension("means.safetensors");
+    means.write(&path)?;
+    // Beside the plan, so by its name alone.
+    plan.set_means(path.file_name().map(PathBuf::from));
+    Ok(path)
+}
+
+/// Writes the plan of a step.
+fn keep_step(checkpoint: &Checkpoint, plan: &Plan, step: &Step, file: &Path) -> Result<()> {
+    let mut plan = plan.clone();
+    plan.set_removal(checkpoint, step.removal.clone())?;
+    if let Some(means) = &step.means {
+        keep_means(means, file, &mut plan)?;
+    }
+    write_file(file, &plan.to_toml())
 }
 
 impl PruneSection {
@@ -365,17 +449,28 @@ impl PruneSection {
             percent(self.new_multiplies_per_token, self.old_multiplies_per_token),
             percent(self.new_kv_bytes_per_token, self.old_kv_bytes_per_token),
         );
-        for step in &self.steps {
-            text.push_str(&format!(
-                "Step {}: {} weights of layers, KLD {} ± {} nats (measured, weights only)\n",
+        let told = |step: &Step| {
+            let slice = step.slice.as_ref().map_or_else(String::new, |slice| {
+                format!(
+                    ", {}/{} loses {:.1} ± {:.1} points of {} items",
+                    slice.task,
+                    slice.slice,
+                    slice.loss * 100.0,
+                    slice.loss_stderr * 100.0,
+                    slice.n
+                )
+            });
+            format!(
+                "Step {}: {} weights of layers, KLD {} ± {} nats{slice} (measured, weights only)\n",
                 step.index,
                 units::count(step.layer_weights),
                 units::significant(step.kld),
                 units::significant(step.kld_stderr)
-            ));
-        }
-        if self.is_stopped {
-            text.push_str("The next step would have passed the limit and was not taken.\n");
+            )
+        };
+        self.steps.iter().for_each(|step| text.push_str(&told(step)));
+        if let Some(step) = &self.refused_step {
+            text.push_str(&format!("Not taken, because it would pass the limit: {}", told(step)));
         }
         if let Some(means) = &self.means {
             text.push_str(&format!("Mean inputs written to {}\n", means.display()));

@@ -136,6 +136,7 @@ impl Workbench {
             Command::ExportGates(path) => return self.export_gates(&path),
             Command::ScoreUnits(metric) => self.score_units(metric),
             Command::EditUnits { edit, what } => return self.edit_units(edit, what),
+            Command::PruneInSteps(request) => return self.prune_in_steps(*request),
             Command::Calibrate(text) => self.calibrate(text),
             Command::LoadImportance(path) => self.load_importance(path),
             Command::ImportTensorTypes(path) => return self.import_tensor_types(&path),
@@ -569,6 +570,7 @@ impl Workbench {
             activations: None,
             calibration_info: None,
             unit_scores: Default::default(),
+            prune_steps: Vec::new(),
             attention: None,
             tasks: opened.tasks,
             text: opened.text,
@@ -590,6 +592,10 @@ impl Workbench {
         if let Some(project) = opened.project {
             document.sensitivity = project.sensitivity;
             document.units = project.units;
+            document.unit_scores = project.unit_scores;
+            // Of another checkpoint, or by a version that had other metrics.
+            let fingerprint = &document.checkpoint.fingerprint;
+            document.unit_scores.retain(|_, scores| scores.checkpoint == *fingerprint);
             document.activations = project.activations;
             document.baseline = project.baseline;
             document.focused_run = project.focused_run;

@@ -8,7 +8,7 @@ use super::jobs::JobId;
 use super::measure::KldRequest;
 use super::settings::ThemeChoice;
 use super::state::{RunId, View};
-use super::units::UnitEdit;
+use super::units::{PruneSteps, UnitEdit};
 use crate::engine::plan::budget::Limit;
 use crate::engine::plan::{Constraints, Plan, Recipe, Target, Ties, Treatment};
 use crate::engine::structure::Metric;
@@ -99,6 +99,8 @@ pub enum Command {
     ScoreUnits(Metric),
     /// Changes which units the plan takes away.
     EditUnits { edit: UnitEdit, what: String },
+    /// Takes units away step by step, scored anew and measured each time.
+    PruneInSteps(Box<PruneSteps>),
     /// Computes how much each input column matters on a text, and lets the plan use it.
     Calibrate(PathBuf),
     /// Reads an importance matrix of llama.cpp's, and lets the plan use it.

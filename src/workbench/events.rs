@@ -10,6 +10,7 @@ use super::jobs::JobId;
 use super::measure::CalibrationInfo;
 use super::project::Project;
 use super::state::RunId;
+use super::units::PrunedStep;
 use crate::engine::calibration::Activations;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::Comparison;
@@ -41,6 +42,8 @@ pub(super) enum Event {
     },
     /// One layer or head is measured.
     UnitMeasured { fingerprint: String, empty: Arc<UnitTable>, value: UnitValue },
+    /// A step of pruning is measured and kept.
+    PruneStep { fingerprint: String, kept: Box<PrunedStep> },
     /// The playground has one more token.
     Token { subject: Subject, token: GeneratedToken },
     /// The job is over.
@@ -73,6 +76,8 @@ pub(super) enum Outcome {
     Calibrated { fingerprint: String, known: Box<KnownImportance>, is_computed: bool },
     /// Units were scored.
     Scored { fingerprint: String, scores: Box<UnitScores>, attention: Option<Arc<AttentionPatterns>> },
+    /// Units were taken away in steps; the sentence tells of one that was not taken.
+    PrunedInSteps { fingerprint: String, kept: Vec<PrunedStep>, refused: Option<String> },
     /// A candidate was written.
     Passed(Box<Passed>),
     /// A model was evaluated.

@@ -36,6 +36,7 @@ pub enum JobKind {
     Calibrate,
     LoadImportance,
     ScoreUnits,
+    PruneSteps,
     Pass,
     Evaluate,
     Compare,
@@ -57,6 +58,7 @@ impl JobKind {
                 | Self::Units
                 | Self::Calibrate
                 | Self::ScoreUnits
+                | Self::PruneSteps
                 | Self::Pass
                 | Self::Evaluate
                 | Self::Rates

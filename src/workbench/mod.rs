@@ -18,6 +18,7 @@ mod measure_tasks;
 mod planning;
 mod poll;
 mod project;
+mod prune_steps;
 mod rates;
 mod settings;
 mod standing;
@@ -42,7 +43,7 @@ pub use standing::PlanStanding;
 pub use state::{
     CandidateState, Document, Level, NamedPlan, Notice, Playground, PlaygroundSide, Run, RunId, Selection, State, View,
 };
-pub use units::UnitEdit;
+pub use units::{PruneSteps, PrunedStep, UnitEdit};
 
 use jobs::Jobs;
 

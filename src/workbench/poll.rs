@@ -28,7 +28,7 @@ impl Workbench {
     }
 
     /// The document, if it is still the one that a result belongs to.
-    fn document_of(&mut self, fingerprint: &str) -> Option<&mut Document> {
+    pub(super) fn document_of(&mut self, fingerprint: &str) -> Option<&mut Document> {
         self.state.document.as_mut().filter(|document| document.checkpoint.fingerprint == fingerprint)
     }
 
@@ -52,6 +52,7 @@ impl Workbench {
                 }
             }
             Event::UnitMeasured { fingerprint, empty, value } => self.take_unit(&fingerprint, &empty, value),
+            Event::PruneStep { fingerprint, kept } => self.take_prune_step(&fingerprint, *kept),
             Event::Cell { fingerprint, key, empty, at: (row, column), value } => {
                 if let Some(table) = self.partial_table(&fingerprint, key, &empty) {
                     let name = empty.rows.get(row).map(|row| row.name.clone());
@@ -154,7 +155,22 @@ impl Workbench {
                 if let Some(document) = self.document_of(&fingerprint) {
                     document.attention = attention.or(document.attention.take());
                     document.unit_scores.insert(scores.metric.clone(), Arc::from(scores));
+                    document.is_dirty = true;
                 }
+            }
+            Outcome::PrunedInSteps { fingerprint, kept, refused } => {
+                // Those that were told already are known.
+                let count = kept.len();
+                for step in kept {
+                    self.take_prune_step(&fingerprint, step);
+                }
+                self.state.notify(
+                    Level::Info,
+                    refused.unwrap_or_else(|| match count {
+                        0 => "Nothing more went: the plan takes as much away already".to_owned(),
+                        _ => format!("Pruned in steps: {count} kept, each as a plan of its own"),
+                    }),
+                );
             }
             Outcome::Passed(passed) => {
                 let reused = match passed.report.reused_tensors {

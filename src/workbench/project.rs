@@ -17,6 +17,7 @@ use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
 use crate::engine::plan::Plan;
 use crate::engine::sensitivity::{SensitivityTable, UnitTable};
+use crate::engine::structure::UnitScores;
 
 /// Version of the file.
 const VERSION: u32 = 1;
@@ -81,6 +82,8 @@ pub struct Project {
     #[serde(default)]
     pub(super) units: BTreeMap<String, Arc<UnitTable>>,
     #[serde(default)]
+    pub(super) unit_scores: BTreeMap<String, Arc<UnitScores>>,
+    #[serde(default)]
     pub(super) activations: Option<Arc<Activations>>,
     #[serde(default)]
     pub(super) runs: Vec<SavedRun>,
@@ -112,6 +115,7 @@ impl Project {
             baseline: document.baseline.clone(),
             sensitivity: document.sensitivity.clone(),
             units: document.units.clone(),
+            unit_scores: document.unit_scores.clone(),
             activations: document.activations.clone(),
             runs: document
                 .runs

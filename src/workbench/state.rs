@@ -11,6 +11,7 @@ use super::measure::CalibrationInfo;
 #[cfg(doc)]
 use super::measure::KldRequest;
 use super::settings::Settings;
+use super::units::PrunedStep;
 use crate::engine::calibration::Activations;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::Comparison;
@@ -251,6 +252,8 @@ pub struct Document {
     pub calibration_info: Option<CalibrationInfo>,
     /// What every unit is worth, by metric, once it is scored.
     pub unit_scores: BTreeMap<String, Arc<UnitScores>>,
+    /// The steps that the last pruning in steps kept.
+    pub prune_steps: Vec<PrunedStep>,
     /// What heads look at, once units were scored on a text.
     pub attention: Option<Arc<AttentionPatterns>>,
     /// How much each column of each matrix matters, once it is computed or loaded.

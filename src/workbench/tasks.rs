@@ -230,7 +230,7 @@ pub(super) fn calibrate(
 }
 
 /// A text as it is, or the documents of a JSONL as one text.
-fn calibration_source(path: &Path) -> Result<TextSource> {
+pub(super) fn calibration_source(path: &Path) -> Result<TextSource> {
     if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl")) {
         return Ok(calibration::Documents::read(path)?.source());
     }

@@ -1,15 +1,20 @@
-//! Structural pruning in the project: scores of units, and edits of what the plan takes away.
+//! Structural pruning in the project: scores of units, edits of what the plan takes away, and pruning in steps,
+//! each of which becomes a step of history and a kept plan.
+
+use std::path::PathBuf;
 
 use super::Workbench;
 use super::jobs::JobKind;
-use super::state::Level;
-use super::tasks;
+use super::prune_steps::{self, StepsInput};
+use super::state::{Document, Level};
+use super::{project, tasks};
 use crate::engine::checkpoint::Removal;
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::Dtype;
 use crate::engine::plan::{self, Plan};
-use crate::engine::scoring::TextSource;
-use crate::engine::structure::{Metric, Take, select};
+use crate::engine::structure::limits::SliceLimit;
+use crate::engine::structure::schedule::Step;
+use crate::engine::structure::{Metric, Take, UnitScores, select};
 
 /// What becomes of units.
 #[derive(Clone, Debug)]
@@ -20,8 +25,50 @@ pub enum UnitEdit {
     GiveBack(Removal),
     /// Exactly these go.
     Exactly(Removal),
-    /// Those with the lowest scores of a metric go, and no others.
-    Lowest { metric: Metric, take: Take },
+    /// Those with the lowest scores of a metric go, and no others; with a table of measured layers, heads or
+    /// groups laid over the scores, by its metric.
+    Lowest { metric: Metric, over: Option<String>, take: Take },
+}
+
+/// Pruning in steps, going on from what the plan takes away already.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PruneSteps {
+    /// What units are taken by, scored anew before every step.
+    pub metric: Metric,
+    /// What the last step takes, of the whole model.
+    pub take: Take,
+    /// Number of steps.
+    pub steps: usize,
+    /// No step that costs more than so many nats a token is kept.
+    pub max_kld: Option<f64>,
+    /// No step after which this slice (`task/slice`, or `*` for each) loses more than this fraction is kept.
+    pub slice: Option<(String, f64)>,
+    /// Whether biases keep the mean of what goes.
+    pub compensate: bool,
+}
+
+/// A step of pruning that was kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrunedStep {
+    /// The kept plan's name.
+    pub name: String,
+    /// What was measured.
+    pub step: Step,
+    /// The file of means that the plan names, where it compensates.
+    pub means: Option<PathBuf>,
+}
+
+impl Document {
+    /// Scores by a metric, with a table of measured units laid over them where one is named; none where either
+    /// is missing or they do not fit each other.
+    pub fn scores_of(&self, metric: Metric, over: Option<&str>) -> Option<std::sync::Arc<UnitScores>> {
+        let scores = self.unit_scores.get(metric.name())?;
+        let Some(over) = over else { return Some(scores.clone()) };
+        let (table, config) = (self.units.get(over)?, self.checkpoint.config.as_ref()?);
+        let mut scores = UnitScores::clone(scores);
+        scores.lay_over(table, config).ok()?;
+        Some(scores.into())
+    }
 }
 
 impl Workbench {
@@ -34,7 +81,7 @@ impl Workbench {
         }
         let text = match (&document.calibration_text, &document.text) {
             _ if !metric.needs_sample() => None,
-            (Some(path), _) => match TextSource::read(path) {
+            (Some(path), _) => match tasks::calibration_source(path) {
                 Ok(text) => Some(text),
                 Err(err) => {
                     self.state.notify(Level::Error, err.to_string());
@@ -63,14 +110,14 @@ impl Workbench {
                 UnitEdit::TakeAway(units) => plan.remove_units(checkpoint, &units),
                 UnitEdit::GiveBack(units) => plan.restore_units(checkpoint, &units),
                 UnitEdit::Exactly(removal) => plan.set_removal(checkpoint, removal),
-                UnitEdit::Lowest { metric, take } => {
-                    let scores = document.unit_scores.get(metric.name()).ok_or_else(|| {
-                        Fault::new(Stage::Plan, format!("units are not scored by {}", metric.name()))
-                            .fix("score them first")
+                UnitEdit::Lowest { metric, over, take } => {
+                    let scores = document.scores_of(metric, over.as_deref()).ok_or_else(|| {
+                        let by = over.as_deref().unwrap_or(metric.name());
+                        Fault::new(Stage::Plan, format!("units are not scored by {by}")).fix("score them first")
                     })?;
                     let multiples = channel_multiples(document, plan)?;
                     let multiple = |layer: usize| multiples.get(layer).copied().unwrap_or(1);
-                    let removal = select(checkpoint.require_config()?, scores, &take, &multiple)?;
+                    let removal = select(checkpoint.require_config()?, &scores, &take, &multiple)?;
                     plan.set_removal(checkpoint, removal)
                 }
             }
@@ -78,8 +125,79 @@ impl Workbench {
     }
 }
 
+impl Workbench {
+    /// Takes units away step by step; every step that is kept becomes the plan.
+    pub(super) fn prune_in_steps(&mut self, request: PruneSteps) -> Result<()> {
+        let Some(document) = &self.state.document else { return Ok(()) };
+        if let Some(why) = document.cannot_prune_in_steps(request.metric) {
+            self.state.notify(Level::Warning, why);
+            return Ok(());
+        }
+        let slice = match (&request.slice, &document.tasks) {
+            (Some((slice, most)), Some(tasks)) => Some(SliceLimit::new(tasks, slice, *most)?),
+            (Some(_), None) => {
+                self.state.notify(Level::Warning, "A limit on a slice needs tasks: choose some first");
+                return Ok(());
+            }
+            (None, _) => None,
+        };
+        let calibration = document.calibration_text.as_deref().map(tasks::calibration_source).transpose()?;
+        let Some(sample) = calibration.or_else(|| document.text.as_deref().cloned()) else { return Ok(()) };
+        let held_out = document.text.as_deref().cloned().unwrap_or_else(|| sample.clone());
+        let plan = document.plan();
+        let input = StepsInput {
+            checkpoint: document.checkpoint.clone(),
+            sample,
+            held_out,
+            slice,
+            multiples: channel_multiples(document, plan)?,
+            start: plan.prune().removal.clone(),
+            start_means: if request.compensate { plan.load_means()? } else { None },
+            folder: project::output_folder(&document.project_path),
+            request,
+        };
+        let title = format!("prune in {} steps by {}", input.request.steps, input.request.metric.name());
+        self.with_document(|document| document.prune_steps.clear());
+        self.jobs.spawn(JobKind::PruneSteps, title, move |context| prune_steps::run(&input, context));
+        Ok(())
+    }
+
+    /// Takes in a step: it is kept under its name and becomes the plan.
+    pub(super) fn take_prune_step(&mut self, fingerprint: &str, kept: PrunedStep) {
+        if self.document_of(fingerprint).is_none_or(|document| document.prune_steps.contains(&kept)) {
+            return;
+        }
+        let changed = self.change_plan(kept.name.clone(), |document, plan| {
+            plan.set_removal(&document.checkpoint, kept.step.removal.clone())?;
+            plan.set_means(kept.means.clone());
+            Ok(())
+        });
+        match changed {
+            Ok(()) => self.name_plan(&kept.name),
+            Err(err) => self.state.notify(Level::Error, err.to_string()),
+        }
+        self.with_document(|document| {
+            document.prune_steps.push(kept);
+            document.is_dirty = true;
+        });
+    }
+}
+
+impl Document {
+    /// Why units cannot be taken away in steps by a metric, if they cannot.
+    pub fn cannot_prune_in_steps(&self, metric: Metric) -> Option<&'static str> {
+        if !metric.needs_sample() {
+            return Some("Steps need a score that looks at a text, such as flap or taylor");
+        }
+        if self.calibration_text.is_none() && self.text.is_none() {
+            return Some("Steps are scored and measured on texts: choose one first");
+        }
+        self.cannot_run()
+    }
+}
+
 /// How many channels of each layer go together, so that the blocks of its `down` stay whole.
-fn channel_multiples(document: &super::Document, plan: &Plan) -> Result<Vec<usize>> {
+fn channel_multiples(document: &Document, plan: &Plan) -> Result<Vec<usize>> {
     let checkpoint = &document.checkpoint;
     let mut whole = plan.clone();
     whole.set_removal(checkpoint, Removal::default())?;

@@ -83,7 +83,7 @@ pub fn compare_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         }
         scatter_card_ui(ui, cx, &memory);
         if let Some((run, comparison)) = compared {
-            super::heads::went_ui(ui, document, run);
+            super::heads_went::went_ui(ui, document, run, comparison);
             slices_card_ui(ui, &mut memory);
             memory.parts.views_ui(ui);
             figures_ui(ui, document, run, comparison, &memory);

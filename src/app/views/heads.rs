@@ -6,6 +6,7 @@ use std::sync::Arc;
 use eframe::egui::{DragValue, ScrollArea, Ui};
 
 use super::common::{caption_ui, combo_ui, is_same, no_document_ui};
+use super::heads_steps::{self, steps_ui};
 use crate::app::context::Cx;
 use crate::app::plots::head_map::{Head, HeadMap, LayerHeads, Pick, head_map_ui, height_for};
 use crate::app::theme::space;
@@ -15,9 +16,10 @@ use crate::app::widgets::{
 };
 use crate::engine::checkpoint::{LayerUnits, ModelConfig, Removal, Structure};
 use crate::engine::plan::{ResolvedPlan, Target, nearest_even, units_of};
+use crate::engine::sensitivity::UnitTable;
 use crate::engine::structure::{Metric, Share, Take, UnitScores};
 use crate::engine::units;
-use crate::workbench::{Command, Document, JobKind, Run, UnitEdit};
+use crate::workbench::{Command, Document, JobKind, UnitEdit};
 
 /// What a click is about.
 const UNITS: [&str; 2] = ["KV groups", "Query heads"];
@@ -28,12 +30,16 @@ const SHARES: [(&str, Share); 3] =
 
 /// What the view remembers between frames.
 pub struct Memory {
-    metric: Metric,
+    pub(super) metric: Metric,
+    /// A table of measured units that lies over the scores.
+    over: Option<String>,
     unit: usize,
     share: usize,
     groups: f64,
     heads: f64,
     channels: f64,
+    layers: usize,
+    pub(super) steps: heads_steps::Memory,
     shaped: Option<Shaped>,
     map: HeadMap,
 }
@@ -44,6 +50,7 @@ struct Shaped {
     resolved: Option<Arc<ResolvedPlan>>,
     removal: Removal,
     scores: Option<Arc<UnitScores>>,
+    over: Option<Arc<UnitTable>>,
     fingerprint: String,
     /// What is left.
     structure: Option<Structure>,
@@ -53,11 +60,14 @@ impl Default for Memory {
     fn default() -> Self {
         Self {
             metric: Metric::Flap,
+            over: None,
             unit: 0,
             share: 0,
             groups: 0.25,
             heads: 0.0,
             channels: 0.25,
+            layers: 0,
+            steps: heads_steps::Memory::default(),
             shaped: None,
             map: HeadMap::default(),
         }
@@ -82,6 +92,7 @@ pub fn heads_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         toolbar_ui(ui, cx, document, &mut memory);
         if !cx.is_presenting() {
             selection_ui(ui, cx, document, &mut memory);
+            steps_ui(ui, cx, document, &mut memory);
         }
         map_ui(ui, cx, document, config, &memory);
         if let Some(structure) = memory.shaped.as_ref().and_then(|shaped| shaped.structure.as_ref()) {
@@ -92,10 +103,20 @@ pub fn heads_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
 }
 
 impl Memory {
+    /// What the fields above the map ask to take.
+    pub(super) fn take(&self) -> Take {
+        let share = SHARES[self.share].1;
+        Take { share, kv_groups: self.groups, heads: self.heads, channels: self.channels, layers: self.layers }
+    }
+
     /// Shapes the map anew where scores or plan have changed.
     fn update(&mut self, document: &Document, config: &ModelConfig) {
         let removal = &document.plan().prune().removal;
-        let scores = document.unit_scores.get(self.metric.name());
+        if self.over.as_ref().is_some_and(|over| !document.units.contains_key(over)) {
+            self.over = None;
+        }
+        let base = document.unit_scores.get(self.metric.name());
+        let over = self.over.as_ref().and_then(|over| document.units.get(over));
         let resolved = document.resolved.as_ref().ok();
         let is_current = self.shaped.as_ref().is_some_and(|shaped| {
             let is_same_plan = match resolved {
@@ -103,17 +124,20 @@ impl Memory {
                 None => shaped.resolved.is_none() && shaped.removal == *removal,
             };
             is_same_plan
-                && is_same(shaped.scores.as_ref(), scores)
+                && is_same(shaped.scores.as_ref(), base)
+                && is_same(shaped.over.as_ref(), over)
                 && shaped.fingerprint == document.checkpoint.fingerprint
         });
         if !is_current {
-            self.map = map_of(config, removal, scores.map(Arc::as_ref));
+            let scores = document.scores_of(self.metric, self.over.as_deref());
+            self.map = map_of(config, removal, scores.as_deref());
             self.map.attention = document.attention.clone();
             self.shaped = Some(Shaped {
                 resolved: resolved.cloned(),
                 structure: Structure::new(config, removal).ok(),
                 removal: removal.clone(),
-                scores: scores.cloned(),
+                scores: base.cloned(),
+                over: over.cloned(),
                 fingerprint: document.checkpoint.fingerprint.clone(),
             });
         }
@@ -121,7 +145,7 @@ impl Memory {
 }
 
 /// The map of a network, what goes of it and how its heads are scored.
-fn map_of(config: &ModelConfig, removal: &Removal, scores: Option<&UnitScores>) -> HeadMap {
+pub(super) fn map_of(config: &ModelConfig, removal: &Removal, scores: Option<&UnitScores>) -> HeadMap {
     let scores = scores.filter(|scores| scores.layers.len() == config.layers.len());
     let mut sorted: Vec<f64> =
         scores.iter().flat_map(|scores| &scores.layers).flat_map(|layer| layer.heads.iter().copied()).collect();
@@ -164,7 +188,8 @@ fn toolbar_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Me
         });
         memory.metric = chosen.unwrap_or(memory.metric);
         let scores = document.unit_scores.get(memory.metric.name());
-        if let Some(scores) = scores {
+        over_ui(ui, document, memory);
+        if let Some(scores) = document.scores_of(memory.metric, memory.over.as_deref()) {
             tag_ui(ui, scores.label.name()).on_hover_text(memory.metric.description());
         }
         if cx.is_presenting() {
@@ -195,6 +220,28 @@ fn toolbar_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Me
     });
 }
 
+/// Which measured layers, heads or groups lie over the scores.
+fn over_ui(ui: &mut Ui, document: &Document, memory: &mut Memory) {
+    if document.units.is_empty() {
+        return;
+    }
+    let shown = memory.over.as_deref().unwrap_or("nothing over it").to_owned();
+    let chosen = combo_ui(ui, "Measured units over the score", &shown, 150.0, |ui| {
+        let mut chosen = None;
+        let names = std::iter::once(None).chain(document.units.keys().map(Some));
+        for name in names {
+            let text = name.map_or("nothing over it", String::as_str);
+            if ui.selectable_label(memory.over.as_ref() == name, text).clicked() {
+                chosen = Some(name.cloned());
+            }
+        }
+        chosen
+    });
+    if let Some(chosen) = chosen {
+        memory.over = chosen;
+    }
+}
+
 /// Shares to take by score.
 fn selection_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memory) {
     ui.horizontal_wrapped(|ui| {
@@ -213,6 +260,7 @@ fn selection_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut 
             share(ui, &mut memory.channels, "channels");
         }
         share(ui, &mut memory.heads, "heads of each group");
+        layers_ui(ui, document, memory);
         caption_ui(ui, "of");
         let names = SHARES.map(|share| share.0);
         segments_ui(ui, "Shares are of", &names, &mut memory.share);
@@ -220,15 +268,10 @@ fn selection_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut 
         let button =
             secondary_button_ui(ui, "Take the lowest", is_scored).on_disabled_hover_text("Score the units first");
         if button.clicked() {
-            let take = Take {
-                share: SHARES[memory.share].1,
-                kv_groups: memory.groups,
-                heads: memory.heads,
-                channels: memory.channels,
-                layers: 0,
-            };
-            let what = format!("take the lowest by {}", memory.metric.name());
-            cx.send(Command::EditUnits { edit: UnitEdit::Lowest { metric: memory.metric, take }, what });
+            let over = memory.over.clone();
+            let what = format!("take the lowest by {}", over.as_deref().unwrap_or(memory.metric.name()));
+            let edit = UnitEdit::Lowest { metric: memory.metric, over, take: memory.take() };
+            cx.send(Command::EditUnits { edit, what });
         }
         let is_pruned = !document.plan().prune().removal.is_empty();
         if secondary_button_ui(ui, "Give all back", is_pruned).clicked() {
@@ -236,6 +279,21 @@ fn selection_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut 
             cx.send(Command::EditUnits { edit: UnitEdit::Exactly(Removal::default()), what });
         }
     });
+}
+
+/// How many layers to take, where the scores rank layers.
+fn layers_ui(ui: &mut Ui, document: &Document, memory: &mut Memory) {
+    let scores = document.scores_of(memory.metric, memory.over.as_deref());
+    let ranks = scores.is_some_and(|scores| scores.layers.iter().all(|layer| layer.layer.is_some()));
+    if !ranks {
+        memory.layers = 0;
+    }
+    let most = document.checkpoint.config.as_ref().map_or(0, |config| config.layers.len().saturating_sub(1));
+    let field = DragValue::new(&mut memory.layers).range(0..=most).speed(0.1);
+    ui.add_enabled(ranks, field)
+        .accessible_name("Layers to take")
+        .on_disabled_hover_text("Scores that rank layers are needed: taylor, say, or measured layers over it");
+    caption_ui(ui, "layers");
 }
 
 fn map_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, config: &ModelConfig, memory: &Memory) {
@@ -376,41 +434,6 @@ fn outcome_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, structure: &Str
         }
         key_values_ui(ui, &lines);
         legality_ui(ui, cx, document, structure);
-    });
-}
-
-/// What a run took away, original and candidate side by side; nothing where it took nothing.
-pub(super) fn went_ui(ui: &mut Ui, document: &Document, run: &Run) {
-    let removal = &run.plan.prune().removal;
-    let Some(config) = document.checkpoint.config.as_ref().filter(|_| !removal.is_empty()) else { return };
-    card_ui(ui, |ui| {
-        section_with_ui(ui, "Heads, channels and layers that went", |ui| {
-            caption_ui(ui, "original and candidate");
-        });
-        // Any metric that is there: what went is told beside what it was worth.
-        let scores = document.unit_scores.values().next().map(Arc::as_ref);
-        let map = map_of(config, removal, scores);
-        head_map_ui(ui, &map, height_for(map.layers.len()), false, false);
-        let Some(new) = run.checkpoint().and_then(|candidate| candidate.config.as_ref()) else { return };
-        let old = config;
-        let heads = |config: &ModelConfig| config.layers.iter().map(|layer| layer.heads).sum::<usize>();
-        let groups = |config: &ModelConfig| config.layers.iter().map(|layer| layer.kv_heads).sum::<usize>();
-        let channels = |config: &ModelConfig| config.layers.iter().map(|layer| layer.mlp_channels).sum::<usize>();
-        let pair = |old: String, new: String| format!("{old} → {new}");
-        let count = |count: usize| count.to_string();
-        let weights = pair(units::count(old.layer_weights()), units::count(new.layer_weights()));
-        let cache = pair(units::bytes(old.kv_bytes_per_token()), units::bytes(new.kv_bytes_per_token()));
-        key_values_ui(
-            ui,
-            &[
-                KeyValue::new("layers", pair(count(old.layers.len()), count(new.layers.len())), ""),
-                KeyValue::new("query heads", pair(count(heads(old)), count(heads(new))), ""),
-                KeyValue::new("KV heads", pair(count(groups(old)), count(groups(new))), ""),
-                KeyValue::new("MLP channels", pair(count(channels(old)), count(channels(new))), ""),
-                KeyValue::new("weights of layers", weights, ""),
-                KeyValue::new("KV cache of a token, f32", cache, ""),
-            ],
-        );
     });
 }
 

@@ -5,6 +5,8 @@ pub mod compare;
 mod compare_data;
 mod compare_parts;
 pub mod heads;
+mod heads_steps;
+mod heads_went;
 mod importance;
 pub mod overview;
 pub mod plan;

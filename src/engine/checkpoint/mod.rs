@@ -23,6 +23,7 @@ mod packed_bnb;
 mod packed_ct;
 mod packed_gptq;
 mod packed_rows;
+mod packed_sparse;
 mod pruned;
 mod read;
 mod role;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::files::DataFile;
 use super::role::Role;
-use super::{TensorInfo, packed_bnb, packed_ct, packed_gptq};
+use super::{TensorInfo, packed_bnb, packed_ct, packed_gptq, packed_sparse};
 use crate::error::{Error, Fault, Result, Stage};
 use crate::format::Dtype;
 
@@ -56,6 +56,9 @@ pub(crate) enum Layout {
     Gptq { is_first_version: bool },
     /// AWQ's gemm layout.
     Awq,
+    /// Values that are not zero, and a mask: codes are the values, scales the mask, and zeros, where there are
+    /// any, where each row's values begin; without, every row has as many.
+    Sparse,
 }
 
 /// The parts of one weight.
@@ -157,7 +160,10 @@ pub(super) fn assemble(tensors: &[TensorInfo], config: &Map<String, Value>, data
     let method = config.get("quant_method").and_then(Value::as_str).unwrap_or("(not named)");
     let mut warnings = Vec::new();
     let found = match method {
-        "compressed-tensors" => packed_ct::find(&lookup, &mut warnings)?,
+        "compressed-tensors" => match packed_sparse::find(&lookup)? {
+            Some(found) => found,
+            None => packed_ct::find(&lookup, &mut warnings)?,
+        },
         "bitsandbytes" => packed_bnb::find(&lookup)?,
         "gptq" => packed_gptq::find_gptq(&lookup)?,
         "awq" => packed_gptq::find_awq(&lookup)?,

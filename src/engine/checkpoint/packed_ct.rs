@@ -63,10 +63,6 @@ pub(super) fn find(lookup: &Lookup<'_>, warnings: &mut Vec<String>) -> Result<Ve
 
 fn groups(lookup: &Lookup<'_>, warnings: &mut Vec<String>) -> Result<Vec<Group>> {
     let fault = |key: &str, cause: String| lookup.config_fault(key, cause);
-    let sparsity = lookup.config.get("sparsity_config").and_then(|config| config.get("format")).and_then(Value::as_str);
-    if let Some(format) = sparsity.filter(|&format| format != "dense") {
-        return Err(fault("sparsity_config", format!("sparse weights ({format}) cannot be read")).into());
-    }
     let transforms = lookup.config.get("transform_config").and_then(Value::as_object);
     if transforms
         .and_then(|config| config.get("config_groups"))

@@ -25,7 +25,7 @@ fn scheme_lines(scheme: IntScheme, rows: &Range<usize>) -> Range<usize> {
 
 impl Checkpoint {
     /// Reads `count` bytes of a part from `from`.
-    fn part(&self, at: &At, from: usize, count: usize) -> Result<Vec<u8>> {
+    pub(super) fn part(&self, at: &At, from: usize, count: usize) -> Result<Vec<u8>> {
         let end = from.checked_add(count).filter(|&end| end as u64 <= at.byte_count);
         let data = self.source.data.get(at.file).filter(|_| end.is_some()).ok_or_else(|| {
             Fault::new(Stage::Checkpoint, "a packed weight is read beyond its parts").file(&self.path)
@@ -63,6 +63,7 @@ impl Checkpoint {
             (Dtype::Int(scheme), Layout::Gptq { .. } | Layout::Awq) => self.read_transposed(scheme, wanted, out),
             (Dtype::Fp8(scheme), _) => self.read_fp8(scheme, wanted, out),
             (Dtype::Bnb(scheme), Layout::Bnb { .. }) => self.read_bnb(scheme, wanted, out),
+            (_, Layout::Sparse) => self.read_sparse(tensor, parts, wanted.rows, out),
             _ => Err(Fault::new(Stage::Checkpoint, "the parts do not fit the type").at(&tensor.name).into()),
         }
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::units::{Cut, KeptLayer, Structure, UnitKind, cut_of};
 use super::{Checkpoint, Container, ModelConfig, Role, TensorInfo};
-use crate::error::Result;
+use crate::error::{Fault, Result, Stage};
 use crate::format::Dtype;
 use crate::target::gguf_names;
 
@@ -70,6 +70,8 @@ pub(crate) enum View {
     Values(Vec<f32>),
     /// Another tensor's rows, decoded and changed.
     Mapped(Box<TensorInfo>, Arc<dyn RowMap>),
+    /// Rows of the tensor's type that are in memory.
+    Rows(Vec<u8>),
 }
 
 /// A change of a matrix, row by row.
@@ -217,6 +219,37 @@ impl Checkpoint {
         self.view(self.tensors.iter().map(tensor).collect(), self.config.clone(), &hasher)
     }
 
+    /// This checkpoint with some matrices replaced by rows in memory, each in a type of its own; reads nothing.
+    /// `what` tells the change from others of the same tensors.
+    ///
+    /// # Errors
+    /// Rows that do not fill the matrix whose name they have.
+    pub fn with_rows(&self, rows: BTreeMap<String, (Dtype, Vec<u8>)>, what: &str) -> Result<Self> {
+        let mut tensors = self.tensors.clone();
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.fingerprint.as_bytes());
+        hasher.update(what.as_bytes());
+        for (name, (dtype, rows)) in rows {
+            let fault = |cause: &str| Fault::new(Stage::Checkpoint, cause).at(format!("tensor {name}"));
+            let own = tensors.iter_mut().find(|tensor| tensor.name == name);
+            let own = own.ok_or_else(|| fault("there is no tensor to replace"))?;
+            let (count, len) = (own.row_count(), own.row_len());
+            if dtype.row_bytes(len).and_then(|bytes| bytes.checked_mul(count)) != Some(rows.len()) {
+                return Err(fault("the new rows do not fill it").into());
+            }
+            let stored = crate::format::of_dtype(dtype).and_then(|format| format.stored_bytes(count as u64, len));
+            *own = TensorInfo {
+                dtype,
+                byte_count: stored.unwrap_or(rows.len() as u64),
+                permuted_heads: None,
+                parts: None,
+                view: Some(Arc::new(View::Rows(rows))),
+                ..own.clone()
+            };
+        }
+        Ok(self.view(tensors, self.config.clone(), &hasher))
+    }
+
     fn view(&self, tensors: Vec<TensorInfo>, config: Option<ModelConfig>, hasher: &blake3::Hasher) -> Self {
         Self {
             path: self.path.clone(),
@@ -252,6 +285,11 @@ impl Checkpoint {
             View::Values(values) => {
                 let len = tensor.row_len();
                 out.extend(values[rows.start * len..rows.end * len].iter().flat_map(|value| value.to_le_bytes()));
+                return Ok(());
+            }
+            View::Rows(bytes) => {
+                let row_bytes = tensor.dtype.row_bytes(tensor.row_len()).unwrap_or(0);
+                out.extend_from_slice(&bytes[rows.start * row_bytes..rows.end * row_bytes]);
                 return Ok(());
             }
             View::Part(part) => part,

@@ -255,6 +255,12 @@ impl Codes {
         }
     }
 
+    /// The value of the grid that is nearest to `value`, as [`Codes::quantize`] chooses it.
+    pub fn nearest(self, value: f32, grid: Grid) -> f32 {
+        let zero = f32::from(grid.zero);
+        grid.scale * (rounded(value, grid.scale, zero, f32::from(self.top())) - ROUNDER - zero)
+    }
+
     /// Codes of `values` on `grid`, one a byte.
     pub fn quantize(self, values: &[f32], grid: Grid, out: &mut [u8]) {
         quantize(values, grid, f32::from(self.top()), out);
@@ -421,7 +427,9 @@ mod tests {
             codes.decode_row(&row, group, &mut buffer, &mut back);
             for (index, (values, back)) in values.chunks(parts.group).zip(back.chunks(parts.group)).enumerate() {
                 let step = codes.grid_at(&row, &parts, index).scale;
+                let grid = codes.grid_at(&row, &parts, index);
                 for (value, back) in values.iter().zip(back) {
+                    prop_assert_eq!(codes.nearest(*value, grid), *back);
                     // Half a step by rounding, and half a step where the outermost code is missing or the zero rounded.
                     prop_assert!((value - back).abs() <= step * 1.001, "{} {} {}", value, back, step);
                 }

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::sparse::{self, Sparse};
 use super::write::Job;
 use crate::checkpoint::{self, Checkpoint, Container, FolderWriter, SafeTensor, SafetensorsWriter, TensorInfo};
 use crate::error::{Error, Fault, Result, Stage};
 use crate::format::Dtype;
 use crate::plan::{Decision, ResolvedPlan};
 use crate::target::parts::{Matrix, Packer, Scheme, parts};
-use crate::target::{bitsandbytes, compressed_tensors, gptq};
+use crate::target::{bitsandbytes, compressed_tensors, gptq, sparse_bitmask};
 
 /// Files that a Hugging Face folder takes over as they are.
 const SIDECARS: [&str; 5] = [
@@ -22,7 +23,11 @@ const SIDECARS: [&str; 5] = [
 ];
 
 /// Every file of a folder but the weights, by name.
-fn folder_files(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<Vec<(&'static str, Vec<u8>)>> {
+fn folder_files(
+    checkpoint: &Checkpoint,
+    plan: &ResolvedPlan,
+    sparse: Option<&Sparse>,
+) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let config = checkpoint.require_config()?;
     let mut json = checkpoint::hugging_face_config(config, checkpoint.config_json(), plan.main_dtype());
     // Biases may come or go with pruning, and a GGUF does not say which there are.
@@ -32,7 +37,10 @@ fn folder_files(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<Vec<(&'s
             json.insert(key.to_owned(), Value::Bool(true));
         }
     }
-    let quantization = quantization_config(checkpoint, plan);
+    let quantization = match sparse {
+        Some(sparse) => Some(sparse_bitmask::config(sparse.zeros, &sparse.dense)),
+        None => quantization_config(checkpoint, plan),
+    };
     if let Some(quantization) = &quantization {
         json.insert("quantization_config".to_owned(), quantization.clone());
     }
@@ -58,10 +66,14 @@ fn folder_files(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<Vec<(&'s
 }
 
 /// The stored tensors in the order of the file: one each, or the parts of a packed weight.
-fn safe_tensors(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<Vec<SafeTensor>> {
+fn safe_tensors(checkpoint: &Checkpoint, plan: &ResolvedPlan, sparse: Option<&Sparse>) -> Result<Vec<SafeTensor>> {
     let mut tensors = Vec::new();
     for decision in &plan.decisions {
         let tensor = &checkpoint.tensors[decision.tensor_index];
+        if let Some(parts) = sparse.and_then(|sparse| sparse.tensors(checkpoint, decision)) {
+            tensors.extend(parts);
+            continue;
+        }
         let Some((scheme, matrix)) = packing(checkpoint, plan, decision) else {
             tensors.push(SafeTensor { name: tensor.name.clone(), shape: tensor.shape.clone(), dtype: decision.dtype });
             continue;
@@ -79,22 +91,26 @@ fn safe_tensors(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<Vec<Safe
 
 /// Bytes of the folder that a pass would write; no weight is read.
 pub(super) fn file_bytes(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<u64> {
-    let files = folder_files(checkpoint, plan)?;
+    let files = folder_files(checkpoint, plan, None)?;
     let small: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-    Ok(small + checkpoint::safetensors_bytes(&safe_tensors(checkpoint, plan)?)?)
+    Ok(small + checkpoint::safetensors_bytes(&safe_tensors(checkpoint, plan, None)?)?)
 }
 
-/// Writes a folder and answers the size of its files.
-pub(super) fn folder(job: &Job<'_>, output: &Path) -> Result<u64> {
-    let files = folder_files(job.checkpoint, job.plan)?;
+/// Writes a folder and answers the size of its files; matrices may be stored as `sparse` says.
+pub(super) fn folder(job: &Job<'_>, sparse: Option<&Sparse>, output: &Path) -> Result<u64> {
+    let files = folder_files(job.checkpoint, job.plan, sparse)?;
     let folder = FolderWriter::create(output)?;
     let mut total = 0;
     for (name, bytes) in &files {
         total += bytes.len() as u64;
         folder.write_file(name, bytes)?;
     }
-    let mut writer = folder.safetensors(&safe_tensors(job.checkpoint, job.plan)?)?;
+    let mut writer = folder.safetensors(&safe_tensors(job.checkpoint, job.plan, sparse)?)?;
     for decision in &job.plan.decisions {
+        if let Some(counts) = sparse.and_then(|sparse| sparse.of(decision)) {
+            sparse::write(job, decision, counts, &mut writer)?;
+            continue;
+        }
         match packing(job.checkpoint, job.plan, decision) {
             None => job.stream(decision, None, None, |bytes| writer.write_tensor_rows(bytes))?,
             Some((scheme, matrix)) => pack(job, decision, scheme, &matrix, &mut writer)?,

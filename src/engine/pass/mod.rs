@@ -10,6 +10,7 @@ mod folder;
 mod prune;
 mod reuse;
 mod rtn;
+mod sparse;
 mod write;
 
 use std::cell::RefCell;
@@ -25,7 +26,7 @@ pub use reuse::Earlier;
 use super::calibration::Importance;
 use super::checkpoint::{self, Checkpoint};
 use super::error::{Error, Fault, Result, Stage};
-use super::plan::{self, Plan, ResolvedPlan, Target};
+use super::plan::{self, Decision, Plan, ResolvedPlan, Target};
 use super::progress::{Phase, Progress, Unit};
 use super::structure::means::InputMeans;
 use super::units;
@@ -41,11 +42,14 @@ pub struct PassOptions {
     pub earlier: Vec<Earlier>,
     /// What a plan needs that makes up for the mean of what it takes away; see [`plan::Prune::means`].
     pub means: Option<Arc<InputMeans>>,
+    /// Stores plain matrices of a Hugging Face folder by mask and values where they get smaller by it: see
+    /// [`crate::target::sparse_bitmask`]. How large the result is, is then known only after the pass.
+    pub compact_zeros: bool,
 }
 
 impl Default for PassOptions {
     fn default() -> Self {
-        Self { chunk_weights: 4 << 20, importance: None, earlier: Vec::new(), means: None }
+        Self { chunk_weights: 4 << 20, importance: None, earlier: Vec::new(), means: None, compact_zeros: false }
     }
 }
 
@@ -169,35 +173,46 @@ pub fn run(
         not_finite: RefCell::default(),
     };
     progress.begin(Phase::Compressing, job.plan.old_bytes, Unit::Bytes);
+    let mut sparse = None;
     let file_bytes = match plan.target {
         Target::Gguf => write::gguf(&job, output, &mut warnings)?,
-        _ => folder::folder(&job, output)?,
+        _ => {
+            sparse = sparse::Sparse::count(&job)?;
+            folder::folder(&job, sparse.as_ref(), output)?
+        }
     };
     warnings.extend(warning_of_not_finite(&job.not_finite.take()));
-    let staying: Vec<&str> = job.plan.decisions.iter().map(|decision| job.method(decision)).collect();
-    let mut methods = staying.into_iter();
-    let tensors = plan
-        .decisions
-        .iter()
-        .map(|decision| TensorReport {
+    let compact_bytes = |decision: &Decision| sparse.as_ref()?.bytes(job.tensor(decision), decision);
+    let staying = job.plan.decisions.iter().map(|decision| (job.method(decision), compact_bytes(decision)));
+    let mut staying = staying.collect::<Vec<_>>().into_iter();
+    let mut new_bytes = plan.new_bytes;
+    let mut report = |decision: &Decision| {
+        let (method, compact) = match decision.is_removed() {
+            true => ("removed", None),
+            false => staying.next().unwrap_or(("copy", None)),
+        };
+        let own_bytes = compact.unwrap_or(decision.new_bytes);
+        new_bytes = new_bytes.saturating_sub(decision.new_bytes).saturating_add(own_bytes);
+        TensorReport {
             name: checkpoint.tensors[decision.tensor_index].name.clone(),
             from: decision.old_dtype.name().to_owned(),
             to: if decision.is_removed() { "removed" } else { decision.dtype.name() }.to_owned(),
-            method: if decision.is_removed() { "removed" } else { methods.next().unwrap_or("copy") }.to_owned(),
+            method: method.to_owned(),
             weight_count: decision.weight_count,
             new_weight_count: Some(decision.new_weight_count),
             old_bytes: decision.old_bytes,
-            new_bytes: decision.new_bytes,
+            new_bytes: own_bytes,
             reason: decision.sentence(),
-        })
-        .collect();
+        }
+    };
+    let tensors = plan.decisions.iter().map(&mut report).collect();
     Ok(PassReport {
         output: output.to_owned(),
         tensors,
         weight_count: plan.weight_count,
         new_weight_count: Some(plan.new_weight_count),
         old_bytes: plan.old_bytes,
-        new_bytes: plan.new_bytes,
+        new_bytes,
         file_bytes,
         reused_tensors: reuse.count(),
         elapsed_secs: started.elapsed().as_secs_f64(),
@@ -277,3 +292,6 @@ mod prune_tests;
 
 #[cfg(test)]
 mod prune_oracle_tests;
+
+#[cfg(test)]
+mod sparse_tests;

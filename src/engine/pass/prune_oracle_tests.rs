@@ -1,11 +1,14 @@
-//! Pruned folders beside transformers: the numbers are those of `tests/oracles/transformers_pruned_folder.py`.
+//! Pruned folders beside transformers and pruned GGUF files beside llama.cpp: the numbers are those of
+//! `tests/oracles/transformers_pruned_folder.py` and `tests/oracles/llama_cpp_pruned.py`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::*;
 use crate::checkpoint::{LayerUnits, Removal, Role};
-use crate::model::{Batch, Model};
+use crate::model::{Batch, Model, Tokenizer};
+use crate::scoring::{Convention, ScoredText, TextOptions, TextSource};
+use crate::structure::{Activations, Sample, SampleOptions};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -99,5 +102,83 @@ fn pruned_folders_compute_what_transformers_computes() {
         for (ours, theirs) in ours.iter().zip(&theirs) {
             assert!((ours - theirs).abs() < 1e-3 * size, "{name}: {ours} {theirs}");
         }
+    }
+}
+
+/// GGUF files by name: llama.cpp's `llama` where layers agree, its `deci` where they do not, with biases and without.
+fn write_ggufs(demo: &Checkpoint, out: &Path) -> Vec<(&'static str, Checkpoint)> {
+    let progress = Progress::default();
+    let text = TextSource::read(&root().join("assets/demo/calibration.txt")).expect("reads");
+    let codec = Tokenizer::of_checkpoint(demo).expect("tokenizer");
+    let options = SampleOptions { context: Some(128), max_windows: Some(16) };
+    let sample = Sample::new(&text, &codec, demo.require_config().expect("config"), &options).expect("cuts");
+    let model = Model::load(demo, &progress).expect("loads");
+    let means = Arc::new(Activations::watch(&model, &sample, &progress).expect("watches").means());
+    let even = |layer: usize| LayerUnits {
+        kv_groups: [layer % 4].into(),
+        channels: (0..512).filter(|channel| (channel + layer).is_multiple_of(4)).collect(),
+        ..LayerUnits::default()
+    };
+    // Layers with 2, 4, 6 and 8 query heads, some of them with one query head a group, and as many widths.
+    let uneven = |layer: usize| LayerUnits {
+        kv_groups: (0..layer % 3).collect(),
+        heads: if layer == 4 { [3, 5, 7].into() } else { Default::default() },
+        channels: (0..64 * layer).collect(),
+    };
+    let plan = |units: &dyn Fn(usize) -> LayerUnits, format: &'static str, has_means: bool| {
+        let mut removal = Removal::default();
+        (0..6).for_each(|layer| *removal.layer_mut(layer) = units(layer));
+        let mut plan = Plan::new(Target::Gguf, Some(&demo.fingerprint));
+        plan.set_default_format(Some(format)).expect("legal");
+        plan.set_removal(demo, removal).expect("legal");
+        plan.set_means(has_means.then(|| "means.safetensors".into()));
+        plan
+    };
+    let plans = [
+        ("llama", plan(&even, "f32", false)),
+        ("llama-biases", plan(&even, "f32", true)),
+        ("deci", plan(&uneven, "f32", false)),
+        ("deci-biases", plan(&uneven, "f32", true)),
+        ("deci-biases-q8_0", plan(&uneven, "q8_0", true)),
+    ];
+    let write = |(name, plan): (&'static str, Plan)| {
+        let resolved = plan::resolve(&plan, demo).expect("resolves");
+        let means = plan.prune().means.is_some().then(|| Arc::clone(&means));
+        let output = out.join(format!("{name}.gguf"));
+        run(demo, &resolved, &output, &PassOptions { means, ..PassOptions::default() }, &progress).expect("passes");
+        (name, Checkpoint::open(&output).expect("opens"))
+    };
+    plans.into_iter().map(write).collect()
+}
+
+#[test]
+#[ignore = "writes what llama_cpp_pruned.py reads into the folder LAPIDARY_PRUNED_OUT"]
+fn writes_pruned_ggufs() {
+    let out = PathBuf::from(std::env::var_os("LAPIDARY_PRUNED_OUT").expect("LAPIDARY_PRUNED_OUT names a folder"));
+    std::fs::create_dir_all(&out).expect("folder");
+    write_ggufs(&demo(), &out);
+}
+
+/// llama.cpp loaded every file and got this perplexity of it.
+#[test]
+fn pruned_ggufs_compute_what_llama_cpp_computes() {
+    let demo = demo();
+    let folder = tempfile::tempdir().expect("tempdir");
+    let bytes = std::fs::read(root().join("tests/fixtures/llama_cpp_pruned.json")).expect("fixture");
+    let fixture: serde_json::Value = serde_json::from_slice(&bytes).expect("json");
+    let text = TextSource::read(&root().join("assets/demo/evaluation.txt")).expect("reads");
+    let progress = Progress::default();
+    for (name, written) in write_ggufs(&demo, folder.path()) {
+        let config = written.require_config().expect("config");
+        assert_eq!(checkpoint::gguf_architecture(config), name.split('-').next().expect("a name"));
+        let has_biases = written.tensors.iter().any(|tensor| tensor.stored_name.ends_with("ffn_down.bias"));
+        assert_eq!(has_biases, name.contains("biases"), "{name}");
+        let model = Model::load(&written, &progress).expect("loads");
+        let codec = Tokenizer::of_checkpoint(&written).expect("tokenizer");
+        let options = TextOptions { convention: Convention::LlamaCpp, context: Some(256), ..TextOptions::default() };
+        let scored = ScoredText::new(&codec, &text, 256, model.config.vocab, &options).expect("windows");
+        let ours = scored.score(&model, &progress).expect("scores").perplexity;
+        let theirs = fixture["perplexity"][name].as_f64().expect("measured");
+        assert!((ours / theirs - 1.0).abs() < 1e-3, "{name}: ours {ours}, llama.cpp's {theirs}");
     }
 }

@@ -209,6 +209,41 @@ fn tiny() -> impl Strategy<Value = Tiny> {
     )
 }
 
+/// The sliced network, read in place and written, computes what the silenced one computes.
+#[track_caller]
+fn assert_sliced_is_silenced(tiny: &Tiny, choices: &[Index], has: [bool; 4]) {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let original = tiny.write(&tiny.weights(), &folder.path().join("original"));
+    let removal = removal(tiny, choices, has);
+    let structure = Structure::new(original.require_config().expect("config"), &removal).expect("legal");
+    let silenced = tiny.write(&tiny.silenced(&structure), &folder.path().join("silenced"));
+    let expected = states(&silenced);
+    assert_alike(&states(&original.pruned(&structure, Vec::new())), &expected);
+
+    let mut plan = Plan::new(Target::Lapidary, Some(&original.fingerprint));
+    plan.set_removal(&original, removal).expect("legal");
+    let again = Plan::parse(&plan.to_toml(), None).expect("reads");
+    assert_eq!(again, plan);
+    let written = run_plan(&original, &plan, &folder.path().join("sliced"));
+    assert_alike(&states(&written), &expected);
+    assert_eq!(written.weight_count(), plan::resolve(&plan, &original).expect("resolves").new_weight_count);
+
+    plan.set_target(Target::Gguf);
+    let written = run_plan(&original, &plan, &folder.path().join("sliced.gguf"));
+    assert_alike(&states(&written), &expected);
+    assert_eq!(&written.config.as_ref().expect("config").layers, &structure.config.layers);
+    // And from there on, through GGUF's permuted rows.
+    let config = written.require_config().expect("config");
+    if config.layers[0].kv_heads > 1 {
+        let mut more = Plan::new(Target::Lapidary, None);
+        let units = LayerUnits { kv_groups: [0].into(), ..LayerUnits::default() };
+        more.set_removal(&written, plan::units_of(0, units)).expect("legal");
+        let both = run_plan(&written, &more, &folder.path().join("twice"));
+        let structure = more.structure(&written).expect("legal").expect("prunes");
+        assert_alike(&states(&both), &states(&written.pruned(&structure, Vec::new())));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
@@ -218,35 +253,31 @@ proptest! {
         choices in proptest::collection::vec(any::<Index>(), 16),
         has in any::<[bool; 4]>(),
     ) {
-        let folder = tempfile::tempdir().expect("tempdir");
-        let original = tiny.write(&tiny.weights(), &folder.path().join("original"));
-        let removal = removal(&tiny, &choices, has);
-        let structure = Structure::new(original.require_config().expect("config"), &removal).expect("legal");
-        let silenced = tiny.write(&tiny.silenced(&structure), &folder.path().join("silenced"));
-        let expected = states(&silenced);
-        assert_alike(&states(&original.pruned(&structure, Vec::new())), &expected);
+        assert_sliced_is_silenced(&tiny, &choices, has);
+    }
+}
 
-        let mut plan = Plan::new(Target::Lapidary, Some(&original.fingerprint));
-        plan.set_removal(&original, removal).expect("legal");
-        let again = Plan::parse(&plan.to_toml(), None).expect("reads");
-        prop_assert_eq!(&again, &plan);
-        let written = run_plan(&original, &plan, &folder.path().join("sliced"));
-        assert_alike(&states(&written), &expected);
-        prop_assert_eq!(written.weight_count(), plan::resolve(&plan, &original).expect("resolves").new_weight_count);
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1, ..ProptestConfig::default() })]
 
-        plan.set_target(Target::Gguf);
-        let written = run_plan(&original, &plan, &folder.path().join("sliced.gguf"));
-        assert_alike(&states(&written), &expected);
-        prop_assert_eq!(&written.config.as_ref().expect("config").layers, &structure.config.layers);
-        // And from there on, through GGUF's permuted rows.
-        let config = written.require_config().expect("config");
-        if config.layers[0].kv_heads > 1 {
-            let mut more = Plan::new(Target::Lapidary, None);
-            let units = LayerUnits { kv_groups: [0].into(), ..LayerUnits::default() };
-            more.set_removal(&written, plan::units_of(0, units)).expect("legal");
-            let both = run_plan(&written, &more, &folder.path().join("twice"));
-            let structure = more.structure(&written).expect("legal").expect("prunes");
-            assert_alike(&states(&both), &states(&written.pruned(&structure, Vec::new())));
+    /// Layers, KV groups, query heads and channels, in each of their sixteen combinations, with biases and
+    /// without, tied and not: none is left to chance.
+    #[test]
+    fn every_combination_of_units_is_sliced_as_it_is_silenced(
+        choices in proptest::collection::vec(any::<Index>(), 16),
+    ) {
+        for combination in 0..16u32 {
+            let has = [0, 1, 2, 3].map(|bit| combination >> bit & 1 == 1);
+            for [is_tied, has_biases] in [[false, false], [false, true], [true, false], [true, true]] {
+                let tiny =
+                    Tiny { layers: 3, kv_heads: 3, group: 2, head_dim: 4, channels: 9, hidden: 12, is_tied, has_biases };
+                let removal = removal(&tiny, &choices, has);
+                prop_assert_eq!(removal.layers.is_empty(), !has[0]);
+                for (index, own) in [(1, removal.units[&0].kv_groups.len()), (2, removal.units[&0].heads.len())] {
+                    prop_assert_eq!(own == 0, !has[index]);
+                }
+                assert_sliced_is_silenced(&tiny, &choices, has);
+            }
         }
     }
 }

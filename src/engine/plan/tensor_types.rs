@@ -136,11 +136,16 @@ fn gguf_name(tensor: &TensorInfo) -> String {
 }
 
 /// The file that makes llama-quantize choose the types of `resolved`, whatever recipe it is given,
-/// as long as that quantizes: one exact name a word, each matrix that it may quantize.
+/// as long as that quantizes: one exact name a word, each matrix that it may quantize. Where the plan prunes,
+/// the names are those of what is left: layers after one that goes have lower numbers.
 pub fn write(resolved: &ResolvedPlan, checkpoint: &Checkpoint) -> String {
+    let left = match &resolved.structure {
+        Some(structure) => structure.tensors(&checkpoint.tensors),
+        None => checkpoint.tensors.iter().cloned().map(Some).collect(),
+    };
     let mut text = String::new();
     for decision in &resolved.decisions {
-        let Some(tensor) = checkpoint.tensors.get(decision.tensor_index) else { continue };
+        let Some(tensor) = left.get(decision.tensor_index).and_then(Option::as_ref) else { continue };
         if shape_of(tensor).may_quantize() && !matches!(decision.dtype, Dtype::Unknown(_)) {
             text.push_str(&format!("^{}$={}\n", escaped(&gguf_name(tensor)), decision.dtype.name()));
         }
@@ -200,6 +205,28 @@ mod tests {
             assert_eq!(apply(&mut again, Subject::of(&checkpoint), &text).expect("reads"), 43);
             assert_eq!(types(&again, &checkpoint), types(&first, &checkpoint), "{recipe}");
         }
+    }
+
+    #[test]
+    fn layers_after_one_that_goes_are_written_with_their_new_numbers() {
+        let checkpoint = demo();
+        let mut plan = plan(Recipe::Q8_0);
+        plan.set_format(&checkpoint, &["model.layers.4.mlp.up_proj.weight"], "q4_k").expect("legal");
+        let mut removal = crate::checkpoint::Removal { layers: [1, 3].into(), ..Default::default() };
+        removal.layer_mut(4).kv_groups.insert(0);
+        plan.set_removal(&checkpoint, removal).expect("legal");
+        let resolved = resolve(&plan, &checkpoint).expect("resolves");
+        let text = write(&resolved, &checkpoint);
+        assert!(text.contains("^blk\\.2\\.ffn_up\\.weight$=q4_k\n"), "layer 4 is the third now: {text}");
+        assert!(text.contains("^blk\\.3\\.attn_q\\.weight$=q8_0\n") && !text.contains("blk\\.4"), "{text}");
+        assert_eq!(text.lines().count(), 4 * 7 + 1, "four layers and the embedding");
+        // It is the file for what the pass writes: read for that, it gives just the types that were chosen.
+        let structure = resolved.structure.as_deref().expect("prunes");
+        let left = checkpoint.pruned(structure, Vec::new());
+        let mut again = Plan::of_recipe(Target::Gguf, None, Recipe::Q4KM);
+        apply(&mut again, Subject::of(&left), &text).expect("reads");
+        let staying = resolved.decisions.iter().filter(|decision| !decision.is_removed());
+        assert_eq!(types(&again, &left), staying.map(|decision| decision.dtype).collect::<Vec<_>>());
     }
 
     #[test]

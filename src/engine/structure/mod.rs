@@ -11,6 +11,7 @@ pub mod activations;
 pub mod attention;
 pub mod flap;
 pub mod gradient;
+pub mod limits;
 pub mod magnitude;
 pub mod masks;
 pub mod means;

@@ -1,14 +1,21 @@
 //! Pruning in steps: a little, scored anew, measured, until a share is reached or a limit would be passed.
 //!
 //! Every step is a removal of the checkpoint's own units that can be kept, and a schedule can go on from
-//! any of them. The share of step k of n is `s (1 − (1 − k/n)³)`, most at first (Zhu and Gupta, "To prune, or
-//! not to prune", 2017). What a step costs is measured: the mean KL divergence of the next-token
-//! distribution from the whole model's, weights only.
+//! any of them: steps that take nothing more than has gone already are passed over, so that a schedule that was
+//! stopped goes on with the step it was at. The share of step k of n is `s (1 − (1 − k/n)³)`, most at first
+//! (Zhu and Gupta, "To prune, or not to prune", 2017). What a step costs is measured: the mean KL divergence of the
+//! next-token distribution from the whole model's, and what slices of tasks lose against it, weights only.
+//!
+//! With compensation each step keeps the mean of what it takes as biases, by the means of the model that the step
+//! began with: units that went earlier keep the means that they had then.
+
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{LayerScores, Metric, Sample, ScoreOptions, Take, UnitScores, scores, select};
-use crate::checkpoint::{Checkpoint, LayerUnits, Removal, Structure};
+use super::limits::{Baseline, SliceLimit, SliceLoss};
+use super::{Activations, InputMeans, LayerScores, Metric, Sample, ScoreOptions, Take, UnitScores, scores, select};
+use crate::checkpoint::{Checkpoint, LayerUnits, Removal, Role, Structure};
 use crate::error::{Fault, Result, Stage};
 use crate::kernels::ops;
 use crate::model::{Batch, Model};
@@ -28,8 +35,14 @@ pub struct ScheduleOptions {
     pub steps: usize,
     /// No step that costs more than so many nats a token is kept.
     pub max_kld: Option<f64>,
+    /// No step whose watched slice loses more than it may is kept.
+    pub slice: Option<SliceLimit>,
+    /// Whether biases keep the mean of what goes.
+    pub compensate: bool,
     /// Where to go on: what goes already.
     pub start: Removal,
+    /// The means of what goes already, where biases keep them.
+    pub start_means: Option<Arc<InputMeans>>,
 }
 
 /// One step.
@@ -40,27 +53,34 @@ pub struct Step {
     /// All that goes, this step's units and those before.
     #[serde(skip)]
     pub removal: Removal,
+    /// What biases keep of it, where the schedule compensates.
+    #[serde(skip)]
+    pub means: Option<Arc<InputMeans>>,
     /// Weights of the linears that stay.
     pub layer_weights: u64,
     /// Mean KL divergence from the whole model, in nats a token; measured, weights only.
     pub kld: f64,
     /// Its standard error over windows.
     pub kld_stderr: f64,
+    /// What the watched slice loses, where one is; of several the one that loses most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slice: Option<SliceLoss>,
 }
 
 /// What became of a schedule.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Schedule {
     /// The steps that were kept, in order.
     pub steps: Vec<Step>,
-    /// The step that would have passed the limit, if one did.
+    /// The step that would have passed a limit, if one did.
     pub refused: Option<Step>,
 }
 
 /// Runs a schedule; `sample` is scored on, `held_out` is measured on, and each step is handed to `on_step`.
 ///
 /// # Errors
-/// As [`scores`] and [`super::select()`], no steps at all, or cancel; the steps before it were handed out.
+/// As [`scores`] and [`super::select()`], no steps at all, a slice that no task has, or cancel; the steps before it
+/// were handed out.
 pub fn schedule(
     checkpoint: &Checkpoint,
     sample: &Sample,
@@ -76,29 +96,93 @@ pub fn schedule(
     let config = checkpoint.require_config()?;
     let illegal = |fault: crate::checkpoint::IllegalRemoval| Fault::new(Stage::Plan, fault.cause).fix(fault.remedy);
     let whole = Model::load(checkpoint, progress)?;
-    let mut removal = options.start.clone();
-    let mut found = Schedule { steps: Vec::new(), refused: None };
+    let slices = options.slice.as_ref().map(|limit| Baseline::new(checkpoint, &whole, limit, progress)).transpose()?;
+    let mut structure = Structure::new(config, &options.start).map_err(illegal)?;
+    let mut removal = structure.removal();
+    let mut means = options.start_means.clone().unwrap_or_default();
+    let mut scored: Option<UnitScores> = None;
+    let mut found = Schedule::default();
     for index in 1..=options.steps {
-        let structure = Structure::new(config, &removal).map_err(illegal)?;
-        let view = checkpoint.pruned(&structure, Vec::new());
-        let score_options = ScoreOptions { sample: Some(sample), seed: options.seed };
-        let (scored, _) = scores(&view, options.metric, &score_options, progress)?;
-        let scored = in_original(&structure, &scored);
-        let next = select(config, &scored, &step_of(&options.take, index, options.steps), multiple)?;
-        let structure = Structure::new(config, &next).map_err(illegal)?;
-        let pruned = Model::load(&checkpoint.pruned(&structure, Vec::new()), progress)?;
+        let known = match scored.take() {
+            Some(known) => known,
+            None => {
+                let view = left_by(checkpoint, &structure, options.compensate.then_some(&*means), progress)?;
+                let score_options = ScoreOptions { sample: Some(sample), seed: options.seed };
+                let (own, seen) = scores(&view, options.metric, &score_options, progress)?;
+                if options.compensate {
+                    let seen = match seen {
+                        Some(seen) => seen,
+                        None => Activations::watch(&Model::load(&view, progress)?, sample, progress)?.means(),
+                    };
+                    means = Arc::new(in_original_means(&structure, &seen, &means));
+                }
+                in_original(&structure, &own)
+            }
+        };
+        let mut next = select(config, &known, &step_of(&options.take, index, options.steps), multiple)?;
+        next.add(&removal);
+        let next_structure = Structure::new(config, &next).map_err(illegal)?;
+        let next = next_structure.removal();
+        if next == removal {
+            scored = Some(known);
+            continue;
+        }
+        let view = left_by(checkpoint, &next_structure, options.compensate.then_some(&*means), progress)?;
+        let pruned = Model::load(&view, progress)?;
         let (kld, kld_stderr) = divergence(&whole, &pruned, held_out, progress)?;
-        let step =
-            Step { index, removal: next.clone(), layer_weights: structure.config.layer_weights(), kld, kld_stderr };
-        if options.max_kld.is_some_and(|most| kld > most) {
+        let slice = slices.as_ref().map(|slices| slices.loss(&pruned, progress)).transpose()?;
+        let is_over = options.max_kld.is_some_and(|most| kld > most)
+            || slice.as_ref().zip(options.slice.as_ref()).is_some_and(|(slice, limit)| slice.loss > limit.max_loss);
+        let step = Step {
+            index,
+            removal: next.clone(),
+            means: options.compensate.then(|| Arc::clone(&means)),
+            layer_weights: next_structure.config.layer_weights(),
+            kld,
+            kld_stderr,
+            slice,
+        };
+        if is_over {
             found.refused = Some(step);
             break;
         }
         on_step(&step);
         found.steps.push(step);
-        removal = next;
+        (removal, structure) = (next, next_structure);
     }
     Ok(found)
+}
+
+/// The checkpoint without what goes, with the biases that keep its means.
+fn left_by(
+    checkpoint: &Checkpoint,
+    structure: &Structure,
+    means: Option<&InputMeans>,
+    progress: &Progress,
+) -> Result<Checkpoint> {
+    let biases = match means {
+        Some(means) if !structure.is_whole() => means.biases(checkpoint, structure, progress)?,
+        _ => Vec::new(),
+    };
+    Ok(checkpoint.pruned(structure, biases))
+}
+
+/// Means of what is left at the places of the original's columns; what went keeps the means of `before`.
+fn in_original_means(structure: &Structure, seen: &InputMeans, before: &InputMeans) -> InputMeans {
+    let mut merged = before.clone();
+    let width = structure.original.head_dim;
+    for (new, kept) in structure.layers.iter().enumerate() {
+        let shape = &structure.original.layers[kept.source];
+        let heads: Vec<usize> = kept.heads.iter().flat_map(|head| head * width..(head + 1) * width).collect();
+        let linears = [(Role::O, shape.heads * width, heads), (Role::Down, shape.mlp_channels, kept.channels.clone())];
+        for (role, count, places) in linears {
+            let Some(own) = seen.linears.get(&(new, role)) else { continue };
+            let target = merged.linears.entry((kept.source, role)).or_default();
+            target.resize(count, 0.0);
+            places.iter().zip(own).for_each(|(&place, &mean)| target[place] = mean);
+        }
+    }
+    merged
 }
 
 /// The shares of a step.
@@ -199,7 +283,7 @@ mod tests {
 
     use super::*;
     use crate::model::Tokenizer;
-    use crate::scoring::TextSource;
+    use crate::scoring::{TaskSet, TextSource};
     use crate::structure::SampleOptions;
 
     fn demo() -> (Checkpoint, Sample) {
@@ -219,7 +303,10 @@ mod tests {
             take: Take { kv_groups: 0.5, channels: 0.5, ..Take::default() },
             steps,
             max_kld: None,
+            slice: None,
+            compensate: false,
             start: Removal::default(),
+            start_means: None,
         }
     }
 
@@ -247,12 +334,79 @@ mod tests {
         let structure = Structure::new(demo.require_config().expect("config"), &last.removal).expect("legal");
         assert!(structure.config.layers.iter().all(|layer| (layer.kv_heads, layer.mlp_channels) == (2, 256)));
         assert_eq!(structure.removal(), last.removal);
-        // Going on from the second step gives the third.
-        let resumed = ScheduleOptions { start: found.steps[1].removal.clone(), ..options(1) };
-        assert_eq!(run(&resumed).steps[0].removal, last.removal);
+        // Going on from the second step gives the third, and from the third nothing.
+        let resumed = ScheduleOptions { start: found.steps[1].removal.clone(), ..options(3) };
+        let resumed = run(&resumed);
+        assert_eq!((resumed.steps.len(), &resumed.steps[0]), (1, last));
+        assert_eq!(run(&ScheduleOptions { start: last.removal.clone(), ..options(3) }).steps, []);
         let limited = ScheduleOptions { max_kld: Some((found.steps[0].kld + found.steps[1].kld) / 2.0), ..options(3) };
         let limited = run(&limited);
         assert_eq!(limited.steps.len(), 1);
         assert_eq!(limited.refused.map(|step| step.index), Some(2));
+    }
+
+    #[test]
+    fn biases_keep_the_means_of_the_model_that_a_step_began_with() {
+        let (demo, sample) = demo();
+        let progress = Progress::default();
+        let run = |options: &ScheduleOptions| {
+            schedule(&demo, &sample, &sample, options, &|_| 8, &progress, &mut |_| ()).expect("runs")
+        };
+        let options = ScheduleOptions { compensate: true, ..options(2) };
+        let found = run(&options);
+        let config = demo.require_config().expect("config");
+        let means_of = |view: &Checkpoint| {
+            let model = Model::load(view, &progress).expect("loads");
+            Activations::watch(&model, &sample, &progress).expect("watches").means()
+        };
+        let whole = means_of(&demo);
+        let [first, second] = &found.steps[..] else { panic!("two steps") };
+        let (early, late) = (first.means.as_ref().expect("kept"), second.means.as_ref().expect("kept"));
+        assert_eq!(**early, whole, "the first step begins with the whole model");
+        // The second begins with what the first left, biases included.
+        let structure = Structure::new(config, &first.removal).expect("legal");
+        let biases = early.biases(&demo, &structure, &progress).expect("computes");
+        let left = means_of(&demo.pruned(&structure, biases));
+        for (new, kept) in structure.layers.iter().enumerate() {
+            let all = &late.linears[&(kept.source, Role::Down)];
+            let gone = (0..512).filter(|channel| kept.channels.binary_search(channel).is_err());
+            for channel in gone {
+                assert_eq!(all[channel], whole.linears[&(kept.source, Role::Down)][channel]);
+            }
+            let own: Vec<f32> = kept.channels.iter().map(|&channel| all[channel]).collect();
+            assert_eq!(own, left.linears[&(new, Role::Down)]);
+            assert_ne!(own, kept.channels.iter().map(|&at| whole.linears[&(new, Role::Down)][at]).collect::<Vec<_>>());
+        }
+        // A stopped schedule goes on as if it had not been.
+        let resumed =
+            ScheduleOptions { start: first.removal.clone(), start_means: first.means.clone(), ..options.clone() };
+        assert_eq!(run(&resumed).steps, found.steps[1..]);
+        assert!(second.kld < run(&ScheduleOptions { compensate: false, ..options }).steps[1].kld, "biases help");
+    }
+
+    #[test]
+    fn a_slice_that_would_lose_too_much_stops_the_schedule() {
+        let (demo, sample) = demo();
+        let progress = Progress::default();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo");
+        let tasks = TaskSet::read(&folder.join("tasks.jsonl")).expect("reads").sample(12);
+        let run = |slice: &str, max_loss: f64| {
+            let limit = SliceLimit::new(&tasks, slice, max_loss);
+            let slice = Some(limit?);
+            schedule(&demo, &sample, &sample, &ScheduleOptions { slice, ..options(3) }, &|_| 8, &progress, &mut |_| ())
+        };
+        let free = run("recall/long context", 1.0).expect("runs");
+        assert_eq!(free.steps.len(), 3);
+        let losses: Vec<f64> = free.steps.iter().map(|step| step.slice.as_ref().expect("watched").loss).collect();
+        assert!(losses[2] > 0.2, "{losses:?}");
+        let limited = run("recall/long context", losses[2] - 0.01).expect("runs");
+        assert!(limited.steps.len() < 3 && limited.refused.is_some());
+        let slice = free.steps[0].slice.as_ref().expect("watched");
+        assert_eq!((slice.task.as_str(), slice.slice.as_str(), slice.n), ("recall", "long context", 12));
+        // Of all slices, the one that loses most.
+        let worst = run("*", 1.0).expect("runs");
+        assert!(worst.steps[2].slice.as_ref().expect("watched").loss >= losses[2]);
+        let message = run("recall/nowhere", 0.1).expect_err("refused").to_string();
+        assert!(message.contains("long context"), "{message}");
     }
 }

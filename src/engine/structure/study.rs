@@ -1,7 +1,9 @@
 //! A checkpoint read through a mask: what sparsity costs in quality, and nothing that it saves.
 //!
 //! The answer is a checkpoint like any other: it can be evaluated as it is, quantized by a plan, or
-//! written. Its tensors are as large and as slow as before; see [`super::masks`].
+//! written. Its tensors are as large and as slow as before; see [`super::masks`]. SparseGPT can quantize what
+//! stays in the same sweep, to integers whose scales come from the weights before it, as in the method's own
+//! code: then the matrices of the answer are of that type, and written as they are.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -14,6 +16,8 @@ use super::masks::{Pattern, mask_row};
 use super::{Activations, Sample, sparse_gpt};
 use crate::checkpoint::{Checkpoint, Role, RowMap, TensorInfo};
 use crate::error::{Fault, Result, Stage};
+use crate::format::{self, Dtype, Granularity, IntScheme};
+use crate::kernels::ints::{Grid, ScaleChoice};
 use crate::model::Model;
 use crate::progress::{Phase, Progress, Unit};
 
@@ -48,7 +52,22 @@ impl MaskMethod {
 }
 
 /// What a mask is, in the words that every user of one must see.
-pub const STATEMENT: &str = "A mask is for study: the tensors are as large as before and no step runs faster, unless a runtime has a kernel for the pattern.";
+pub const STATEMENT: &str = "A mask is for study: in memory the tensors are as large as before and no step runs faster, unless a runtime has a kernel for the pattern.";
+
+/// How a mask is made.
+#[derive(Clone, Copy, Debug)]
+pub struct MaskOptions<'a> {
+    /// How weights are chosen.
+    pub method: MaskMethod,
+    /// Which are compared and how many go.
+    pub pattern: Pattern,
+    /// The text's windows, for methods that look at a text.
+    pub sample: Option<&'a Sample>,
+    /// Memory for the matrices that SparseGPT computes.
+    pub most_bytes: u64,
+    /// The integers, by group or channel, that SparseGPT brings what stays to.
+    pub format: Option<Dtype>,
+}
 
 /// What was masked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -57,6 +76,9 @@ pub struct MaskReport {
     pub method: &'static str,
     /// As the field writes it: `2:4`, `0.5`.
     pub pattern: String,
+    /// Format of the matrices, where they were quantized in the same sweep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<&'static str>,
     /// Matrices masked.
     pub tensors: usize,
     /// Their weights.
@@ -132,19 +154,18 @@ fn smallest(checkpoint: &Checkpoint, tensor: &TensorInfo, share: f64) -> Result<
 }
 
 /// Reads `checkpoint` through a mask on the linears of its layers. SparseGPT holds the masked matrices in
-/// memory, at most `most_bytes` of them, and looks at the sample once for every layer; inputs are those of
-/// the model before the mask.
+/// memory and looks at the sample once for every layer; inputs are those of the model before the mask.
 ///
 /// # Errors
-/// A method that needs a text without one, a model too large, weights that cannot be decoded, or cancel.
+/// A method that needs a text without one, a model too large, a format that this method cannot bring weights
+/// to, weights that cannot be decoded, or cancel.
 pub fn masked(
     checkpoint: &Checkpoint,
-    method: MaskMethod,
-    pattern: Pattern,
-    sample: Option<&Sample>,
-    most_bytes: u64,
+    options: &MaskOptions<'_>,
     progress: &Progress,
 ) -> Result<(Checkpoint, MaskReport)> {
+    let MaskOptions { method, pattern, sample, most_bytes, format } = *options;
+    let scheme = format.map(|dtype| scheme_of(method, dtype)).transpose()?;
     let subjects: Vec<&TensorInfo> =
         checkpoint.tensors.iter().filter(|tensor| tensor.role.is_layer_linear() && tensor.shape.len() == 2).collect();
     let weights: u64 = subjects.iter().map(|tensor| tensor.weight_count()).sum();
@@ -155,6 +176,7 @@ pub fn masked(
         })
     };
     let mut maps: BTreeMap<String, Arc<dyn RowMap>> = BTreeMap::new();
+    let mut rows = BTreeMap::new();
     let mut loss = None;
     match method {
         MaskMethod::Magnitude => {
@@ -187,36 +209,106 @@ pub fn masked(
                     .file(&checkpoint.path)
                     .into());
             }
-            let (made, total) = sparse_gpt(checkpoint, &subjects, pattern, &need(sample)?, progress)?;
-            maps = made;
-            loss = Some(total);
+            let made = sparse_gpt(checkpoint, &subjects, pattern, scheme, &need(sample)?, progress)?;
+            (maps, rows) = (made.maps, made.rows);
+            loss = Some(made.loss);
         }
     }
     let report = MaskReport {
         method: method.name(),
         pattern: pattern.to_string(),
-        tensors: maps.len(),
+        format: format.and_then(format::of_dtype).map(|format| format.id()),
+        tensors: maps.len() + rows.len(),
         weights,
         loss,
         statement: STATEMENT,
     };
     let hash = sample.map_or("", |sample| sample.text_hash.as_str());
-    Ok((checkpoint.mapped(&maps, &format!("{} {pattern} {hash}", method.name())), report))
+    let what = format!("{} {pattern} {hash} {}", method.name(), report.format.unwrap_or_default());
+    let view = checkpoint.mapped(&maps, &what);
+    Ok((if rows.is_empty() { view } else { view.with_rows(rows, &what)? }, report))
 }
 
-type Made = (BTreeMap<String, Arc<dyn RowMap>>, f64);
+/// The integers that a sweep can bring weights to.
+fn scheme_of(method: MaskMethod, dtype: Dtype) -> Result<IntScheme> {
+    let fault = |cause: String, remedy: &str| Err(Fault::new(Stage::Sensitivity, cause).fix(remedy).into());
+    match dtype {
+        _ if method != MaskMethod::SparseGpt => {
+            fault(format!("{} changes no weight that stays, so it quantizes none", method.name()), "use sparsegpt")
+        }
+        Dtype::Int(scheme) if scheme.granularity() != Granularity::Tensor => Ok(scheme),
+        other => fault(
+            format!("the sweep cannot bring weights to {other}"),
+            "use integers by group or channel, such as int4_g128",
+        ),
+    }
+}
+
+/// What SparseGPT made: matrices by name, as values or as rows of a quantized type.
+#[derive(Default)]
+struct Made {
+    maps: BTreeMap<String, Arc<dyn RowMap>>,
+    rows: BTreeMap<String, (Dtype, Vec<u8>)>,
+    loss: f64,
+}
+
+/// The grids of a matrix, from its weights before the sweep: one a row and group.
+struct Grids {
+    scheme: IntScheme,
+    group: usize,
+    groups: usize,
+    all: Vec<Grid>,
+}
+
+impl Grids {
+    fn new(scheme: IntScheme, values: &[f32], cols: usize) -> Self {
+        let parts = scheme.row_parts(cols);
+        let choose = |values: &[f32]| scheme.codes().choose(values, &[], ScaleChoice::AbsMax);
+        let all = values.par_chunks_exact(cols).flat_map_iter(|row| row.chunks(parts.group).map(choose)).collect();
+        Self { scheme, group: parts.group, groups: parts.groups, all }
+    }
+
+    fn of(&self, row: usize, group: usize) -> Grid {
+        self.all[row * self.groups + group]
+    }
+
+    /// The value that is stored for a weight.
+    fn store(&self, row: usize, col: usize, value: f64) -> f64 {
+        f64::from(self.scheme.codes().nearest(value as f32, self.of(row, col / self.group)))
+    }
+
+    /// Rows of values that lie on the grids.
+    fn encode(&self, values: &[f32], cols: usize) -> Vec<u8> {
+        let row_bytes = self.scheme.row_parts(cols).bytes;
+        let mut out = vec![0; values.len() / cols * row_bytes];
+        out.par_chunks_exact_mut(row_bytes).zip(values.par_chunks_exact(cols)).enumerate().for_each_init(
+            Vec::new,
+            |buffer, (row, (out, values))| {
+                self.scheme.codes().encode_row(values, self.group, |group, _| self.of(row, group), buffer, out);
+            },
+        );
+        out
+    }
+}
 
 /// Sweeps layer by layer, so that the second moments of one layer are in memory at a time.
 fn sparse_gpt(
     checkpoint: &Checkpoint,
     subjects: &[&TensorInfo],
     pattern: Pattern,
+    scheme: Option<IntScheme>,
     sample: &Sample,
     progress: &Progress,
 ) -> Result<Made> {
+    if let Some(scheme) = scheme {
+        let is_filled = |tensor: &TensorInfo| Dtype::Int(scheme).row_bytes(tensor.row_len()).is_some();
+        if let Some(tensor) = subjects.iter().find(|tensor| !is_filled(tensor)) {
+            let cause = format!("rows of {} do not fill the groups of {}", tensor.row_len(), scheme.id());
+            return Err(Fault::new(Stage::Sensitivity, cause).at(&tensor.name).fix("use a smaller group").into());
+        }
+    }
     let model = Model::load(checkpoint, progress)?;
-    let mut maps: BTreeMap<String, Arc<dyn RowMap>> = BTreeMap::new();
-    let mut total = 0.0;
+    let mut made = Made::default();
     for layer in 0..model.config.layers.len() {
         let moments: Mutex<BTreeMap<Role, Vec<f64>>> = Mutex::default();
         activations::run(&model, sample, progress, &mut |input, _| {
@@ -232,13 +324,23 @@ fn sparse_gpt(
         moments.values_mut().flatten().for_each(|value| *value *= scale);
         for tensor in subjects.iter().filter(|tensor| tensor.layer == Some(layer)) {
             let Some(hessian) = moments.get(&shared_input(tensor.role)) else { continue };
-            let mut values = decode(checkpoint, tensor)?;
-            let swept = sparse_gpt::sweep(&mut values, tensor.row_len(), hessian, pattern, None, progress)?;
-            total += swept.loss;
-            maps.insert(tensor.name.clone(), Arc::new(Computed(values)));
+            let (mut values, cols) = (decode(checkpoint, tensor)?, tensor.row_len());
+            let grids = scheme.map(|scheme| Grids::new(scheme, &values, cols));
+            let store = grids.as_ref().map(|grids| |row, col, value| grids.store(row, col, value));
+            let store = store.as_ref().map(|store| store as &sparse_gpt::Store<'_>);
+            made.loss += sparse_gpt::sweep(&mut values, cols, hessian, pattern, store, progress)?.loss;
+            match grids {
+                Some(grids) => {
+                    let rows = grids.encode(&values, cols);
+                    made.rows.insert(tensor.name.clone(), (Dtype::Int(grids.scheme), rows));
+                }
+                None => {
+                    made.maps.insert(tensor.name.clone(), Arc::new(Computed(values)));
+                }
+            }
         }
     }
-    Ok((maps, total))
+    Ok(made)
 }
 
 /// Adds `x xᵀ` of every row.
@@ -282,7 +384,10 @@ mod tests {
         let mut distances = Vec::new();
         for method in MaskMethod::ALL {
             assert_eq!(MaskMethod::find(method.name()), Some(method));
-            let make = |pattern| masked(&demo, method, pattern, Some(&sample), 1 << 30, &progress).expect("masks");
+            let make = |pattern| {
+                let options = MaskOptions { method, pattern, sample: Some(&sample), most_bytes: 1 << 30, format: None };
+                masked(&demo, &options, &progress).expect("masks")
+            };
             let (view, report) = make(Pattern::TWO_OF_FOUR);
             assert_eq!((report.tensors, report.pattern.as_str()), (42, "2:4"));
             assert!(report.statement.contains("no step runs faster"));
@@ -309,7 +414,86 @@ mod tests {
         }
         let [magnitude, wanda, sparse_gpt] = distances[..] else { panic!("three methods") };
         assert!(sparse_gpt < wanda && sparse_gpt < magnitude, "{magnitude} {wanda} {sparse_gpt}");
-        let fault = masked(&demo, MaskMethod::Wanda, Pattern::TWO_OF_FOUR, None, 0, &progress).expect_err("refused");
-        assert!(fault.to_string().contains("needs a text"), "{fault}");
+        let options = MaskOptions {
+            method: MaskMethod::Wanda,
+            pattern: Pattern::TWO_OF_FOUR,
+            sample: None,
+            most_bytes: 0,
+            format: None,
+        };
+        let refused = |options: &MaskOptions<'_>| masked(&demo, options, &progress).expect_err("refused").to_string();
+        assert!(refused(&options).contains("needs a text"));
+        let int4 = format::find("int4_g128").expect("known").dtype();
+        assert!(refused(&MaskOptions { format: Some(int4), ..options }).contains("use sparsegpt"));
+        let options =
+            MaskOptions { method: MaskMethod::SparseGpt, sample: Some(&sample), most_bytes: 1 << 30, ..options };
+        assert!(refused(&MaskOptions { format: Some(Dtype::Q4K), ..options }).contains("int4_g128"));
+    }
+
+    /// Mask and quantization in one sweep make up for each other: the outputs move less than with the mask
+    /// first and round to nearest after it, and what is stored is what was computed.
+    #[test]
+    fn sparsegpt_quantizes_in_the_same_sweep() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo");
+        let demo = Checkpoint::open(&folder).expect("opens");
+        let progress = Progress::default();
+        let text = TextSource::read(&folder.join("calibration.txt")).expect("reads");
+        let codec = Tokenizer::of_checkpoint(&demo).expect("tokenizer");
+        let options = SampleOptions { context: Some(64), max_windows: Some(8) };
+        let sample = Sample::new(&text, &codec, demo.require_config().expect("config"), &options).expect("cuts");
+        let mut batch = Batch::default();
+        batch.push(&sample.windows[0], None, None);
+        let states = |checkpoint: &Checkpoint| {
+            Model::load(checkpoint, &progress).expect("loads").hidden(&batch, &mut [], &progress).expect("runs")
+        };
+        let whole = states(&demo);
+        let distance = |checkpoint: &Checkpoint| {
+            states(checkpoint).iter().zip(&whole).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
+        };
+        for id in ["int4_g128", "int3_channel_asym"] {
+            let format = format::find(id).expect("known");
+            let options = MaskOptions {
+                method: MaskMethod::SparseGpt,
+                pattern: Pattern::TWO_OF_FOUR,
+                sample: Some(&sample),
+                most_bytes: 1 << 30,
+                format: None,
+            };
+            let (after, _) = masked(&demo, &options, &progress).expect("masks");
+            let rounded = after
+                .tensors
+                .iter()
+                .filter(|tensor| tensor.role.is_layer_linear())
+                .map(|tensor| {
+                    let values = decode(&after, tensor).expect("decodes");
+                    let mut rows =
+                        vec![0; format.dtype().row_bytes(tensor.row_len()).expect("fits") * tensor.row_count()];
+                    format.encode_rows(&values, &format::Encoding::plain(tensor.row_len()), &mut rows);
+                    (tensor.name.clone(), (format.dtype(), rows))
+                })
+                .collect();
+            let rounded = after.with_rows(rounded, "rounded").expect("fits");
+            let options = MaskOptions { format: Some(format.dtype()), ..options };
+            let (joint, report) = masked(&demo, &options, &progress).expect("masks");
+            assert_eq!((report.format, report.tensors), (Some(id), 42));
+            for tensor in joint.tensors.iter().filter(|tensor| tensor.role.is_layer_linear()) {
+                assert_eq!(tensor.dtype, format.dtype());
+                let values = decode(&joint, tensor).expect("decodes");
+                assert!(values.chunks_exact(4).all(|group| zeros(group) >= 2), "{}", tensor.name);
+            }
+            let (one_sweep, two_steps) = (distance(&joint), distance(&rounded));
+            assert!(one_sweep < 0.9 * two_steps, "{id}: {one_sweep} {two_steps}");
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("pool");
+            let (again, _) = pool.install(|| masked(&demo, &options, &progress).expect("masks"));
+            let bytes = |checkpoint: &Checkpoint| {
+                let (mut all, mut rows) = (Vec::new(), Vec::new());
+                for tensor in &checkpoint.tensors {
+                    checkpoint.read_rows(tensor, 0..tensor.row_count(), &mut rows).expect("reads");
+                    all.extend_from_slice(&rows);
+                }
+                all
+            };
+            assert!(bytes(&again) == bytes(&joint), "whatever the number of threads");
+        }
     }
 }

@@ -9,3 +9,4 @@ pub mod gptq;
 pub mod llama_layout;
 pub mod parts;
 pub mod pre_tokenizers;
+pub mod sparse_bitmask;
