@@ -72,6 +72,8 @@ pub enum Format {
     Html,
     /// The same as Markdown.
     Markdown,
+    /// The same printed; until there is a place for it, its bytes are the HTML.
+    Pdf,
 }
 
 impl Format {
@@ -86,6 +88,7 @@ impl Format {
             Self::Csv => "Save numbers as CSV…",
             Self::Html => "Save as HTML…",
             Self::Markdown => "Save as Markdown…",
+            Self::Pdf => "Print to PDF…",
         }
     }
 
@@ -97,6 +100,7 @@ impl Format {
             Self::Csv => "csv",
             Self::Html => "html",
             Self::Markdown => "md",
+            Self::Pdf => "pdf",
         }
     }
 }

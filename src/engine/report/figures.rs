@@ -441,6 +441,17 @@ pub(super) fn flips(document: &mut Document, comparison: &Comparison) {
     }
 }
 
+/// What scoring the items of a model took, where it was told.
+pub(super) fn energy(evaluation: &Evaluation) -> Option<String> {
+    let used = evaluation.energy.as_ref()?;
+    let answer = used.joules_per_correct_answer.map_or_else(
+        || "no answer was right".to_owned(),
+        |joules| format!("{} joules a correct answer", units::significant(joules)),
+    );
+    let (name, token) = (&evaluation.model.name, units::significant(used.joules_per_token));
+    Some(format!("{name}: {token} joules a token, {answer} ({})", used.energy.source.text()))
+}
+
 /// Time, energy and operations of everything in the log.
 pub(super) fn spent(log: &[LoggedEntry]) -> Vec<String> {
     let seconds: f64 = log.iter().filter_map(|logged| logged.entry.seconds).sum();
