@@ -382,7 +382,9 @@ impl Action {
             Self::ShowRuns => (G::View, "Runs", "Every candidate with size, distance, speed and accuracy", ctrl("6")),
             Self::ShowCompare => (G::View, "Compare", "Candidates against the original, slice by slice", ctrl("7")),
             Self::ShowPlayground => (G::View, "Playground", "Original and candidate writing side by side", ctrl("8")),
-            Self::ShowReport => (G::View, "Report", "What will be written of the result, and the files of it", ctrl("9")),
+            Self::ShowReport => {
+                (G::View, "Report", "What will be written of the result, and the files of it", ctrl("9"))
+            }
             Self::ToggleTheme => (G::View, "Light or dark", "Switch between the light and the dark theme", None),
             Self::TogglePresenter => (G::View, "Presenter mode", "Larger text and no editing controls", bare("F5")),
             Self::Palette => (G::Help, "Command palette", "Find anything that can be done by its name", ctrl("K")),
@@ -534,8 +536,9 @@ impl Action {
                     unless(has_draft, "Run a plan first: its candidate is the draft")
                 })
                 .or_else(|| unless(!jobs.is_running(JobKind::Generate), "Already writing")),
-            Self::DropGates => no_document()
-                .or_else(|| unless(document.is_some_and(|d| d.gates.is_some()), "No gates were chosen")),
+            Self::DropGates => {
+                no_document().or_else(|| unless(document.is_some_and(|d| d.gates.is_some()), "No gates were chosen"))
+            }
             Self::CancelJobs => unless(jobs.views().next().is_some(), "Nothing is running"),
             _ => no_document(),
         }

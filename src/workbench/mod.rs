@@ -44,8 +44,8 @@ pub use rates::{keep_rates, known_rates};
 pub use settings::{Settings, ThemeChoice};
 pub use standing::PlanStanding;
 pub use state::{
-    CandidateState, Document, Level, NamedPlan, Notice, Playground, PlaygroundSide, Run, RunId, Selection, Speculated, State,
-    View,
+    CandidateState, Document, Level, NamedPlan, Notice, Playground, PlaygroundSide, Run, RunId, Selection, Speculated,
+    State, View,
 };
 pub use units::UnitEdit;
 

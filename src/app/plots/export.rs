@@ -202,8 +202,8 @@ pub fn offer_ui(ui: &mut Ui, response: &Response, plot: &dyn Plot) {
     let bytes = match format {
         Format::Csv => plot.table().csv().into_bytes(),
         Format::Svg => svg(plot, response.rect.size(), ui.tokens()).into_bytes(),
-        // A plot's menu offers neither.
-        Format::Html | Format::Markdown => return,
+        // A plot's menu offers none of these.
+        Format::Html | Format::Markdown | Format::Pdf => return,
         Format::Png => {
             let rect = response.rect.intersect(ui.clip_rect());
             let frame_nr = ui.ctx().cumulative_frame_nr();

@@ -52,7 +52,9 @@ impl More {
                 }
             });
             Grid::new("abilities").num_columns(5).striped(true).spacing(vec2(space::L, space::XS)).show(ui, |ui| {
-                for (index, head) in ["ability", "original, %", "candidate, %", "kept", "worst slice"].iter().enumerate() {
+                for (index, head) in
+                    ["ability", "original, %", "candidate, %", "kept", "worst slice"].iter().enumerate()
+                {
                     head_ui(ui, head, (1..4).contains(&index));
                 }
                 ui.end_row();
@@ -140,15 +142,15 @@ pub(super) fn all_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
                 let dash = || "–".to_owned();
                 figure_ui(ui, format!("{:.2}×", comparison.size_ratio));
                 let distance = comparison.text.as_ref().and_then(|text| text.distance.as_ref());
-                let kld = distance
-                    .map(|distance| number_with_interval(distance.kld_mean, 1.96 * distance.kld_mean_stderr, "").text());
+                let kld = distance.map(|distance| {
+                    number_with_interval(distance.kld_mean, 1.96 * distance.kld_mean_stderr, "").text()
+                });
                 figure_ui(ui, kld.unwrap_or_else(dash));
                 let overall = comparison.overall.as_ref().map(|overall| {
                     number_with_interval(overall.difference * 100.0, overall.margin() * 100.0, "").text()
                 });
                 figure_ui(ui, overall.unwrap_or_else(dash));
-                let worst =
-                    comparison.slices.iter().min_by(|a, b| a.paired.difference.total_cmp(&b.paired.difference));
+                let worst = comparison.slices.iter().min_by(|a, b| a.paired.difference.total_cmp(&b.paired.difference));
                 let response = figure_ui(
                     ui,
                     worst.map_or_else(dash, |slice| units::minus(&format!("{:.1}", slice.paired.difference * 100.0))),

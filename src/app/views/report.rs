@@ -8,10 +8,10 @@ use eframe::egui::{CollapsingHeader, Grid, Label, ScrollArea, TextEdit, Ui, vec2
 use super::common::{action_button_ui, caption_ui, figure_ui, focus_picker_ui, head_ui, is_same, no_document_ui};
 use crate::app::context::Cx;
 use crate::app::plots::export::{Format, Saved, hand_over};
-use crate::app::theme::{Type, UiTokens as _, space};
+use crate::app::theme::{Type, space};
 use crate::app::widgets::{Level, Notice, card_ui, empty_ui, notice_ui, secondary_button_ui, section_ui};
-use crate::engine::comparison::{CascadeOptions, Comparison, cascade};
 use crate::engine::comparison::speculation::speculation;
+use crate::engine::comparison::{CascadeOptions, Comparison, cascade};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::report::{
     self, Block, CardOptions, Document as Written, Environment, Report, ReportInput, Reported, Source, Table, audit,
@@ -276,8 +276,11 @@ fn block_ui(ui: &mut Ui, block: &Block, id: (usize, usize)) {
 }
 
 fn table_ui(ui: &mut Ui, table: &Table, id: (usize, usize)) {
-    let columns: Vec<(&str, bool)> =
-        table.titles.iter().map(|title| title.strip_prefix('>').map_or((title.as_str(), false), |t| (t, true))).collect();
+    let columns: Vec<(&str, bool)> = table
+        .titles
+        .iter()
+        .map(|title| title.strip_prefix('>').map_or((title.as_str(), false), |t| (t, true)))
+        .collect();
     ScrollArea::horizontal().id_salt(("table scroll", id)).show(ui, |ui| {
         Grid::new(("table", id)).num_columns(columns.len()).striped(true).spacing(vec2(space::L, space::XS)).show(
             ui,

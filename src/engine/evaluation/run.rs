@@ -10,7 +10,8 @@ use crate::model::{Model, Tokenizer};
 use crate::progress::Progress;
 use crate::scoring::energy::{EnergyMeter, EnergyUse};
 use crate::scoring::{
-    ItemResult, ScoredText, SeedOptions, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, speed, stability,
+    ItemResult, ScoredText, SeedOptions, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, speed,
+    stability,
 };
 use crate::units;
 

@@ -35,8 +35,15 @@ fn the_demos_slices_break_in_different_places_under_q2_k_and_the_report_says_so(
     let tasks = TaskSet::read(&repository("assets/demo/tasks.jsonl")).expect("tasks");
     let options = EvaluationOptions { speed: None, ..EvaluationOptions::default() };
     let baseline = Baseline { subject: Subject::new(&demo, &base.0, &base.1, "demo"), known: None };
-    let evaluation =
-        evaluate(&Subject::new(&candidate, &own.0, &own.1, "q2_k"), Some(&baseline), Some(&tasks), None, &options, &progress).expect("scores");
+    let evaluation = evaluate(
+        &Subject::new(&candidate, &own.0, &own.1, "q2_k"),
+        Some(&baseline),
+        Some(&tasks),
+        None,
+        &options,
+        &progress,
+    )
+    .expect("scores");
     let baseline = evaluation.baseline.as_deref().expect("measured together").clone();
     let comparison = compare(&baseline, &evaluation, &ComparisonOptions::default(), &progress).expect("compares");
     for slice in &comparison.slices {

@@ -5,7 +5,7 @@ use super::svg::{Bar, Line, Plot, Shape};
 use super::{LoggedEntry, ReportInput, points, verdict_name};
 use crate::comparison::scorecard::Scorecard;
 use crate::comparison::{Cascade, Comparison, SliceComparison, speculation::Speculation};
-use crate::evaluation::{Reliability, Written};
+use crate::evaluation::{Evaluation, Reliability, Written};
 use crate::scoring::{DistanceBin, TextDistance, TextResult};
 use crate::units;
 

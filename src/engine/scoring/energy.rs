@@ -140,8 +140,11 @@ impl EnergyMeter {
         }
         if !meter.domains.iter().any(|domain| !domain.is_memory) {
             meter.domains.clear();
-            let reason =
-                if is_hidden { "only root may read the processor's counters (RAPL)" } else { "no RAPL counters are shown" };
+            let reason = if is_hidden {
+                "only root may read the processor's counters (RAPL)"
+            } else {
+                "no RAPL counters are shown"
+            };
             meter.reasons.push(reason.to_owned());
         }
         match gpus.map(|counters| counters.millijoules().map(|before| (counters, before))) {

@@ -59,9 +59,7 @@ impl Column {
             Self::Text(_, values) => vec![Leaf::Texts(values.map(|value| vec![value]), 1)],
             Self::Number(_, values) => vec![Leaf::Numbers(*values)],
             Self::List(_, rows) => vec![Leaf::Texts(rows.map(<[_]>::to_vec), 3)],
-            Self::Group(_, lists) => {
-                lists.iter().map(|(_, rows)| Leaf::Texts(rows.map(<[_]>::to_vec), 4)).collect()
-            }
+            Self::Group(_, lists) => lists.iter().map(|(_, rows)| Leaf::Texts(rows.map(<[_]>::to_vec), 4)).collect(),
         }
     }
 }

@@ -604,8 +604,9 @@ mod tests {
     #[test]
     fn lots_are_bounded_by_items_and_by_text_and_leave_nothing_out() {
         let long = "p".repeat(LOT_BYTES / 3);
-        let lines: Vec<String> =
-            (0..20).map(|i| CHOICE.replace("\"a\"", &format!("\"{i}\"")).replace("\"p\"", &format!("\"{long}\""))).collect();
+        let lines: Vec<String> = (0..20)
+            .map(|i| CHOICE.replace("\"a\"", &format!("\"{i}\"")).replace("\"p\"", &format!("\"{long}\"")))
+            .collect();
         let items = parse(&lines.join("\n")).expect("items").items;
         let indices: Vec<usize> = (0..20).collect();
         let sizes = |at_once| lots(&items, &indices, at_once).iter().map(|lot| lot.len()).collect::<Vec<_>>();
