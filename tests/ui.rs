@@ -389,6 +389,51 @@ fn both_sides_of_the_playground_write_and_their_first_difference_is_told() {
 }
 
 #[test]
+fn the_candidate_drafts_in_the_playground() {
+    let mut window = Window::new(Start::Run);
+    window.show(View::Playground);
+    window.send(Command::SetGenerateTokens(8));
+    window.click(Role::Button, "Write with the candidate as draft");
+    assert_eq!(window.document().playground.speculated.as_ref().expect("written").is_same_text, Some(true));
+    assert!(window.says("accepted") && window.says("the same text as the original's alone"));
+}
+
+#[test]
+fn the_report_is_shown_and_each_of_its_files_is_written() {
+    let mut window = Window::new(Start::Run);
+    window.show(View::Report);
+    assert!(window.says("Q2_K against demo") && window.says("Every figure comes from the evaluations here"));
+    if std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some() {
+        // The system's own dialog would open; without one the path is typed.
+        return;
+    }
+    for (button, name, beginning) in [
+        ("Report as HTML…", "report.html", "<!doctype html>"),
+        ("Report as Markdown…", "report.md", "# Q2\\_K against demo"),
+        ("Model card…", "README.md", "---\n"),
+        ("EU AI Act sheet…", "annex.html", "<!doctype html>"),
+        ("Sheet as Markdown…", "annex.md", "# "),
+    ] {
+        window.click(Role::Button, button);
+        let path = window.folder.path().join(name);
+        let field = window.harness.get_by_role_and_label(Role::TextInput, "Path of a file or folder");
+        field.focus();
+        window.harness.run();
+        window.harness.key_press_modifiers(ctrl(), Key::A);
+        window.harness.run();
+        let field = window.harness.get_by_role_and_label(Role::TextInput, "Path of a file or folder");
+        field.type_text(&path.display().to_string());
+        window.harness.run();
+        window.click(Role::Button, "OK");
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|err| panic!("{name}: {err}; {:?}", window.errors()));
+        assert!(text.starts_with(beginning), "{name}: {}", &text[..text.floor_char_boundary(80)]);
+    }
+    let html = std::fs::read_to_string(window.folder.path().join("report.html")).expect("written");
+    // The project's own log is part of it.
+    assert!(html.contains("Audit log") && html.contains("<svg"));
+}
+
+#[test]
 fn a_frame_costs_little_and_repaints_stop() {
     let mut window = Window::new(Start::Run);
     for view in View::ALL {

@@ -8,6 +8,7 @@ use lapidary::engine::pass;
 use lapidary::engine::plan::budget::Limit;
 use lapidary::engine::plan::standing::Standing;
 use lapidary::engine::plan::{Constraints, Recipe, Target, Ties};
+use lapidary::engine::progress::Phase;
 use lapidary::workbench::{Action, Command, Executor, Level, Options, SelectMode, State, Subject, View, Workbench};
 
 fn inline(folder: &Path) -> Workbench {
@@ -158,6 +159,94 @@ fn both_sides_of_the_playground_write() {
     assert!(playground.baseline.is_done && playground.candidate.is_done);
     let text: String = playground.baseline.tokens.iter().map(|token| token.text.as_str()).collect();
     assert!(text.starts_with(" 5"), "{text:?}");
+}
+
+#[test]
+fn a_candidate_drafts_in_the_playground_and_the_text_stays_the_originals() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    open_small(&mut bench, folder.path());
+    assert_eq!(bench.unavailable(Action::Speculate), Some("Run a plan first: its candidate is the draft"));
+    bench.apply(Command::SetRecipe(lapidary::engine::plan::Recipe::find("Q2_K")));
+    bench.apply(Action::RunPlan);
+    bench.apply(Command::SetPrompt("Hugo the miller walked to the".to_owned()));
+    bench.apply(Command::SetGenerateTokens(24));
+    bench.apply(Command::SetDraftTokens(3));
+    bench.apply(Action::Generate);
+    bench.apply(Action::Speculate);
+    let playground = &bench.state().document.as_ref().expect("open").playground;
+    let found = playground.speculated.as_ref().expect("a text");
+    let alone: Vec<u32> = playground.baseline.tokens.iter().map(|token| token.id).collect();
+    assert_eq!((&found.generation.ids, found.is_same_text), (&alone, Some(true)));
+    assert!(found.generation.accepted > 0 && found.draft_tokens == 3 && found.speed_up() > 0.0);
+    assert!(playground.drafting.is_none());
+    // Sampled text is drawn anew; nobody claims that it is the same.
+    bench.apply(Command::SetTemperature(1.0));
+    bench.apply(Action::Speculate);
+    let playground = &bench.state().document.as_ref().expect("open").playground;
+    assert_eq!(playground.speculated.as_ref().expect("a text").is_same_text, None);
+    assert_eq!(errors(bench.state()), Vec::<&str>::new());
+}
+
+#[test]
+fn an_evaluation_that_was_stopped_goes_on_with_the_items_that_are_left() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = threaded(folder.path());
+    bench.apply(Action::OpenDemo);
+    wait(&mut bench, "opening", |bench| bench.state().document.is_some() && !bench.is_busy());
+    let items =
+        |bench: &Workbench| bench.jobs().find(|job| job.progress.phase == Phase::ScoringTasks).map(|job| job.progress);
+    bench.apply(Action::EvaluateBaseline);
+    wait(&mut bench, "the first items", |bench| items(bench).is_some_and(|progress| progress.done > 600));
+    let running = items(&bench).and_then(|progress| progress.running).expect("a running figure");
+    assert!(running.text().starts_with("accuracy ") && running.margin().is_some_and(|margin| margin < 0.1));
+    // As a crash would: the job ends in the middle, and the window with it.
+    bench.close();
+    assert!(bench.state().document.as_ref().expect("open").baseline.is_none());
+    let mut again = threaded(folder.path());
+    again.apply(Action::OpenDemo);
+    wait(&mut again, "opening", |bench| bench.state().document.is_some() && !bench.is_busy());
+    again.apply(Action::EvaluateBaseline);
+    wait(&mut again, "items", |bench| items(bench).is_some());
+    let resumed = items(&again).map_or(0, |progress| progress.resumed);
+    assert!(resumed >= 256, "{resumed}");
+    wait(&mut again, "the rest", |bench| !bench.is_busy());
+    let baseline = again.state().document.as_ref().expect("open").baseline.clone().expect("evaluated");
+    assert_eq!(baseline.items.len(), 2500);
+    let log = std::fs::read_dir(folder.path().join("data/projects")).expect("projects").flatten();
+    let log = log.map(|entry| entry.path().join("audit.jsonl")).find(|path| path.exists()).expect("an audit log");
+    assert!(std::fs::read_to_string(log).expect("text").contains("\"what\":\"evaluate\""));
+}
+
+#[test]
+fn candidates_are_judged_by_chosen_gates_and_by_their_plans_constraints() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    open_small(&mut bench, folder.path());
+    bench.apply(Command::SetConstraints(Box::new(Constraints { max_file_bytes: Some(1), ..Constraints::default() })));
+    bench.apply(Command::SetRecipe(lapidary::engine::plan::Recipe::find("Q2_K")));
+    bench.apply(Action::RunPlan);
+    let compared = |bench: &Workbench| {
+        let document = bench.state().document.as_ref().expect("open");
+        document.runs[0].comparison.clone().expect("compared")
+    };
+    let own = compared(&bench);
+    assert_eq!((own.gates.len(), own.gates[0].metric.as_str()), (1, "file_bytes"));
+    assert!(own.rollback.as_ref().is_some_and(|rollback| !rollback.id.is_empty()) && own.gates[0].is_binding);
+    let gates = folder.path().join("gates.toml");
+    std::fs::write(&gates, "[[gate]]\nmetric = \"kld_mean\"\nmax = 5.0\n").expect("writes");
+    bench.apply(Command::LoadGates(gates.clone()));
+    let both = compared(&bench);
+    assert_eq!(both.gates.iter().map(|gate| gate.metric.as_str()).collect::<Vec<_>>(), ["kld_mean", "file_bytes"]);
+    bench.close();
+    let mut again = inline(folder.path());
+    again.apply(Action::OpenDemo);
+    assert_eq!(compared(&again).gates.len(), 2, "the gates are in the project");
+    again.apply(Action::DropGates);
+    assert_eq!(compared(&again).gates.len(), 1);
+    std::fs::write(&gates, "[[gate]]\nmetric = \"luck\"\nmin = 1\n").expect("writes");
+    again.apply(Command::LoadGates(gates));
+    assert_eq!(errors(again.state()).len(), 1);
 }
 
 #[test]

@@ -59,4 +59,5 @@ pub struct Memory {
     pub runs: views::runs::Memory,
     pub compare: views::compare::Memory,
     pub playground: views::playground::Memory,
+    pub report: views::report::Memory,
 }

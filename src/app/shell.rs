@@ -143,6 +143,7 @@ impl LapidaryApp {
             View::Runs => views::runs::runs_ui(ui, &mut cx),
             View::Compare => views::compare::compare_ui(ui, &mut cx),
             View::Playground => views::playground::playground_ui(ui, &mut cx),
+            View::Report => views::report::report_ui(ui, &mut cx),
         });
         palette::palette_ui(ui, &mut cx);
         dialogs::dialogs_ui(ui, &mut cx);

@@ -11,7 +11,7 @@ use super::output::{Table, or_dash};
 use super::session::{Answer, Result, Session};
 use crate::engine::kernels::Level;
 use crate::engine::model::Model;
-use crate::engine::scoring::energy::{self, Energy, EnergyMeter};
+use crate::engine::scoring::energy::{Energy, EnergyMeter};
 use crate::engine::scoring::kernel_rates::{self, KernelRates, RateOptions};
 use crate::engine::scoring::kernel_speed::{self, KernelOptions, KernelSpeed};
 use crate::engine::scoring::{SpeedCell, SpeedGridOptions, SpeedOptions, SpeedResult, TokenModel, speed, speed_grid};
@@ -61,7 +61,7 @@ pub(super) struct Bench {
     /// With --prompts or --against: sequences read and written together
     #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [1])]
     batches: Vec<usize>,
-    /// Power to estimate energy with, where the processor's counters cannot be read
+    /// Power to estimate energy with, where no counter of the processor or a GPU can be read
     #[arg(long, value_name = "W", value_parser = positive)]
     watts: Option<f64>,
     /// Price of this machine an hour, for the price of a million tokens
@@ -69,7 +69,7 @@ pub(super) struct Bench {
     price_per_hour: Option<f64>,
 }
 
-fn positive(text: &str) -> std::result::Result<f64, String> {
+pub(super) fn positive(text: &str) -> std::result::Result<f64, String> {
     let value: f64 = text.parse().map_err(|err| format!("{err}"))?;
     if value.is_finite() && value > 0.0 { Ok(value) } else { Err("give a number above 0".to_owned()) }
 }
@@ -130,6 +130,8 @@ struct Document<'a> {
     share_of_bandwidth_bound: f64,
     /// Counters are the whole machine's; null where they cannot be read and no power was named.
     energy: Option<EnergyFigures>,
+    /// Why counters are missing; empty where all were read.
+    energy_missing: String,
     cost: Option<Cost>,
     /// Names of the models in `grid`, PATH first.
     models: Vec<String>,
@@ -172,14 +174,12 @@ impl Bench {
             repetitions: self.repetitions,
             ..SpeedOptions::default()
         };
-        let meter = EnergyMeter::start();
-        let started = Instant::now();
+        let meter = EnergyMeter::start(self.watts);
         let mut results = speed::measure(&[&model], &options, &session.progress)?;
         let Some(speed) = results.pop() else {
             return Ok(Answer { text: String::new(), code: 1 });
         };
-        let counted = meter.and_then(|meter| meter.stop());
-        let energy = counted.or(self.watts.map(|watts| energy::estimate(watts, started.elapsed().as_secs_f64())));
+        let energy = meter.stop();
         let depth = if speed.decode_depth == speed.prefill_tokens { 0 } else { speed.decode_depth };
         let tokens = speed.repetitions * (speed.prefill_tokens + depth + speed.decode_tokens);
         let energy =
@@ -207,6 +207,7 @@ impl Bench {
             memory_bytes_per_second,
             share_of_bandwidth_bound: speed.decode_tokens_per_second / bound.max(1e-12),
             energy,
+            energy_missing: meter.missing(),
             cost: self.price_per_hour.map(|price| Cost::new(price, &speed)),
             models,
             grid,
@@ -393,9 +394,10 @@ fn more(document: &Document<'_>) -> String {
         document.share_of_bandwidth_bound * 100.0,
     );
     if let Some(figures) = &document.energy {
-        let label =
-            if figures.energy.is_estimate { "estimated from the power named" } else { "counted, the whole machine" };
+        let label = figures.energy.source.text();
         text.push_str(&format!("{:.4} joules a token ({label})\n", figures.joules_per_token));
+    } else {
+        text.push_str(&format!("no energy: {}; --watts estimates it\n", document.energy_missing));
     }
     if let Some(cost) = &document.cost {
         text.push_str(&format!(

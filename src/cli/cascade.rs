@@ -66,19 +66,8 @@ pub(super) fn options(
     baseline_cost: f64,
     keep_quality: f64,
 ) -> Result<CascadeOptions> {
-    // Multiple choice reads and does not write, so that prefill is what it costs.
-    let secs = |one: &Evaluation| one.speed.as_ref().map(|speed| speed.ttft_secs);
-    let own_base = candidate.baseline.as_deref().filter(|own| own.model.id == baseline.model.id);
-    let times = secs(candidate).zip(own_base.and_then(secs).or(secs(baseline)));
-    let candidate_cost = match (candidate_cost, times) {
-        (Some(cost), _) => cost,
-        (None, Some((own, other))) => baseline_cost * own / other.max(1e-12),
-        (None, None) => {
-            return Err(Failure::Usage("no speed was measured: give --candidate-cost".to_owned()));
-        }
-    };
-    let (candidate_secs, baseline_secs) = times.unwrap_or((candidate_cost, baseline_cost));
-    Ok(CascadeOptions { candidate_cost, baseline_cost, candidate_secs, baseline_secs, keep_quality })
+    CascadeOptions::priced(baseline, candidate, candidate_cost, baseline_cost, keep_quality)
+        .ok_or_else(|| Failure::Usage("no speed was measured: give --candidate-cost".to_owned()))
 }
 
 fn text(cascade: &Cascade) -> String {

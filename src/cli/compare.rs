@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use super::evaluate::{Measure, inputs};
+use super::evaluate::Measure;
 use super::output::{self, Table, difference, or_dash, points, printable};
 use super::session::{Answer, Failure, Result, Session, to_json};
 use crate::engine::comparison::{
@@ -88,7 +88,7 @@ impl Compare {
         }
         if let Some(log) = &self.log {
             let mut entry = AuditEntry::now("compare");
-            entry.inputs = candidates.iter().flat_map(inputs).collect();
+            entry.inputs = candidates.iter().flat_map(AuditEntry::inputs_of).collect();
             entry.inputs.dedup();
             entry.outputs = self.output.iter().map(|output| HashedFile::read(output)).collect::<EngineResult<_>>()?;
             if let Some(gates) = &self.gates {

@@ -17,7 +17,7 @@ use crate::engine::report::{AuditEntry, HashedFile, audit};
 use crate::engine::scoring::chat::ChatTemplate;
 use crate::engine::scoring::energy::EnergyMeter;
 use crate::engine::scoring::{
-    Convention, SeedOptions, TaskSet, TextDistance, TextOptions, TextResult, TextSource, few_shot,
+    Convention, SeedOptions, SpeedOptions, TaskSet, TextDistance, TextOptions, TextResult, TextSource, few_shot,
 };
 use crate::engine::units;
 
@@ -55,6 +55,12 @@ pub(super) struct Measure {
     /// Score no more of the text than it takes for N tokens
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
+    /// Leave the measurement of prefill and decode speed out
+    #[arg(long)]
+    no_speed: bool,
+    /// Power to estimate energy with, where no counter of the processor or a GPU can be read
+    #[arg(long, value_name = "W", value_parser = super::bench::positive)]
+    watts: Option<f64>,
     /// At most N items of each slice, evenly spread
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_items: Option<u32>,
@@ -99,6 +105,8 @@ impl Measure {
                 text: TextOptions { convention: self.perplexity, context: self.context, max_tokens: self.tokens },
                 max_items_per_slice: self.max_items.map(|count| count as usize),
                 journal: self.resume.clone(),
+                speed: (!self.no_speed).then(SpeedOptions::default),
+                watts: self.watts,
                 seeds: self.seeds.map(|seeds| SeedOptions { seeds: seeds as usize, ..SeedOptions::default() }),
                 ..EvaluationOptions::default()
             },
@@ -224,24 +232,16 @@ impl Evaluate {
             output::check_target(self.output.as_deref(), &[&baseline.checkpoint])?;
         }
         material.apply_chat_template(&model)?;
-        let meter = EnergyMeter::start();
+        let meter = EnergyMeter::start(material.options.watts);
         let evaluation = material.evaluate(session, &model, baseline.as_ref(), None)?;
-        let energy = meter.and_then(|meter| meter.stop());
+        let energy = meter.stop();
         if let Some(output) = &self.output {
             output::write_file(output, &to_json(&evaluation)?)?;
         }
         if let Some(log) = &self.log {
-            let mut entry = AuditEntry::now("evaluate");
-            entry.inputs = inputs(&evaluation);
+            let mut entry = AuditEntry::of_evaluation(&evaluation, started.elapsed().as_secs_f64(), energy);
             entry.outputs = self.output.iter().map(|output| HashedFile::read(output)).collect::<EngineResult<_>>()?;
             entry.options.insert("convention".to_owned(), material.options.text.convention.name().to_owned());
-            entry.options.insert("evaluation".to_owned(), evaluation.key.clone());
-            entry.seconds = Some(started.elapsed().as_secs_f64());
-            entry.joules = energy.map(|energy| energy.joules());
-            // Two operations for every weight and token that was scored or read.
-            let tokens = evaluation.text.as_ref().map_or(0, |text| text.tokens)
-                + evaluation.items.iter().map(|item| item.prompt_tokens as usize + item.token_ids.len()).sum::<usize>();
-            entry.flop = Some(2.0 * evaluation.size.weight_count as f64 * tokens as f64);
             audit::append(log, entry)?;
         }
         session.answer(&evaluation, || {
@@ -252,17 +252,6 @@ impl Evaluate {
             text
         })
     }
-}
-
-/// Models, tasks and text of an evaluation with their hashes.
-pub(super) fn inputs(evaluation: &Evaluation) -> Vec<HashedFile> {
-    let file = |name: &str, hash: &str| HashedFile { name: name.to_owned(), hash: hash.to_owned() };
-    let model = |evaluation: &Evaluation| file(&evaluation.model.name, &evaluation.model.id);
-    let mut inputs = vec![model(evaluation)];
-    inputs.extend(evaluation.baseline.as_deref().map(model));
-    inputs.extend(evaluation.tasks_hash.as_deref().map(|hash| file("tasks", hash)));
-    inputs.extend(evaluation.text_hash.as_deref().map(|hash| file("text", hash)));
-    inputs
 }
 
 fn text(evaluation: &Evaluation) -> String {
@@ -277,6 +266,9 @@ fn text(evaluation: &Evaluation) -> String {
     if !evaluation.slices.is_empty() {
         text.push('\n');
         text.push_str(&slices(evaluation));
+    }
+    if let Some(energy) = &evaluation.energy {
+        text.push_str(&format!("\nenergy: {}\n", energy.energy.source.text()));
     }
     text.push_str("\n± and [ ] are 95 % intervals.");
     if evaluation.baseline.is_some() {
@@ -316,6 +308,11 @@ fn summary(evaluation: &Evaluation) -> String {
         let distance = distance(one)?;
         let around = points(margin(distance.same_top_fraction_stderr));
         Some(format!("{} ± {around}", points(distance.same_top_fraction)))
+    });
+    add("text read (tokens/s)", &|one| one.text_tokens_per_second.map(|rate| format!("{rate:.0}")));
+    add("energy a token (J)", &|one| one.energy.map(|energy| units::significant(energy.joules_per_token)));
+    add("energy a correct answer (J)", &|one| {
+        one.energy.and_then(|energy| energy.joules_per_correct_answer).map(units::significant)
     });
     add("bits per byte", &|one| one.text.as_ref().map(|text| format!("{:.4}", text.bits_per_byte)));
     add("reverse KLD (nats)", &|one| distance(one).map(|distance| units::significant(distance.reverse_kld_mean)));

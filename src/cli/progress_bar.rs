@@ -78,12 +78,16 @@ fn figures(snapshot: &Snapshot) -> String {
     if let Some(left) = snapshot.seconds_left() {
         text.push_str(&format!(", {} left", units::seconds(left)));
     }
+    if let Some(running) = snapshot.running {
+        text.push_str(&format!(", {}", running.text()));
+    }
     text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::progress::Figure;
 
     #[test]
     fn figures_say_done_total_and_rate_in_the_unit_of_the_work() {
@@ -94,6 +98,8 @@ mod tests {
         assert!(text.starts_with("1.00 MiB of 4.00 MiB, ") && text.contains("/s") && text.ends_with(" left"), "{text}");
         progress.begin(Phase::ScoringText, 100, Unit::Tokens);
         assert_eq!(figures(&progress.snapshot()), "0 of 100 tokens");
+        progress.tally(Figure::Kld, [0.25, 0.25]);
+        assert_eq!(figures(&progress.snapshot()), "0 of 100 tokens, KLD 0.250 ± 0 nats");
         progress.cancel();
         assert_eq!(figures(&progress.snapshot()), "stopping");
     }

@@ -1,7 +1,6 @@
 //! `lapidary report`: evaluations written up as HTML and Markdown, a model card and a documentation sheet.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use clap::Args;
 use serde::Serialize;
@@ -16,6 +15,7 @@ use crate::engine::evaluation::Evaluation;
 use crate::engine::report::{
     AuditEntry, CardOptions, Environment, HashedFile, ReportInput, Reported, Source, audit, report,
 };
+use crate::workbench::print_to_pdf;
 
 /// Longest text file that is shown within a report.
 const MAX_SHOWN_BYTES: u64 = 256 << 10;
@@ -108,11 +108,10 @@ impl WriteReport {
             files.push(HashedFile::read(&path)?);
         }
         if self.pdf {
-            let (html, pdf) = (self.output.join("report.html"), self.output.join("report.pdf"));
-            if print_to_pdf(&html, &pdf) {
-                files.push(HashedFile::read(&pdf)?);
-            } else {
-                session.warn("no browser or printer for PDF was found: open report.html and print it");
+            let pdf = self.output.join("report.pdf");
+            match print_to_pdf(&written.html, &pdf) {
+                Ok(_) => files.push(HashedFile::read(&pdf)?),
+                Err(err) => session.warn(err.to_string()),
             }
         }
         if let Some(log) = &self.log {
@@ -189,28 +188,4 @@ impl WriteReport {
             },
         })
     }
-}
-
-/// Prints a page with the first program of this system that can; false where there is none.
-fn print_to_pdf(html: &Path, pdf: &Path) -> bool {
-    let to = |flag: &str| format!("{flag}{}", pdf.display());
-    let (html, plain) = (html.display().to_string(), pdf.display().to_string());
-    let headless =
-        |html: &str| vec!["--headless".to_owned(), "--disable-gpu".to_owned(), to("--print-to-pdf="), html.to_owned()];
-    let programs = [
-        ("chromium", headless(&html)),
-        ("chromium-browser", headless(&html)),
-        ("google-chrome", headless(&html)),
-        ("weasyprint", vec![html.clone(), plain.clone()]),
-        ("wkhtmltopdf", vec![html.clone(), plain]),
-    ];
-    programs.iter().any(|(program, arguments)| {
-        let status = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        status.is_ok_and(|status| status.success()) && pdf.exists()
-    })
 }

@@ -14,6 +14,7 @@ use crate::engine::checkpoint::{Checkpoint, ensure_not_source};
 use crate::engine::error::{Error, Fault, Stage};
 use crate::engine::pass::{self, Earlier, PassOptions};
 use crate::engine::plan::{Calibration, Plan, Recipe, Target, resolve};
+use crate::engine::report::{AuditEntry, PassFacts, audit};
 use crate::engine::units;
 
 /// Largest plan file.
@@ -46,6 +47,9 @@ pub(super) struct Run {
     /// The file (GGUF) or folder (all others) to write
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
+    /// Add an entry to this audit log
+    #[arg(long, value_name = "AUDIT.jsonl")]
+    log: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
@@ -58,7 +62,7 @@ struct Document<'a> {
     recipe: Option<&'static str>,
     output: &'a Path,
     /// The candidate's id: BLAKE3 of its files.
-    content_hash: String,
+    content_hash: &'a str,
     weight_count: u64,
     /// Fewer where the plan prunes.
     new_weight_count: u64,
@@ -98,10 +102,23 @@ impl Run {
             warnings.iter().for_each(|warning| session.warn(warning));
         }
         let earlier = self.earlier(&checkpoint, session)?;
+        let importance_hash = importance.as_ref().map(|importance| importance.hash.clone());
         let options = PassOptions { importance, earlier, means: plan.load_means()?, ..PassOptions::default() };
         let report = pass::run(&checkpoint, &resolved, &self.output, &options, &session.progress)?;
         let candidate = Checkpoint::open(&self.output)?;
         report.warnings.iter().for_each(|warning| session.warn(warning));
+        let content_hash = candidate.content_hash(&session.progress)?;
+        if let Some(log) = &self.log {
+            let facts = PassFacts {
+                checkpoint: (&checkpoint.name, &checkpoint.content_hash(&session.progress)?),
+                plan: &plan.to_toml(),
+                importance: importance_hash.as_deref(),
+                candidate: (&report.output, &content_hash),
+                target: resolved.target.name(),
+                seconds: report.elapsed_secs,
+            };
+            audit::append(log, AuditEntry::of_pass(&facts))?;
+        }
         let document = Document {
             version: 1,
             path: &checkpoint.path,
@@ -109,7 +126,7 @@ impl Run {
             target: resolved.target.name(),
             recipe: resolved.recipe.map(Recipe::name),
             output: &report.output,
-            content_hash: candidate.content_hash(&session.progress)?,
+            content_hash: &content_hash,
             weight_count: report.weight_count,
             new_weight_count: resolved.new_weight_count,
             old_bytes: report.old_bytes,

@@ -10,6 +10,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::error::{Error, Result};
+use super::units;
 
 /// What a job is doing at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +80,64 @@ pub enum Unit {
     Tokens,
 }
 
+/// What a running figure is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Figure {
+    /// Share of the items that are right.
+    Accuracy,
+    /// KL divergence of a token, in nats.
+    Kld,
+    /// e to the mean of −ln p of a token.
+    Perplexity,
+}
+
+/// The figure of what is done so far.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Running {
+    /// What it is of.
+    pub figure: Figure,
+    /// Values it is of.
+    pub count: u64,
+    /// Their mean.
+    pub mean: f64,
+    squares: f64,
+}
+
+impl Running {
+    fn push(&mut self, value: f64) {
+        // Welford 1962.
+        self.count += 1;
+        let before = value - self.mean;
+        self.mean += before / self.count as f64;
+        self.squares += before * (value - self.mean);
+    }
+
+    /// Half of the 95 % interval of the mean, from the spread of the values; of one value it is not known.
+    pub fn margin(&self) -> Option<f64> {
+        let variance = (self.count > 1).then(|| (self.squares / (self.count - 1) as f64).max(0.0))?;
+        Some(1.96 * (variance / self.count as f64).sqrt())
+    }
+
+    /// The figure as people read it, with its interval: `accuracy 93.1 ± 0.8 %`.
+    pub fn text(&self) -> String {
+        let (name, value, scale, unit) = match self.figure {
+            Figure::Accuracy => ("accuracy", self.mean * 100.0, 100.0, " %"),
+            Figure::Kld => ("KLD", self.mean, 1.0, " nats"),
+            // The spread of a logarithm is a share of the value.
+            Figure::Perplexity => ("perplexity", self.mean.exp(), self.mean.exp(), ""),
+        };
+        let number = |value: f64| match self.figure {
+            Figure::Accuracy => format!("{value:.1}"),
+            Figure::Kld => units::significant(value),
+            Figure::Perplexity => format!("{value:.3}"),
+        };
+        match self.margin() {
+            Some(margin) => format!("{name} {} ± {}{unit}", number(value), number(margin * scale)),
+            None => format!("{name} {}{unit}", number(value)),
+        }
+    }
+}
+
 /// A reading of the counters at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Snapshot {
@@ -88,6 +147,10 @@ pub struct Snapshot {
     pub total: u64,
     /// Time since the phase began, pauses left out.
     pub elapsed: Duration,
+    /// Units that were there when the phase began, from an earlier time, and took no time now.
+    pub resumed: u64,
+    /// The figure of what is done so far, where there is one.
+    pub running: Option<Running>,
     pub is_paused: bool,
     pub is_cancelled: bool,
 }
@@ -100,12 +163,12 @@ impl Snapshot {
 
     /// Units a second since the phase began.
     pub fn rate(&self) -> f64 {
-        self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
+        self.done.saturating_sub(self.resumed) as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
 
     /// Seconds left at the mean rate, once some work is done.
     pub fn seconds_left(&self) -> Option<f64> {
-        (self.done > 0 && self.total > self.done).then(|| (self.total - self.done) as f64 / self.rate())
+        (self.done > self.resumed && self.total > self.done).then(|| (self.total - self.done) as f64 / self.rate())
     }
 }
 
@@ -123,6 +186,8 @@ struct Inner {
     unit: AtomicU8,
     done: AtomicU64,
     total: AtomicU64,
+    resumed: AtomicU64,
+    running: Mutex<Option<Running>>,
     cancel: AtomicBool,
     pause: AtomicBool,
     clock: Mutex<Clock>,
@@ -154,6 +219,8 @@ impl Progress {
                 unit: AtomicU8::new(Unit::Items as u8),
                 done: AtomicU64::new(0),
                 total: AtomicU64::new(0),
+                resumed: AtomicU64::new(0),
+                running: Mutex::new(None),
                 cancel: AtomicBool::new(false),
                 pause: AtomicBool::new(false),
                 clock: Mutex::new(Clock { started: now, paused_at: None, paused_for: Duration::ZERO, last_wake: now }),
@@ -173,12 +240,33 @@ impl Progress {
         self.inner.unit.store(unit as u8, Ordering::Relaxed);
         self.inner.total.store(total, Ordering::Relaxed);
         self.inner.done.store(0, Ordering::Relaxed);
+        self.inner.resumed.store(0, Ordering::Relaxed);
+        *self.running() = None;
         {
             let mut clock = self.clock();
             clock.started = Instant::now();
             clock.paused_for = Duration::ZERO;
         }
         self.wake();
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, Option<Running>> {
+        self.inner.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Counts `count` units that were done in an earlier run: they are no part of the rate.
+    pub fn resume(&self, count: u64) {
+        self.inner.resumed.fetch_add(count, Ordering::Relaxed);
+        self.advance(count);
+    }
+
+    /// Takes values of this phase into its running figure; called once a batch, not once a value.
+    pub fn tally(&self, figure: Figure, values: impl IntoIterator<Item = f64>) {
+        let mut running = self.running();
+        let known = running.filter(|known| known.figure == figure);
+        let mut next = known.unwrap_or(Running { figure, count: 0, mean: 0.0, squares: 0.0 });
+        values.into_iter().for_each(|value| next.push(value));
+        *running = (next.count > 0).then_some(next);
     }
 
     /// Counts `count` more units done.
@@ -254,6 +342,8 @@ impl Progress {
             unit,
             done: self.inner.done.load(Ordering::Relaxed),
             total: self.inner.total.load(Ordering::Relaxed),
+            resumed: self.inner.resumed.load(Ordering::Relaxed),
+            running: *self.running(),
             elapsed,
             is_paused: self.inner.pause.load(Ordering::Relaxed),
             is_cancelled: self.is_cancelled(),
@@ -284,6 +374,36 @@ mod tests {
         assert!(!thread.is_finished());
         progress.cancel();
         assert!(thread.join().expect("join").is_err());
+    }
+
+    #[test]
+    fn the_running_figure_has_its_interval_and_ends_with_its_phase() {
+        let progress = Progress::default();
+        progress.begin(Phase::ScoringTasks, 400, Unit::Items);
+        assert!(progress.snapshot().running.is_none());
+        progress.tally(Figure::Accuracy, [1.0]);
+        assert_eq!(progress.snapshot().running.expect("a figure").text(), "accuracy 100.0 %");
+        progress.tally(Figure::Accuracy, (1..300).map(|index| f64::from(u8::from(index % 4 != 0))));
+        let running = progress.snapshot().running.expect("a figure");
+        // √(p (1 − p) / (n − 1)) is the standard error of a share.
+        let expected = 1.96 * (running.mean * (1.0 - running.mean) / 299.0).sqrt();
+        assert!((running.margin().expect("a margin") - expected).abs() < 1e-12);
+        assert_eq!(running.text(), "accuracy 75.3 ± 4.9 %");
+        progress.begin(Phase::ScoringText, 10, Unit::Tokens);
+        assert!(progress.snapshot().running.is_none());
+        progress.tally(Figure::Perplexity, [1.0, 1.0, 1.0]);
+        assert_eq!(progress.snapshot().running.expect("a figure").text(), "perplexity 2.718 ± 0.000");
+    }
+
+    #[test]
+    fn what_was_done_before_is_no_part_of_the_rate() {
+        let progress = Progress::default();
+        progress.begin(Phase::ScoringTasks, 100, Unit::Items);
+        progress.resume(60);
+        let snapshot = progress.snapshot();
+        assert_eq!((snapshot.done, snapshot.rate(), snapshot.seconds_left()), (60, 0.0, None));
+        progress.advance(10);
+        assert!(progress.snapshot().rate() > 0.0 && progress.snapshot().seconds_left().is_some());
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub enum Action {
     SaveProjectAs,
     LoadTasks,
     LoadText,
+    LoadGates,
+    DropGates,
     Quit,
     Undo,
     Redo,
@@ -104,6 +106,7 @@ pub enum Action {
     EvaluateBaseline,
     EvaluateCandidates,
     Generate,
+    Speculate,
     CancelJobs,
     ShowOverview,
     ShowWeights,
@@ -113,6 +116,7 @@ pub enum Action {
     ShowRuns,
     ShowCompare,
     ShowPlayground,
+    ShowReport,
     ToggleTheme,
     TogglePresenter,
     Palette,
@@ -121,7 +125,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, in menu order.
-    pub const ALL: [Self; 59] = [
+    pub const ALL: [Self; 63] = [
         Self::OpenFile,
         Self::OpenFolder,
         Self::OpenPath,
@@ -130,6 +134,8 @@ impl Action {
         Self::SaveProjectAs,
         Self::LoadTasks,
         Self::LoadText,
+        Self::LoadGates,
+        Self::DropGates,
         Self::Quit,
         Self::Undo,
         Self::Redo,
@@ -168,6 +174,7 @@ impl Action {
         Self::EvaluateBaseline,
         Self::EvaluateCandidates,
         Self::Generate,
+        Self::Speculate,
         Self::CancelJobs,
         Self::ShowOverview,
         Self::ShowWeights,
@@ -177,6 +184,7 @@ impl Action {
         Self::ShowRuns,
         Self::ShowCompare,
         Self::ShowPlayground,
+        Self::ShowReport,
         Self::ToggleTheme,
         Self::TogglePresenter,
         Self::Palette,
@@ -200,8 +208,14 @@ impl Action {
                 (G::File, "Save project", "Write the project now; it is also saved by itself", ctrl("S"))
             }
             Self::SaveProjectAs => (G::File, "Save project as…", "Give the project a file of its own", ctrl_shift("S")),
-            Self::LoadTasks => (G::File, "Choose tasks…", "Evaluate on the items of a JSONL file", None),
+            Self::LoadTasks => {
+                (G::File, "Choose tasks…", "Evaluate on the items of a JSONL, CSV or Parquet file", None)
+            }
             Self::LoadText => (G::File, "Choose text…", "Measure perplexity and KLD on a text file", None),
+            Self::LoadGates => (G::File, "Choose gates…", "Judge every candidate by the limits of a gates.toml", None),
+            Self::DropGates => {
+                (G::File, "Stop using the gates", "Judge candidates by the constraints of their plans alone", None)
+            }
             Self::Quit => (G::File, "Quit", "Stop running jobs, save and close", ctrl("Q")),
             Self::Undo => (G::Edit, "Undo", "Take the last change of the plan back", ctrl("Z")),
             Self::Redo => (G::Edit, "Redo", "Make the change again", ctrl_shift("Z")),
@@ -349,6 +363,12 @@ impl Action {
             Self::Generate => {
                 (G::Run, "Generate", "Let original and candidate continue the prompt side by side", ctrl("G"))
             }
+            Self::Speculate => (
+                G::Run,
+                "Write with the candidate as draft",
+                "Let the candidate propose and the original check: the original's text, sooner where the draft is good",
+                None,
+            ),
             Self::CancelJobs => {
                 (G::Run, "Cancel all jobs", "Stop everything that runs; nothing half-written remains", None)
             }
@@ -362,6 +382,9 @@ impl Action {
             Self::ShowRuns => (G::View, "Runs", "Every candidate with size, distance, speed and accuracy", ctrl("6")),
             Self::ShowCompare => (G::View, "Compare", "Candidates against the original, slice by slice", ctrl("7")),
             Self::ShowPlayground => (G::View, "Playground", "Original and candidate writing side by side", ctrl("8")),
+            Self::ShowReport => {
+                (G::View, "Report", "What will be written of the result, and the files of it", ctrl("9"))
+            }
             Self::ToggleTheme => (G::View, "Light or dark", "Switch between the light and the dark theme", None),
             Self::TogglePresenter => (G::View, "Presenter mode", "Larger text and no editing controls", bare("F5")),
             Self::Palette => (G::Help, "Command palette", "Find anything that can be done by its name", ctrl("K")),
@@ -400,6 +423,7 @@ impl Action {
             Self::ShowRuns => View::Runs,
             Self::ShowCompare => View::Compare,
             Self::ShowPlayground => View::Playground,
+            Self::ShowReport => View::Report,
             _ => return None,
         })
     }
@@ -505,6 +529,16 @@ impl Action {
             Self::Generate => no_document()
                 .or_else(|| document.and_then(|d| d.cannot_run()))
                 .or_else(|| unless(!jobs.is_running(JobKind::Generate), "Already writing")),
+            Self::Speculate => no_document()
+                .or_else(|| document.and_then(|d| d.cannot_run()))
+                .or_else(|| {
+                    let has_draft = document.and_then(|d| d.focused()?.checkpoint()).is_some();
+                    unless(has_draft, "Run a plan first: its candidate is the draft")
+                })
+                .or_else(|| unless(!jobs.is_running(JobKind::Generate), "Already writing")),
+            Self::DropGates => {
+                no_document().or_else(|| unless(document.is_some_and(|d| d.gates.is_some()), "No gates were chosen"))
+            }
             Self::CancelJobs => unless(jobs.views().next().is_some(), "Nothing is running"),
             _ => no_document(),
         }

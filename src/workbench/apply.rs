@@ -11,7 +11,7 @@ use super::events::Outcome;
 use super::history::History;
 use super::jobs::JobKind;
 use super::measure::{KldRequest, units_of_action};
-use super::project::Project;
+use super::project::{Project, output_folder};
 use super::settings::ThemeChoice;
 use super::state::{CandidateState, Document, Level, Playground, PlaygroundSide, Run, RunId, Selection, View};
 use super::tasks::{self, EvaluationInput, Source};
@@ -71,6 +71,7 @@ impl Workbench {
                 self.mark_stale();
                 self.look_at_calibration(false);
             }
+            Command::LoadGates(path) => return self.load_gates(&path),
             Command::Show(view) => self.state.view = view,
             Command::Select { tensor, mode } => self.select(tensor, mode),
             Command::SelectSet(tensors) => {
@@ -195,6 +196,17 @@ impl Workbench {
             Command::SetTemperature(temperature) => {
                 self.with_document(|document| document.playground.temperature = temperature.clamp(0.0, 2.0));
             }
+            Command::SetDraftTokens(tokens) => {
+                let tokens = tokens.clamp(1, super::drafting::MOST_DRAFTED);
+                self.with_document(|document| document.playground.draft_tokens = tokens);
+            }
+            Command::PrintPdf { path, html } => {
+                self.jobs.spawn(JobKind::Export, format!("print {}", file_name(&path)), move |_| {
+                    super::printing::print_to_pdf(&html, &path)?;
+                    let bytes = std::fs::metadata(&path).map_or(0, |file| file.len());
+                    Ok(Outcome::Exported { output: path, bytes })
+                });
+            }
             Command::Cancel(job) => self.jobs.cancel(job),
             Command::Pause { job, paused } => self.jobs.set_paused(job, paused),
             Command::Dismiss(id) => self.state.notices.retain(|notice| notice.id != id),
@@ -214,6 +226,7 @@ impl Workbench {
             | Action::SaveProjectAs
             | Action::LoadTasks
             | Action::LoadText
+            | Action::LoadGates
             | Action::LoadPlan
             | Action::SavePlan
             | Action::LoadImportance
@@ -303,6 +316,8 @@ impl Workbench {
                 }
             }
             Action::Generate => self.generate(),
+            Action::Speculate => self.speculate(),
+            Action::DropGates => self.drop_gates(),
             Action::CancelJobs => self.jobs.cancel_all(),
             Action::ToggleTheme => {
                 let next = if self.state.settings.theme == ThemeChoice::Light {
@@ -320,7 +335,8 @@ impl Workbench {
             | Action::ShowHeads
             | Action::ShowRuns
             | Action::ShowCompare
-            | Action::ShowPlayground => {
+            | Action::ShowPlayground
+            | Action::ShowReport => {
                 if let Some(view) = action.view() {
                     self.state.view = view;
                 }
@@ -466,6 +482,7 @@ impl Workbench {
             tasks: document.tasks.clone(),
             text: document.text.clone(),
             models: self.models.clone(),
+            folder: output_folder(&document.project_path),
         };
         self.jobs.spawn(JobKind::Evaluate, format!("evaluate {name}"), move |context| tasks::evaluate(&input, context));
     }
@@ -574,6 +591,7 @@ impl Workbench {
             attention: None,
             tasks: opened.tasks,
             text: opened.text,
+            gates: opened.gates,
             baseline: None,
             runs: Vec::new(),
             focused_run: None,

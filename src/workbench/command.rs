@@ -50,6 +50,8 @@ pub enum Command {
     LoadTasks(PathBuf),
     /// Takes the text to evaluate on.
     LoadText(PathBuf),
+    /// Judges candidates by the gates of a file.
+    LoadGates(PathBuf),
     /// Shows another view.
     Show(View),
     /// Selects a tensor by its index in the checkpoint.
@@ -133,6 +135,10 @@ pub enum Command {
     SetGenerateTokens(usize),
     /// Sets the sampling temperature; 0 is greedy.
     SetTemperature(f32),
+    /// Sets how many tokens a draft proposes at once.
+    SetDraftTokens(usize),
+    /// Prints a page of HTML to a PDF file with what the system has.
+    PrintPdf { path: PathBuf, html: Arc<str> },
     /// Stops a job.
     Cancel(JobId),
     /// Holds a job or lets it go on.

@@ -9,11 +9,11 @@ use super::importance::KnownImportance;
 use super::jobs::JobId;
 use super::measure::CalibrationInfo;
 use super::project::Project;
-use super::state::RunId;
+use super::state::{RunId, Speculated};
 use super::units::PrunedStep;
 use crate::engine::calibration::Activations;
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::comparison::Comparison;
+use crate::engine::comparison::{Comparison, GateSet};
 use crate::engine::error::{Error, Fault, Result};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
@@ -46,6 +46,10 @@ pub(super) enum Event {
     PruneStep { fingerprint: String, kept: Box<PrunedStep> },
     /// The playground has one more token.
     Token { subject: Subject, token: GeneratedToken },
+    /// Something beside the result did not work.
+    Warned { text: String },
+    /// The original has written so far, with the candidate as its draft.
+    Drafted { text: String },
     /// The job is over.
     Ended { job: JobId, result: Result<Outcome> },
 }
@@ -91,6 +95,8 @@ pub(super) enum Outcome {
     Compared { run: RunId, comparison: Option<Box<Comparison>> },
     /// The playground has stopped.
     Generated { subject: Subject, generation: Generation },
+    /// The original has written with a draft, after it wrote alone.
+    Speculated(Box<Speculated>),
     /// The kernels of this machine are timed.
     Rates(Box<KernelRates>),
     /// A candidate was copied.
@@ -110,6 +116,7 @@ pub(super) struct Opened {
     pub(super) text: Option<Arc<TextSource>>,
     pub(super) importance: Option<KnownImportance>,
     pub(super) calibration_text: Option<PathBuf>,
+    pub(super) gates: Option<Arc<GateSet>>,
 }
 
 /// A candidate as the pass left it.

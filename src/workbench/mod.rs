@@ -8,15 +8,18 @@ mod action;
 mod apply;
 mod command;
 mod demo;
+mod drafting;
 mod events;
 mod files;
 mod history;
 mod importance;
 mod jobs;
+mod judging;
 mod measure;
 mod measure_tasks;
 mod planning;
 mod poll;
+mod printing;
 mod project;
 mod prune_steps;
 mod rates;
@@ -36,12 +39,14 @@ pub use history::History;
 pub use importance::KnownImportance;
 pub use jobs::{Executor, JobId, JobKind, JobView};
 pub use measure::{CalibrationInfo, KldRequest, MeasureOn, action_of_units};
-pub use project::Project;
+pub use printing::{print_to_pdf, printer};
+pub use project::{Project, output_folder};
 pub use rates::{keep_rates, known_rates};
 pub use settings::{Settings, ThemeChoice};
 pub use standing::PlanStanding;
 pub use state::{
-    CandidateState, Document, Level, NamedPlan, Notice, Playground, PlaygroundSide, Run, RunId, Selection, State, View,
+    CandidateState, Document, Level, NamedPlan, Notice, Playground, PlaygroundSide, Run, RunId, Selection, Speculated,
+    State, View,
 };
 pub use units::{PruneSteps, PrunedStep, UnitEdit};
 

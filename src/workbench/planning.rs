@@ -236,11 +236,13 @@ impl Workbench {
             None => tasks::candidate_path(&project::output_folder(&document.project_path), &name, extension)?,
         };
         let checkpoint = document.checkpoint.clone();
+        let folder = project::output_folder(&document.project_path);
         let importance = document.importance_in_use().cloned();
         // The latest first: it is nearest to what is asked for now.
         let predecessors: Vec<Predecessor> = document.runs.iter().rev().filter_map(Predecessor::of).collect();
         self.jobs.spawn(JobKind::Pass, format!("compress to {name}"), move |context| {
-            tasks::run_plan(&checkpoint, plan, &resolved, importance, &predecessors, name, &output, context)
+            let places = [output.as_path(), folder.as_path()];
+            tasks::run_plan(&checkpoint, plan, &resolved, importance, &predecessors, name, places, context)
         });
         Ok(())
     }

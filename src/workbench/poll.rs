@@ -75,6 +75,12 @@ impl Workbench {
                     }
                 }
             }
+            Event::Warned { text } => self.state.notify(Level::Warning, text),
+            Event::Drafted { text } => {
+                if let Some(drafting) = self.state.document.as_mut().and_then(|d| d.playground.drafting.as_mut()) {
+                    *drafting = text;
+                }
+            }
             Event::Ended { result, .. } => self.take_result(result),
         }
     }
@@ -194,15 +200,16 @@ impl Workbench {
                 if let Some(document) = self.document_of(&fingerprint) {
                     match subject {
                         Subject::Baseline => document.baseline = Some(Arc::from(evaluation)),
-                        Subject::Run(run) => {
+                        Subject::Run(id) => {
                             if let Some(baseline) = &evaluation.baseline {
                                 document.baseline = Some(Arc::new((**baseline).clone()));
                             }
-                            if let Some(run) = document.run_mut(run) {
+                            if let Some(run) = document.run_mut(id) {
                                 run.evaluation = Some(Arc::from(evaluation));
                                 run.comparison = comparison.map(Arc::from);
                                 run.is_stale = false;
                             }
+                            document.judge(id);
                         }
                     }
                     document.is_dirty = true;
@@ -210,8 +217,11 @@ impl Workbench {
                 }
             }
             Outcome::Compared { run, comparison } => {
-                if let Some(run) = self.state.document.as_mut().and_then(|document| document.run_mut(run)) {
-                    run.comparison = comparison.map(Arc::from);
+                if let Some(document) = &mut self.state.document {
+                    if let Some(run) = document.run_mut(run) {
+                        run.comparison = comparison.map(Arc::from);
+                    }
+                    document.judge(run);
                 }
             }
             Outcome::Generated { subject, generation } => {
@@ -225,6 +235,12 @@ impl Workbench {
                     side.tokens_per_second = (generation.tpot_secs > 0.0).then(|| 1.0 / generation.tpot_secs);
                     side.tokens = generation.tokens;
                     side.is_done = true;
+                }
+            }
+            Outcome::Speculated(speculated) => {
+                if let Some(document) = &mut self.state.document {
+                    document.playground.drafting = None;
+                    document.playground.speculated = Some(*speculated);
                 }
             }
             Outcome::Rates(rates) => self.take_rates(*rates),

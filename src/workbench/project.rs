@@ -72,6 +72,9 @@ pub struct Project {
     pub(super) tasks: Option<PathBuf>,
     #[serde(default)]
     pub(super) text: Option<PathBuf>,
+    /// Gates that candidates are judged by.
+    #[serde(default)]
+    pub(super) gates: Option<PathBuf>,
     /// The text that importance was computed on last.
     #[serde(default)]
     pub(super) calibration_text: Option<PathBuf>,
@@ -111,6 +114,7 @@ impl Project {
             named: document.named.iter().map(|named| saved(&named.name, &named.plan)).collect(),
             tasks: document.tasks.as_ref().and_then(|tasks| outside(&tasks.path)),
             text: document.text.as_ref().and_then(|text| outside(&text.path)),
+            gates: document.gates.as_ref().map(|gates| gates.path.clone()),
             calibration_text: document.calibration_text.as_deref().and_then(outside),
             baseline: document.baseline.clone(),
             sensitivity: document.sensitivity.clone(),
@@ -179,7 +183,7 @@ pub(super) fn default_path(data_dir: &Path, name: &str, fingerprint: &str) -> Pa
 }
 
 /// The folder that passes of a project write into: `NAME.lapidary.d`.
-pub(super) fn output_folder(project_path: &Path) -> PathBuf {
+pub fn output_folder(project_path: &Path) -> PathBuf {
     let mut name = project_path.file_name().unwrap_or_default().to_owned();
     name.push(".d");
     project_path.with_file_name(name)

@@ -14,14 +14,14 @@ use super::settings::Settings;
 use super::units::PrunedStep;
 use crate::engine::calibration::Activations;
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::comparison::Comparison;
+use crate::engine::comparison::{Comparison, GateSet};
 use crate::engine::error::{Error, Fault};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
 use crate::engine::plan::{Plan, Prune, ResolvedPlan, Target, budget};
 use crate::engine::profile::TensorProfile;
 use crate::engine::scoring::kernel_rates::KernelRates;
-use crate::engine::scoring::{GeneratedToken, TaskSet, TextSource};
+use crate::engine::scoring::{GeneratedToken, SpeculativeGeneration, TaskSet, TextSource};
 use crate::engine::sensitivity::{self, SensitivityRow, SensitivityTable, UnitTable};
 use crate::engine::structure::UnitScores;
 use crate::engine::structure::attention::AttentionPatterns;
@@ -43,11 +43,12 @@ pub enum View {
     Runs,
     Compare,
     Playground,
+    Report,
 }
 
 impl View {
     /// Every view, in tab order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Overview,
         Self::Weights,
         Self::Sensitivity,
@@ -56,6 +57,7 @@ impl View {
         Self::Runs,
         Self::Compare,
         Self::Playground,
+        Self::Report,
     ];
 
     /// The tab's title.
@@ -69,6 +71,7 @@ impl View {
             Self::Runs => "Runs",
             Self::Compare => "Compare",
             Self::Playground => "Playground",
+            Self::Report => "Report",
         }
     }
 }
@@ -170,6 +173,29 @@ pub struct PlaygroundSide {
     pub tokens_per_second: Option<f64>,
 }
 
+/// What the original wrote with a candidate as its draft, beside what it took alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Speculated {
+    /// Whose drafts they were.
+    pub run: RunId,
+    /// Tokens drafted at once.
+    pub draft_tokens: usize,
+    /// The text and how it came about.
+    pub generation: SpeculativeGeneration,
+    /// Seconds a token of the original alone, on the same prompt just before.
+    pub alone_secs_per_token: f64,
+    /// Whether greedy text is what the original wrote alone; none where it is sampled.
+    pub is_same_text: Option<bool>,
+}
+
+impl Speculated {
+    /// How much sooner a token is there than without the draft.
+    pub fn speed_up(&self) -> f64 {
+        let own = self.generation.seconds / self.generation.ids.len().max(1) as f64;
+        self.alone_secs_per_token / own.max(1e-12)
+    }
+}
+
 /// One prompt, original and candidate.
 #[derive(Clone, Debug)]
 pub struct Playground {
@@ -187,6 +213,12 @@ pub struct Playground {
     pub candidate: PlaygroundSide,
     /// Which run that was.
     pub run: Option<RunId>,
+    /// Tokens that a draft proposes at once.
+    pub draft_tokens: usize,
+    /// What was written with drafts so far, while it is being written.
+    pub drafting: Option<String>,
+    /// The last text that was written with drafts.
+    pub speculated: Option<Speculated>,
 }
 
 impl Default for Playground {
@@ -199,6 +231,9 @@ impl Default for Playground {
             baseline: PlaygroundSide::default(),
             candidate: PlaygroundSide::default(),
             run: None,
+            draft_tokens: 4,
+            drafting: None,
+            speculated: None,
         }
     }
 }
@@ -264,6 +299,8 @@ pub struct Document {
     pub tasks: Option<Arc<TaskSet>>,
     /// Text to score.
     pub text: Option<Arc<TextSource>>,
+    /// Gates of a file that candidates are judged by, beside those that their own plans state.
+    pub gates: Option<Arc<GateSet>>,
     /// The original, measured alone or as a candidate's counterpart.
     pub baseline: Option<Arc<Evaluation>>,
     /// Passes, oldest first.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use super::command::Subject;
 use super::demo::unpack_demo;
@@ -14,7 +15,7 @@ use super::project::{self, Project};
 use super::state::{Run, RunId};
 use crate::engine::calibration::{self, Importance, ImportanceOptions};
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::comparison::{self, ComparisonOptions};
+use crate::engine::comparison::{self, ComparisonOptions, GateSet};
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::evaluation::{self, Baseline, Evaluation, EvaluationOptions};
 use crate::engine::model::{Model, Tokenizer};
@@ -22,6 +23,8 @@ use crate::engine::pass::{self, Earlier, PassOptions};
 use crate::engine::plan::{self, Plan, ResolvedPlan, Target};
 use crate::engine::profile::{self, ProfileOptions};
 use crate::engine::progress::Progress;
+use crate::engine::report::{AuditEntry, PassFacts, audit};
+use crate::engine::scoring::energy::EnergyMeter;
 use crate::engine::scoring::{self, GenerateOptions, TaskSet, TextSource};
 use crate::engine::structure::{self, Metric, Sample, SampleOptions, ScoreOptions, attention};
 
@@ -174,7 +177,12 @@ pub(super) fn open(source: Source, cache_dir: &Path, data_dir: &Path) -> Result<
         let known = read.and_then(|importance| KnownImportance::new(importance, text, &checkpoint));
         known.map_err(|err| warnings.push(err.to_string())).ok()
     });
+    let gates = project.as_ref().and_then(|project| {
+        let read = GateSet::read(project.gates.as_deref()?).map(Arc::new);
+        read.map_err(|err| warnings.push(err.to_string())).ok()
+    });
     Ok(Outcome::Opened(Box::new(Opened {
+        gates,
         importance,
         calibration_text,
         checkpoint,
@@ -304,7 +312,13 @@ pub(super) fn score_units(
     Ok(Outcome::Scored { fingerprint: checkpoint.fingerprint.clone(), scores: Box::new(scores), attention })
 }
 
-/// Runs a plan and opens what it wrote. `importance` is what the plan uses, where that is loaded.
+/// Where a project's folder keeps its audit log.
+pub(super) fn audit_log(folder: &Path) -> PathBuf {
+    folder.join("audit.jsonl")
+}
+
+/// Runs a plan, writes into `output` and the log of the project's `folder`, and opens what it wrote.
+/// `importance` is what the plan uses, where that is loaded.
 #[expect(clippy::too_many_arguments, reason = "a pass and all that it starts from")]
 pub(super) fn run_plan(
     checkpoint: &Checkpoint,
@@ -313,7 +327,7 @@ pub(super) fn run_plan(
     importance: Option<Arc<Importance>>,
     predecessors: &[Predecessor],
     name: String,
-    output: &Path,
+    [output, folder]: [&Path; 2],
     context: &Context,
 ) -> Result<Outcome> {
     let mut warnings = Vec::new();
@@ -327,11 +341,21 @@ pub(super) fn run_plan(
             earlier.extend(one.earlier(checkpoint, plan.target(), &context.progress)?);
         }
     }
+    let importance_hash = importance.as_ref().map(|importance| importance.hash.clone());
     let options = PassOptions { importance, earlier, means: plan.load_means()?, ..PassOptions::default() };
     let mut report = pass::run(checkpoint, resolved, output, &options, &context.progress)?;
     report.warnings.extend(warnings);
     let candidate = Arc::new(Checkpoint::open(output)?);
     let content_hash = candidate.content_hash(&context.progress)?;
+    let facts = PassFacts {
+        checkpoint: (&checkpoint.name, &checkpoint.fingerprint),
+        plan: &plan.to_toml(),
+        importance: importance_hash.as_deref(),
+        candidate: (&candidate.path, &content_hash),
+        target: resolved.target.name(),
+        seconds: report.elapsed_secs,
+    };
+    enter(folder, AuditEntry::of_pass(&facts), context);
     Ok(Outcome::Passed(Box::new(Passed {
         fingerprint: checkpoint.fingerprint.clone(),
         name,
@@ -351,12 +375,19 @@ pub(super) struct EvaluationInput {
     pub(super) tasks: Option<Arc<TaskSet>>,
     pub(super) text: Option<Arc<TextSource>>,
     pub(super) models: ModelCache,
+    /// The project's own folder: finished items are kept in it, and the audit log.
+    pub(super) folder: PathBuf,
 }
 
 /// Evaluates the baseline, or a candidate against it, and pairs them.
 pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Outcome> {
     let progress = &context.progress;
-    let options = EvaluationOptions::default();
+    let options = EvaluationOptions { journal: Some(input.folder.join("items")), ..EvaluationOptions::default() };
+    let (started, meter) = (Instant::now(), EnergyMeter::start(None));
+    let log = |evaluation: &Evaluation| {
+        let entry = AuditEntry::of_evaluation(evaluation, started.elapsed().as_secs_f64(), meter.stop());
+        enter(&input.folder, entry, context);
+    };
     let (tasks, text) = (input.tasks.as_deref(), input.text.as_deref());
     let original = input.models.get(&input.baseline, None, progress)?;
     let fingerprint = input.baseline.fingerprint.clone();
@@ -364,6 +395,7 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
         evaluation::Subject::new(&input.baseline, &original.model, &original.tokenizer, original.content_hash.clone());
     let Some((run, candidate)) = &input.candidate else {
         let evaluation = evaluation::evaluate(&baseline_subject, None, tasks, text, &options, progress)?;
+        log(&evaluation);
         return Ok(Outcome::Evaluated {
             fingerprint,
             subject: Subject::Baseline,
@@ -375,6 +407,7 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
     let subject = evaluation::Subject::new(candidate, &ready.model, &ready.tokenizer, ready.content_hash.clone());
     let baseline = Baseline { subject: baseline_subject, known: input.known.as_deref() };
     let evaluation = evaluation::evaluate(&subject, Some(&baseline), tasks, text, &options, progress)?;
+    log(&evaluation);
     let comparison = compare(&evaluation, progress)?;
     Ok(Outcome::Evaluated {
         fingerprint,
@@ -382,6 +415,15 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
         evaluation: Box::new(evaluation),
         comparison: comparison.map(Box::new),
     })
+}
+
+/// Adds an entry to the project's audit log. What cannot be logged is told: the result itself is whole.
+fn enter(folder: &Path, entry: AuditEntry, context: &Context) {
+    let path = audit_log(folder);
+    let made = std::fs::create_dir_all(folder).map_err(Error::io("create", folder));
+    if let Err(err) = made.and_then(|()| audit::append(&path, entry)) {
+        context.offer(Event::Warned { text: format!("The audit log has no entry of this: {err}") });
+    }
 }
 
 /// Pairs an evaluation with the baseline inside it.

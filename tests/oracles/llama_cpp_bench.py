@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -78,7 +79,40 @@ def models(files):
                 print(f"{os.path.basename(file):28} {threads:>7} {test:>6} {mine[test]:9.2f} {peer[test]:9.2f} {mine[test] / peer[test]:6.2f}")
 
 
+def texts(text, files):
+    """Tokens of a text read a second. Ours is the whole scoring of it, theirs the evaluation of its batches alone."""
+    context, chunks = int(os.environ["CONTEXT"]), int(os.environ["CHUNKS"])
+    scored = chunks * (context - context // 2 - 1)
+    print(f"{'file':28} {'threads':>7} {'ours t/s':>9} {'llama.cpp':>9} {'ratio':>6} {'PPL':>10} {'llama.cpp':>10}   best of {ROUNDS}, load {load():.1f} before")
+    for file in files:
+        for threads in THREADS:
+            mine, peer, figures = 0.0, 0.0, [None, None]
+            for _ in range(ROUNDS):
+                document = json.loads(
+                    output(LAPIDARY, "evaluate", file, "--text", text, "--perplexity", "llama.cpp", "--context", str(context),
+                           "--tokens", str(scored), "--no-speed", "--threads", str(threads), "--json")
+                )
+                mine, figures[0] = max(mine, document["text_tokens_per_second"]), document["text"]["perplexity"]
+                done = subprocess.run(
+                    [os.environ["LLAMA_PERPLEXITY"], "-m", file, "-f", text, "-c", str(context), "--chunks", str(chunks), "-t", str(threads)],
+                    capture_output=True, text=True,
+                )
+                if done.returncode:
+                    sys.exit(done.stderr[-2000:])
+                said = done.stdout + done.stderr
+                rate = re.search(r"prompt eval time\s*=\s*([\d.]+) ms /\s*(\d+) tokens", said)
+                peer = max(peer, 1e3 * float(rate[2]) / float(rate[1]))
+                figures[1] = float(re.search(r"Final estimate: PPL = ([\d.]+)", said)[1])
+            print(f"{os.path.basename(file):28} {threads:>7} {mine:9.1f} {peer:9.1f} {mine / peer:6.2f} {figures[0]:10.4f} {figures[1]:10.4f}")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in ("kernels", "models"):
-        sys.exit("usage: llama_cpp_bench.sh kernels [FORMAT…] | models FILE.gguf…")
-    kernels(sys.argv[2:] or FORMATS) if sys.argv[1] == "kernels" else models(sys.argv[2:])
+    task = sys.argv[1] if len(sys.argv) > 1 else ""
+    if task == "kernels":
+        kernels(sys.argv[2:] or FORMATS)
+    elif task == "models":
+        models(sys.argv[2:])
+    elif task == "texts" and len(sys.argv) > 3:
+        texts(sys.argv[2], sys.argv[3:])
+    else:
+        sys.exit("usage: llama_cpp_bench.sh kernels [FORMAT…] | models FILE.gguf… | texts TEXT FILE.gguf…")

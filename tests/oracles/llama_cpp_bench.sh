@@ -3,6 +3,8 @@
 #
 #   tests/oracles/llama_cpp_bench.sh kernels [FORMAT…]       encoders and matrix products; default: the formats of the issue
 #   tests/oracles/llama_cpp_bench.sh models FILE.gguf…       prefill of 512 and decode of 128 tokens, as llama-bench
+#   tests/oracles/llama_cpp_bench.sh texts TEXT FILE.gguf…   perplexity of a text in llama.cpp's windows (CONTEXT, default 512;
+#                                                            CHUNKS of them, default 8), beside llama-perplexity
 #
 # WORK (default ${LAPIDARY_ORACLE:-$HOME/.cache/lapidary-oracle}) is llama_cpp_build.sh's folder, which must have run. The peer
 # here is another build of the same sources in WORK/build-fast: -O3, for this machine, with the repacked layouts and
@@ -26,8 +28,9 @@ if [ -z "${PEER_LIB:-}" ]; then
         cmake --build "$WORK/build-fast" --target ggml llama
     fi
 fi
-# llama-bench itself comes from the other build: only its libraries decide its speed.
+# llama-bench and llama-perplexity themselves come from the other build: only its libraries decide its speed.
 export LD_LIBRARY_PATH="$PEER_LIB:$WORK/build/bin" LLAMA_BENCH="$WORK/build/bin/llama-bench"
+export LLAMA_PERPLEXITY="$WORK/build/bin/llama-perplexity" CONTEXT="${CONTEXT:-512}" CHUNKS="${CHUNKS:-8}"
 export GGML_BENCH="${TMPDIR:-/tmp}/lapidary_ggml_bench.$$"
 trap 'rm -f "$GGML_BENCH"' EXIT
 g++ -O2 -std=c++17 -I"$WORK/src/ggml/include" "$HERE/ggml_bench.cpp" -o "$GGML_BENCH" \

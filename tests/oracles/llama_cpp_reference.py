@@ -242,10 +242,8 @@ def imatrix(work, model, out):
     dump(out / f"{name}.json", dict(provenance=provenance(command="llama-imatrix -f calibration.txt -c 256 --no-ppl -ctk f32 -ctv f32 -fa off"), columns=columns, rows=rows))
 
 
-def perplexity(work, model, out):
-    text = model / "evaluation.txt"
-    base = work / "out/kld_base.bin"
-
+def perplexity_tools(work, text):
+    """Runs llama-perplexity over a text, and reads what it prints: perplexity alone, or all of --kl-divergence."""
     def run(path, *more):
         needed = ["Mean PPL(Q)", "Mean    KLD", "Same top p"] if "--kl-divergence" in more else ["Final estimate"]
         for attempt in range(4):  # on a busy machine the tool's asynchronous log now and then loses lines
@@ -268,6 +266,13 @@ def perplexity(work, model, out):
                 d[m[1]] = [float(m[2])] + ([float(m[3])] if m[3] else [])
         return d
 
+    return run, ppl, kld
+
+
+def perplexity(work, model, out):
+    text = model / "evaluation.txt"
+    base = work / "out/kld_base.bin"
+    run, ppl, kld = perplexity_tools(work, text)
     base.unlink(missing_ok=True)
     log = run(work / "out/demo-f32.gguf", "--kl-divergence-base", base)
     result = dict(provenance=provenance(cpu="x86-64, GGML_NATIVE"), convention=(
@@ -288,6 +293,24 @@ def perplexity(work, model, out):
         result["models"][recipe] = d
         print(recipe, d, flush=True)
         dump(out / "llama_cpp_perplexity.json", result)
+    base.unlink()
+    exact_cache(work, model, result, run, kld)
+    dump(out / "llama_cpp_perplexity.json", result)
+
+
+def exact_cache(work, model, result, run, kld):
+    """The same against the f32 model with a cache of f32 on both sides, as ours is: f16 keys and values move the few positions that make most of the mean."""
+    base, cache = work / "out/kld_base_f32_cache.bin", ("-ctk", "f32", "-ctv", "f32", "-fa", "off")
+    base.unlink(missing_ok=True)
+    run(work / "out/demo-f32.gguf", *cache, "--kl-divergence-base", base)
+    for recipe in "Q8_0 Q4_K_M Q2_K".split():
+        with tempfile.TemporaryDirectory(dir=work) as tmp:
+            q = Path(tmp) / "q.gguf"
+            tool(work, "llama-quantize", work / "out/demo-f32.gguf", q, recipe, 1)
+            d = dict(against_f32=kld(run(q, *cache, "--kl-divergence-base", base, "--kl-divergence")))
+        d = dict(zip(("perplexity", "stderr"), d["against_f32"].pop("Mean PPL(Q)")), **d)
+        result["models"][f"{recipe}, KV cache f32, no flash attention"] = d
+        print(recipe, d, flush=True)
     base.unlink()
 
 

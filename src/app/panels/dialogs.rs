@@ -53,6 +53,7 @@ pub fn is_dialog(action: Action) -> bool {
             | Action::SaveProjectAs
             | Action::LoadTasks
             | Action::LoadText
+            | Action::LoadGates
             | Action::LoadPlan
             | Action::SavePlan
             | Action::LoadImportance
@@ -80,12 +81,17 @@ fn command_for(wanted: Wanted, path: PathBuf) -> Command {
     match wanted {
         Wanted::Export(run) => Command::Export { run, output: path },
         Wanted::Plot(format, bytes) => {
-            let has_ending = path.extension().is_some();
-            Command::WriteFile { path: if has_ending { path } else { path.with_extension(format.extension()) }, bytes }
+            let path = if path.extension().is_some() { path } else { path.with_extension(format.extension()) };
+            match format {
+                // What waits to be printed is its HTML.
+                Format::Pdf => Command::PrintPdf { path, html: String::from_utf8_lossy(&bytes).into() },
+                _ => Command::WriteFile { path, bytes },
+            }
         }
         Wanted::Action(Action::SaveProjectAs) => Command::SaveProjectAs(path),
         Wanted::Action(Action::LoadTasks) => Command::LoadTasks(path),
         Wanted::Action(Action::LoadText) => Command::LoadText(path),
+        Wanted::Action(Action::LoadGates) => Command::LoadGates(path),
         Wanted::Action(Action::LoadPlan) => Command::LoadPlan(path),
         Wanted::Action(Action::SavePlan) => Command::SavePlan(path),
         Wanted::Action(Action::LoadImportance) => Command::LoadImportance(path),
@@ -106,9 +112,11 @@ fn title(wanted: &Wanted) -> &'static str {
         Wanted::Plot(Format::Csv, _) => "Save the numbers as (.csv)",
         Wanted::Plot(Format::Html, _) => "Save the document as (.html)",
         Wanted::Plot(Format::Markdown, _) => "Save the document as (.md)",
+        Wanted::Plot(Format::Pdf, _) => "Print the document to (.pdf)",
         Wanted::Action(Action::OpenFolder) => "Open a model folder",
         Wanted::Action(Action::SaveProjectAs) => "Save the project as",
-        Wanted::Action(Action::LoadTasks) => "Choose tasks (.jsonl)",
+        Wanted::Action(Action::LoadTasks) => "Choose tasks (.jsonl, .csv or .parquet)",
+        Wanted::Action(Action::LoadGates) => "Choose gates (.toml)",
         Wanted::Action(Action::LoadText) => "Choose a text (.txt)",
         Wanted::Action(Action::LoadPlan) => "Load a plan (.toml)",
         Wanted::Action(Action::SavePlan) => "Save the plan as (.toml)",
@@ -140,7 +148,8 @@ fn system_dialog(wanted: &Wanted, file_name: String) -> Option<PathBuf> {
         Wanted::Plot(format, _) => {
             dialog.add_filter("Plot", &[format.extension()]).set_file_name(file_name).save_file()
         }
-        Wanted::Action(Action::LoadTasks) => dialog.add_filter("Tasks", &["jsonl"]).pick_file(),
+        Wanted::Action(Action::LoadTasks) => dialog.add_filter("Tasks", &["jsonl", "csv", "parquet"]).pick_file(),
+        Wanted::Action(Action::LoadGates) => dialog.add_filter("Gates", &["toml"]).pick_file(),
         Wanted::Action(Action::LoadImportance) => {
             dialog.add_filter("Importance matrix", &["gguf", "dat", "imatrix"]).pick_file()
         }
@@ -328,6 +337,12 @@ mod tests {
         };
         assert_eq!(written("a/map"), PathBuf::from("a/map.svg"));
         assert_eq!(written("a/map.txt"), PathBuf::from("a/map.txt"));
+        match command_for(Wanted::Plot(Format::Pdf, Arc::from(*b"<h1>x</h1>")), "a/report".into()) {
+            Command::PrintPdf { path, html } => {
+                assert_eq!((path, &*html), (PathBuf::from("a/report.pdf"), "<h1>x</h1>"));
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -172,6 +172,7 @@ fn row(job: &JobView<'_>) -> ProgressRow {
             format!("{} / {}", amount(done), amount(total))
         },
         rate,
+        running: job.progress.running.map(|running| running.text()).unwrap_or_default(),
         time_left: job
             .progress
             .seconds_left()

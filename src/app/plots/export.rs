@@ -72,6 +72,8 @@ pub enum Format {
     Html,
     /// The same as Markdown.
     Markdown,
+    /// The same printed; until there is a place for it, its bytes are the HTML.
+    Pdf,
 }
 
 impl Format {
@@ -86,6 +88,7 @@ impl Format {
             Self::Csv => "Save numbers as CSV…",
             Self::Html => "Save as HTML…",
             Self::Markdown => "Save as Markdown…",
+            Self::Pdf => "Print to PDF…",
         }
     }
 
@@ -97,6 +100,7 @@ impl Format {
             Self::Csv => "csv",
             Self::Html => "html",
             Self::Markdown => "md",
+            Self::Pdf => "pdf",
         }
     }
 }
@@ -198,8 +202,8 @@ pub fn offer_ui(ui: &mut Ui, response: &Response, plot: &dyn Plot) {
     let bytes = match format {
         Format::Csv => plot.table().csv().into_bytes(),
         Format::Svg => svg(plot, response.rect.size(), ui.tokens()).into_bytes(),
-        // A plot's menu offers neither.
-        Format::Html | Format::Markdown => return,
+        // A plot's menu offers none of these.
+        Format::Html | Format::Markdown | Format::Pdf => return,
         Format::Png => {
             let rect = response.rect.intersect(ui.clip_rect());
             let frame_nr = ui.ctx().cumulative_frame_nr();

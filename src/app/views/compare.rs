@@ -7,6 +7,7 @@ use eframe::egui::{Grid, Label, ScrollArea, Sense, Ui, vec2};
 
 use super::common::{action_button_ui, candidate_index, caption_ui, focus_picker_ui, head_ui, no_document_ui};
 use super::compare_data::{self, Model};
+use super::compare_more;
 use super::compare_parts;
 use crate::app::context::Cx;
 use crate::app::plots::distribution::{Distribution, distribution_ui};
@@ -42,6 +43,7 @@ pub struct Memory {
     slices: Slices,
     distribution: Option<Distribution>,
     parts: compare_parts::Parts,
+    more: compare_more::More,
     flips: Vec<usize>,
 }
 
@@ -82,18 +84,31 @@ pub fn compare_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             missing_ui(ui, cx, run);
         }
         scatter_card_ui(ui, cx, &memory);
+        compare_more::all_ui(ui, cx, document);
         if let Some((run, comparison)) = compared {
             super::heads_went::went_ui(ui, document, run, comparison);
             slices_card_ui(ui, &mut memory);
             memory.parts.views_ui(ui);
             figures_ui(ui, document, run, comparison, &memory);
             memory.parts.figures_ui(ui, comparison);
+            memory.more.card_ui(ui);
             compare_parts::draft_ui(ui, comparison, run);
+            memory.more.cascade_ui(ui);
             flips_ui(ui, comparison, &mut memory);
-            super::report::report_card_ui(ui, document, run);
+            written_up_ui(ui, cx);
         }
     });
     cx.memory.compare = memory;
+}
+
+/// The way to the report.
+fn written_up_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
+    ui.horizontal_wrapped(|ui| {
+        if secondary_button_ui(ui, "Write it up", true).on_hover_text(Action::ShowReport.tooltip()).clicked() {
+            cx.act(Action::ShowReport);
+        }
+        caption_ui(ui, "as a report, a model card and a documentation sheet");
+    });
 }
 
 fn picker_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
@@ -102,6 +117,9 @@ fn picker_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
         focus_picker_ui(ui, cx, document, "Candidate to compare", 180.0);
         if !cx.is_presenting() && document.runs.iter().any(|run| run.evaluation.is_none() || run.is_stale) {
             action_button_ui(ui, cx, Action::EvaluateCandidates, false);
+        }
+        if !cx.is_presenting() {
+            action_button_ui(ui, cx, Action::LoadGates, false);
         }
     });
 }
@@ -353,6 +371,10 @@ impl Memory {
         let distance = comparison.and_then(|found| found.text.as_ref()?.distance.as_ref());
         self.distribution = distance.and_then(|distance| compare_data::distribution(distance, index));
         self.parts.update(comparison.map(Arc::as_ref), name, index);
+        let own = run.and_then(|run| run.evaluation.as_deref());
+        let baseline = own.and_then(|own| own.baseline.as_deref().or(document.baseline.as_deref()));
+        let compared = comparison.zip(baseline).zip(own);
+        self.more.update(compared.map(|((comparison, baseline), own)| (comparison.as_ref(), baseline, own)), index);
         self.flips = comparison.map(|found| compare_data::flips(found, self.slice.as_deref())).unwrap_or_default();
     }
 }

@@ -226,6 +226,7 @@ mod tests {
             text_hash: None,
             tasks_hash: None,
             text: None,
+            text_tokens_per_second: None,
             slices: slices_of(&items),
             reliability: None,
             written: None,
@@ -238,6 +239,7 @@ mod tests {
                 kv_bytes_per_token: 0,
             },
             speed: None,
+            energy: None,
             items,
             baseline: None,
         }

@@ -3,6 +3,7 @@
 mod common;
 pub mod compare;
 mod compare_data;
+mod compare_more;
 mod compare_parts;
 pub mod heads;
 mod heads_steps;
@@ -18,7 +19,7 @@ mod plan_history;
 mod plan_many;
 mod plan_target;
 pub mod playground;
-mod report;
+pub mod report;
 pub mod runs;
 pub mod sensitivity;
 mod sensitivity_curves;

@@ -50,6 +50,7 @@ pub(super) fn constraints_ui(
             }
         });
     }
+    gates_ui(ui, cx);
     if !memory.is_open || cx.is_presenting() {
         return;
     }
@@ -64,6 +65,31 @@ pub(super) fn constraints_ui(
     if next != *plan.constraints() {
         cx.send(Command::SetConstraints(Box::new(next)));
     }
+}
+
+/// The verdicts of the candidate in focus, so that the gate that binds is seen while planning.
+fn gates_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
+    let Some(document) = cx.document() else { return };
+    let focused = document.focused().and_then(|run| Some((run, run.comparison.as_deref()?)));
+    let judged = focused.filter(|(_, comparison)| !comparison.gates.is_empty());
+    if judged.is_none() && document.gates.is_none() {
+        return;
+    }
+    ui.horizontal_wrapped(|ui| {
+        match judged {
+            Some((run, comparison)) => {
+                caption_ui(ui, format!("Gates of {}", run.name));
+                super::compare_parts::gates_ui(ui, comparison);
+            }
+            None => {
+                let count = document.gates.as_ref().map_or(0, |gates| gates.gates.len());
+                caption_ui(ui, format!("{count} gates wait for a candidate that is evaluated"));
+            }
+        }
+        if !cx.is_presenting() && document.gates.is_some() {
+            action_button_ui(ui, cx, Action::DropGates, false);
+        }
+    });
 }
 
 /// A limit that is there or not, with its value.

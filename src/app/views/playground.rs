@@ -1,5 +1,6 @@
 //! The playground: one prompt, the original and a candidate writing side by side, the first
-//! differing token marked, and the probability of each token under the pointer.
+//! differing token marked, the probability of each token under the pointer, and the candidate as the
+//! original's draft.
 
 use eframe::egui::text::LayoutJob;
 use eframe::egui::{Color32, DragValue, Label, ScrollArea, Slider, TextEdit, TextFormat, Ui};
@@ -10,7 +11,7 @@ use crate::app::theme::{Tokens, Type, UiTokens as _, space};
 use crate::app::widgets::{card_ui, empty_ui, secondary_button_ui, section_with_ui};
 use crate::engine::scoring::GeneratedToken;
 use crate::engine::units;
-use crate::workbench::{Action, Command, Document, JobId, JobKind, PlaygroundSide};
+use crate::workbench::{Action, Command, Document, JobId, JobKind, PlaygroundSide, Speculated};
 
 /// What the view remembers between frames.
 #[derive(Default)]
@@ -32,6 +33,7 @@ pub fn playground_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         prompt_ui(ui, cx, document);
         let playground = &document.playground;
         let difference = playground.first_difference();
+        speculation_ui(ui, cx, document);
         if playground.written_prompt.is_empty() && playground.baseline.tokens.is_empty() {
             empty_ui(ui, "Nothing written yet", "Original and candidate continue the prompt token by token", None);
             return;
@@ -123,6 +125,57 @@ fn no_candidate_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
             action_button_ui(ui, cx, Action::RunPlan, false);
         }
     });
+}
+
+/// Speculation: the candidate drafts, the original checks, and the text is the original's own.
+fn speculation_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
+    let playground = &document.playground;
+    if document.focused().is_none() && playground.speculated.is_none() {
+        return;
+    }
+    card_ui(ui, |ui| {
+        section_with_ui(ui, "The candidate as a draft", |ui| {
+            caption_ui(ui, "every text is the original's: a draft that it would not have written is refused");
+        });
+        ui.horizontal_wrapped(|ui| {
+            action_button_ui(ui, cx, Action::Speculate, false);
+            caption_ui(ui, "drafting");
+            let mut tokens = playground.draft_tokens;
+            let drag = DragValue::new(&mut tokens).range(1..=16).suffix(" tokens at once");
+            if ui.add(drag).accessible_name("Tokens drafted at once").changed() {
+                cx.send(Command::SetDraftTokens(tokens));
+            }
+        });
+        let is_writing = cx.bench.jobs().any(|job| job.kind == JobKind::Generate);
+        if let Some(text) = playground.drafting.as_ref().filter(|_| is_writing) {
+            let text = if text.is_empty() { "the original writes alone first, for comparison" } else { text.as_str() };
+            ui.add(Label::new(Type::Body.text(text)).wrap());
+        } else if let Some(found) = &playground.speculated {
+            ui.add(Label::new(Type::Body.text(found.generation.text.trim_end())).wrap());
+            caption_ui(ui, speculation_text(document, found));
+        }
+    });
+}
+
+/// What drafting came to, in a sentence.
+fn speculation_text(document: &Document, found: &Speculated) -> String {
+    let generation = &found.generation;
+    let name = document.run(found.run).map_or("a candidate", |run| run.name.as_str());
+    let same = match found.is_same_text {
+        Some(true) => "the same text as the original's alone",
+        Some(false) => "another text than the original's alone: two tokens were as good as equal",
+        None => "drawn from the original's distribution",
+    };
+    format!(
+        "{name} drafted {} tokens at once: {} of {} accepted ({}), {:.2} tokens a check, {:.2}× the speed of the \
+         original alone; {same}",
+        found.draft_tokens,
+        generation.accepted,
+        generation.drafted,
+        units::percent(generation.acceptance()),
+        generation.tokens_per_cycle(),
+        found.speed_up(),
+    )
 }
 
 /// What the difference comes to, in a sentence.

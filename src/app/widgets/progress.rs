@@ -17,6 +17,8 @@ pub struct ProgressRow {
     pub count: String,
     /// `2.9 tensors/s`; may be empty.
     pub rate: String,
+    /// The figure of what is done so far, `accuracy 93.1 ± 0.8 %`; may be empty.
+    pub running: String,
     /// `41 s left`; may be empty.
     pub time_left: String,
     /// Done over total in `0..=1`; none where the total is unknown.
@@ -64,11 +66,15 @@ pub fn progress_row_ui(ui: &mut Ui, row: &ProgressRow) -> Option<ProgressAction>
     let size = vec2(ui.available_width(), space::ROW);
     let (rect, response) = ui.allocate_exact_size(size, Sense::hover());
     response.widget_info(|| {
-        let text = format!("{} {} {}", row.name, row.count, row.time_left);
-        let mut info = WidgetInfo::labeled(Role::ProgressIndicator, true, text.trim_end());
+        let parts = [&row.name, &row.count, &row.running, &row.time_left].map(String::as_str);
+        let text: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        let mut info = WidgetInfo::labeled(Role::ProgressIndicator, true, text.join(" "));
         info.value = row.fraction.map(f64::from);
         info
     });
+    if !row.running.is_empty() {
+        response.on_hover_text(format!("so far: {}", row.running));
+    }
     // Right to left: buttons, time left, rate; left to right: name, count; the bar takes the rest.
     let mut action = None;
     let buttons_width = 2.0 * space::ROW_COMPACT + space::XS;
@@ -109,6 +115,10 @@ pub fn progress_row_ui(ui: &mut Ui, row: &ProgressRow) -> Option<ProgressAction>
         painter.text(pos2(right, y), Align2::RIGHT_CENTER, &row.rate, small, tokens.weak);
         right -= 110.0;
     }
+    if !row.running.is_empty() && rect.width() > 900.0 {
+        painter.text(pos2(right, y), Align2::RIGHT_CENTER, &row.running, mono.clone(), tokens.text);
+        right -= 210.0;
+    }
     let name_width = 340.0_f32.min(rect.width() * 0.3);
     let name_rect = Rect::from_min_size(rect.min, vec2(name_width, rect.height()));
     painter.with_clip_rect(name_rect).text(
@@ -121,7 +131,7 @@ pub fn progress_row_ui(ui: &mut Ui, row: &ProgressRow) -> Option<ProgressAction>
     let mut left = rect.left() + name_width + space::S;
     if !row.count.is_empty() {
         left += 140.0;
-        painter.text(pos2(left, y), Align2::RIGHT_CENTER, &row.count, mono, tokens.text);
+        painter.text(pos2(left, y), Align2::RIGHT_CENTER, &row.count, mono.clone(), tokens.text);
         left += space::M;
     }
     if right - left > 24.0 {

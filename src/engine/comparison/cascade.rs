@@ -41,6 +41,27 @@ impl Default for CascadeOptions {
     }
 }
 
+impl CascadeOptions {
+    /// Costs and times by the measured speeds of both models; `candidate_cost` names the candidate's cost instead.
+    /// `None` where no speed was measured and no cost is named.
+    pub fn priced(
+        baseline: &Evaluation,
+        candidate: &Evaluation,
+        candidate_cost: Option<f64>,
+        baseline_cost: f64,
+        keep_quality: f64,
+    ) -> Option<Self> {
+        // Multiple choice reads and does not write, so that prefill is what it costs.
+        let secs = |one: &Evaluation| one.speed.as_ref().map(|speed| speed.ttft_secs);
+        let own_base = candidate.baseline.as_deref().filter(|own| own.model.id == baseline.model.id);
+        let times = secs(candidate).zip(own_base.and_then(secs).or(secs(baseline)));
+        let measured = times.map(|(own, other)| baseline_cost * own / other.max(1e-12));
+        let candidate_cost = candidate_cost.or(measured)?;
+        let (candidate_secs, baseline_secs) = times.unwrap_or((candidate_cost, baseline_cost));
+        Some(Self { candidate_cost, baseline_cost, candidate_secs, baseline_secs, keep_quality })
+    }
+}
+
 /// An answer of a model that cannot run here: one line of its JSONL.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {

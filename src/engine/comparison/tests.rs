@@ -81,6 +81,7 @@ pub(crate) fn evaluation(name: &str, file_bytes: u64, tokens_per_second: f64, it
         text_hash: None,
         tasks_hash: None,
         text: None,
+        text_tokens_per_second: None,
         slices: slices(&items),
         reliability: None,
         written: None,
@@ -93,6 +94,7 @@ pub(crate) fn evaluation(name: &str, file_bytes: u64, tokens_per_second: f64, it
             kv_bytes_per_token: 64,
         },
         speed: Some(speed(tokens_per_second)),
+        energy: None,
         items,
         baseline: None,
     }

@@ -3,6 +3,7 @@
 //! One result a line in a file that is called after the evaluation's key: another model, other tasks or options
 //! have another key and so another file. A last line that was cut off by a crash is left out.
 
+use std::collections::HashSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,12 @@ fn read(path: &Path) -> Result<(Vec<ItemResult>, u64)> {
     Ok((items, good))
 }
 
+/// Items with those among them that were finished in an earlier run.
+pub(super) struct Kept {
+    pub items: Vec<ItemResult>,
+    pub from_before: HashSet<String>,
+}
+
 /// Scores items, keeping them in `folder` as they come; without a folder nothing is kept.
 pub(super) fn score(
     model: &dyn TokenModel,
@@ -42,9 +49,10 @@ pub(super) fn score(
     tasks: &TaskSet,
     journal: Option<(&Path, &str)>,
     progress: &Progress,
-) -> Result<Vec<ItemResult>> {
+) -> Result<Kept> {
     let Some((folder, key)) = journal else {
-        return score_tasks(model, codec, tasks, progress);
+        let items = score_tasks(model, codec, tasks, progress)?;
+        return Ok(Kept { items, from_before: HashSet::new() });
     };
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let path = path_of(folder, key);
@@ -65,7 +73,8 @@ pub(super) fn score(
         let end = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0));
         end.and_then(|_| file.write_all(&text)).and_then(|()| file.sync_data()).map_err(Error::io("write", &path))
     };
-    score_remaining(model, codec, tasks, &done, AT_ONCE, &mut keep, progress)
+    let items = score_remaining(model, codec, tasks, &done, AT_ONCE, &mut keep, progress)?;
+    Ok(Kept { items, from_before: done.into_iter().map(|item| item.id).collect() })
 }
 
 #[cfg(test)]
@@ -121,7 +130,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let journal = Some((folder.path(), "0123456789abcdef0123456789abcdef"));
         let whole = model(usize::MAX);
-        let expected = score(&whole, &codec, &tasks, None, &Progress::default()).expect("scores");
+        let expected = score(&whole, &codec, &tasks, None, &Progress::default()).expect("scores").items;
         let all = whole.read.load(Ordering::Relaxed);
         assert!(
             score(&model(all / 2), &codec, &tasks, journal, &Progress::default()).is_err_and(|err| err.is_cancelled())
@@ -136,11 +145,13 @@ mod tests {
         let rest = model(usize::MAX);
         let progress = Progress::default();
         let resumed = score(&rest, &codec, &tasks, journal, &progress).expect("scores");
-        assert_eq!(resumed, expected);
+        assert_eq!(resumed.items, expected);
+        assert_eq!(resumed.from_before.len(), kept - 1);
         assert_eq!(progress.snapshot().done, 1000);
         assert!(rest.read.load(Ordering::Relaxed) < all * (1001 - kept) / 1000 + 100);
         let nothing = model(0);
         nothing.read.store(1, Ordering::Relaxed);
-        assert_eq!(score(&nothing, &codec, &tasks, journal, &Progress::default()).expect("nothing to do"), expected);
+        let again = score(&nothing, &codec, &tasks, journal, &Progress::default()).expect("nothing to do");
+        assert_eq!((again.items, again.from_before.len()), (expected, 1000));
     }
 }

@@ -4,6 +4,10 @@
 //! (`log_softmax` in `tools/perplexity/perplexity.cpp`). On this very certain model that moves PPL(base) by a
 //! percent, so that the figures are compared twice: as we measure them, where the storage does not matter, and
 //! with a baseline that was stored the same way, where it does.
+//!
+//! Its cache of keys and values is f16 unless told otherwise, ours is f32. That moves single positions of the long
+//! tail: the largest KLD of Q4_K_M is 0.248 nats with f16 and 0.447 with f32, each some percent of the sum of all,
+//! and the means are 0.000901 and 0.000923. So the figures here are those that llama.cpp gives with an f32 cache.
 
 use std::path::{Path, PathBuf};
 
@@ -66,9 +70,7 @@ fn against_stored(base: &[f32], logits: &[f32], target: usize) -> TokenDistance 
     }
 }
 
-/// `cargo test --release -p lapidary-engine --lib -- --ignored --nocapture figures_of_kl_divergence`
 #[test]
-#[ignore = "takes a minute: three recipes over the whole text"]
 fn figures_of_kl_divergence_are_llama_cpps() {
     let folder = tempfile::tempdir().expect("folder");
     let bytes = std::fs::read(repository("tests/fixtures/llama_cpp_perplexity.json")).expect("fixture");
@@ -78,65 +80,72 @@ fn figures_of_kl_divergence_are_llama_cpps() {
     let options = TextOptions { convention: Convention::LlamaCpp, context: Some(256), ..TextOptions::default() };
     let text = ScoredText::new(&tokenizer, &source, 256, base.config.vocab, &options).expect("windows");
     let (width, vocab) = (base.config.hidden, base.config.vocab);
-    for recipe in ["Q8_0", "Q4_K_M", "Q2_K"] {
-        let (model, _) = written(recipe, folder.path());
-        let theirs = &fixture["models"][recipe]["against_f32"];
-        let figure = |name: &str| theirs[name][0].as_f64().unwrap_or_else(|| panic!("{recipe} has {name}"));
-        let error = |name: &str| theirs[name][1].as_f64().expect("an error");
-        let (own_base, own) = text.score_pair(&base, &model, &Progress::default()).expect("scores");
-        let distance = own.distance.expect("distance");
-        let perplexity = fixture["models"][recipe]["perplexity"].as_f64().expect("perplexity");
-        assert!((own.perplexity / perplexity - 1.0).abs() < 1e-3, "{recipe}: {} {perplexity}", own.perplexity);
-        let base_perplexity = fixture["models"]["F32"]["perplexity"].as_f64().expect("perplexity");
-        assert!((own_base.perplexity / base_perplexity - 1.0).abs() < 1e-3);
-
-        // The same positions against a baseline stored as llama.cpp stores it.
-        let mut stats = DistanceStats::new(256);
-        for windows in text.windows.chunks(6) {
-            let mut batch = Batch::default();
-            let mut scored = Vec::new();
-            for window in windows {
-                let start = batch.ids.len();
-                batch.push(&window.ids[..window.ids.len() - 1], None, None);
-                let rows = window.scored_from..window.ids.len();
-                scored.extend(rows.map(|position| (start + position - 1, window.ids[position] as usize)));
-            }
-            let logits = [&base, &model].map(|model| {
-                let hidden = model.hidden(&batch, &mut [], &Progress::default()).expect("runs");
-                let rows: Vec<f32> =
-                    scored.iter().flat_map(|(row, _)| hidden[row * width..(row + 1) * width].to_vec()).collect();
-                model.logits(&rows).expect("logits")
-            });
-            for (index, &(_, target)) in scored.iter().enumerate() {
-                let row = |of: usize| &logits[of][index * vocab..(index + 1) * vocab];
-                stats.push(&against_stored(row(0), row(1), target), 1, 1);
+    let models = ["Q8_0", "Q4_K_M", "Q2_K"].map(|recipe| (recipe, written(recipe, folder.path()).0));
+    let mut plain = models.each_ref().map(|_| DistanceStats::new(256));
+    let mut as_stored = plain.clone();
+    for windows in text.windows.chunks(6) {
+        let mut batch = Batch::default();
+        let mut scored = Vec::new();
+        for window in windows {
+            let start = batch.ids.len();
+            batch.push(&window.ids[..window.ids.len() - 1], None, None);
+            let rows = window.scored_from..window.ids.len();
+            scored.extend(rows.map(|position| (start + position - 1, window.ids[position])));
+        }
+        let logits_of = |model: &Model| {
+            let hidden = model.hidden(&batch, &mut [], &Progress::default()).expect("runs");
+            let rows: Vec<f32> =
+                scored.iter().flat_map(|(row, _)| hidden[row * width..(row + 1) * width].to_vec()).collect();
+            model.logits(&rows).expect("logits")
+        };
+        let baseline = logits_of(&base);
+        for (place, (_, model)) in models.iter().enumerate() {
+            let candidate = logits_of(model);
+            let rows = baseline.chunks_exact(vocab).zip(candidate.chunks_exact(vocab)).zip(&scored);
+            for ((baseline, candidate), &(_, target)) in rows {
+                plain[place].push(&token_distance(baseline, candidate, target).expect("finite"), 1, 1);
+                as_stored[place].push(&against_stored(baseline, candidate, target as usize), 1, 1);
             }
         }
-        let same = stats.finish();
-        let figures = same.llama_cpp_figures((own.perplexity, own.perplexity_stderr));
+    }
+    for (((recipe, model), plain), as_stored) in models.iter().zip(plain).zip(as_stored) {
+        let theirs = &fixture["models"][format!("{recipe}, KV cache f32, no flash attention")];
+        let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{recipe} has the figure"));
+        let perplexity = number(&theirs["perplexity"]);
+        let theirs = &theirs["against_f32"];
+        let figure = |name: &str| number(&theirs[name][0]);
+        let nlls = plain.nlls();
+        let own = [nlls.b.mean().exp(), nlls.b.mean().exp() * nlls.b.stderr()];
+        let plain = plain.finish();
+        assert!((own[0] / perplexity - 1.0).abs() < 1e-3, "{recipe}: {} {perplexity}", own[0]);
+        let base_perplexity = number(&fixture["models"]["F32, KV cache f32, no flash attention"]["perplexity"]);
+        assert!((plain.baseline_perplexity / base_perplexity - 1.0).abs() < 1e-3, "{}", plain.baseline_perplexity);
+        if *recipe == "Q8_0" {
+            // What an evaluation says is the same sums.
+            let (_, evaluated) = text.score_pair(&base, model, &Progress::default()).expect("scores");
+            let evaluated = evaluated.distance.expect("distance");
+            assert!((evaluated.kld_mean - plain.kld_mean).abs() < 1e-3 * plain.kld_mean);
+            assert!((evaluated.same_top_fraction - plain.same_top_fraction).abs() < 1e-3);
+        }
+        let same = as_stored.finish();
+        let figures = same.llama_cpp_figures((own[0], own[1]));
         for (name, value, _) in &figures {
             println!("{recipe} {name}: {value:.6}, llama.cpp {}", theirs[name.as_str()][0]);
         }
-        println!(
-            "{recipe} without storage: KLD {:.6}, same top {:.3}",
-            distance.kld_mean,
-            distance.same_top_fraction * 100.0
-        );
+        let (kld, top) = (plain.kld_mean, plain.same_top_fraction * 100.0);
+        println!("{recipe} without storage: KLD {kld:.6}, same top {top:.3}");
         let kld = figure("Mean    KLD");
-        // 2 % apart at Q4_K_M's 0.0009 nats: its cache of keys and values is f16, ours f32.
-        assert!((same.kld_mean / kld - 1.0).abs() < 0.03 + 1e-6 / kld, "{recipe}: KLD {} {kld}", same.kld_mean);
+        // llama.cpp prints six decimals, which at Q8_0's 0.000046 nats is as coarse as the percent itself.
+        assert!((same.kld_mean - kld).abs() < 0.01 * kld + 5e-7, "{recipe}: KLD {} {kld}", same.kld_mean);
         let top = figure("Same top p");
         assert!((same.same_top_fraction * 100.0 - top).abs() < 0.2, "{recipe}: {} {top}", same.same_top_fraction);
         let others = figures.iter().filter(|(name, ..)| !["Mean    KLD", "Same top p"].contains(&name.as_str()));
         for (name, value, _) in others {
             // Where llama.cpp prints an error, ours lies well within it: the positions are the same.
-            if theirs[name.as_str()][1].is_number() && error(name) > 0.0 {
-                let distance = (value - figure(name)).abs() / error(name);
-                assert!(
-                    distance < 0.25 || (value - figure(name)).abs() < 2e-3,
-                    "{recipe} {name}: {value} {}",
-                    figure(name)
-                );
+            let error = theirs[name.as_str()][1].as_f64().unwrap_or(0.0);
+            if error > 0.0 {
+                let distance = (value - figure(name)).abs();
+                assert!(distance < 0.25 * error || distance < 2e-3, "{recipe} {name}: {value} {}", figure(name));
             }
         }
     }

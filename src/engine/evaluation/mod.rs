@@ -16,6 +16,7 @@ pub use reliability::{Reliability, ReliabilityBin, Written, reliability, written
 pub use run::{Baseline, EvaluationOptions, Subject, evaluate, key};
 
 use super::error::{Error, Fault, Result, Stage};
+use super::scoring::energy::EnergyUse;
 use super::scoring::text_stats::mean_and_stderr;
 use super::scoring::{ItemResult, SeedAgreement, SpeedResult, TextResult};
 
@@ -105,6 +106,9 @@ pub struct Evaluation {
     pub tasks_hash: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<TextResult>,
+    /// Tokens of the text read a second, logits and sums included; none where the baseline was read along.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_tokens_per_second: Option<f64>,
     /// By task and slice, in the order of the tasks file.
     #[serde(default)]
     pub slices: Vec<SliceResult>,
@@ -120,6 +124,9 @@ pub struct Evaluation {
     pub size: SizeResult,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speed: Option<SpeedResult>,
+    /// What scoring the items took, where a counter could be read or a power was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy: Option<EnergyUse>,
     /// Every item, in the order of the tasks file.
     #[serde(default)]
     pub items: Vec<ItemResult>,

@@ -1,14 +1,17 @@
 //! Runs an evaluation: text, tasks, size and speed of a model, and of its baseline where needed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::{EVALUATION_VERSION, Evaluation, ModelRef, SizeResult, journal, reliability, slices, written};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Fault, Result, Stage};
 use crate::model::{Model, Tokenizer};
 use crate::progress::Progress;
+use crate::scoring::energy::{EnergyMeter, EnergyUse};
 use crate::scoring::{
-    ScoredText, SeedOptions, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, speed, stability,
+    ItemResult, ScoredText, SeedOptions, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, speed,
+    stability,
 };
 use crate::units;
 
@@ -97,6 +100,8 @@ pub struct EvaluationOptions {
     pub seeds: Option<SeedOptions>,
     /// Folder in which finished items are kept, so that an interrupted evaluation goes on where it was.
     pub journal: Option<PathBuf>,
+    /// A power to estimate energy with, in watts, where no counter can be read; no part of the key.
+    pub watts: Option<f64>,
     /// What computes, for the key.
     pub device: String,
 }
@@ -109,6 +114,7 @@ impl Default for EvaluationOptions {
             speed: Some(SpeedOptions::default()),
             seeds: None,
             journal: None,
+            watts: None,
             device: "cpu".to_owned(),
         }
     }
@@ -189,21 +195,24 @@ pub fn evaluate(
             reference.text = Some(base);
             document.text = Some(own);
         } else {
+            let started = Instant::now();
             document.text = Some(prepared.score(subject.model, progress)?);
+            let read: usize = prepared.windows.iter().map(|window| window.ids.len()).sum();
+            document.text_tokens_per_second = Some(read as f64 / started.elapsed().as_secs_f64().max(1e-9));
         }
     }
     if let Some(items) = items {
         if let (Some(baseline), Some((reference, false))) = (baseline, &mut reference) {
             let journal = options.journal.as_deref().map(|folder| (folder, reference.key.as_str()));
             let (model, codec) = (baseline.subject.model, baseline.subject.codec);
-            reference.items = journal::score(model, codec, items, journal, progress)?;
+            (reference.items, reference.energy) = score(&baseline.subject, items, journal, options, progress)?;
             reference.summarize_items();
             if let Some(seeds) = &options.seeds {
                 reference.seeds = stability::seed_agreement(model, codec, items, seeds, progress)?;
             }
         }
         let journal = options.journal.as_deref().map(|folder| (folder, document.key.as_str()));
-        document.items = journal::score(subject.model, subject.codec, items, journal, progress)?;
+        (document.items, document.energy) = score(subject, items, journal, options, progress)?;
         document.summarize_items();
         if let Some(seeds) = &options.seeds {
             document.seeds = stability::seed_agreement(subject.model, subject.codec, items, seeds, progress)?;
@@ -221,6 +230,26 @@ pub fn evaluate(
     }
     document.baseline = reference.map(|(reference, _)| Box::new(reference));
     Ok(document)
+}
+
+/// Scores items of a subject, and what that took in energy where it can be told.
+fn score(
+    subject: &Subject<'_>,
+    items: &TaskSet,
+    journal: Option<(&Path, &str)>,
+    options: &EvaluationOptions,
+    progress: &Progress,
+) -> Result<(Vec<ItemResult>, Option<EnergyUse>)> {
+    let meter = EnergyMeter::start(options.watts);
+    let kept = journal::score(subject.model, subject.codec, items, journal, progress)?;
+    let energy = meter.stop();
+    let fresh = kept.items.iter().filter(|item| !kept.from_before.contains(&item.id));
+    let (mut tokens, mut correct) = (0, 0);
+    for item in fresh {
+        tokens += u64::from(item.prompt_tokens) + item.token_ids.len() as u64;
+        correct += u64::from(item.correct);
+    }
+    Ok((kept.items, energy.and_then(|energy| EnergyUse::new(energy, tokens, correct))))
 }
 
 /// The windows of a text for a subject; the default window follows the model's context.
@@ -246,12 +275,14 @@ fn blank(
         text_hash: text.map(|text| text.hash.clone()),
         tasks_hash: tasks.map(|tasks| tasks.hash.clone()),
         text: None,
+        text_tokens_per_second: None,
         slices: Vec::new(),
         reliability: None,
         written: None,
         seeds: None,
         size: subject.size(),
         speed: None,
+        energy: None,
         items: Vec::new(),
         baseline: None,
     }

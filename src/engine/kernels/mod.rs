@@ -1,8 +1,8 @@
 //! Numeric functions and block layouts: a portable reference, and SIMD chosen at run time.
 //!
 //! Nothing here knows of files, models or progress. Every fast path is tested against the plain
-//! reference beside it. The only modules with `unsafe` are those that call CPU instructions or
-//! write disjoint parts of one buffer from several threads.
+//! reference beside it. The only modules with `unsafe` are those that call CPU instructions, write
+//! disjoint parts of one buffer from several threads, or ask a driver's library for its counters.
 
 pub mod activations;
 pub mod attention;
@@ -24,6 +24,7 @@ pub mod legacy;
 pub mod legacy_encode;
 pub mod moments;
 pub mod nonlinear;
+pub mod nvml;
 pub mod ops;
 pub mod packed;
 pub mod scan;

@@ -11,6 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Fault, Result, Stage};
+use crate::evaluation::Evaluation;
+use crate::scoring::energy::Energy;
 
 /// Largest log that is read.
 const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -77,6 +79,63 @@ impl AuditEntry {
             outcome: "done".to_owned(),
             ..Self::default()
         }
+    }
+}
+
+/// A pass, as the log tells it.
+#[derive(Clone, Copy, Debug)]
+pub struct PassFacts<'a> {
+    /// The checkpoint and the hash of its content; of its headers where the content was not read for it.
+    pub checkpoint: (&'a str, &'a str),
+    /// The plan as TOML.
+    pub plan: &'a str,
+    /// BLAKE3 of the importance matrix, where one was used.
+    pub importance: Option<&'a str>,
+    /// What was written, and its content's hash.
+    pub candidate: (&'a Path, &'a str),
+    pub target: &'a str,
+    pub seconds: f64,
+}
+
+impl AuditEntry {
+    /// An entry of a pass that ended now.
+    pub fn of_pass(facts: &PassFacts<'_>) -> Self {
+        let file = |name: &str, hash: &str| HashedFile { name: name.to_owned(), hash: hash.to_owned() };
+        let mut entry = Self::now("pass");
+        entry.inputs.push(file(facts.checkpoint.0, facts.checkpoint.1));
+        entry.inputs.push(file("plan", &blake3::hash(facts.plan.as_bytes()).to_hex()));
+        entry.inputs.extend(facts.importance.map(|hash| file("importance", hash)));
+        let name = facts.candidate.0.file_name().unwrap_or(facts.candidate.0.as_os_str()).to_string_lossy();
+        entry.outputs.push(file(&name, facts.candidate.1));
+        entry.options.insert("target".to_owned(), facts.target.to_owned());
+        entry.seconds = Some(facts.seconds);
+        entry
+    }
+
+    /// An entry of an evaluation that ended now; `energy` is that of all of it.
+    pub fn of_evaluation(evaluation: &Evaluation, seconds: f64, energy: Option<Energy>) -> Self {
+        let mut entry = Self::now("evaluate");
+        entry.inputs = Self::inputs_of(evaluation);
+        entry.options.insert("evaluation".to_owned(), evaluation.key.clone());
+        entry.seconds = Some(seconds);
+        entry.joules = energy.map(|energy| energy.joules());
+        entry.joules_are_estimated = energy.is_some_and(|energy| energy.is_estimate);
+        // Two operations for every weight and token that was scored or read.
+        let tokens = evaluation.text.as_ref().map_or(0, |text| text.tokens)
+            + evaluation.items.iter().map(|item| item.prompt_tokens as usize + item.token_ids.len()).sum::<usize>();
+        entry.flop = Some(2.0 * evaluation.size.weight_count as f64 * tokens as f64);
+        entry
+    }
+
+    /// Models, tasks and text of an evaluation with their hashes.
+    pub fn inputs_of(evaluation: &Evaluation) -> Vec<HashedFile> {
+        let file = |name: &str, hash: &str| HashedFile { name: name.to_owned(), hash: hash.to_owned() };
+        let model = |evaluation: &Evaluation| file(&evaluation.model.name, &evaluation.model.id);
+        let mut inputs = vec![model(evaluation)];
+        inputs.extend(evaluation.baseline.as_deref().map(model));
+        inputs.extend(evaluation.tasks_hash.as_deref().map(|hash| file("tasks", hash)));
+        inputs.extend(evaluation.text_hash.as_deref().map(|hash| file("text", hash)));
+        inputs
     }
 }
 

@@ -5,7 +5,7 @@ use super::svg::{Bar, Line, Plot, Shape};
 use super::{LoggedEntry, ReportInput, points, verdict_name};
 use crate::comparison::scorecard::Scorecard;
 use crate::comparison::{Cascade, Comparison, SliceComparison, speculation::Speculation};
-use crate::evaluation::{Reliability, Written};
+use crate::evaluation::{Evaluation, Reliability, Written};
 use crate::scoring::{DistanceBin, TextDistance, TextResult};
 use crate::units;
 
@@ -439,6 +439,17 @@ pub(super) fn flips(document: &mut Document, comparison: &Comparison) {
         let title = format!("From right to wrong ({} of {})", table.rows.len(), lost.len());
         document.blocks.push(Block::Details(title, vec![Block::Table(table)]));
     }
+}
+
+/// What scoring the items of a model took, where it was told.
+pub(super) fn energy(evaluation: &Evaluation) -> Option<String> {
+    let used = evaluation.energy.as_ref()?;
+    let answer = used.joules_per_correct_answer.map_or_else(
+        || "no answer was right".to_owned(),
+        |joules| format!("{} joules a correct answer", units::significant(joules)),
+    );
+    let (name, token) = (&evaluation.model.name, units::significant(used.joules_per_token));
+    Some(format!("{name}: {token} joules a token, {answer} ({})", used.energy.source.text()))
 }
 
 /// Time, energy and operations of everything in the log.

@@ -12,14 +12,14 @@ mod svg;
 
 use std::path::PathBuf;
 
-pub use audit::{AuditEntry, HashedFile, LoggedEntry};
+pub use audit::{AuditEntry, HashedFile, LoggedEntry, PassFacts};
 pub use card::CardOptions;
 pub use document::{Block, Document, Table};
 pub use svg::{Bar, Line, Plot, Shape};
 
 use super::comparison::scorecard::scorecard;
 use super::comparison::{Cascade, Comparison, Verdict, speculation::Speculation};
-use super::error::{Fault, Result, Stage};
+use super::error::{Error, Fault, Result, Stage};
 use super::evaluation::Evaluation;
 use super::units;
 
@@ -104,12 +104,8 @@ pub struct Report {
 /// # Errors
 /// Where there is no candidate.
 pub fn report(input: &ReportInput) -> Result<Report> {
-    let Some(first) = input.candidates.first() else {
-        return Err(Fault::new(Stage::Comparison, "there is no candidate to report on")
-            .fix("run a plan and evaluate what it wrote")
-            .into());
-    };
-    let document = document_of(input);
+    let document = document(input)?;
+    let Some(first) = input.candidates.first() else { return Err(nothing_to_report()) };
     let annex = annex::document(input, first);
     Ok(Report {
         html: document.to_html(),
@@ -118,6 +114,23 @@ pub fn report(input: &ReportInput) -> Result<Report> {
         annex_markdown: annex.to_markdown(),
         annex_html: annex.to_html(),
     })
+}
+
+fn nothing_to_report() -> Error {
+    Fault::new(Stage::Comparison, "there is no candidate to report on")
+        .fix("run a plan and evaluate what it wrote")
+        .into()
+}
+
+/// The report in parts, before it is written as HTML or Markdown.
+///
+/// # Errors
+/// Where there is no candidate.
+pub fn document(input: &ReportInput) -> Result<Document> {
+    if input.candidates.is_empty() {
+        return Err(nothing_to_report());
+    }
+    Ok(document_of(input))
 }
 
 /// BLAKE3 of a text, in hex.
@@ -257,7 +270,9 @@ fn provenance(document: &mut Document, input: &ReportInput) {
     machine.row(["kernels", environment.kernels.as_str()]);
     machine.row(["written", environment.written_at.as_str()]);
     document.table(machine);
-    let spent = figures::spent(&input.log);
+    let mut spent = figures::spent(&input.log);
+    let all = std::iter::once(&input.baseline).chain(input.candidates.iter().map(|reported| &reported.evaluation));
+    spent.extend(all.filter_map(figures::energy));
     if !spent.is_empty() {
         document.section("Compute and energy");
         document.blocks.push(Block::Bullets(spent));
@@ -276,5 +291,7 @@ fn provenance(document: &mut Document, input: &ReportInput) {
     }
 }
 
+#[cfg(test)]
+mod demo_tests;
 #[cfg(test)]
 mod tests;

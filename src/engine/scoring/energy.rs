@@ -1,26 +1,59 @@
-//! Energy by the counters that Linux shows: RAPL's package domains, and memory's where it has its own.
+//! Energy by the counters that a machine shows: RAPL's package domains, memory's where it has its own, and NVML's
+//! for NVIDIA GPUs.
 //!
 //! The counters of a machine count everything that runs on it. Domains within a package (core, uncore) and the
-//! platform's are left out, since adding them would count twice. Often only root may read them; then there is
-//! no figure, or one estimated from a power that the user names, which says so.
+//! platform's are left out, since adding them would count twice. Often only root may read RAPL; where no counter
+//! can be read there is no figure, or one estimated from a power that the user names, which says so.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::nvml::EnergyCounters;
+
 /// Where Linux shows the counters.
 const FOLDER: &str = "/sys/class/powercap";
+
+/// Which counters a figure is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EnergySource {
+    /// The processor's.
+    Rapl,
+    /// The GPUs'.
+    Nvml,
+    /// Both.
+    RaplAndNvml,
+    /// None: a power that was named, times the time.
+    NamedPower,
+}
+
+impl EnergySource {
+    /// What it is, for people.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Rapl => "counted by RAPL, the whole machine without GPUs",
+            Self::Nvml => "counted by NVML, the GPUs alone",
+            Self::RaplAndNvml => "counted by RAPL and NVML, the whole machine",
+            Self::NamedPower => "estimated from the power named",
+        }
+    }
+}
 
 /// Energy of some work.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Energy {
-    /// Processor packages, in joules.
+    /// Processor packages, in joules; 0 where only GPUs count. Of an estimate, all of it.
     pub package_joules: f64,
     /// Memory, where it is counted apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_joules: Option<f64>,
+    /// GPUs, where they count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_joules: Option<f64>,
     pub seconds: f64,
+    pub source: EnergySource,
     /// True where it is a named power times the time and not a counter.
     pub is_estimate: bool,
 }
@@ -28,7 +61,36 @@ pub struct Energy {
 impl Energy {
     /// All of it.
     pub fn joules(&self) -> f64 {
-        self.package_joules + self.memory_joules.unwrap_or(0.0)
+        self.package_joules + self.memory_joules.unwrap_or(0.0) + self.gpu_joules.unwrap_or(0.0)
+    }
+}
+
+/// Energy of scoring a model's items.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EnergyUse {
+    #[serde(flatten)]
+    pub energy: Energy,
+    /// Tokens that were read of prompts, and written.
+    pub tokens: u64,
+    /// Items that were answered right meanwhile; those taken over from an interrupted run are not among them.
+    pub correct: u64,
+    pub joules_per_token: f64,
+    /// None where no answer was right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joules_per_correct_answer: Option<f64>,
+}
+
+impl EnergyUse {
+    /// Shares of `energy` for `tokens` and `correct` answers; none where nothing was read.
+    pub fn new(energy: Energy, tokens: u64, correct: u64) -> Option<Self> {
+        let joules = energy.joules();
+        (tokens > 0).then(|| Self {
+            energy,
+            tokens,
+            correct,
+            joules_per_token: joules / tokens as f64,
+            joules_per_correct_answer: (correct > 0).then(|| joules / correct as f64),
+        })
     }
 }
 
@@ -48,60 +110,94 @@ fn number(path: &Path) -> Option<u64> {
 #[derive(Debug)]
 pub struct EnergyMeter {
     domains: Vec<Domain>,
+    gpus: Option<(EnergyCounters, Vec<u64>)>,
+    watts: Option<f64>,
     started: Instant,
+    /// Why what is missing is missing.
+    reasons: Vec<String>,
 }
 
 impl EnergyMeter {
-    /// Reads the counters; `None` where there are none or they may not be read.
-    pub fn start() -> Option<Self> {
-        Self::start_in(Path::new(FOLDER))
+    /// Reads the counters. `watts` is a power to estimate with where none can be read.
+    pub fn start(watts: Option<f64>) -> Self {
+        Self::start_in(Path::new(FOLDER), EnergyCounters::open(), watts)
     }
 
-    fn start_in(folder: &Path) -> Option<Self> {
-        let mut domains = Vec::new();
-        for entry in std::fs::read_dir(folder).ok()?.flatten() {
+    fn start_in(folder: &Path, gpus: Result<EnergyCounters, String>, watts: Option<f64>) -> Self {
+        let mut meter = Self { domains: Vec::new(), gpus: None, watts, started: Instant::now(), reasons: Vec::new() };
+        let mut is_hidden = false;
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             let folder = entry.path();
             let Ok(name) = std::fs::read_to_string(folder.join("name")) else { continue };
             let (is_package, is_memory) = (name.starts_with("package"), name.trim() == "dram");
             if !is_package && !is_memory {
                 continue;
             }
-            let (Some(before), Some(range)) =
-                (number(&folder.join("energy_uj")), number(&folder.join("max_energy_range_uj")))
-            else {
-                continue;
-            };
-            domains.push(Domain { folder, is_memory, range, before });
+            match (number(&folder.join("energy_uj")), number(&folder.join("max_energy_range_uj"))) {
+                (Some(before), Some(range)) => meter.domains.push(Domain { folder, is_memory, range, before }),
+                _ => is_hidden = true,
+            }
         }
-        domains.iter().any(|domain| !domain.is_memory).then(|| Self { domains, started: Instant::now() })
+        if !meter.domains.iter().any(|domain| !domain.is_memory) {
+            meter.domains.clear();
+            let reason = if is_hidden {
+                "only root may read the processor's counters (RAPL)"
+            } else {
+                "no RAPL counters are shown"
+            };
+            meter.reasons.push(reason.to_owned());
+        }
+        match gpus.map(|counters| counters.millijoules().map(|before| (counters, before))) {
+            Ok(read) => meter.gpus = read,
+            Err(reason) => meter.reasons.push(reason),
+        }
+        meter
     }
 
-    /// What was used since the start. A counter that wrapped is taken to have wrapped once, which at 200 W takes
-    /// over twenty minutes on most machines.
+    /// Why there is no figure, or not all of it; empty where every counter is read.
+    pub fn missing(&self) -> String {
+        self.reasons.join("; ")
+    }
+
+    /// What was used since the start; `None` where nothing can be read and no power was named. A counter that
+    /// wrapped is taken to have wrapped once, which at 200 W takes over twenty minutes on most machines.
     pub fn stop(&self) -> Option<Energy> {
-        let mut energy = Energy {
-            package_joules: 0.0,
-            memory_joules: None,
-            seconds: self.started.elapsed().as_secs_f64(),
-            is_estimate: false,
-        };
+        let seconds = self.started.elapsed().as_secs_f64();
+        let (mut package_joules, mut memory_joules) = (0.0, None);
         for domain in &self.domains {
             let now = number(&domain.folder.join("energy_uj"))?;
             let used = if now >= domain.before { now - domain.before } else { domain.range - domain.before + now };
             let joules = used as f64 / 1e6;
             if domain.is_memory {
-                *energy.memory_joules.get_or_insert(0.0) += joules;
+                *memory_joules.get_or_insert(0.0) += joules;
             } else {
-                energy.package_joules += joules;
+                package_joules += joules;
             }
         }
-        Some(energy)
+        let gpu_joules = self.gpus.as_ref().and_then(|(counters, before)| {
+            let after = counters.millijoules()?;
+            Some(after.iter().zip(before).map(|(after, before)| after.saturating_sub(*before) as f64 / 1e3).sum())
+        });
+        let source = match (self.domains.is_empty(), gpu_joules.is_some()) {
+            (false, false) => EnergySource::Rapl,
+            (false, true) => EnergySource::RaplAndNvml,
+            (true, true) => EnergySource::Nvml,
+            (true, false) => return self.watts.map(|watts| estimate(watts, seconds)),
+        };
+        Some(Energy { package_joules, memory_joules, gpu_joules, seconds, source, is_estimate: false })
     }
 }
 
 /// Energy from a power that the user names, marked as an estimate.
 pub fn estimate(watts: f64, seconds: f64) -> Energy {
-    Energy { package_joules: watts * seconds, memory_joules: None, seconds, is_estimate: true }
+    Energy {
+        package_joules: watts * seconds,
+        memory_joules: None,
+        gpu_joules: None,
+        seconds,
+        source: EnergySource::NamedPower,
+        is_estimate: true,
+    }
 }
 
 #[cfg(test)]
@@ -124,7 +220,8 @@ mod tests {
         domain(root, "intel-rapl:1", "package-1", 1_000_000);
         domain(root, "intel-rapl:0:0", "core", 5);
         domain(root, "intel-rapl:0:1", "dram", 0);
-        let meter = EnergyMeter::start_in(root).expect("counters");
+        let meter = EnergyMeter::start_in(root, Err("no GPU".to_owned()), Some(65.0));
+        assert_eq!(meter.missing(), "no GPU");
         domain(root, "intel-rapl:0", "package-0", 1_000_000);
         domain(root, "intel-rapl:1", "package-1", 4_000_000);
         domain(root, "intel-rapl:0:0", "core", 900_000_000);
@@ -133,13 +230,28 @@ mod tests {
         assert!((energy.package_joules - 5.0).abs() < 1e-9 && !energy.is_estimate, "{energy:?}");
         assert_eq!(energy.memory_joules, Some(0.5));
         assert!((energy.joules() - 5.5).abs() < 1e-9);
+        assert_eq!(energy.source, EnergySource::Rapl);
+        let used = EnergyUse::new(energy, 11, 5).expect("tokens");
+        assert!((used.joules_per_token - 0.5).abs() < 1e-9);
+        assert!((used.joules_per_correct_answer.expect("answers") - 1.1).abs() < 1e-9);
+        assert!(EnergyUse::new(energy, 0, 0).is_none());
+        assert_eq!(EnergyUse::new(energy, 11, 0).expect("tokens").joules_per_correct_answer, None);
     }
 
     #[test]
     fn without_counters_there_is_no_figure() {
         let folder = tempfile::tempdir().expect("folder");
-        assert!(EnergyMeter::start_in(folder.path()).is_none());
-        assert!(EnergyMeter::start_in(&folder.path().join("missing")).is_none());
+        for root in [folder.path().to_owned(), folder.path().join("missing")] {
+            let none = EnergyMeter::start_in(&root, Err("no GPU".to_owned()), None);
+            assert!(none.stop().is_none());
+            assert_eq!(none.missing(), "no RAPL counters are shown; no GPU");
+        }
+        std::fs::create_dir(folder.path().join("intel-rapl:0")).expect("folder");
+        std::fs::write(folder.path().join("intel-rapl:0/name"), "package-0").expect("name");
+        let hidden = EnergyMeter::start_in(folder.path(), Err("no GPU".to_owned()), Some(65.0));
+        assert!(hidden.missing().contains("only root"), "{}", hidden.missing());
+        let estimated = hidden.stop().expect("a named power");
+        assert!(estimated.is_estimate && estimated.source == EnergySource::NamedPower);
         assert_eq!(estimate(65.0, 2.0).joules(), 130.0);
     }
 }

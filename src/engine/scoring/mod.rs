@@ -32,6 +32,8 @@ pub mod text_stats;
 
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(test)]
+mod layout_tests;
 
 pub use distance::{DistanceBin, KldHistogram, Percentiles, TextDistance};
 pub use generation::{GenerateOptions, GeneratedToken, Generation, generate};

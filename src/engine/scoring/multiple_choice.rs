@@ -13,7 +13,7 @@ use super::tasks::{ItemResult, TaskItem, TaskKind};
 use super::{BATCH_TOKENS, TextCodec, TokenModel, check_ids};
 use crate::error::{Error, Fault, Result, Stage};
 use crate::model::Batch;
-use crate::progress::Progress;
+use crate::progress::{Figure, Progress};
 
 /// Puts an item's id in front of an error that has no place yet.
 pub(crate) fn in_item(error: Error, id: &str) -> Error {
@@ -132,6 +132,7 @@ pub fn score(
             result.prompt_tokens = questions.iter().map(|joined| joined.prompt.len()).max().unwrap_or(0) as u32;
             results.push(result);
         }
+        progress.tally(Figure::Accuracy, results[results.len() - run.len()..].iter().map(|result| result.score));
         progress.advance(run.len() as u64);
     }
     Ok(results)

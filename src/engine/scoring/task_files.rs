@@ -204,7 +204,7 @@ fn parquet_rows(bytes: &[u8], path: &Path) -> Result<Vec<Row>> {
 fn read_parquet(bytes: &[u8], path: &Path) -> Result<Vec<Row>> {
     let refuse = |err: parquet::errors::ParquetError| {
         let cause = format!("the Parquet file cannot be read: {err}");
-        fault(path, None, cause).fix("write it with Snappy or without compression, or as JSONL")
+        fault(path, None, cause).fix("write it with Snappy, gzip or zstd, or without compression, or as JSONL")
     };
     let reader = SerializedFileReader::new(bytes::Bytes::copy_from_slice(bytes)).map_err(refuse)?;
     let mut rows = Vec::new();

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{TextCodec, TokenModel, chat, completion, multiple_choice};
 use crate::error::{Error, Fault, Result, Stage};
-use crate::progress::{Phase, Progress, Unit};
+use crate::progress::{Figure, Phase, Progress, Unit};
 
 /// Largest tasks file.
 pub(super) const MAX_FILE_BYTES: u64 = 512 << 20;
@@ -460,8 +460,8 @@ pub fn score_tasks(
     score_remaining(model, codec, tasks, &[], usize::MAX, &mut |_| Ok(()), progress)
 }
 
-/// The same without scoring those that are `done`, `at_once` items at a time; `on_scored` is told of each lot, so
-/// that it can be kept if the rest never comes.
+/// The same without scoring those that are `done`, at most `at_once` items at a time and fewer where they are long;
+/// `on_scored` is told of each lot, so that it can be kept if the rest never comes.
 pub fn score_remaining(
     model: &dyn TokenModel,
     codec: &dyn TextCodec,
@@ -478,8 +478,9 @@ pub fn score_remaining(
         tasks.items.iter().map(|item| known.get(item.id.as_str()).map(|&result| result.clone())).collect();
     let remaining: Vec<usize> = (0..results.len()).filter(|&index| results[index].is_none()).collect();
     progress.begin(Phase::ScoringTasks, tasks.items.len() as u64, Unit::Items);
-    progress.advance((results.len() - remaining.len()) as u64);
-    for lot in remaining.chunks(at_once.max(1)) {
+    progress.resume((results.len() - remaining.len()) as u64);
+    progress.tally(Figure::Accuracy, results.iter().flatten().map(|result| result.score));
+    for lot in lots(&tasks.items, &remaining, at_once) {
         let items: Vec<&TaskItem> = lot.iter().map(|&index| &tasks.items[index]).collect();
         let scored = score_items(model, codec, &items, progress)?;
         on_scored(&scored)?;
@@ -490,6 +491,26 @@ pub fn score_remaining(
     let mut results: Vec<ItemResult> = results.into_iter().flatten().collect();
     count_rare_tokens(codec, &mut results, model.vocab())?;
     Ok(results)
+}
+
+/// Prompts of a lot together: some thousand tokens, which is minutes of the largest models.
+const LOT_BYTES: usize = 32 << 10;
+
+/// Cuts the items with these indices into lots of at most `at_once` items and, beyond the first, [`LOT_BYTES`].
+fn lots<'a>(items: &[TaskItem], mut indices: &'a [usize], at_once: usize) -> Vec<&'a [usize]> {
+    let mut lots = Vec::new();
+    while !indices.is_empty() {
+        let mut bytes = 0;
+        let fits = |index: &&usize| {
+            bytes += items[**index].kind.prompt().len();
+            bytes <= LOT_BYTES
+        };
+        let by_bytes = if at_once == usize::MAX { indices.len() } else { indices.iter().take_while(fits).count() };
+        let (lot, rest) = indices.split_at(by_bytes.clamp(1, at_once.max(1)));
+        lots.push(lot);
+        indices = rest;
+    }
+    lots
 }
 
 /// Scores some items: those that choose together, then those that write.
@@ -507,7 +528,9 @@ fn score_items(
     for (index, result) in choosing.iter().zip(multiple_choice::score(model, codec, &pick(&choosing), progress)?) {
         results[*index] = Some(result);
     }
-    for (index, result) in writing.iter().zip(completion::score(model, codec, &pick(&writing), progress)?) {
+    let written = completion::score(model, codec, &pick(&writing), progress)?;
+    progress.tally(Figure::Accuracy, written.iter().map(|result| result.score));
+    for (index, result) in writing.iter().zip(written) {
         results[*index] = Some(result);
     }
     Ok(results.into_iter().flatten().collect())
@@ -576,6 +599,21 @@ mod tests {
             let text = parse(&format!("{CHOICE}\n\n{line}\n")).expect_err(&line).to_string();
             assert!(text.contains("line 3") && text.contains(expected), "{line}: {text}");
         }
+    }
+
+    #[test]
+    fn lots_are_bounded_by_items_and_by_text_and_leave_nothing_out() {
+        let long = "p".repeat(LOT_BYTES / 3);
+        let lines: Vec<String> = (0..20)
+            .map(|i| CHOICE.replace("\"a\"", &format!("\"{i}\"")).replace("\"p\"", &format!("\"{long}\"")))
+            .collect();
+        let items = parse(&lines.join("\n")).expect("items").items;
+        let indices: Vec<usize> = (0..20).collect();
+        let sizes = |at_once| lots(&items, &indices, at_once).iter().map(|lot| lot.len()).collect::<Vec<_>>();
+        assert_eq!(sizes(256), [3, 3, 3, 3, 3, 3, 2]);
+        assert_eq!(sizes(2), [2; 10]);
+        assert_eq!(sizes(usize::MAX), [20]);
+        assert_eq!(lots(&items, &indices, 256).concat(), indices);
     }
 
     #[test]

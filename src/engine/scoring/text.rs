@@ -19,7 +19,7 @@ use super::text_stats::TextResult;
 use super::{TextCodec, TokenModel, check_ids, not_finite};
 use crate::error::{Error, Fault, Result, Stage};
 use crate::model::Batch;
-use crate::progress::{Phase, Progress, Unit};
+use crate::progress::{Figure, Phase, Progress, Unit};
 
 /// Some scored rows of a text.
 struct Scored<'a> {
@@ -252,6 +252,7 @@ impl ScoredText {
                 .zip(rows.targets)
                 .map(|(row, &target)| Some(-RowSum::of(row)?.log_prob(row[target as usize])))
                 .collect();
+            progress.tally(Figure::Perplexity, scored.iter().flatten().copied());
             for nll in scored {
                 nlls.push(nll.ok_or_else(|| not_finite("a token of the text"))?);
             }
@@ -295,6 +296,7 @@ impl ScoredText {
                 .zip(rows.targets)
                 .map(|((baseline, candidate), &target)| token_distance(baseline, candidate, target))
                 .collect();
+            progress.tally(Figure::Kld, scored.iter().flatten().map(|distance| distance.kld));
             for ((distance, &target), &position) in scored.into_iter().zip(rows.targets).zip(rows.positions) {
                 let distance = distance.ok_or_else(|| not_finite("a token of the text"))?;
                 distances.push(&distance, position, counts[target as usize]);
