@@ -100,6 +100,7 @@ impl Measure {
                 max_items_per_slice: self.max_items.map(|count| count as usize),
                 journal: self.resume.clone(),
                 seeds: self.seeds.map(|seeds| SeedOptions { seeds: seeds as usize, ..SeedOptions::default() }),
+                device: session.device()?.models_in_words(),
                 ..EvaluationOptions::default()
             },
         })

@@ -13,6 +13,7 @@ use super::state::RunId;
 use crate::engine::calibration::Activations;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::Comparison;
+use crate::engine::device::Listed;
 use crate::engine::error::{Error, Fault, Result};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
@@ -88,6 +89,8 @@ pub(super) enum Outcome {
     Generated { subject: Subject, generation: Generation },
     /// The kernels of this machine are timed.
     Rates(Box<KernelRates>),
+    /// The devices of this machine are listed.
+    Devices(Vec<Listed>),
     /// A candidate was copied.
     Exported { output: PathBuf, bytes: u64 },
 }

@@ -81,7 +81,7 @@ pub fn schedule(
     for index in 1..=options.steps {
         let structure = Structure::new(config, &removal).map_err(illegal)?;
         let view = checkpoint.pruned(&structure, Vec::new());
-        let score_options = ScoreOptions { sample: Some(sample), seed: options.seed };
+        let score_options = ScoreOptions { sample: Some(sample), seed: options.seed, device: None };
         let (scored, _) = scores(&view, options.metric, &score_options, progress)?;
         let scored = in_original(&structure, &scored);
         let next = select(config, &scored, &step_of(&options.take, index, options.steps), multiple)?;

@@ -8,7 +8,7 @@
 //! values) is handed back row by row for the reference to do. Nothing here is needed to compute
 //! anything: every failure is a [`Failure`], after which the CPU does the same work.
 //!
-//! A device is asked for by [`Wish`], listed by [`adapters`] and opened as a [`Device`], with an
+//! A device is listed by [`adapters`] and opened as a [`Device`], with an
 //! adapter and a queue of its own, apart from the window's. [`Scanner`], [`Encoder`]
 //! and the two of `statistics` stream a tensor's rows through it, two pieces of a bounded size at a time.
 
@@ -21,7 +21,7 @@ mod scanner;
 mod staging;
 mod statistics;
 
-pub use adapter::{Adapter, Kind, Wish, adapters, choose};
+pub use adapter::{Adapter, Kind, adapters, quiet_loader};
 pub use device::Device;
 pub use encoder::{Encoded, Encoder, RowLayout};
 pub use recipe::{Place, Recipe, Scales};

@@ -29,15 +29,16 @@ pub enum Scales {
 pub struct Place {
     /// Index of the one below.
     pub below: u32,
-    /// How far from there to the next, 0 to 1, as the bits of an f32.
-    pub part: u32,
+    /// How far from there to the next, 0 to 1, as the bits of two f32 whose sum it is.
+    pub part: [u32; 2],
 }
 
 impl Place {
     /// The place of a percentile among `count` magnitudes.
     pub fn of(count: usize, percent: f32) -> Self {
         let (below, part) = percentile_place(count, percent);
-        Self { below: below as u32, part: (part as f32).to_bits() }
+        let high = part as f32;
+        Self { below: below as u32, part: [high, (part - f64::from(high)) as f32].map(f32::to_bits) }
     }
 }
 
@@ -252,14 +253,18 @@ fn scaled(constants: &Constants, group: usize, scales: Scales) -> Program {
             _ => (group.next_power_of_two() / 8).clamp(2, 64),
         };
         let mut before = constants.clone().count("SIDE", side).flag("SEARCH", scales == Scales::LeastSquares);
-        let none = Place { below: 0, part: 0 };
+        let none = Place { below: 0, part: [0; 2] };
         let (clips, whole, last) = match scales {
             Scales::Percentile { whole, last } => (true, whole, last),
             _ => (false, none, none),
         };
         before = before.flag("CLIPS", clips);
-        for (below, part, place) in [("WHOLE_BELOW", "WHOLE_PART", whole), ("LAST_BELOW", "LAST_PART", last)] {
-            before = before.count(below, place.below as usize).number(part, f32::from_bits(place.part));
+        for (name, place) in [("WHOLE", whole), ("LAST", last)] {
+            let [part, rest] = place.part.map(f32::from_bits);
+            before = before
+                .count(&format!("{name}_BELOW"), place.below as usize)
+                .number(&format!("{name}_PART"), part)
+                .number(&format!("{name}_REST"), rest);
         }
         (before.with(&[include_str!("scales.wgsl")]), Before::Groups(side))
     });

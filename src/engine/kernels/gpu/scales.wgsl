@@ -1,6 +1,6 @@
 // The scale (and zero) of every group of every row, for `plain.wgsl`. MODE, TOP, MIDDLE, SYMMETRIC,
 // SCALE, SEARCH and SIDE (lanes a group, a power of two, eight for a search) are given before; for a
-// percentile CLIPS and the place of the magnitude in a whole and in the last group, BELOW and PART.
+// percentile CLIPS and the place of the magnitude in a whole and in the last group, BELOW, PART and REST.
 
 const F16: u32 = 0u;
 const BF16: u32 = 1u;
@@ -76,6 +76,7 @@ fn magnitude(at: u32, first: u32, end: u32, lane: u32) -> f32 {
     let is_whole = end - first == params.group;
     let below = select(LAST_BELOW, WHOLE_BELOW, is_whole);
     let part = select(LAST_PART, WHOLE_PART, is_whole);
+    let rest = select(LAST_REST, WHOLE_REST, is_whole);
     var found = 0u;
     for (var bit = 31u; bit > 0u; bit--) {
         let trial = found | (1u << (bit - 1u));
@@ -103,7 +104,10 @@ fn magnitude(at: u32, first: u32, end: u32, lane: u32) -> f32 {
     if up_to > below + 1u || bitcast<u32>(upper) >= 0x7f800000u {
         return lower;
     }
-    return lower + exact(part * (upper - lower));
+    // The share is kept in two floats, so that the product is the reference's, which is taken in f64.
+    let distance = upper - lower;
+    let product = exact(part * distance);
+    return lower + exact(product + (exact(rest * distance) - remainder(product, part, distance)));
 }
 
 fn weighted_error(grid: vec2<f32>, at: u32, column: u32) -> f32 {
