@@ -107,7 +107,7 @@ struct Document<'a> {
     version: u32,
     path: &'a Path,
     name: &'a str,
-    device: &'static str,
+    device: String,
     /// Best instruction level of the kernels.
     level: &'static str,
     /// Processes that wanted a core in the last minute, before the measurement; null where the system does not say.
@@ -165,7 +165,7 @@ impl Bench {
         };
         let checkpoint = session.open(path)?;
         let started = Instant::now();
-        let model = Model::load(&checkpoint, &session.progress)?;
+        let model = Model::load_on(&checkpoint, &session.device()?, &session.progress)?;
         let load_secs = started.elapsed().as_secs_f64();
         let options = SpeedOptions {
             prefill_tokens: self.prefill_tokens,
@@ -194,7 +194,7 @@ impl Bench {
             version: 1,
             path: &checkpoint.path,
             name: &checkpoint.name,
-            device: "cpu",
+            device: model.device(),
             level: Level::detect().name(),
             load_average,
             file_bytes: checkpoint.file_bytes(),
@@ -225,7 +225,7 @@ impl Bench {
         let mut others = Vec::with_capacity(self.against.len());
         for path in &self.against {
             let checkpoint = session.open(path)?;
-            others.push(Model::load(&checkpoint, &session.progress)?);
+            others.push(Model::load_on(&checkpoint, &session.device()?, &session.progress)?);
             names.push(checkpoint.name);
         }
         let mut models: Vec<&dyn TokenModel> = vec![model];
@@ -248,7 +248,7 @@ impl Bench {
             keep_rates(&session.cache_dir(), &rates)?;
         }
         let level = Level::detect().name();
-        let scan_device = options.device.name();
+        let scan_device = options.device.kernels_name();
         let document = Kernels { version: 1, device: "cpu", scan_device, level, load_average, kernels: &rows };
         session.answer(&document, || kernels_text(&document))
     }

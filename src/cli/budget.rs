@@ -140,7 +140,7 @@ impl Budget {
         let documents = Documents::read(&text)?;
         let text = GroupedText::of_documents(&tokenizer, &documents, config.context, config.vocab, &options)?;
         let formats = plan.target().formats().map(str::to_owned).collect();
-        let options = FisherOptions { formats, importance, ..FisherOptions::default() };
+        let options = FisherOptions { formats, importance, device: session.device()?, ..FisherOptions::default() };
         Ok(fisher::predicted_kld(checkpoint, &text, &options, &session.progress, &mut |_, _| {})?)
     }
 }

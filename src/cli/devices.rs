@@ -1,34 +1,87 @@
-//! `lapidary devices`: what scans can run on, and where they will.
+//! `lapidary devices`: what work can run on, where it will, and whether a model fits there.
+
+use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 
+use super::PATH_HELP;
 use super::output::{Table, or_dash, printable};
 use super::session::{Answer, Result, Session};
-use crate::engine::device::{self, Listed};
+use crate::engine::checkpoint::Checkpoint;
+use crate::engine::device::{self, Device, Listed, ModelDevice};
+use crate::engine::model::candle::Precision;
+use crate::engine::model::fit::{self, Fit, USUAL_CONTEXT};
 use crate::engine::units;
 
 /// List the devices and say what will run where
 ///
-/// `auto` takes a real GPU if there is one; a driver that computes in software is used only where it is named.
+/// `auto` takes a real GPU for each kind of work that it does faster than the CPU here; what computes in software is used
+/// only where it is named. With PATH, says whether that model fits the device that models run on.
 #[derive(Debug, Args)]
-pub(super) struct Devices {}
+pub(super) struct Devices {
+    #[arg(value_name = "PATH", help = PATH_HELP)]
+    path: Option<PathBuf>,
+    /// With PATH, the longest sequence to leave room for
+    #[arg(long, value_name = "TOKENS", default_value_t = USUAL_CONTEXT, requires = "path")]
+    context: usize,
+}
 
 #[derive(Debug, Serialize)]
 struct Document {
     version: u32,
     devices: Vec<Listed>,
+    /// Weights a second, where `auto` chose between a GPU and the CPU.
+    rates: Option<Measured>,
+    /// How the model at PATH fits the device that models run on.
+    fit: Option<Fit>,
+    /// The same as a sentence.
+    fit_sentence: Option<String>,
 }
 
 impl Devices {
     pub fn run(&self, session: &Session) -> Result<Answer> {
-        let document = Document { version: 1, devices: device::list(session.device_wish())? };
-        session.answer(&document, || text(&document.devices))
+        let device = session.device()?;
+        let fit = match (&self.path, device.models()) {
+            (Some(path), Some(models)) => Some(fit_of(&session.open(path)?, models, self.context)?),
+            _ => None,
+        };
+        let fit_sentence = match (&self.path, &fit) {
+            (None, _) => None,
+            (_, Some(fit)) => Some(fit.sentence()),
+            (_, None) => Some("Models run on the CPU, in the machine's memory".to_owned()),
+        };
+        let devices = device::list(session.device_wish())?;
+        let document = Document { version: 1, devices, rates: rates(&device), fit, fit_sentence };
+        session.answer(&document, || text(&document))
     }
 }
 
-fn text(devices: &[Listed]) -> String {
-    let mut table = Table::new(&["device", "kind", "interface", "driver", ">memory", "can run"]);
+/// How a checkpoint fits a device as it lies on disk.
+fn fit_of(checkpoint: &Checkpoint, models: &ModelDevice, context: usize) -> Result<Fit> {
+    let config = checkpoint.require_config()?;
+    let bytes = fit::device_bytes(checkpoint, Precision::of(models));
+    Ok(Fit::new(config, bytes, context.min(config.context).max(1), models))
+}
+
+#[cfg(feature = "gpu")]
+type Measured = crate::engine::device::rates::Rates;
+#[cfg(not(feature = "gpu"))]
+type Measured = ();
+
+#[cfg(feature = "gpu")]
+fn rates(device: &Device) -> Option<Measured> {
+    device.rates()
+}
+
+#[cfg(not(feature = "gpu"))]
+fn rates(_: &Device) -> Option<Measured> {
+    None
+}
+
+fn text(document: &Document) -> String {
+    let devices = &document.devices;
+    let mut table = Table::new(&["device", "kind", "interface", "driver", ">memory", "can run", "will run"]);
     for device in devices {
         table.row([
             printable(&device.name),
@@ -37,10 +90,11 @@ fn text(devices: &[Listed]) -> String {
             printable(&device.driver),
             or_dash(device.memory.map(units::bytes)),
             device.runs.join(", "),
+            or_dash((!device.will_run.is_empty()).then(|| device.will_run.join(", "))),
         ]);
     }
-    let chosen = devices.iter().find(|device| device.is_chosen).map_or("CPU", |device| device.name.as_str());
-    format!("{}\nerror scans run on: {}; everything else on the CPU\n", table.render(), printable(chosen))
+    let fit = document.fit_sentence.as_ref().map_or_else(String::new, |fit| format!("\n{fit}\n"));
+    format!("{}{fit}", table.render())
 }
 
 #[cfg(test)]
@@ -48,18 +102,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_list_says_where_scans_run() {
-        let listed = |name: &str, is_chosen| Listed {
+    fn the_list_says_what_runs_where_and_what_fits() {
+        let listed = |name: &str, will_run: &[&'static str]| Listed {
             name: name.to_owned(),
             kind: "discrete",
             interface: String::new(),
             driver: String::new(),
             memory: Some(8 << 30),
-            runs: &["error scans of formats"],
-            is_chosen,
+            runs: vec!["error scans of formats", "models"],
+            will_run: will_run.to_vec(),
+            is_chosen: !will_run.is_empty(),
         };
-        let text = text(&[listed("One", false), listed("Two", true)]);
-        assert!(text.contains("error scans run on: Two"), "{text}");
-        assert!(text.contains("8.00 GiB"), "{text}");
+        let devices = vec![listed("One", &[]), listed("Two", &["models"])];
+        let fit_sentence = Some("Two (8 GiB): fits".to_owned());
+        let text = text(&Document { version: 1, devices, rates: None, fit: None, fit_sentence });
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.iter().any(|line| line.starts_with("One") && line.ends_with('–')), "{text}");
+        assert!(lines.iter().any(|line| line.starts_with("Two") && line.trim_end().ends_with("models")), "{text}");
+        assert!(text.contains("8.00 GiB") && text.ends_with("fits\n"), "{text}");
     }
 }

@@ -108,6 +108,7 @@ impl Measure {
                 speed: (!self.no_speed).then(SpeedOptions::default),
                 watts: self.watts,
                 seeds: self.seeds.map(|seeds| SeedOptions { seeds: seeds as usize, ..SeedOptions::default() }),
+                device: session.device()?.models_in_words(),
                 ..EvaluationOptions::default()
             },
         })

@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::engine::device::VARIABLE;
+use crate::engine::device::{self, VARIABLE};
 use crate::engine::progress::Progress;
 use session::{Answer, Failure, Session};
 
@@ -85,7 +85,7 @@ struct Common {
     /// Worker threads [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Where error scans run: auto, cpu, or part of a name that `lapidary devices` lists [default: what
+    /// Where work runs: auto, cpu, or part of a name that `lapidary devices` lists [default: what
     /// LAPIDARY_DEVICE says, else auto]
     #[arg(long, global = true, value_name = "DEVICE")]
     device: Option<String>,
@@ -115,6 +115,7 @@ enum Command {
 
 /// Runs the program with the process's arguments; `window` is none where it was built without one.
 pub fn main(window: Option<OpenWindow>) -> ExitCode {
+    device::prepare();
     start_log();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -27,6 +27,8 @@ struct Document<'a> {
     checkpoint: &'a str,
     tensors: Vec<Row<'a>>,
     faults: Vec<Unprofiled<'a>>,
+    /// What looked at large tensors beside the CPU; null for the CPU alone.
+    device: Option<&'a str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -48,7 +50,8 @@ struct Unprofiled<'a> {
 impl Profile {
     pub fn run(&self, session: &Session) -> Result<Answer> {
         let checkpoint = session.open(&self.path)?;
-        let noun = profile(&checkpoint, &ProfileOptions::default(), &session.progress, &mut |_, _| {})?;
+        let options = ProfileOptions { device: session.device()?, ..ProfileOptions::default() };
+        let noun = profile(&checkpoint, &options, &session.progress, &mut |_, _| {})?;
         let rows = checkpoint.tensors.iter().zip(&noun.tensors).filter_map(|(tensor, profile)| {
             let profile = profile.as_deref()?;
             let (role, layer) = (tensor.role.name(), tensor.layer);
@@ -64,6 +67,7 @@ impl Profile {
             checkpoint: &checkpoint.fingerprint,
             tensors: rows.collect(),
             faults: faults.collect(),
+            device: noun.device.as_deref(),
         };
         session.answer(&document, || text(&document, &checkpoint))
     }
@@ -110,5 +114,6 @@ fn text(document: &Document<'_>, checkpoint: &Checkpoint) -> String {
         document.tensors.len(),
         checkpoint.tensors.len(),
     );
-    format!("{}\n{total}", table.render())
+    let device = document.device.map_or_else(String::new, |device| format!("Looked at by {device}.\n"));
+    format!("{}\n{total}{device}", table.render())
 }

@@ -191,12 +191,14 @@ impl PruneArgs {
         let mut schedule: Option<Steps> = None;
         if is_by_score {
             let sample = self.sample(session, path, checkpoint, calibration)?;
-            let options = ScoreOptions { sample: sample.as_ref(), seed: self.prune_seed };
+            let device = session.device()?;
+            let device = Some(&device);
+            let options = ScoreOptions { sample: sample.as_ref(), seed: self.prune_seed, device };
             let (mut found, means) = scores(checkpoint, self.score, &options, &session.progress)?;
             if let Some(against) = &self.against {
                 let text = TextSource::read(against)?;
                 let sample = self.windows(checkpoint, &text)?;
-                let options = ScoreOptions { sample: Some(&sample), seed: self.prune_seed };
+                let options = ScoreOptions { sample: Some(&sample), seed: self.prune_seed, device };
                 let (other, _) = scores(checkpoint, self.score, &options, &session.progress)?;
                 found = found.less(&other, self.against_weight)?;
             }

@@ -13,7 +13,7 @@ use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::{Checkpoint, ensure_not_source};
 use crate::engine::error::{Error, Fault, Stage};
 use crate::engine::pass::{self, Earlier, PassOptions};
-use crate::engine::plan::{Calibration, Plan, Recipe, Target, resolve};
+use crate::engine::plan::{Calibration, Plan, Recipe, Search, Target, resolve};
 use crate::engine::report::{AuditEntry, PassFacts, audit};
 use crate::engine::units;
 
@@ -38,6 +38,10 @@ pub(super) struct Run {
     /// With --recipe, what to write: gguf; hugging_face (float types only); compressed-tensors, bitsandbytes, gptq or awq [default: gguf]
     #[arg(long, value_name = "TARGET", value_parser = plan::target, conflicts_with = "plan")]
     target: Option<Target>,
+    /// Where searches of k-quants, least squares and importance run: cpu (the bytes are ggml's) or device (now and then
+    /// another of two nearly equal choices; the result says so) [default: as the plan says, else cpu]
+    #[arg(long, value_name = "WHERE", value_parser = search)]
+    search: Option<Search>,
     /// An earlier result for the same PATH: tensors that its plan decides alike are taken over instead of encoded again
     #[arg(long, value_name = "CANDIDATE", requires = "reuse_plan")]
     reuse: Option<PathBuf>,
@@ -74,6 +78,12 @@ struct Document<'a> {
     new_bits_per_weight: f64,
     /// Tensors taken over from an earlier result.
     reused_tensors: usize,
+    /// What encoded beside the CPU; null for the CPU alone.
+    device: Option<&'a str>,
+    /// Tensors that it encoded.
+    device_tensors: usize,
+    /// Where searches ran: cpu or device.
+    search: &'static str,
     elapsed_secs: f64,
     warnings: &'a [String],
     tensors: Vec<TensorRow>,
@@ -83,6 +93,9 @@ impl Run {
     pub fn run(&self, session: &Session) -> Result<Answer> {
         let checkpoint = session.open(&self.path)?;
         let mut plan = self.plan(&checkpoint)?;
+        if let Some(search) = self.search {
+            plan.set_search(search);
+        }
         let mut importance = self.imatrix.as_deref().map(Importance::read).transpose()?.map(Arc::new);
         if let Some(importance) = &importance {
             plan.set_calibration(Calibration::of(importance));
@@ -98,12 +111,19 @@ impl Run {
         }
         if let Some(calibration) = plan.calibration().filter(|_| importance.is_none()) {
             let mut warnings = Vec::new();
-            importance = Some(calibration.load(&checkpoint, &session.progress, &mut warnings)?);
+            importance =
+                Some(calibration.load_on(&checkpoint, &session.device()?, &session.progress, &mut warnings)?);
             warnings.iter().for_each(|warning| session.warn(warning));
         }
         let earlier = self.earlier(&checkpoint, session)?;
         let importance_hash = importance.as_ref().map(|importance| importance.hash.clone());
-        let options = PassOptions { importance, earlier, means: plan.load_means()?, ..PassOptions::default() };
+        let options = PassOptions {
+            importance,
+            earlier,
+            means: plan.load_means()?,
+            device: session.device()?,
+            ..PassOptions::default()
+        };
         let report = pass::run(&checkpoint, &resolved, &self.output, &options, &session.progress)?;
         let candidate = Checkpoint::open(&self.output)?;
         report.warnings.iter().for_each(|warning| session.warn(warning));
@@ -136,6 +156,9 @@ impl Run {
             old_bits_per_weight: report.old_bits_per_weight(),
             new_bits_per_weight: report.new_bits_per_weight(),
             reused_tensors: report.reused_tensors,
+            device: report.device.as_deref(),
+            device_tensors: report.device_tensors,
+            search: resolved.search.name(),
             elapsed_secs: report.elapsed_secs,
             warnings: &report.warnings,
             tensors: plan::rows(&resolved, &checkpoint),
@@ -169,6 +192,10 @@ impl Run {
     }
 }
 
+fn search(text: &str) -> std::result::Result<Search, String> {
+    Search::find(text).ok_or_else(|| format!("there is no {text}; give {}", Search::NAMES.join(" or ")))
+}
+
 /// Reads a plan from its file.
 pub(super) fn read_plan(path: &Path) -> Result<Plan> {
     let size_bytes = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
@@ -189,8 +216,11 @@ fn text(document: &Document<'_>) -> String {
         0 => String::new(),
         count => format!("{count} tensors taken over from the earlier result\n"),
     };
+    let device = document.device.map_or_else(String::new, |device| {
+        format!("{} of {} tensors encoded by {device}\n", document.device_tensors, document.tensors.len())
+    });
     format!(
-        "{}\n{}: {} on disk, was {} ({:.2} bpw, was {:.2}), in {}\n{reused}",
+        "{}\n{}: {} on disk, was {} ({:.2} bpw, was {:.2}), in {}\n{reused}{device}",
         plan::table(&document.tensors),
         document.output.display(),
         units::bytes(document.file_bytes),

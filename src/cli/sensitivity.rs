@@ -150,7 +150,12 @@ impl Sensitivity {
         let config = checkpoint.require_config()?;
         let text = self.cut(session, &Tokenizer::of_checkpoint(&checkpoint)?, &documents, config)?;
         let importance = self.importance()?;
-        let options = FisherOptions { formats: self.formats(), importance, ..FisherOptions::default() };
+        let options = FisherOptions {
+            formats: self.formats(),
+            importance,
+            device: session.device()?,
+            ..FisherOptions::default()
+        };
         Ok(fisher::predicted_kld(&checkpoint, &text, &options, &session.progress, &mut |_, _| {})?)
     }
 
@@ -250,7 +255,7 @@ impl Sensitivity {
         let empty = UnitTable::new(&loaded.checkpoint, metric, &text);
         let known = self.earlier().find_map(|path| UnitTable::read(&path).ok().filter(|own| own.is_comparable(&empty)));
         let keeper = Keeper::new(self.output.as_deref(), known.clone().unwrap_or(empty));
-        let options = UnitOptions { known: known.map(Arc::new), ..UnitOptions::default() };
+        let options = UnitOptions { known: known.map(Arc::new), device: session.device()?, ..UnitOptions::default() };
         let mut tell = |value: &sensitivity::UnitValue| keeper.put(|table| table.insert(value.clone()));
         let (checkpoint, model, progress) = (&loaded.checkpoint, &loaded.model, &session.progress);
         keeper.ended(unit_metrics::measure(checkpoint, model, &text, metric, &options, progress, &mut tell))
@@ -297,7 +302,7 @@ impl Sensitivity {
         }
         text.push_str(&most_sensitive_groups(table));
         if let Some(device) = &table.device {
-            text.push_str(&format!("Scanned by {device}.\n"));
+            text.push_str(&format!("Computed by {device}.\n"));
         }
         if table.imatrix.is_some() {
             text.push_str("Encoded with the importance matrix where a format heeds it.\n");

@@ -1,6 +1,6 @@
 //! What a running command has: progress, warnings, opened models, and the way to answer.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -69,27 +69,33 @@ pub(super) struct Session {
     /// True if the answer is a JSON document.
     pub json: bool,
     /// The device that `--device` names.
-    device: String,
+    wish: String,
+    /// What it means, once somebody has asked.
+    device: OnceCell<Device>,
     bar: RefCell<Option<ProgressBar>>,
     warnings: RefCell<Vec<String>>,
 }
 
 impl Session {
     /// A session with a progress bar, where somebody can see it.
-    pub fn new(json: bool, device: String) -> Self {
+    pub fn new(json: bool, wish: String) -> Self {
         let progress = Progress::default();
         let bar = ProgressBar::start(&progress);
-        Self { progress, json, device, bar: RefCell::new(bar), warnings: RefCell::default() }
+        Self { progress, json, wish, device: OnceCell::new(), bar: RefCell::new(bar), warnings: RefCell::default() }
     }
 
-    /// Where scans run.
+    /// Where work runs.
     pub fn device(&self) -> Result<Device> {
-        Ok(Device::choose(&self.device)?)
+        if let Some(device) = self.device.get() {
+            return Ok(device.clone());
+        }
+        let device = Device::choose(&self.wish)?;
+        Ok(self.device.get_or_init(|| device).clone())
     }
 
     /// What `--device` says: `auto`, `cpu` or a part of a name.
     pub fn device_wish(&self) -> &str {
-        &self.device
+        &self.wish
     }
 
     /// Takes the progress bar away for good, before anything else is written.
@@ -148,7 +154,7 @@ impl Session {
     /// Opens a checkpoint and loads its model and tokenizer.
     pub fn load(&self, path: &Path) -> Result<Loaded> {
         let checkpoint = self.open(path)?;
-        let model = Model::load(&checkpoint, &self.progress)?;
+        let model = Model::load_on(&checkpoint, &self.device()?, &self.progress)?;
         let tokenizer = Tokenizer::of_checkpoint(&checkpoint)?;
         Ok(Loaded { checkpoint, model, tokenizer })
     }

@@ -13,6 +13,7 @@ pub enum Stage {
     Checkpoint,
     Tokenizer,
     Model,
+    Device,
     Profile,
     Calibration,
     Sensitivity,
@@ -31,6 +32,7 @@ impl Stage {
             Self::Checkpoint => "checkpoint",
             Self::Tokenizer => "tokenizer",
             Self::Model => "model",
+            Self::Device => "device",
             Self::Profile => "profile",
             Self::Calibration => "calibration",
             Self::Sensitivity => "sensitivity",
@@ -143,6 +145,11 @@ impl Error {
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Self::Io { action, path, source: Arc::new(source) }
+    }
+
+    /// True if a device failed at what the CPU can do instead.
+    pub fn is_of_device(&self) -> bool {
+        matches!(self, Self::Fault(fault) if fault.stage == Stage::Device)
     }
 
     /// True if the user stopped the job.

@@ -16,6 +16,7 @@ use super::settings::ThemeChoice;
 use super::state::{CandidateState, Document, Level, Playground, PlaygroundSide, Run, RunId, Selection, View};
 use super::tasks::{self, EvaluationInput, Source};
 use super::{importance, planning};
+use crate::engine::device::{self, Device};
 use crate::engine::error::{Error, Result};
 use crate::engine::plan::budget::Limit;
 use crate::engine::plan::{Plan, Recipe, Target};
@@ -211,6 +212,8 @@ impl Workbench {
             Command::Pause { job, paused } => self.jobs.set_paused(job, paused),
             Command::Dismiss(id) => self.state.notices.retain(|notice| notice.id != id),
             Command::SetTheme(theme) => self.set_theme(theme),
+            Command::FindDevices => self.find_devices(),
+            Command::SetDevice(wish) => self.set_device(wish),
             Command::Warn(text) => self.state.notify(Level::Warning, text),
         }
         Ok(())
@@ -356,6 +359,28 @@ impl Workbench {
     fn set_theme(&mut self, theme: ThemeChoice) {
         self.state.settings.theme = theme;
         self.state.settings.save(&self.options.data_dir);
+    }
+
+    fn find_devices(&mut self) {
+        if self.state.devices.is_some() || self.jobs.is_running(JobKind::Devices) {
+            return;
+        }
+        let wish = self.state.settings.device.clone();
+        self.jobs.spawn(JobKind::Devices, "look for devices", move |_| {
+            // A device that was chosen once may be gone: the list is shown all the same.
+            let found = device::list(&wish).or_else(|_| device::list("cpu"))?;
+            Ok(Outcome::Devices(found))
+        });
+    }
+
+    /// Jobs that run already go on where they are.
+    fn set_device(&mut self, wish: String) {
+        self.state.device = Device::wished(&wish);
+        self.jobs.device = self.state.device.clone();
+        self.state.settings.device = wish;
+        self.state.settings.save(&self.options.data_dir);
+        self.state.devices = None;
+        self.find_devices();
     }
 
     fn open(&mut self, source: Source) {

@@ -147,6 +147,10 @@ pub enum Command {
     Dismiss(u64),
     /// Light, dark or the system's.
     SetTheme(ThemeChoice),
+    /// Lists the devices.
+    FindDevices,
+    /// Runs work on a device from now on: `auto`, `cpu` or a name.
+    SetDevice(String),
     /// A message from the window itself, such as a dialog that cannot be shown.
     Warn(String),
 }

@@ -14,6 +14,7 @@ use super::units::PrunedStep;
 use crate::engine::calibration::Activations;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::{Comparison, GateSet};
+use crate::engine::device::Listed;
 use crate::engine::error::{Error, Fault, Result};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
@@ -99,6 +100,8 @@ pub(super) enum Outcome {
     Speculated(Box<Speculated>),
     /// The kernels of this machine are timed.
     Rates(Box<KernelRates>),
+    /// The devices of this machine are listed.
+    Devices(Vec<Listed>),
     /// A candidate was copied.
     Exported { output: PathBuf, bytes: u64 },
 }

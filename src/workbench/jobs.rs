@@ -14,6 +14,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use super::events::{Event, Outcome};
+use crate::engine::device::Device;
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::progress::{Progress, Snapshot};
 
@@ -43,6 +44,7 @@ pub enum JobKind {
     Generate,
     Export,
     Rates,
+    Devices,
 }
 
 impl JobKind {
@@ -91,6 +93,8 @@ pub struct JobView<'a> {
 /// What a job's body is given.
 pub(super) struct Context {
     pub(super) progress: Progress,
+    /// Where its work runs.
+    pub(super) device: Device,
     sender: Sender<Event>,
 }
 
@@ -122,6 +126,8 @@ pub(super) struct Jobs {
     receiver: Receiver<Event>,
     waker: Option<Waker>,
     executor: Executor,
+    /// Where the work of new jobs runs.
+    pub(super) device: Device,
 }
 
 /// Events that may wait for a frame.
@@ -176,9 +182,9 @@ fn heavy_pool() -> Option<&'static rayon::ThreadPool> {
 }
 
 impl Jobs {
-    pub(super) fn new(waker: Option<Waker>, executor: Executor) -> Self {
+    pub(super) fn new(waker: Option<Waker>, executor: Executor, device: Device) -> Self {
         let (sender, receiver) = crossbeam_channel::bounded(QUEUE);
-        Self { list: Vec::new(), next: 0, sender, receiver, waker, executor }
+        Self { list: Vec::new(), next: 0, sender, receiver, waker, executor, device }
     }
 
     /// Starts `body`; its result comes as one event.
@@ -192,7 +198,7 @@ impl Jobs {
         let id = JobId(self.next);
         let title = title.into();
         let progress = Progress::new(self.waker.clone());
-        let context = Context { progress: progress.clone(), sender: self.sender.clone() };
+        let context = Context { progress: progress.clone(), device: self.device.clone(), sender: self.sender.clone() };
         let work = move || {
             let result = run_body(kind, &context, body);
             // Blocking is right here: an end must not be lost, and the window drains the queue.
@@ -328,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_panic_in_a_job_is_that_jobs_failure() {
-        let mut jobs = Jobs::new(None, Executor::Threads);
+        let mut jobs = Jobs::new(None, Executor::Threads, Device::default());
         jobs.spawn(JobKind::Profile, "panics", |_| panic!("on purpose"));
         let err = wait_for_end(&mut jobs).expect_err("failed").to_string();
         assert!(err.contains("on purpose"), "{err}");
@@ -339,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_waiting_job_can_be_cancelled() {
-        let mut jobs = Jobs::new(None, Executor::Threads);
+        let mut jobs = Jobs::new(None, Executor::Threads, Device::default());
         let first = jobs.spawn(JobKind::Pass, "long", |context| {
             loop {
                 context.progress.check()?;
@@ -356,7 +362,7 @@ mod tests {
 
     #[test]
     fn inline_jobs_end_inside_the_call() {
-        let mut jobs = Jobs::new(None, Executor::Inline);
+        let mut jobs = Jobs::new(None, Executor::Inline, Device::default());
         jobs.spawn(JobKind::Open, "inline", |_| Ok(Outcome::Nothing));
         assert!(matches!(jobs.next_event(), Some(Event::Ended { .. })));
     }

@@ -9,7 +9,6 @@ use super::measure::{CalibrationInfo, DEFAULT_TOKENS, KldRequest};
 use super::tasks::ModelCache;
 use crate::engine::calibration::{Documents, Importance, Overlap};
 use crate::engine::checkpoint::{Checkpoint, ModelConfig};
-use crate::engine::device::Device;
 use crate::engine::error::Result;
 use crate::engine::model::Tokenizer;
 use crate::engine::scoring::{TaskSet, TextOptions, TextSource};
@@ -81,7 +80,7 @@ pub(super) fn weight_error(
     context: &Context,
 ) -> Result<Outcome> {
     let empty = empty(checkpoint, &weight::METRIC, None, importance.as_ref())?;
-    let options = WeightOptions { importance, device: Device::automatic(), ..WeightOptions::default() };
+    let options = WeightOptions { importance, device: context.device.clone(), ..WeightOptions::default() };
     let mut tell = tell_rows(context, weight::METRIC.id, empty);
     let table = weight::weight_error(checkpoint, &options, &context.progress, &mut tell)?;
     Ok(measured(weight::METRIC.id, table))
@@ -97,7 +96,7 @@ pub(super) fn fisher(
     let tokenizer = Tokenizer::of_checkpoint(checkpoint)?;
     let text = cut(&tokenizer, text, DEFAULT_TOKENS, checkpoint.require_config()?)?;
     let empty = empty(checkpoint, &fisher::METRIC, Some(&text), importance.as_ref())?;
-    let options = FisherOptions { importance, ..FisherOptions::default() };
+    let options = FisherOptions { importance, device: context.device.clone(), ..FisherOptions::default() };
     let mut tell = tell_rows(context, fisher::METRIC.id, empty);
     let table = fisher::predicted_kld(checkpoint, &text, &options, &context.progress, &mut tell)?;
     Ok(measured(fisher::METRIC.id, table))
@@ -111,7 +110,7 @@ pub(super) fn output_error(
     importance: Option<Arc<Importance>>,
     context: &Context,
 ) -> Result<Outcome> {
-    let ready = models.get(checkpoint, None, &context.progress)?;
+    let ready = models.get(checkpoint, None, context)?;
     let text = cut(&ready.tokenizer, text, DEFAULT_TOKENS, &ready.model.config)?;
     let empty = empty(checkpoint, &output::METRIC, Some(&text), importance.as_ref())?;
     let options = OutputOptions { importance, ..OutputOptions::default() };
@@ -134,7 +133,7 @@ pub(super) fn measured_kld(
     known: Option<Arc<SensitivityTable>>,
     context: &Context,
 ) -> Result<Outcome> {
-    let ready = models.get(checkpoint, None, &context.progress)?;
+    let ready = models.get(checkpoint, None, context)?;
     let config = &ready.model.config;
     let text = match &on.tasks {
         Some(tasks) => GroupedText::of_tasks(&ready.tokenizer, tasks, config.context, config.vocab, request.tokens)?,
@@ -167,10 +166,10 @@ pub(super) fn units(
     known: Option<Arc<UnitTable>>,
     context: &Context,
 ) -> Result<Outcome> {
-    let ready = models.get(checkpoint, None, &context.progress)?;
+    let ready = models.get(checkpoint, None, context)?;
     let text = cut(&ready.tokenizer, text, DEFAULT_TOKENS, &ready.model.config)?;
     let empty = Arc::new(UnitTable::new(checkpoint, metric, &text));
-    let options = UnitOptions { known, ..UnitOptions::default() };
+    let options = UnitOptions { known, device: context.device.clone(), ..UnitOptions::default() };
     let mut tell = |value: &units::UnitValue| {
         let (fingerprint, empty) = (checkpoint.fingerprint.clone(), empty.clone());
         context.offer(Event::UnitMeasured { fingerprint, empty, value: value.clone() });

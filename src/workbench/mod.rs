@@ -99,10 +99,10 @@ impl Workbench {
     /// An empty workbench with the user's settings.
     pub fn new(options: Options) -> Self {
         let settings = Settings::load(&options.data_dir);
-        let jobs = Jobs::new(options.waker.clone(), options.executor);
+        let state = State::new(settings, rates::known_rates(&options.cache_dir));
         Self {
-            state: State::new(settings, rates::known_rates(&options.cache_dir)),
-            jobs,
+            jobs: Jobs::new(options.waker.clone(), options.executor, state.device.clone()),
+            state,
             models: tasks::ModelCache::default(),
             last_save: std::time::Instant::now(),
             options,

@@ -244,6 +244,7 @@ impl Workbench {
                 }
             }
             Outcome::Rates(rates) => self.take_rates(*rates),
+            Outcome::Devices(devices) => self.state.devices = Some(Arc::new(devices)),
             Outcome::Exported { output, bytes } => {
                 let text = format!("{} written to {}", units::bytes(bytes), file_name(&output));
                 self.state.notify(Level::Info, text);

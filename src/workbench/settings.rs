@@ -1,4 +1,4 @@
-//! What the user likes, apart from any project: theme and recent files.
+//! What the user likes, apart from any project: theme, device and recent files.
 
 use std::path::{Path, PathBuf};
 
@@ -25,6 +25,8 @@ pub struct Settings {
     pub theme: ThemeChoice,
     /// Opened last, newest first.
     pub recent: Vec<PathBuf>,
+    /// Where work runs: `auto`, `cpu` or a device's name; empty for what the environment says, else `auto`.
+    pub device: String,
 }
 
 /// Recent files that are kept.

@@ -15,6 +15,7 @@ use super::units::PrunedStep;
 use crate::engine::calibration::Activations;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::{Comparison, GateSet};
+use crate::engine::device::{Device, Listed};
 use crate::engine::error::{Error, Fault};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::pass::PassReport;
@@ -392,6 +393,10 @@ pub struct State {
     pub settings: Settings,
     /// How fast this machine multiplies, once that was measured.
     pub rates: Option<Arc<KernelRates>>,
+    /// Where work runs.
+    pub device: Device,
+    /// Every device, once somebody wanted to see them.
+    pub devices: Option<Arc<Vec<Listed>>>,
     /// Larger text, no editing.
     pub presenter: bool,
     /// Set once the user wants to leave.
@@ -408,6 +413,8 @@ impl State {
             view: View::default(),
             selection: Selection::default(),
             notices: Vec::new(),
+            device: Device::wished(&settings.device),
+            devices: None,
             settings,
             rates,
             presenter: false,

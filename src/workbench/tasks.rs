@@ -16,6 +16,7 @@ use super::state::{Run, RunId};
 use crate::engine::calibration::{self, Importance, ImportanceOptions};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::{self, ComparisonOptions, GateSet};
+use crate::engine::device::Device;
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::evaluation::{self, Baseline, Evaluation, EvaluationOptions};
 use crate::engine::model::{Model, Tokenizer};
@@ -54,19 +55,14 @@ impl std::fmt::Debug for ModelCache {
 impl ModelCache {
     const MOST: usize = 2;
 
-    fn key(checkpoint: &Checkpoint) -> String {
-        format!("{} {}", checkpoint.path.display(), checkpoint.fingerprint)
+    fn key(checkpoint: &Checkpoint, device: &Device) -> String {
+        format!("{} {} {}", checkpoint.path.display(), checkpoint.fingerprint, device.models_in_words())
     }
 
     /// The model of a checkpoint. A candidate whose own tokenizer cannot be rebuilt (a GGUF that names no
     /// pre-tokenizer we know) is read with that of the checkpoint it was made from.
-    pub(super) fn get(
-        &self,
-        checkpoint: &Checkpoint,
-        source: Option<&Ready>,
-        progress: &Progress,
-    ) -> Result<Arc<Ready>> {
-        let key = Self::key(checkpoint);
+    pub(super) fn get(&self, checkpoint: &Checkpoint, source: Option<&Ready>, context: &Context) -> Result<Arc<Ready>> {
+        let key = Self::key(checkpoint, &context.device);
         {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(index) = loaded.iter().position(|(known, _)| *known == key) {
@@ -79,8 +75,8 @@ impl ModelCache {
             }
         }
         let ready = Arc::new(Ready {
-            content_hash: checkpoint.content_hash(progress)?,
-            model: Model::load(checkpoint, progress)?,
+            content_hash: checkpoint.content_hash(&context.progress)?,
+            model: Model::load_on(checkpoint, &context.device, &context.progress)?,
             tokenizer: Tokenizer::of_checkpoint(checkpoint)
                 .or_else(|err| source.map(|source| source.tokenizer.clone()).ok_or(err))?,
         });
@@ -207,13 +203,15 @@ pub(super) fn profile(checkpoint: &Checkpoint, context: &Context) -> Result<Outc
     let mut tell = |tensor: usize, profile: Arc<profile::TensorProfile>| {
         context.offer(Event::Profiled { fingerprint: checkpoint.fingerprint.clone(), tensor, profile });
     };
-    let noun = profile::profile(checkpoint, &ProfileOptions::default(), &context.progress, &mut tell)?;
+    let options = ProfileOptions { device: context.device.clone(), ..ProfileOptions::default() };
+    let noun = profile::profile(checkpoint, &options, &context.progress, &mut tell)?;
     Ok(Outcome::Profiled { fingerprint: checkpoint.fingerprint.clone(), profiles: noun.tensors, faults: noun.faults })
 }
 
 /// Profiles a candidate for overlaying: each tensor over the range of the original's histogram.
 pub(super) fn profile_run(run: RunId, candidate: &Checkpoint, context: &Context) -> Result<Outcome> {
-    let noun = profile::profile(candidate, &ProfileOptions::default(), &context.progress, &mut |_, _| {})?;
+    let options = ProfileOptions { device: context.device.clone(), ..ProfileOptions::default() };
+    let noun = profile::profile(candidate, &options, &context.progress, &mut |_, _| {})?;
     let profiles: BTreeMap<_, _> =
         noun.tensors.into_iter().flatten().map(|profile| (profile.name.clone(), profile)).collect();
     Ok(Outcome::RunProfiled { run, profiles })
@@ -228,7 +226,7 @@ pub(super) fn calibrate(
     context: &Context,
 ) -> Result<Outcome> {
     let text = calibration_source(text)?;
-    let ready = models.get(checkpoint, None, &context.progress)?;
+    let ready = models.get(checkpoint, None, context)?;
     let options = ImportanceOptions::default();
     let mut importance =
         calibration::importance(checkpoint, &ready.model, &ready.tokenizer, &text, &options, &context.progress)?;
@@ -300,11 +298,11 @@ pub(super) fn score_units(
         }
         None => None,
     };
-    let options = ScoreOptions { sample: sample.as_ref(), seed: 0 };
+    let options = ScoreOptions { sample: sample.as_ref(), seed: 0, device: Some(&context.device) };
     let (scores, _) = structure::scores(checkpoint, metric, &options, &context.progress)?;
     let attention = match sample.filter(|_| wants_patterns) {
         Some(sample) => {
-            let model = Model::load(checkpoint, &context.progress)?;
+            let model = Model::load_on(checkpoint, &context.device, &context.progress)?;
             Some(Arc::new(attention::patterns(checkpoint, &model, &sample, &context.progress)?))
         }
         None => None,
@@ -332,7 +330,9 @@ pub(super) fn run_plan(
 ) -> Result<Outcome> {
     let mut warnings = Vec::new();
     let importance = match (plan.calibration(), importance) {
-        (Some(calibration), None) => Some(calibration.load(checkpoint, &context.progress, &mut warnings)?),
+        (Some(calibration), None) => {
+            Some(calibration.load_on(checkpoint, &context.device, &context.progress, &mut warnings)?)
+        }
         (_, loaded) => loaded,
     };
     let mut earlier = Vec::new();
@@ -342,7 +342,13 @@ pub(super) fn run_plan(
         }
     }
     let importance_hash = importance.as_ref().map(|importance| importance.hash.clone());
-    let options = PassOptions { importance, earlier, means: plan.load_means()?, ..PassOptions::default() };
+    let options = PassOptions {
+        importance,
+        earlier,
+        means: plan.load_means()?,
+        device: context.device.clone(),
+        ..PassOptions::default()
+    };
     let mut report = pass::run(checkpoint, resolved, output, &options, &context.progress)?;
     report.warnings.extend(warnings);
     let candidate = Arc::new(Checkpoint::open(output)?);
@@ -382,14 +388,18 @@ pub(super) struct EvaluationInput {
 /// Evaluates the baseline, or a candidate against it, and pairs them.
 pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Outcome> {
     let progress = &context.progress;
-    let options = EvaluationOptions { journal: Some(input.folder.join("items")), ..EvaluationOptions::default() };
+    let options = EvaluationOptions {
+        journal: Some(input.folder.join("items")),
+        device: context.device.models_in_words(),
+        ..EvaluationOptions::default()
+    };
     let (started, meter) = (Instant::now(), EnergyMeter::start(None));
     let log = |evaluation: &Evaluation| {
         let entry = AuditEntry::of_evaluation(evaluation, started.elapsed().as_secs_f64(), meter.stop());
         enter(&input.folder, entry, context);
     };
     let (tasks, text) = (input.tasks.as_deref(), input.text.as_deref());
-    let original = input.models.get(&input.baseline, None, progress)?;
+    let original = input.models.get(&input.baseline, None, context)?;
     let fingerprint = input.baseline.fingerprint.clone();
     let baseline_subject =
         evaluation::Subject::new(&input.baseline, &original.model, &original.tokenizer, original.content_hash.clone());
@@ -403,7 +413,7 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
             comparison: None,
         });
     };
-    let ready = input.models.get(candidate, Some(&original), progress)?;
+    let ready = input.models.get(candidate, Some(&original), context)?;
     let subject = evaluation::Subject::new(candidate, &ready.model, &ready.tokenizer, ready.content_hash.clone());
     let baseline = Baseline { subject: baseline_subject, known: input.known.as_deref() };
     let evaluation = evaluation::evaluate(&subject, Some(&baseline), tasks, text, &options, progress)?;
@@ -444,8 +454,8 @@ pub(super) fn generate(
     options: &GenerateOptions,
     context: &Context,
 ) -> Result<Outcome> {
-    let source = source.map(|source| models.get(source, None, &context.progress)).transpose()?;
-    let ready = models.get(checkpoint, source.as_deref(), &context.progress)?;
+    let source = source.map(|source| models.get(source, None, context)).transpose()?;
+    let ready = models.get(checkpoint, source.as_deref(), context)?;
     let generation =
         scoring::generate(&ready.model, &ready.tokenizer, prompt, options, &context.progress, &mut |token| {
             context.offer(Event::Token { subject, token: token.clone() });

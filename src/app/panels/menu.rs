@@ -1,9 +1,11 @@
-//! The menu bar, made from the actions, and at its right what is open.
+//! The menu bar, made from the actions, and at its right what is open and where work runs.
 
+use eframe::egui::containers::menu::MenuButton;
 use eframe::egui::{Align, Button, Layout, MenuBar, Ui};
 
 use crate::app::context::Cx;
 use crate::app::theme::{Type, UiTokens as _};
+use crate::engine::device::Listed;
 use crate::engine::units;
 use crate::workbench::{Action, Command, Group, Shortcut};
 
@@ -35,6 +37,7 @@ pub fn menu_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             });
         }
         ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+            device_ui(ui, cx);
             ui.label(Type::Small.text(what_is_open(cx)).color(ui.tokens().weak));
         });
     });
@@ -84,7 +87,56 @@ fn recent_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
     }
 }
 
-/// Name, weights, types and device, in one line.
+/// The device picker: what is used in a word, and every device with its memory and what it can do.
+fn device_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
+    let weak = ui.tokens().weak;
+    let word = cx.state().device.in_use().unwrap_or_else(cpu);
+    let button = Button::new(Type::Small.text(word).color(weak)).frame(false);
+    let (response, _) = MenuButton::from_button(button).ui(ui, |ui| {
+        ui.set_min_width(340.0);
+        let chosen = cx.state().settings.device.clone();
+        let is_auto = matches!(chosen.as_str(), "" | "auto");
+        let automatic = "The fastest for each kind of work, by measurement: a GPU if there is one";
+        entry_ui(ui, cx, "Automatic", automatic, "auto", is_auto);
+        let Some(devices) = cx.state().devices.clone() else {
+            cx.commands.push(Command::FindDevices);
+            ui.label(Type::Small.text("Looking for devices…").color(weak));
+            return;
+        };
+        for device in devices.iter() {
+            let is_cpu = device.kind == "cpu";
+            let wish = if is_cpu { "cpu" } else { device.name.as_str() };
+            entry_ui(ui, cx, &device.name, &about(device), wish, chosen == wish);
+        }
+    });
+    response
+        .on_hover_text("Where scans, profiles, passes and models run; a device that fails leaves its work to the CPU");
+}
+
+/// A device and what there is to say of it.
+fn entry_ui(ui: &mut Ui, cx: &mut Cx<'_>, name: &str, about: &str, wish: &str, is_chosen: bool) {
+    if ui.selectable_label(is_chosen, name).on_hover_text(about).clicked() {
+        cx.commands.push(Command::SetDevice(wish.to_owned()));
+        ui.close();
+    }
+    ui.label(Type::Small.text(about).color(ui.tokens().weak));
+}
+
+/// Interface, memory and work of a device, in one line.
+fn about(device: &Listed) -> String {
+    let memory = device.memory.map(|memory| format!("{} free", units::bytes(memory)));
+    let kind = if device.kind == "software" { Some("computes in software, for tests".to_owned()) } else { None };
+    let interface = Some(device.interface.clone()).filter(|interface| !interface.is_empty());
+    let runs = Some(format!("can run {}", device.runs.join(", ")));
+    let runs_now = Some(device.will_run.join(", ")).filter(|work| !work.is_empty()).map(|work| format!("runs {work}"));
+    [interface, memory, kind, runs_now.or(runs)].into_iter().flatten().collect::<Vec<String>>().join(" · ")
+}
+
+fn cpu() -> String {
+    format!("CPU, {} threads", std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+}
+
+/// Name, weights and types, in one line.
 fn what_is_open(cx: &Cx<'_>) -> String {
     let Some(document) = cx.document() else {
         return cx
@@ -97,16 +149,31 @@ fn what_is_open(cx: &Cx<'_>) -> String {
     let name = if document.is_demo { "demo" } else { checkpoint.name.as_str() };
     let main = checkpoint.tensors.iter().max_by_key(|tensor| tensor.weight_count());
     format!(
-        "{name} · {} weights · {} · CPU, {} threads",
+        "{name} · {} weights · {} ·",
         units::count(checkpoint.weight_count()),
         main.map_or("no tensors", |tensor| tensor.dtype.name()),
-        std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_told_with_its_memory_and_what_runs_there() {
+        let device = Listed {
+            name: "One".to_owned(),
+            kind: "discrete",
+            interface: "Vulkan".to_owned(),
+            driver: String::new(),
+            memory: Some(2 << 30),
+            runs: vec!["profiles", "passes"],
+            will_run: vec!["passes"],
+            is_chosen: true,
+        };
+        assert_eq!(about(&device), "Vulkan · 2.00 GiB free · runs passes");
+        assert!(about(&Listed { will_run: Vec::new(), ..device }).ends_with("can run profiles, passes"));
+    }
 
     #[test]
     fn every_shortcut_names_a_key_of_egui() {

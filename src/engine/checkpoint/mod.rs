@@ -116,8 +116,8 @@ fn products_fit(shape: &[usize]) -> bool {
     shape.iter().try_fold(1usize, |product, &len| product.checked_mul(len.max(1))).is_some()
 }
 
-/// A model on disk, opened lazily.
-#[derive(Debug)]
+/// A model on disk, opened lazily. Clones share the open files.
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     /// What the user opened.
     pub path: PathBuf,

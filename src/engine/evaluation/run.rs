@@ -228,6 +228,8 @@ pub fn evaluate(
             reference.speed = results.next();
         }
     }
+    // It may have failed on the way.
+    document.device = subject.model.device();
     document.baseline = reference.map(|(reference, _)| Box::new(reference));
     Ok(document)
 }
@@ -271,7 +273,7 @@ fn blank(
         key: key(&subject.id, baseline_id, tasks, text, options),
         model: subject.reference(),
         label: "measured".to_owned(),
-        device: options.device.clone(),
+        device: subject.model.device(),
         text_hash: text.map(|text| text.hash.clone()),
         tasks_hash: tasks.map(|tasks| tasks.hash.clone()),
         text: None,

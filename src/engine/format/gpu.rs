@@ -1,15 +1,19 @@
 //! Error scans on a device: what [`Format::scan`] adds up, for many rows at a time and for several
-//! formats at once.
+//! formats at once; and encoding ([`DeviceEncoder`]).
 //!
 //! Rows that the device flags are scanned by the format itself, so that the sums are those of the
 //! reference to 1e-5 whatever the values.
+
+mod encode;
+
+pub use encode::{DeviceEncoder, can_encode};
 
 use std::collections::VecDeque;
 
 use rayon::prelude::*;
 
 use super::{Dtype, Encoding, Format, Fp8Scales, Granularity, ScanBuffers, Shared};
-use crate::kernels::gpu::{Device, Failure, Recipe, Scales, Scanner, Source};
+use crate::kernels::gpu::{Device, Failure, Place, Recipe, Scales, Scanner, Source};
 use crate::kernels::ints::ScaleChoice;
 use crate::kernels::scan::Errors;
 
@@ -35,12 +39,19 @@ fn recipe(format: &dyn Format, how: &Encoding<'_>) -> Option<Recipe> {
         Dtype::Int(scheme) => {
             let (group, scales) = match (scheme.granularity(), how.scale_choice) {
                 (Granularity::Tensor, _) => (0, Scales::Given),
-                // Needs the magnitudes in order.
-                (_, ScaleChoice::Percentile(_)) => return None,
                 (granularity, choice) => {
                     let group = if let Granularity::Group(len) = granularity { len.into() } else { 0 };
-                    let is_search = choice == ScaleChoice::LeastSquares;
-                    (group, if is_search { Scales::LeastSquares } else { Scales::Range })
+                    let scales = match choice {
+                        ScaleChoice::AbsMax => Scales::Range,
+                        ScaleChoice::LeastSquares => Scales::LeastSquares,
+                        ScaleChoice::Percentile(percent) => {
+                            let len = if group == 0 { how.row_len } else { group };
+                            let rest = how.row_len % len.max(1);
+                            let last = if rest == 0 { len } else { rest };
+                            Scales::Percentile { whole: Place::of(len, percent), last: Place::of(last, percent) }
+                        }
+                    };
+                    (group, scales)
                 }
             };
             let codes = scheme.codes();

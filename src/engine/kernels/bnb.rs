@@ -73,7 +73,7 @@ impl Table {
     }
 
     /// Codes by rising value; of fp4's two zeros the positive first, so that 0 is code 8's upper neighbour.
-    fn order(self) -> [u8; 16] {
+    pub(crate) fn order(self) -> [u8; 16] {
         match self {
             Self::Nf4 => std::array::from_fn(|at| at as u8),
             Self::Fp4 => [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3],
@@ -81,7 +81,7 @@ impl Table {
     }
 
     /// The middles between neighbours of [`Table::order`].
-    fn bounds(self) -> [f32; 15] {
+    pub(crate) fn bounds(self) -> [f32; 15] {
         let (values, order) = (self.values(), self.order());
         std::array::from_fn(|at| (values[usize::from(order[at])] + values[usize::from(order[at + 1])]) / 2.0)
     }

@@ -267,17 +267,22 @@ impl Codes {
     }
 }
 
+/// Where a percentile lies among `count` values in order of size: the index below, and how far it is to the next.
+pub fn percentile_place(count: usize, percent: f32) -> (usize, f64) {
+    let place = f64::from(percent.clamp(0.0, 100.0)) / 100.0 * count.saturating_sub(1) as f64;
+    (place.floor() as usize, place - place.floor())
+}
+
 /// The magnitude that `percent` of the finite values do not exceed, between two of them linearly.
 fn percentile(values: &[f32], percent: f32) -> f32 {
     let mut sizes: Vec<f32> = values.iter().filter(|value| value.is_finite()).map(|value| value.abs()).collect();
     if sizes.is_empty() {
         return 0.0;
     }
-    let place = f64::from(percent.clamp(0.0, 100.0)) / 100.0 * (sizes.len() - 1) as f64;
-    let below = place.floor() as usize;
+    let (below, part) = percentile_place(sizes.len(), percent);
     let (_, &mut lower, above) = sizes.select_nth_unstable_by(below, f32::total_cmp);
     let upper = above.iter().copied().fold(f32::INFINITY, f32::min);
-    if upper.is_finite() { lower + ((place - below as f64) * f64::from(upper - lower)) as f32 } else { lower }
+    if upper.is_finite() { lower + (part * f64::from(upper - lower)) as f32 } else { lower }
 }
 
 #[inline(always)]

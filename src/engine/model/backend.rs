@@ -54,9 +54,15 @@ pub trait Backend: Sync + std::fmt::Debug {
     type Linear: std::fmt::Debug + Send + Sync;
     /// A norm's weight or a bias.
     type Vector: std::fmt::Debug + Send + Sync;
+    /// Cosines and sines where the rotations read them.
+    type Turns;
 
     /// Takes over a matrix, repacked as the device likes it.
     fn matrix(&self, stored: StoredMatrix) -> Result<Self::Linear>;
+    /// Takes over a matrix whose rows are looked up, and which may be multiplied too.
+    fn table(&self, stored: StoredMatrix) -> Result<Self::Linear> {
+        self.matrix(stored)
+    }
     /// Takes over a vector.
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
     /// Bytes that a matrix holds in memory.
@@ -66,6 +72,12 @@ pub trait Backend: Sync + std::fmt::Debug {
     fn rows_from(&self, values: Vec<f32>, width: usize) -> Result<Self::Rows>;
     /// Rows back as host values.
     fn rows_to(&self, rows: &Self::Rows) -> Result<Vec<f32>>;
+    /// The same for rows that are no longer needed.
+    fn rows_into(&self, rows: Self::Rows) -> Result<Vec<f32>> {
+        self.rows_to(&rows)
+    }
+    /// Cosines and sines for all layers of a run.
+    fn turns(&self, angles: Angles) -> Result<Self::Turns>;
 
     /// The table's rows of `ids`.
     fn embed(&self, table: &Self::Linear, ids: &[u32]) -> Result<Self::Rows>;
@@ -73,8 +85,8 @@ pub trait Backend: Sync + std::fmt::Debug {
     fn rms_norm(&self, x: &Self::Rows, weight: &Self::Vector, eps: f64) -> Result<Self::Rows>;
     /// Several linears of the same input, which is quantized once for all of them.
     fn linears(&self, weights: &[(&Self::Linear, Option<&Self::Vector>)], x: &Self::Rows) -> Result<Vec<Self::Rows>>;
-    /// Rotary embedding of every head of every token, in place; one row of `angles` a token.
-    fn rope(&self, x: &mut Self::Rows, angles: &Angles) -> Result<()>;
+    /// Rotary embedding of every head of every token, in place; one row of `turns` a token.
+    fn rope(&self, x: &mut Self::Rows, turns: &Self::Turns) -> Result<()>;
     /// Causal attention of a batch in layer `layer`; caches are read and then extended.
     #[expect(clippy::too_many_arguments, reason = "queries, keys and values belong together here")]
     fn attention(

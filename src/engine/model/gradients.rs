@@ -3,14 +3,17 @@
 //! One backward pass a sequence: activations of one sequence and one gradient of the whole model
 //! are in memory at a time, and each matrix's gradient is handed out and dropped.
 
+use std::sync::OnceLock;
+
 use candle_core::{Tensor, Var};
 
 use super::backend::Site;
-use super::candle::{Candle, failed};
+use super::candle::{Candle, Linear, Precision, failed};
 use super::llama::{Hooks, Llama, Start};
 use super::{Batch, load};
 use crate::checkpoint::{Checkpoint, ModelConfig, Role};
-use crate::error::Result;
+use crate::device::Device;
+use crate::error::{Fault, Result, Stage};
 use crate::progress::Progress;
 
 /// Which next tokens the log-likelihood is taken of.
@@ -27,6 +30,8 @@ pub enum Labels {
 }
 
 /// A decoder on operations that have gradients.
+///
+/// Where a device computes and fails, the CPU starts the sequence again and does all further ones.
 #[derive(Debug)]
 pub struct Differentiable {
     /// The shape it was built from.
@@ -34,50 +39,103 @@ pub struct Differentiable {
     graph: Llama<Candle>,
     /// Matrices whose gradients are wanted.
     matrices: Vec<(Site, Var)>,
+    /// What loads the same for the CPU, where this is on a device.
+    fallback: Option<Fallback>,
 }
+
+#[derive(Debug)]
+struct Fallback {
+    checkpoint: Checkpoint,
+    device: String,
+    is_frozen: bool,
+    on_cpu: OnceLock<Box<Differentiable>>,
+}
+
+/// What is done with a matrix of a graph that was loaded.
+type Track<'a> = dyn FnMut(Site, &mut Linear) -> Result<()> + 'a;
 
 impl Differentiable {
     /// Loads every matrix in f32, none of which gets a gradient: for [`Differentiable::head_gradients`].
     ///
     /// # Errors
     /// As [`Differentiable::load`].
-    pub fn load_frozen(checkpoint: &Checkpoint, progress: &Progress) -> Result<Self> {
-        let graph: Llama<Candle> = load::llama(checkpoint, Candle::cpu(), progress)?;
-        Ok(Self { config: graph.config.clone(), graph, matrices: Vec::new() })
+    pub fn load_frozen(checkpoint: &Checkpoint, device: &Device, progress: &Progress) -> Result<Self> {
+        Self::load_either(checkpoint, device, true, progress)
     }
 
-    /// Loads every matrix in f32, each with a gradient.
+    /// Loads every matrix in f32, each with a gradient, onto a device where they fit, else for the CPU.
     ///
     /// # Errors
     /// What [`super::Model::load`] refuses, a type without decoder, or cancel.
-    pub fn load(checkpoint: &Checkpoint, progress: &Progress) -> Result<Self> {
-        let mut graph: Llama<Candle> = load::llama(checkpoint, Candle::cpu(), progress)?;
-        let mut matrices = Vec::new();
-        let mut track = |site: Site, slot: &mut Tensor| -> Result<()> {
-            let variable = Var::from_tensor(slot).map_err(failed)?;
-            *slot = variable.as_tensor().clone();
-            matrices.push((site, variable));
-            Ok(())
-        };
-        track(Site { layer: None, role: Role::Embedding }, &mut graph.embedding)?;
-        for (index, layer) in graph.layers.iter_mut().enumerate() {
-            let linears = [
-                (Role::Q, &mut layer.q),
-                (Role::K, &mut layer.k),
-                (Role::V, &mut layer.v),
-                (Role::O, &mut layer.o),
-                (Role::Gate, &mut layer.gate),
-                (Role::Up, &mut layer.up),
-                (Role::Down, &mut layer.down),
-            ];
-            for (role, affine) in linears {
-                track(Site { layer: Some(index), role }, &mut affine.0)?;
+    pub fn load(checkpoint: &Checkpoint, device: &Device, progress: &Progress) -> Result<Self> {
+        Self::load_either(checkpoint, device, false, progress)
+    }
+
+    fn load_either(checkpoint: &Checkpoint, device: &Device, is_frozen: bool, progress: &Progress) -> Result<Self> {
+        if let Some(models) = device.models() {
+            // Weights, and as much again for their gradients.
+            let wanted = super::fit::device_bytes(checkpoint, Precision::Full) * if is_frozen { 1 } else { 2 };
+            if wanted <= super::fit::room(checkpoint, models) {
+                let backend = Candle::new(models.handle().clone(), Precision::Full, u64::MAX);
+                match Self::load_onto(checkpoint, backend, is_frozen, progress) {
+                    Ok(loaded) => {
+                        let fallback = Fallback {
+                            checkpoint: checkpoint.clone(),
+                            device: models.in_words(),
+                            is_frozen,
+                            on_cpu: OnceLock::new(),
+                        };
+                        return Ok(Self { fallback: Some(fallback), ..loaded });
+                    }
+                    Err(err) if err.is_of_device() => tracing::warn!("{}: {err}; the CPU is used", models.name),
+                    Err(err) => return Err(err),
+                }
+            } else {
+                tracing::warn!("{} has no room for gradients of this model; the CPU is used", models.name);
             }
         }
-        if let Some(head) = &mut graph.head {
-            track(Site { layer: None, role: Role::Head }, head)?;
+        Self::load_onto(checkpoint, Candle::cpu(), is_frozen, progress)
+    }
+
+    fn load_onto(checkpoint: &Checkpoint, backend: Candle, is_frozen: bool, progress: &Progress) -> Result<Self> {
+        let mut graph: Llama<Candle> = load::llama(checkpoint, backend, progress)?;
+        let mut matrices = Vec::new();
+        if !is_frozen {
+            each_matrix(&mut graph, &mut |site, linear| {
+                let slot = linear.dense().ok_or_else(|| Fault::new(Stage::Model, "a matrix that is not in f32"))?;
+                let variable = Var::from_tensor(slot).map_err(failed)?;
+                *slot = variable.as_tensor().clone();
+                matrices.push((site, variable));
+                Ok(())
+            })?;
         }
-        Ok(Self { config: graph.config.clone(), graph, matrices })
+        Ok(Self { config: graph.config.clone(), graph, matrices, fallback: None })
+    }
+
+    /// What computes, in words.
+    pub fn device(&self) -> String {
+        match &self.fallback {
+            None => "cpu".to_owned(),
+            Some(fallback) if fallback.on_cpu.get().is_some() => format!("{}, then cpu", fallback.device),
+            Some(fallback) => fallback.device.clone(),
+        }
+    }
+
+    /// The answer of `work` here, or on the CPU once the device has failed.
+    fn with_fallback<T>(&self, mut work: impl FnMut(&Self) -> Result<T>) -> Result<T> {
+        let Some(fallback) = &self.fallback else { return work(self) };
+        if let Some(on_cpu) = fallback.on_cpu.get() {
+            return work(on_cpu);
+        }
+        match work(self) {
+            Err(err) if err.is_of_device() => {
+                tracing::warn!("{}: {err}; the CPU goes on", fallback.device);
+                let quiet = Progress::default();
+                let loaded = Self::load_onto(&fallback.checkpoint, Candle::cpu(), fallback.is_frozen, &quiet)?;
+                work(fallback.on_cpu.get_or_init(|| Box::new(loaded)))
+            }
+            done => done,
+        }
     }
 
     /// Bytes of f32 weights held.
@@ -98,19 +156,26 @@ impl Differentiable {
         progress: &Progress,
         visit: &mut dyn FnMut(Site, &[f32]),
     ) -> Result<usize> {
-        let Some((likelihood, count)) = self.likelihood(ids, scored_from, labels, &[], progress)? else {
-            return Ok(0);
-        };
-        let gradients = likelihood.backward().map_err(failed)?;
-        for (site, matrix) in &self.matrices {
-            progress.check()?;
-            // An untouched matrix has no gradient: its square is zero.
-            if let Some(gradient) = gradients.get(matrix) {
-                let host = gradient.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(failed)?;
-                visit(*site, &host);
+        let mut seen = 0;
+        self.with_fallback(|own| {
+            let Some((likelihood, count)) = own.likelihood(ids, scored_from, labels, &[], progress)? else {
+                return Ok(0);
+            };
+            let gradients = likelihood.backward().map_err(failed)?;
+            for (index, (site, matrix)) in own.matrices.iter().enumerate() {
+                progress.check()?;
+                // An untouched matrix has no gradient: its square is zero.
+                if let Some(gradient) = gradients.get(matrix)
+                    && index >= seen
+                {
+                    let host = gradient.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(failed)?;
+                    visit(*site, &host);
+                }
+                // A device that fails half way has shown these; the CPU shows the rest.
+                seen = index + 1;
             }
-        }
-        Ok(count)
+            Ok(count)
+        })
     }
 
     /// How the mean log-probability of the text's own tokens at positions `scored_from..` changes with
@@ -119,6 +184,10 @@ impl Differentiable {
     /// # Errors
     /// A token beyond the vocabulary, candle's failures, or cancel.
     pub fn head_gradients(&self, ids: &[u32], scored_from: usize, progress: &Progress) -> Result<Vec<Vec<f32>>> {
+        self.with_fallback(|own| own.head_gradients_here(ids, scored_from, progress))
+    }
+
+    fn head_gradients_here(&self, ids: &[u32], scored_from: usize, progress: &Progress) -> Result<Vec<Vec<f32>>> {
         let mut factors = Vec::new();
         let mut columns = Vec::new();
         for (index, shape) in self.config.layers.iter().enumerate() {
@@ -175,6 +244,29 @@ impl Differentiable {
             }
         };
         Ok(Some((log_likelihood(&logits, &chosen).map_err(failed)?, count)))
+    }
+}
+
+/// Shows every matrix of a graph to `track`.
+fn each_matrix(graph: &mut Llama<Candle>, track: &mut Track<'_>) -> Result<()> {
+    track(Site { layer: None, role: Role::Embedding }, &mut graph.embedding)?;
+    for (index, layer) in graph.layers.iter_mut().enumerate() {
+        let linears = [
+            (Role::Q, &mut layer.q),
+            (Role::K, &mut layer.k),
+            (Role::V, &mut layer.v),
+            (Role::O, &mut layer.o),
+            (Role::Gate, &mut layer.gate),
+            (Role::Up, &mut layer.up),
+            (Role::Down, &mut layer.down),
+        ];
+        for (role, affine) in linears {
+            track(Site { layer: Some(index), role }, &mut affine.0)?;
+        }
+    }
+    match &mut graph.head {
+        Some(head) => track(Site { layer: None, role: Role::Head }, head),
+        None => Ok(()),
     }
 }
 
@@ -245,7 +337,7 @@ mod tests {
         let progress = Progress::default();
         let ids = [5, 17, 2, 90, 44, 8, 8, 61];
         let model = Model::load(&checkpoint, &progress).expect("loads");
-        let differentiable = Differentiable::load(&checkpoint, &progress).expect("loads");
+        let differentiable = Differentiable::load(&checkpoint, &Device::default(), &progress).expect("loads");
         let site = Site { layer: Some(1), role: Role::Down };
         let mut gradient = Vec::new();
         let count = differentiable
@@ -265,7 +357,7 @@ mod tests {
         let along = |sign: f32| {
             let bytes = weights.iter().zip(&direction).flat_map(|(w, d)| (w + sign * d).to_le_bytes()).collect();
             let stored = StoredMatrix { dtype: crate::format::Dtype::F32, rows, cols, bytes };
-            likelihood(&model, &ids, &Replacement::new(site, stored).expect("fits").into())
+            likelihood(&model, &ids, &Replacement::new(&model, site, stored).expect("fits").into())
         };
         let slope = (along(1.0) - along(-1.0)) / 2.0;
         let expected: f64 = gradient.iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
@@ -278,7 +370,7 @@ mod tests {
         let progress = Progress::default();
         let ids = [5, 17, 2, 90, 44, 8, 8, 61];
         let model = Model::load(&checkpoint, &progress).expect("loads");
-        let frozen = Differentiable::load_frozen(&checkpoint, &progress).expect("loads");
+        let frozen = Differentiable::load_frozen(&checkpoint, &Device::default(), &progress).expect("loads");
         let slopes = frozen.head_gradients(&ids, 1, &progress).expect("differentiates");
         for (layer, slopes) in slopes.iter().enumerate() {
             assert_eq!(slopes.len(), model.config.layers[layer].heads);

@@ -177,7 +177,7 @@ impl<B: Backend> Llama<B> {
         hooks: &mut Hooks<'_, B>,
     ) -> Result<B::Rows> {
         let backend = &self.backend;
-        let angles = self.angles(&batch.positions(caches));
+        let turns = backend.turns(self.angles(&batch.positions(caches)))?;
         let (first, mut x) = match start {
             Start::Embedding => {
                 let table = hooks.linear(None, Role::Embedding, &self.embedding);
@@ -196,7 +196,7 @@ impl<B: Backend> Llama<B> {
             if hooks.removed_layers.contains(&layer) {
                 continue;
             }
-            let mixed = self.mix(layer, &x, batch, caches, &angles, hooks)?;
+            let mixed = self.mix(layer, &x, batch, caches, &turns, hooks)?;
             let middle = self.output(layer, x, mixed, hooks)?;
             x = self.mlp(layer, middle, hooks)?;
         }
@@ -216,7 +216,7 @@ impl<B: Backend> Llama<B> {
         x: &B::Rows,
         batch: &Batch,
         caches: &mut [KvCache],
-        angles: &Angles,
+        turns: &B::Turns,
         hooks: &mut Hooks<'_, B>,
     ) -> Result<B::Rows> {
         let (backend, layer, shape) = (&self.backend, &self.layers[index], self.config.layers[index]);
@@ -227,8 +227,8 @@ impl<B: Backend> Llama<B> {
         let mut qkv = backend.linears(&linears, &normed)?.into_iter();
         let mut next = || qkv.next().expect("one output a linear");
         let (mut q, mut k, v) = (next(), next(), next());
-        backend.rope(&mut q, angles)?;
-        backend.rope(&mut k, angles)?;
+        backend.rope(&mut q, turns)?;
+        backend.rope(&mut k, turns)?;
         let heads = Heads { heads: shape.heads, kv_heads: shape.kv_heads, head_dim: self.config.head_dim };
         hooks.check()?;
         let mixed = backend.attention(heads, index, batch, caches, &q, &k, &v)?;
@@ -283,16 +283,17 @@ impl<B: Backend> Llama<B> {
         Ok(single(self.backend.linears(&[(head, None)], hidden)?))
     }
 
+    /// Every matrix, the embedding and the head among them.
+    pub(super) fn matrices(&self) -> impl Iterator<Item = &B::Linear> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down].map(|affine| &affine.0)
+        });
+        std::iter::once(&self.embedding).chain(&self.head).chain(layers)
+    }
+
     /// Bytes of all matrices in memory.
     pub(super) fn matrix_bytes(&self) -> u64 {
-        let bytes = |matrix: &B::Linear| self.backend.matrix_bytes(matrix);
-        let layers = self.layers.iter().map(|layer| {
-            [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down]
-                .into_iter()
-                .map(|affine| bytes(&affine.0))
-                .sum::<u64>()
-        });
-        bytes(&self.embedding) + self.head.as_ref().map_or(0, bytes) + layers.sum::<u64>()
+        self.matrices().map(|matrix| self.backend.matrix_bytes(matrix)).sum()
     }
 }
 

@@ -43,6 +43,10 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<B::Linear> {
+        self.backend.matrix(self.stored(name, rows, cols)?)
+    }
+
+    fn stored(&self, name: &str, rows: usize, cols: usize) -> Result<StoredMatrix> {
         let tensor =
             self.checkpoint.tensor(name).ok_or_else(|| self.fault(name, "the tensor is missing".to_owned()))?;
         if tensor.shape != [rows, cols] {
@@ -52,7 +56,7 @@ impl<B: Backend> Loader<'_, B> {
         }
         let stored = read_matrix(self.checkpoint, tensor, self.progress)?;
         self.progress.advance(tensor.byte_count);
-        self.backend.matrix(stored)
+        Ok(stored)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Option<B::Vector>> {
@@ -112,7 +116,7 @@ pub(super) fn llama<B: Backend>(checkpoint: &Checkpoint, backend: B, progress: &
     };
     progress.begin(Phase::Loading, checkpoint.tensor_bytes(), Unit::Bytes);
     let loader = Loader { checkpoint, backend: &backend, progress };
-    let embedding = loader.matrix("model.embed_tokens.weight", config.vocab, config.hidden)?;
+    let embedding = loader.backend.table(loader.stored("model.embed_tokens.weight", config.vocab, config.hidden)?)?;
     let layers = (0..config.layers.len()).map(|index| loader.layer(index, &config)).collect::<Result<_>>()?;
     let norm = loader.norm("model.norm.weight", config.hidden)?;
     let head = if config.tied_embeddings {

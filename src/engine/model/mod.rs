@@ -6,8 +6,10 @@
 
 pub mod backend;
 pub mod candle;
+pub mod fit;
 mod gguf_tokenizer;
 mod gradients;
+mod graph;
 mod llama;
 mod load;
 mod native;
@@ -18,9 +20,15 @@ pub use gradients::{Differentiable, Labels};
 pub use native::Native;
 pub use tokenizer::{TextStream, Tokenizer};
 
-use self::backend::Backend as _;
+use std::borrow::Cow;
+use std::sync::OnceLock;
+
+use self::backend::Backend;
+use self::candle::Candle;
+use self::graph::{Graph, on_graph};
 use self::llama::{Hooks, Llama, Place, Start};
 use super::checkpoint::{Checkpoint, ModelConfig, Role};
+use super::device::Device;
 use super::error::{Fault, Result, Stage};
 use super::progress::Progress;
 
@@ -87,6 +95,8 @@ impl Batch {
 #[derive(Clone, Debug, Default)]
 pub struct KvCache {
     pub(super) layers: Vec<(Vec<f32>, Vec<f32>)>,
+    /// The same where a device computes.
+    pub(super) on_device: Vec<(candle_core::Tensor, candle_core::Tensor)>,
     pub(super) len: usize,
 }
 
@@ -100,25 +110,121 @@ impl KvCache {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+
+    /// Forgets the tokens from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        if len >= self.len {
+            return;
+        }
+        for (keys, values) in &mut self.layers {
+            keys.truncate(keys.len() / self.len * len);
+            values.truncate(values.len() / self.len * len);
+        }
+        if len == 0 {
+            self.on_device.clear();
+        }
+        for (keys, values) in &mut self.on_device {
+            // The rows are there, so that this is a view and cannot fail.
+            if let (Ok(fewer_keys), Ok(fewer_values)) = (keys.narrow(0, 0, len), values.narrow(0, 0, len)) {
+                (*keys, *values) = (fewer_keys, fewer_values);
+            }
+        }
+        self.len = len;
+    }
+
+    /// Brings back what a device holds, for the CPU to go on with.
+    fn to_host(&mut self) -> Result<()> {
+        for (keys, values) in std::mem::take(&mut self.on_device) {
+            // A run that failed may have added to some layers.
+            let host = |rows: &candle_core::Tensor| rows.narrow(0, 0, self.len)?.flatten_all()?.to_vec1::<f32>();
+            let both = host(&keys).and_then(|keys| Ok((keys, host(&values)?)));
+            self.layers.push(both.map_err(candle::failed)?);
+        }
+        Ok(())
+    }
 }
 
 /// A matrix that can stand in for one of a model's own.
 #[derive(Debug)]
 pub struct Replacement {
     site: Site,
-    linear: native::Linear,
+    on_device: Option<(StoredMatrix, candle::Linear)>,
+    on_cpu: OnceLock<native::Linear>,
 }
 
 impl Replacement {
-    /// Prepares `stored` to stand in at `site`.
-    pub fn new(site: Site, stored: StoredMatrix) -> Result<Self> {
-        Ok(Self { site, linear: Native.matrix(stored)? })
+    /// Prepares `stored` to stand in at `site` of `model`.
+    ///
+    /// # Errors
+    /// A type without decoder, or a failure of the model's device: prepare it again for the CPU then.
+    pub fn new(model: &Model, site: Site, stored: StoredMatrix) -> Result<Self> {
+        let mut made = Self { site, on_device: None, on_cpu: OnceLock::new() };
+        if let Some(device) = model.graph.device() {
+            let linear = device.matrix(stored.clone());
+            match linear {
+                Ok(linear) => {
+                    made.on_device = Some((stored, linear));
+                    return Ok(made);
+                }
+                Err(err) if err.is_of_device() => {
+                    model.graph.give_up(&err)?;
+                }
+                Err(err) => return Err(err),
+            }
+        }
+        made.on_cpu = Native.matrix(stored)?.into();
+        Ok(made)
     }
 
     /// Where it stands in.
     pub fn site(&self) -> Site {
         self.site
     }
+}
+
+/// A backend that replacements can be prepared for.
+trait Swaps: Backend {
+    fn of(replacement: &Replacement) -> Result<&Self::Linear>;
+    fn states(inputs: &LayerInputs) -> &[LayerStates<Self::Rows>];
+    fn keep(states: Vec<LayerStates<Self::Rows>>) -> LayerInputs;
+}
+
+impl Swaps for Native {
+    fn of(replacement: &Replacement) -> Result<&native::Linear> {
+        if let (None, Some((stored, _))) = (replacement.on_cpu.get(), &replacement.on_device) {
+            let linear = Native.matrix(stored.clone())?;
+            return Ok(replacement.on_cpu.get_or_init(|| linear));
+        }
+        replacement.on_cpu.get().ok_or_else(elsewhere)
+    }
+
+    fn states(inputs: &LayerInputs) -> &[LayerStates<native::Rows>] {
+        if let LayerInputs::OnCpu(states) = inputs { states } else { &[] }
+    }
+
+    fn keep(states: Vec<LayerStates<native::Rows>>) -> LayerInputs {
+        LayerInputs::OnCpu(states)
+    }
+}
+
+impl Swaps for Candle {
+    fn of(replacement: &Replacement) -> Result<&candle::Linear> {
+        replacement.on_device.as_ref().map(|(_, linear)| linear).ok_or_else(elsewhere)
+    }
+
+    fn states(inputs: &LayerInputs) -> &[LayerStates<candle_core::Tensor>] {
+        if let LayerInputs::OnDevice(states) = inputs { states } else { &[] }
+    }
+
+    fn keep(states: Vec<LayerStates<candle_core::Tensor>>) -> LayerInputs {
+        LayerInputs::OnDevice(states)
+    }
+}
+
+fn elsewhere() -> super::error::Error {
+    Fault::new(Stage::Model, "a matrix was prepared for another device than the model runs on")
+        .fix("prepare it for this model")
+        .into()
 }
 
 /// What a run changes of a model, in memory and for that run alone.
@@ -150,68 +256,88 @@ pub enum Kept {
 }
 
 /// Rows of one layer in an unchanged run.
-#[derive(Debug, Default)]
-struct LayerStates {
-    input: Option<native::Rows>,
-    mixed: Option<native::Rows>,
-    middle: Option<native::Rows>,
-    gated: Option<native::Rows>,
+#[derive(Debug)]
+pub struct LayerStates<R> {
+    input: Option<R>,
+    mixed: Option<R>,
+    middle: Option<R>,
+    gated: Option<R>,
+}
+
+impl<R> Default for LayerStates<R> {
+    fn default() -> Self {
+        Self { input: None, mixed: None, middle: None, gated: None }
+    }
 }
 
 /// Rows of an unchanged run, layer by layer, that changed runs start from.
-#[derive(Debug, Default)]
-pub struct LayerInputs {
-    layers: Vec<LayerStates>,
+#[derive(Debug)]
+pub enum LayerInputs {
+    /// In memory.
+    OnCpu(Vec<LayerStates<native::Rows>>),
+    /// On the device that computes.
+    OnDevice(Vec<LayerStates<candle_core::Tensor>>),
+}
+
+impl Default for LayerInputs {
+    fn default() -> Self {
+        Self::OnCpu(Vec::new())
+    }
 }
 
 impl LayerInputs {
     /// What layer `index` was given, tokens × hidden; one past the last layer, what the final norm was given.
-    pub fn input(&self, index: usize) -> Option<&[f32]> {
-        Some(self.layers.get(index)?.input.as_ref()?.values())
-    }
-
-    /// The last place before `change` has an effect.
-    fn start(&self, change: &Change) -> Start<native::Rows> {
-        /// The place of a layer's rows that a changed linear needs: later is better.
-        fn depth(role: Role) -> usize {
-            match role {
-                Role::Q | Role::K | Role::V => 0,
-                Role::O => 1,
-                Role::Gate | Role::Up => 2,
-                _ => 3,
+    pub fn input(&self, index: usize) -> Option<Cow<'_, [f32]>> {
+        match self {
+            Self::OnCpu(layers) => Some(layers.get(index)?.input.as_ref()?.values().into()),
+            Self::OnDevice(layers) => {
+                let rows = layers.get(index)?.input.as_ref()?;
+                // A device that fails here is told of by the next run.
+                rows.flatten_all().and_then(|flat| flat.to_vec1()).ok().map(Cow::Owned)
             }
         }
-        let swapped = change.replacements.iter().map(|own| match own.site {
-            Site { layer: Some(layer), role } => Some((layer, depth(role))),
-            // The head multiplies what the last layer gives.
-            Site { role: Role::Head, .. } => Some((self.layers.len(), 0)),
-            Site { .. } => None,
-        });
-        let removed = change.removed_layers.iter().map(|&layer| Some((layer, 0)));
-        let scaled = change.head_factors.iter().map(|(layer, _)| Some((*layer, 1)));
-        let all: Option<Vec<(usize, usize)>> = swapped.chain(removed).chain(scaled).collect();
-        let first = all.and_then(|all| all.into_iter().min());
-        let begin = |(layer, depth): (usize, usize)| {
-            let states = self.layers.get(layer)?;
-            let copy = |rows: &Option<native::Rows>| rows.clone();
-            let inside = match depth {
-                0 => None,
-                1 => copy(&states.input).zip(copy(&states.mixed)).map(|(input, mixed)| Start::Output {
-                    layer,
-                    input,
-                    mixed,
-                }),
-                2 => copy(&states.middle).map(|middle| Start::Mlp { layer, middle }),
-                _ => copy(&states.middle).zip(copy(&states.gated)).map(|(middle, gated)| Start::Down {
-                    layer,
-                    middle,
-                    gated,
-                }),
-            };
-            inside.or_else(|| Some(Start::Layer(layer, copy(&states.input)?)))
-        };
-        first.and_then(begin).unwrap_or(Start::Embedding)
     }
+}
+
+/// The last place before `change` has an effect.
+fn start<R: Clone>(layers: &[LayerStates<R>], change: &Change) -> Start<R> {
+    /// The place of a layer's rows that a changed linear needs: later is better.
+    fn depth(role: Role) -> usize {
+        match role {
+            Role::Q | Role::K | Role::V => 0,
+            Role::O => 1,
+            Role::Gate | Role::Up => 2,
+            _ => 3,
+        }
+    }
+    let swapped = change.replacements.iter().map(|own| match own.site {
+        Site { layer: Some(layer), role } => Some((layer, depth(role))),
+        // The head multiplies what the last layer gives.
+        Site { role: Role::Head, .. } => Some((layers.len(), 0)),
+        Site { .. } => None,
+    });
+    let removed = change.removed_layers.iter().map(|&layer| Some((layer, 0)));
+    let scaled = change.head_factors.iter().map(|(layer, _)| Some((*layer, 1)));
+    let all: Option<Vec<(usize, usize)>> = swapped.chain(removed).chain(scaled).collect();
+    let first = all.and_then(|all| all.into_iter().min());
+    let begin = |(layer, depth): (usize, usize)| {
+        let states = layers.get(layer)?;
+        let copy = |rows: &Option<R>| rows.clone();
+        let inside = match depth {
+            0 => None,
+            1 => {
+                copy(&states.input).zip(copy(&states.mixed)).map(|(input, mixed)| Start::Output { layer, input, mixed })
+            }
+            2 => copy(&states.middle).map(|middle| Start::Mlp { layer, middle }),
+            _ => copy(&states.middle).zip(copy(&states.gated)).map(|(middle, gated)| Start::Down {
+                layer,
+                middle,
+                gated,
+            }),
+        };
+        inside.or_else(|| Some(Start::Layer(layer, copy(&states.input)?)))
+    };
+    first.and_then(begin).unwrap_or(Start::Embedding)
 }
 
 /// Rows that some linears are about to multiply.
@@ -228,18 +354,34 @@ pub struct LinearInput<'a> {
 }
 
 /// A decoder ready to run.
+///
+/// Where a device computes and fails, the weights are loaded for the CPU, which does the same work
+/// again; [`Model::device`] tells of it.
 #[derive(Debug)]
 pub struct Model {
     /// The shape it was built from.
     pub config: ModelConfig,
-    graph: Llama<Native>,
+    graph: Graph,
 }
 
 impl Model {
-    /// Loads the weights as stored: quantized tensors stay packed, 16-bit ones stay 16-bit.
+    /// Loads the weights as stored for the CPU: quantized tensors stay packed, 16-bit ones stay 16-bit.
     pub fn load(checkpoint: &Checkpoint, progress: &Progress) -> Result<Self> {
-        let graph = load::llama(checkpoint, Native, progress)?;
-        Ok(Self { config: graph.config.clone(), graph })
+        Self::load_on(checkpoint, &Device::default(), progress)
+    }
+
+    /// Loads the weights onto a device, as far as they fit; for the CPU where the device fails.
+    ///
+    /// # Errors
+    /// What the CPU cannot load either, or cancel.
+    pub fn load_on(checkpoint: &Checkpoint, device: &Device, progress: &Progress) -> Result<Self> {
+        let graph = Graph::load(checkpoint, device, progress)?;
+        Ok(Self { config: graph.config().clone(), graph })
+    }
+
+    /// What computes, in words: `cpu`, or a device's name, with what became of it.
+    pub fn device(&self) -> String {
+        self.graph.device_in_words()
     }
 
     /// Runs a batch and answers the hidden states after the final norm, tokens × hidden.
@@ -247,32 +389,16 @@ impl Model {
     /// # Errors
     /// A token beyond the vocabulary, or cancel; caches are then of no more use.
     pub fn hidden(&self, batch: &Batch, caches: &mut [KvCache], progress: &Progress) -> Result<Vec<f32>> {
-        let mut hooks = Hooks { progress: Some(progress), ..Hooks::default() };
-        let rows = self.graph.run(batch, caches, Start::Embedding, &mut hooks)?;
-        Ok(rows.into_values())
+        on_graph!(self, caches, graph => {
+            let mut hooks = Hooks { progress: Some(progress), ..Hooks::default() };
+            let rows = graph.run(batch, caches, Start::Embedding, &mut hooks);
+            rows.and_then(|rows| graph.backend.rows_into(rows))
+        })
     }
 
     /// Runs a batch without caches and keeps rows of every layer.
     pub fn hidden_keeping(&self, batch: &Batch, kept: Kept, progress: &Progress) -> Result<(Vec<f32>, LayerInputs)> {
-        let mut inputs = LayerInputs::default();
-        let mut keep = |layer: usize, place: Place, rows: &native::Rows| {
-            let is_kept = kept == Kept::Everything || (kept == Kept::Layers && place == Place::Input);
-            if !is_kept {
-                return;
-            }
-            inputs.layers.resize_with(inputs.layers.len().max(layer + 1), LayerStates::default);
-            let states = &mut inputs.layers[layer];
-            let slot = match place {
-                Place::Input => &mut states.input,
-                Place::Mixed => &mut states.mixed,
-                Place::Middle => &mut states.middle,
-                Place::Gated => &mut states.gated,
-            };
-            *slot = Some(rows.clone());
-        };
-        let mut hooks = Hooks { states: Some(&mut keep), progress: Some(progress), ..Hooks::default() };
-        let rows = self.graph.run(batch, &mut [], Start::Embedding, &mut hooks)?;
-        Ok((rows.into_values(), inputs))
+        on_graph!(self, &mut [], graph => keeping(graph, batch, kept, progress))
     }
 
     /// Bytes that [`Model::hidden_keeping`] keeps of `tokens` tokens.
@@ -293,25 +419,14 @@ impl Model {
     /// Runs a batch without caches and shows `watch` what every linear multiplies, the head last.
     ///
     /// # Errors
-    /// A token beyond the vocabulary, or cancel.
+    /// A token beyond the vocabulary, cancel, or a device that failed after it had shown something.
     pub fn watch_linears(
         &self,
         batch: &Batch,
         progress: &Progress,
         watch: &mut dyn FnMut(LinearInput<'_>),
     ) -> Result<()> {
-        let tokens = batch.ids.len().max(1);
-        // The graph only lends its hooks, so the caller's state changes behind a cell.
-        let watch = std::cell::RefCell::new(watch);
-        let show = |layer: Option<usize>, roles: &[Role], rows: &native::Rows| {
-            let values = self.graph.backend.rows_to(rows)?;
-            (watch.borrow_mut())(LinearInput { layer, roles, width: values.len() / tokens, values: &values });
-            Ok(())
-        };
-        let in_layer = |layer: usize, roles: &[Role], rows: &native::Rows| show(Some(layer), roles, rows);
-        let mut hooks = Hooks { linear_input: Some(&in_layer), progress: Some(progress), ..Hooks::default() };
-        let rows = self.graph.run(batch, &mut [], Start::Embedding, &mut hooks)?;
-        show(None, &[Role::Head], &rows)
+        on_graph!(self, &mut [], graph => watching(graph, batch, progress, watch))
     }
 
     /// Runs a batch without caches with something changed, from the last place that `inputs` knows.
@@ -326,15 +441,7 @@ impl Model {
         progress: &Progress,
     ) -> Result<Vec<f32>> {
         let head_factors = self.column_factors(change)?;
-        let swaps = swaps(change);
-        let mut hooks = Hooks {
-            swaps: &swaps,
-            removed_layers: &change.removed_layers,
-            head_factors: &head_factors,
-            progress: Some(progress),
-            ..Hooks::default()
-        };
-        Ok(self.graph.run(batch, &mut [], inputs.start(change), &mut hooks)?.into_values())
+        on_graph!(self, &mut [], graph => changed(graph, batch, inputs, change, &head_factors, progress))
     }
 
     /// Factors of heads as factors of the columns that they give.
@@ -357,16 +464,12 @@ impl Model {
 
     /// Logits of some rows of hidden states, rows × vocabulary.
     pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        let rows = self.graph.backend.rows_from(hidden.to_vec(), self.config.hidden)?;
-        Ok(self.graph.logits(&rows, &Hooks::default())?.into_values())
+        self.logits_with(hidden, &Change::default())
     }
 
     /// [`Model::logits`] with something changed.
     pub fn logits_with(&self, hidden: &[f32], change: &Change) -> Result<Vec<f32>> {
-        let rows = self.graph.backend.rows_from(hidden.to_vec(), self.config.hidden)?;
-        let swaps = swaps(change);
-        let hooks = Hooks { swaps: &swaps, ..Hooks::default() };
-        Ok(self.graph.logits(&rows, &hooks)?.into_values())
+        on_graph!(self, &mut [], graph => logits(graph, hidden, change))
     }
 
     /// Bytes of weights held in memory.
@@ -375,8 +478,95 @@ impl Model {
     }
 }
 
-fn swaps(change: &Change) -> Vec<(Site, &native::Linear)> {
-    change.replacements.iter().map(|own| (own.site, &own.linear)).collect()
+fn keeping<B: Swaps>(
+    graph: &Llama<B>,
+    batch: &Batch,
+    kept: Kept,
+    progress: &Progress,
+) -> Result<(Vec<f32>, LayerInputs)> {
+    let mut layers: Vec<LayerStates<B::Rows>> = Vec::new();
+    let mut keep = |layer: usize, place: Place, rows: &B::Rows| {
+        let is_kept = kept == Kept::Everything || (kept == Kept::Layers && place == Place::Input);
+        if !is_kept {
+            return;
+        }
+        layers.resize_with(layers.len().max(layer + 1), LayerStates::default);
+        let states = &mut layers[layer];
+        let slot = match place {
+            Place::Input => &mut states.input,
+            Place::Mixed => &mut states.mixed,
+            Place::Middle => &mut states.middle,
+            Place::Gated => &mut states.gated,
+        };
+        *slot = Some(rows.clone());
+    };
+    let mut hooks = Hooks { states: Some(&mut keep), progress: Some(progress), ..Hooks::default() };
+    let rows = graph.run(batch, &mut [], Start::Embedding, &mut hooks)?;
+    Ok((graph.backend.rows_into(rows)?, B::keep(layers)))
+}
+
+fn watching<B: Backend>(
+    graph: &Llama<B>,
+    batch: &Batch,
+    progress: &Progress,
+    watch: &mut dyn FnMut(LinearInput<'_>),
+) -> Result<()> {
+    let tokens = batch.ids.len().max(1);
+    let shown = std::cell::Cell::new(false);
+    // The graph only lends its hooks, so the caller's state changes behind a cell.
+    let watch = std::cell::RefCell::new(watch);
+    let show = |layer: Option<usize>, roles: &[Role], rows: &B::Rows| {
+        let values = graph.backend.rows_to(rows)?;
+        shown.set(true);
+        (watch.borrow_mut())(LinearInput { layer, roles, width: values.len() / tokens, values: &values });
+        Ok(())
+    };
+    let in_layer = |layer: usize, roles: &[Role], rows: &B::Rows| show(Some(layer), roles, rows);
+    let mut hooks = Hooks { linear_input: Some(&in_layer), progress: Some(progress), ..Hooks::default() };
+    let rows = graph.run(batch, &mut [], Start::Embedding, &mut hooks);
+    let done = rows.and_then(|rows| show(None, &[Role::Head], &rows));
+    match done {
+        // What was shown was added up already: the batch must not be run again.
+        Err(err) if err.is_of_device() && shown.get() => {
+            Err(Fault::new(Stage::Model, format!("the device failed half way: {err}")).fix("take --device cpu").into())
+        }
+        done => done,
+    }
+}
+
+fn changed<B: Swaps>(
+    graph: &Llama<B>,
+    batch: &Batch,
+    inputs: &LayerInputs,
+    change: &Change,
+    head_factors: &[(usize, Vec<f32>)],
+    progress: &Progress,
+) -> Result<Vec<f32>> {
+    let swaps = swaps::<B>(change)?;
+    let head_factors: Vec<(usize, B::Vector)> = head_factors
+        .iter()
+        .map(|(layer, factors)| Ok((*layer, graph.backend.vector(factors.clone())?)))
+        .collect::<Result<_>>()?;
+    let mut hooks = Hooks {
+        swaps: &swaps,
+        removed_layers: &change.removed_layers,
+        head_factors: &head_factors,
+        progress: Some(progress),
+        ..Hooks::default()
+    };
+    let rows = graph.run(batch, &mut [], start(B::states(inputs), change), &mut hooks)?;
+    graph.backend.rows_into(rows)
+}
+
+fn logits<B: Swaps>(graph: &Llama<B>, hidden: &[f32], change: &Change) -> Result<Vec<f32>> {
+    let rows = graph.backend.rows_from(hidden.to_vec(), graph.config.hidden)?;
+    let swaps = swaps::<B>(change)?;
+    let hooks = Hooks { swaps: &swaps, ..Hooks::default() };
+    graph.backend.rows_into(graph.logits(&rows, &hooks)?)
+}
+
+fn swaps<B: Swaps>(change: &Change) -> Result<Vec<(Site, &B::Linear)>> {
+    change.replacements.iter().map(|own| Ok((own.site, B::of(own)?))).collect()
 }
 
 #[cfg(test)]

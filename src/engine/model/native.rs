@@ -113,6 +113,7 @@ impl Backend for Native {
     type Rows = Rows;
     type Linear = Linear;
     type Vector = Vec<f32>;
+    type Turns = Angles;
 
     fn matrix(&self, stored: StoredMatrix) -> Result<Linear> {
         let StoredMatrix { dtype, rows, cols, bytes } = stored;
@@ -152,6 +153,14 @@ impl Backend for Native {
 
     fn rows_to(&self, rows: &Rows) -> Result<Vec<f32>> {
         Ok(rows.values.clone())
+    }
+
+    fn rows_into(&self, rows: Rows) -> Result<Vec<f32>> {
+        Ok(rows.values)
+    }
+
+    fn turns(&self, angles: Angles) -> Result<Angles> {
+        Ok(angles)
     }
 
     fn embed(&self, table: &Linear, ids: &[u32]) -> Result<Rows> {

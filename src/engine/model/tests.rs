@@ -47,7 +47,8 @@ fn operations<B: Backend>(backend: &B) -> Vec<(&'static str, Vec<f32>)> {
     }
     let mut rotated = rows(width, 0.33);
     let angles = Angles { head_dim: 6, cos: wave(tokens * 3, 0.8), sin: wave(tokens * 3, 0.6) };
-    backend.rope(&mut rotated, &angles).expect("rotates");
+    let turns = backend.turns(angles).expect("turns");
+    backend.rope(&mut rotated, &turns).expect("rotates");
     out.push(("rope", host(&rotated)));
     let mut batch = Batch::default();
     let prompt = batch.push(&[1; 4], None, None);

@@ -6,6 +6,7 @@
 //! is written the output is a hidden file beside its place; an error or a cancel leaves nothing.
 
 mod copy;
+mod device;
 mod folder;
 mod prune;
 mod reuse;
@@ -25,11 +26,13 @@ pub use reuse::Earlier;
 
 use super::calibration::Importance;
 use super::checkpoint::{self, Checkpoint};
+use super::device::Device;
 use super::error::{Error, Fault, Result, Stage};
 use super::plan::{self, Decision, Plan, ResolvedPlan, Target};
 use super::progress::{Phase, Progress, Unit};
 use super::structure::means::InputMeans;
 use super::units;
+use device::Machine;
 
 /// How a pass is run.
 #[derive(Clone, Debug)]
@@ -45,11 +48,21 @@ pub struct PassOptions {
     /// Stores plain matrices of a Hugging Face folder by mask and values where they get smaller by it: see
     /// [`crate::target::sparse_bitmask`]. How large the result is, is then known only after the pass.
     pub compact_zeros: bool,
+    /// Where tensors are encoded; the bytes are the same wherever that is, but for searches that the
+    /// plan gives to the device.
+    pub device: Device,
 }
 
 impl Default for PassOptions {
     fn default() -> Self {
-        Self { chunk_weights: 4 << 20, importance: None, earlier: Vec::new(), means: None, compact_zeros: false }
+        Self {
+            chunk_weights: 4 << 20,
+            importance: None,
+            earlier: Vec::new(),
+            means: None,
+            compact_zeros: false,
+            device: Device::default(),
+        }
     }
 }
 
@@ -109,6 +122,12 @@ pub struct PassReport {
     /// Tensors that were taken over from earlier candidates, which decided them alike.
     #[serde(default)]
     pub reused_tensors: usize,
+    /// The device that encoded beside the CPU, with what became of it.
+    #[serde(default)]
+    pub device: Option<String>,
+    /// Tensors that it encoded.
+    #[serde(default)]
+    pub device_tensors: usize,
     /// Time from start to renamed file.
     pub elapsed_secs: f64,
     /// What the user should know, one sentence each.
@@ -164,11 +183,13 @@ pub fn run(
     // What an earlier plan made of whole tensors is of no use to one that takes parts away.
     let earlier = if pruned.is_some() { &[] } else { options.earlier.as_slice() };
     let reuse = reuse::Reuse::new(source, staying, importance, earlier, progress, &mut warnings)?;
+    let machine = Machine::new(&options.device, plan.search == plan::Search::Device);
     let job = write::Job {
         checkpoint: source,
         plan: staying,
         options,
         reuse: &reuse,
+        machine: &machine,
         progress,
         not_finite: RefCell::default(),
     };
@@ -182,6 +203,7 @@ pub fn run(
         }
     };
     warnings.extend(warning_of_not_finite(&job.not_finite.take()));
+    warnings.extend(machine.warning());
     let compact_bytes = |decision: &Decision| sparse.as_ref()?.bytes(job.tensor(decision), decision);
     let staying = job.plan.decisions.iter().map(|decision| (job.method(decision), compact_bytes(decision)));
     let mut staying = staying.collect::<Vec<_>>().into_iter();
@@ -215,6 +237,8 @@ pub fn run(
         new_bytes,
         file_bytes,
         reused_tensors: reuse.count(),
+        device: machine.used(),
+        device_tensors: machine.tensors(),
         elapsed_secs: started.elapsed().as_secs_f64(),
         warnings,
     })

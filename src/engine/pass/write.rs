@@ -3,15 +3,16 @@
 use std::cell::RefCell;
 use std::path::Path;
 
+use super::device::Machine;
 use super::reuse::Reuse;
-use super::{PassOptions, folder, rtn};
+use super::{PassOptions, folder};
 use crate::calibration::Importance;
 use crate::checkpoint::{
     self, Checkpoint, Container, GgufLayout, GgufTensor, GgufValue, GgufWriter, Metadata, Role, TensorInfo,
 };
 use crate::error::{Fault, Result, Stage};
 use crate::format::{self, Dtype, Encoding, Shared};
-use crate::plan::{Decision, Method, ResolvedPlan, Target};
+use crate::plan::{Decision, Method, ResolvedPlan, Search, Target};
 use crate::progress::Progress;
 use crate::target::{gguf_names, llama_layout};
 
@@ -21,6 +22,7 @@ pub(super) struct Job<'a> {
     pub(super) plan: &'a ResolvedPlan,
     pub(super) options: &'a PassOptions,
     pub(super) reuse: &'a Reuse,
+    pub(super) machine: &'a Machine<'a>,
     pub(super) progress: &'a Progress,
     /// Tensors in which weights that are NaN or infinite were met, with their number.
     pub(super) not_finite: RefCell<Vec<(String, usize)>>,
@@ -92,6 +94,10 @@ impl Job<'_> {
         let row_bytes = decision.dtype.row_bytes(row_len).ok_or_else(|| {
             Fault::new(Stage::Pass, format!("rows of {row_len} do not fill {} blocks", decision.dtype)).at(&tensor.name)
         })?;
+        let mut on_device = match earlier {
+            None if !decision.is_copy() => self.machine.encoder(tensor, decision.dtype, how),
+            _ => None,
+        };
         let mut not_finite = 0;
         for first in (0..rows).step_by(step) {
             self.progress.check()?;
@@ -105,7 +111,8 @@ impl Job<'_> {
             } else {
                 self.checkpoint.read_rows(tensor, first..last, &mut raw)?;
                 let how = Encoding { first_row: first, ..how };
-                not_finite += rtn::convert(&tensor.name, tensor.dtype, decision.dtype, &how, &raw, &mut encoded)?;
+                let machine = self.machine;
+                not_finite += machine.convert(&mut on_device, tensor, decision.dtype, &how, &raw, &mut encoded)?;
                 &encoded
             };
             match permuted_heads {
@@ -202,6 +209,9 @@ impl GgufParts {
 /// Room for what [`imatrix_metadata`] says of a matrix that is not loaded yet: two names and two numbers.
 const MOST_IMATRIX_METADATA: u64 = 1024;
 
+/// Room for the name of the device that searches.
+const MOST_SEARCH_METADATA: u64 = 256;
+
 /// Bytes of the file or folder that a pass would write; no weight is read. With an importance matrix
 /// that is more than the file will have, by less than a kibibyte.
 pub(super) fn file_bytes(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<u64> {
@@ -209,7 +219,8 @@ pub(super) fn file_bytes(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result
         Target::Gguf => {
             let parts = GgufParts::new(checkpoint, plan)?;
             let imatrix = if plan.has_importance { MOST_IMATRIX_METADATA } else { 0 };
-            Ok(GgufLayout::new(&parts.metadata, &parts.tensors)?.file_bytes() + imatrix)
+            let search = if plan.search == Search::Device { MOST_SEARCH_METADATA } else { 0 };
+            Ok(GgufLayout::new(&parts.metadata, &parts.tensors)?.file_bytes() + imatrix + search)
         }
         _ => folder::file_bytes(checkpoint, plan),
     }
@@ -222,6 +233,12 @@ pub(super) fn gguf(job: &Job<'_>, output: &Path, warnings: &mut Vec<String>) -> 
     if let Some(importance) = job.options.importance.as_deref().filter(|_| job.plan.has_importance) {
         metadata.extend(imatrix_metadata(importance));
     }
+    // Bytes that the CPU might not have made say so.
+    metadata.extend(
+        job.machine
+            .search_device()
+            .map(|name| ("lapidary.search_device".to_owned(), GgufValue::String(name.to_owned()))),
+    );
     let mut writer = GgufWriter::create(output, &metadata, &tensors)?;
     if let Some(divisors) = divisors {
         writer.write_tensor_rows(&divisors.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;

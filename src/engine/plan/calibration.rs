@@ -20,6 +20,7 @@ use toml_edit::{Item, Table, TableLike};
 use super::ResolvedPlan;
 use crate::calibration::{self, Importance, ImportanceOptions};
 use crate::checkpoint::{Checkpoint, Role};
+use crate::device::Device;
 use crate::error::{Fault, Result, Stage};
 use crate::format::Dtype;
 use crate::model::{Model, Tokenizer};
@@ -95,6 +96,20 @@ impl Calibration {
         progress: &Progress,
         warnings: &mut Vec<String>,
     ) -> Result<Arc<Importance>> {
+        self.load_on(checkpoint, &Device::default(), progress, warnings)
+    }
+
+    /// As [`Calibration::load`], the text read on a device.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_on(
+        &self,
+        checkpoint: &Checkpoint,
+        device: &Device,
+        progress: &Progress,
+        warnings: &mut Vec<String>,
+    ) -> Result<Arc<Importance>> {
         let mut differs = |what: &str, was: &Option<String>, is: &str| {
             if was.as_ref().is_some_and(|was| was != is) {
                 warnings.push(format!("The {what} is not the one that the plan was made with."));
@@ -112,7 +127,7 @@ impl Calibration {
         };
         let text = TextSource::read(path)?;
         differs("calibration text", &self.text_hash, &text.hash);
-        let model = Model::load(checkpoint, progress)?;
+        let model = Model::load_on(checkpoint, device, progress)?;
         let tokenizer = Tokenizer::of_checkpoint(checkpoint)?;
         calibration::importance(checkpoint, &model, &tokenizer, &text, &self.options, progress).map(Arc::new)
     }

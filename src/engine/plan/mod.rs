@@ -10,6 +10,8 @@
 //! target = "gguf"
 //! recipe = "Q4_K_M"
 //!
+//! search = "device"              # searches may run on a GPU; "cpu" is the default
+//!
 //! [[rule]]                       # globs match Hugging Face's names
 //! match = "model.layers.0.*"
 //! format = "q6_k"
@@ -247,6 +249,35 @@ impl Method {
     }
 }
 
+/// Where searches for codes run, of k-quants, least squares and importance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Search {
+    /// On the CPU: the bytes are ggml's.
+    #[default]
+    Cpu,
+    /// On the device that encodes, where there is one: now and then another of two nearly equal choices.
+    Device,
+}
+
+impl Search {
+    /// The places as plans write them.
+    pub const NAMES: [&str; 2] = ["cpu", "device"];
+
+    /// The place called `name`.
+    pub fn find(name: &str) -> Option<Self> {
+        match name {
+            "cpu" => Some(Self::Cpu),
+            "device" => Some(Self::Device),
+            _ => None,
+        }
+    }
+
+    /// The place as plans write it.
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+}
+
 /// What a rule does with the tensors it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Treatment {
@@ -300,6 +331,7 @@ pub struct Plan {
     /// Ties by target, where they are not what its runtimes ask for.
     ties: Vec<(Target, Ties)>,
     prune: Prune,
+    search: Search,
     /// The text that the fields above were read from, edited along with them.
     document: DocumentMut,
     /// The file the plan came from, for errors.
@@ -317,6 +349,7 @@ impl PartialEq for Plan {
             && self.constraints == other.constraints
             && self.ties == other.ties
             && self.prune == other.prune
+            && self.search == other.search
     }
 }
 
@@ -339,6 +372,7 @@ impl Plan {
             constraints: Constraints::default(),
             ties: Vec::new(),
             prune: Prune::default(),
+            search: Search::default(),
             document,
             path: None,
         }
@@ -354,6 +388,24 @@ impl Plan {
     /// Fingerprint of the checkpoint that the plan was made for, if it says so.
     pub fn checkpoint(&self) -> Option<&str> {
         self.checkpoint.as_deref()
+    }
+
+    /// Where searches run.
+    pub fn search(&self) -> Search {
+        self.search
+    }
+
+    /// Says where searches run.
+    pub fn set_search(&mut self, search: Search) {
+        self.search = search;
+        match search {
+            Search::Cpu => {
+                self.document.remove("search");
+            }
+            Search::Device => {
+                self.document.insert("search", toml_edit::value(search.name()));
+            }
+        }
     }
 
     /// What the result is written for.

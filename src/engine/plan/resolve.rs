@@ -176,6 +176,8 @@ pub struct ResolvedPlan {
     pub recipe: Option<Recipe>,
     /// True if the plan has an importance matrix, which its pass needs.
     pub has_importance: bool,
+    /// Where searches run.
+    pub search: super::Search,
     /// One decision per tensor, in the checkpoint's order.
     pub decisions: Vec<Decision>,
     /// The network that the plan leaves, where it takes something away.
@@ -300,6 +302,7 @@ pub(crate) fn resolve_for(plan: &Plan, subject: Subject<'_>) -> Result<ResolvedP
         target: plan.target,
         recipe: plan.recipe,
         has_importance,
+        search: plan.search,
         weight_count: sum(|decision| decision.weight_count),
         new_weight_count: sum(|decision| decision.new_weight_count) + more(|bias| bias.len as u64),
         old_bytes: sum(|decision| decision.old_bytes),

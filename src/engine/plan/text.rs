@@ -18,8 +18,19 @@ use crate::error::{Fault, Result, Stage};
 /// Longer files are no plans.
 const MOST_BYTES: usize = 16 << 20;
 
-const ROOT_KEYS: [&str; 10] =
-    ["version", "checkpoint", "target", "recipe", "default", "rule", "calibration", "constraints", "ties", "prune"];
+const ROOT_KEYS: [&str; 11] = [
+    "version",
+    "checkpoint",
+    "target",
+    "recipe",
+    "search",
+    "default",
+    "rule",
+    "calibration",
+    "constraints",
+    "ties",
+    "prune",
+];
 const DEFAULT_KEYS: [&str; 2] = ["format", "method"];
 const RULE_KEYS: [&str; 7] = ["match", "role", "layers", "format", "method", "protect", "planned"];
 
@@ -314,10 +325,24 @@ impl Plan {
         let calibration = root.get("calibration").map(|item| source.calibration(item)).transpose()?;
         let constraints = root.get("constraints").map(|item| source.constraints(item)).transpose()?.unwrap_or_default();
         let ties = root.get("ties").map(|item| source.ties(item)).transpose()?.unwrap_or_default();
+        let search = source.word(root, "search", &super::Search::NAMES, super::Search::find)?.unwrap_or_default();
         let prune = root.get("prune").map(|item| source.prune(item)).transpose()?.unwrap_or_default();
         let path = path.map(Path::to_owned);
         let document = document.into_mut();
-        Ok(Self { checkpoint, target, recipe, default, rules, calibration, constraints, ties, prune, document, path })
+        Ok(Self {
+            checkpoint,
+            target,
+            recipe,
+            default,
+            rules,
+            calibration,
+            constraints,
+            ties,
+            prune,
+            search,
+            document,
+            path,
+        })
     }
 
     /// The plan as text: what was read, with edits in their places and comments kept.

@@ -53,6 +53,12 @@ impl Moments {
         Self { count, mean, m2, m3, m4 }
     }
 
+    /// Moments of sums that were taken elsewhere.
+    #[cfg(feature = "gpu")]
+    pub(super) fn of_sums(count: u64, mean: f64, [m2, m3, m4]: [f64; 3]) -> Self {
+        Self { count, mean, m2, m3, m4 }
+    }
+
     /// Moments of one value repeated, without the rounding of a sum.
     pub(super) fn of_constant(value: f64, count: u64) -> Self {
         Self { count, mean: value, ..Self::default() }
@@ -129,6 +135,12 @@ impl Spread {
     /// Counts finite values.
     pub(super) fn add_singles(&mut self, values: &[f32]) {
         moments::count(values, &self.scale, &mut self.beyond, &mut self.bins);
+    }
+
+    /// What is counted against.
+    #[cfg(feature = "gpu")]
+    pub(super) fn scale(&self) -> &Scale {
+        &self.scale
     }
 
     /// Adds another's counts.

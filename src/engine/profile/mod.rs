@@ -7,6 +7,8 @@
 //! counts are integers, and sums are taken over fixed spans in file order.
 
 mod figures;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod narrow;
 mod source;
 #[cfg(test)]
@@ -18,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Checkpoint, TensorInfo};
+use super::device::Device;
 use super::error::{Error, Fault, Result, Stage};
 use super::format;
 use super::progress::{Phase, Progress, Unit};
@@ -33,11 +36,14 @@ pub struct ProfileOptions {
     /// Range of the histograms instead of each tensor's own, so that two tensors can be overlaid;
     /// values outside it are counted in the first and last bin.
     pub histogram_range: Option<(f64, f64)>,
+    /// Where large tensors of f32, f16 and bf16 are looked at. Counts are the same everywhere; f32's mean
+    /// and deviation agree to 1e-6 of the deviation, its kurtosis to 1e-5.
+    pub device: Device,
 }
 
 impl Default for ProfileOptions {
     fn default() -> Self {
-        Self { max_channel_entries: 4096, histogram_range: None }
+        Self { max_channel_entries: 4096, histogram_range: None, device: Device::default() }
     }
 }
 
@@ -146,6 +152,8 @@ pub struct Profile {
     pub tensors: Vec<Option<Arc<TensorProfile>>>,
     /// Tensors that could not be profiled, and why.
     pub faults: Vec<(usize, Fault)>,
+    /// The device that looked at tensors beside the CPU, with what became of it.
+    pub device: Option<String>,
 }
 
 /// How rows are folded into entries of [`ChannelRanges`].
@@ -298,7 +306,7 @@ pub fn profile(
     progress: &Progress,
     on_tensor: &mut (dyn FnMut(usize, Arc<TensorProfile>) + Send),
 ) -> Result<Profile> {
-    let mut noun = Profile { tensors: vec![None; checkpoint.tensors.len()], faults: Vec::new() };
+    let mut noun = Profile { tensors: vec![None; checkpoint.tensors.len()], faults: Vec::new(), device: None };
     let mut targets = Vec::new();
     for (index, tensor) in checkpoint.tensors.iter().enumerate() {
         match Target::new(checkpoint, index, tensor, options) {
@@ -308,22 +316,24 @@ pub fn profile(
         }
     }
     let sink = Mutex::new((&mut noun.tensors, on_tensor));
-    run(targets, options, progress, &|index, profile| {
+    let device = run(targets, options, progress, &|index, profile| {
         let profile = Arc::new(profile);
         let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
         sink.0[index] = Some(Arc::clone(&profile));
         (sink.1)(index, profile);
     })?;
+    noun.device = device;
     Ok(noun)
 }
 
-/// Reads all targets: the narrow ones as one stream of work for all cores, then each wide one with all cores.
+/// Reads all targets: on the device what it looks at, of the rest the narrow ones as one stream of work
+/// for all cores, then each wide one with all cores. Answers what the device was and became.
 fn run(
     targets: Vec<Target<'_>>,
     options: &ProfileOptions,
     progress: &Progress,
     emit: &(dyn Fn(usize, TensorProfile) + Sync),
-) -> Result<()> {
+) -> Result<Option<String>> {
     let mut kinds: Vec<(format::Dtype, Arc<Narrow>)> = Vec::new();
     let (mut narrow, mut wide) = (Vec::new(), Vec::new());
     let mut total_bytes = 0;
@@ -347,9 +357,14 @@ fn run(
         }
     }
     progress.begin(Phase::Profiling, total_bytes, Unit::Bytes);
+    #[cfg(feature = "gpu")]
+    let used = gpu::run(&mut narrow, &mut wide, options, progress, emit)?;
+    #[cfg(not(feature = "gpu"))]
+    let used = None;
     narrow::run(&narrow, options, progress, emit)?;
     for target in &wide {
         emit(target.index, wide::profile(target, options, progress)?);
     }
-    progress.check()
+    progress.check()?;
+    Ok(used)
 }

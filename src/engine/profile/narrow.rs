@@ -31,7 +31,7 @@ struct Span {
 }
 
 /// What is known of a tensor so far.
-struct Gathered {
+pub(super) struct Gathered {
     totals: Vec<u64>,
     /// Counts of single bytes that had no partner to be counted in a pair with.
     singles: [u64; 256],
@@ -40,6 +40,12 @@ struct Gathered {
 }
 
 impl Gathered {
+    /// All counts of a tensor of 16-bit floats, and the ranges of its entries.
+    #[cfg(feature = "gpu")]
+    pub(super) fn of_counts(totals: Vec<u64>, ranges: Vec<KeyRange>) -> Self {
+        Self { totals, singles: [0; 256], ranges, spans_left: 0 }
+    }
+
     fn new(spans_left: usize) -> Self {
         Self { totals: Vec::new(), singles: [0; 256], ranges: Vec::new(), spans_left }
     }
@@ -193,7 +199,12 @@ impl Work<'_> {
     }
 }
 
-fn figures(target: &Target<'_>, narrow: &Narrow, gathered: Gathered, options: &ProfileOptions) -> TensorProfile {
+pub(super) fn figures(
+    target: &Target<'_>,
+    narrow: &Narrow,
+    gathered: Gathered,
+    options: &ProfileOptions,
+) -> TensorProfile {
     let counts = if narrow.is_byte {
         let mut bytes = counts::fold_pairs(&gathered.totals);
         for (count, more) in bytes.iter_mut().zip(gathered.singles) {

@@ -68,6 +68,12 @@ impl<'a> Source<'a> {
         self.checkpoint.read_rows(&self.view, units, raw)
     }
 
+    /// The stored bytes of whole rows of `tensor`, whose source this is.
+    #[cfg(feature = "gpu")]
+    pub(super) fn read_rows(&self, rows: Range<usize>, tensor: &TensorInfo, raw: &mut Vec<u8>) -> Result<()> {
+        self.checkpoint.read_rows(tensor, rows, raw)
+    }
+
     /// True if single precision holds the weights: f32 itself, and blocks that decode to it.
     pub(super) fn is_single(&self) -> bool {
         !matches!(self.view.dtype, Dtype::F64 | Dtype::I64 | Dtype::I32 | Dtype::U64 | Dtype::U32)

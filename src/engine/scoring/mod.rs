@@ -47,11 +47,9 @@ pub use text::{Convention, ScoredText, TextOptions, TextSource};
 pub use text_stats::{TextResult, mean_and_stderr};
 
 use super::error::{Fault, Result, Stage};
+pub use super::model::fit::BATCH_TOKENS;
 use super::model::{Batch, KvCache, Model, Tokenizer};
 use super::progress::Progress;
-
-/// Tokens that one batch holds, more or less: enough rows for fast linears, few enough for short waits.
-pub const BATCH_TOKENS: usize = 1536;
 
 /// What scoring needs of a decoder.
 pub trait TokenModel: Sync {
@@ -69,6 +67,11 @@ pub trait TokenModel: Sync {
 
     /// Logits of some rows of hidden states, rows × vocabulary.
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>>;
+
+    /// What computes, in words.
+    fn device(&self) -> String {
+        "cpu".to_owned()
+    }
 }
 
 impl TokenModel for Model {
@@ -90,6 +93,10 @@ impl TokenModel for Model {
 
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
         Self::logits(self, hidden)
+    }
+
+    fn device(&self) -> String {
+        Self::device(self)
     }
 }
 

@@ -98,18 +98,6 @@ pub fn accept(target: &[Vec<f64>], draft: &[Vec<f64>], drafted: &[u32], random: 
     (drafted.len(), draw(&target[drafted.len()], random))
 }
 
-/// Forgets the tokens from `len` on.
-fn crop(cache: &mut KvCache, len: usize) {
-    if len >= cache.len {
-        return;
-    }
-    for (keys, values) in &mut cache.layers {
-        keys.truncate(keys.len() / cache.len * len);
-        values.truncate(values.len() / cache.len * len);
-    }
-    cache.len = len;
-}
-
 /// One of both models with what it has read.
 struct Reader<'a> {
     model: &'a dyn TokenModel,
@@ -209,8 +197,8 @@ pub fn speculate(
         ids.extend_from_slice(&proposed[known..known + accepted]);
         ids.push(next);
         // The last token is read with the next drafts.
-        crop(&mut target.caches[0], ids.len() - 1);
-        crop(&mut drafter.caches[0], ids.len() - 1);
+        target.caches[0].truncate(ids.len() - 1);
+        drafter.caches[0].truncate(ids.len() - 1);
         let end = ids[known..].iter().position(|id| codec.eos().contains(id));
         if let Some(end) = end {
             ids.truncate(known + end + 1);

@@ -21,6 +21,7 @@ use super::grouped::GroupedText;
 use super::{Label, Metric, SensitivityRow, SensitivityTable};
 use crate::calibration::Importance;
 use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::device::Device;
 use crate::error::{Fault, Result, Stage};
 use crate::model::{Differentiable, Labels, Site};
 use crate::progress::{Phase, Progress, Unit};
@@ -48,6 +49,8 @@ pub struct FisherOptions {
     pub importance: Option<Arc<Importance>>,
     /// Memory for weights, gradients and information; a larger model is refused.
     pub most_bytes: u64,
+    /// Where the gradients are taken.
+    pub device: Device,
 }
 
 impl Default for FisherOptions {
@@ -58,6 +61,7 @@ impl Default for FisherOptions {
             labels: Labels::Sampled { seed: 1 },
             importance: None,
             most_bytes: 16 << 30,
+            device: Device::default(),
         }
     }
 }
@@ -79,12 +83,13 @@ pub fn predicted_kld(
     let selected = super::select_tensors(checkpoint, options.tensors.as_deref())?;
     // Weights, their gradients and the information, four bytes each.
     check_memory(checkpoint, 12, options.most_bytes)?;
-    let information = Information::measure(checkpoint, &selected, text, options.labels, progress)?;
+    let information = Information::measure(checkpoint, &selected, text, options, progress)?;
     let tensors = || selected.iter().map(|&index| (index, &checkpoint.tensors[index]));
     progress.begin(Phase::MeasuringWeights, tensors().map(|(_, tensor)| tensor.byte_count).sum(), Unit::Bytes);
     let mut table = SensitivityTable::new(checkpoint, &METRIC, &formats);
     table.imatrix = options.importance.as_ref().map(|importance| importance.hash.clone());
     table.basis = Some(text.basis_without_groups());
+    table.device = information.device.clone();
     for (index, tensor) in tensors() {
         let columns = super::columns(options.importance.as_deref(), tensor)?;
         let decoded = Decoded::read(checkpoint, tensor, columns, progress)?;
@@ -122,6 +127,8 @@ struct Information {
     /// By index among the checkpoint's tensors.
     sums: HashMap<usize, Vec<f32>>,
     tokens: usize,
+    /// What took the gradients, but for the CPU.
+    device: Option<String>,
 }
 
 impl Information {
@@ -129,10 +136,10 @@ impl Information {
         checkpoint: &Checkpoint,
         selected: &[usize],
         text: &GroupedText,
-        labels: Labels,
+        options: &FisherOptions,
         progress: &Progress,
     ) -> Result<Self> {
-        let model = Differentiable::load(checkpoint, progress)?;
+        let model = Differentiable::load(checkpoint, &options.device, progress)?;
         let places: HashMap<Site, usize> = selected
             .iter()
             .map(|&index| {
@@ -148,7 +155,7 @@ impl Information {
         let mut tokens = 0;
         for (number, window) in text.windows.iter().enumerate() {
             // Every window draws its own tokens, whatever the order of the work.
-            let labels = match labels {
+            let labels = match options.labels {
                 Labels::Sampled { seed } => {
                     Labels::Sampled { seed: seed.wrapping_add((number as u64).wrapping_mul(0xd134_2543_de82_ef95)) }
                 }
@@ -163,7 +170,8 @@ impl Information {
             tokens += count;
             progress.advance(count as u64);
         }
-        Ok(Self { sums, tokens })
+        let device = Some(model.device()).filter(|device| device != "cpu");
+        Ok(Self { sums, tokens, device })
     }
 
     /// `½ Σ F e²` in nats a token, for a tensor with these summed squares of gradients.

@@ -6,7 +6,7 @@
 //! group is a KV head with the query heads that share it: what can be removed under grouped queries.
 
 use super::grouped::GroupedText;
-use super::units::{UnitKind, UnitMetric, UnitValue};
+use super::units::{UnitKind, UnitMetric, UnitOptions, UnitValue};
 use super::{Label, Metric, fisher};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Fault, Result, Stage};
@@ -54,13 +54,13 @@ pub const GROUP_ABLATION: UnitMetric = UnitMetric {
 pub(super) fn gradients(
     checkpoint: &Checkpoint,
     text: &GroupedText,
-    most_bytes: u64,
+    options: &UnitOptions,
     progress: &Progress,
     found: &mut dyn FnMut(UnitValue),
 ) -> Result<()> {
     // Weights in f32, and room for the activations of one window.
-    fisher::check_memory(checkpoint, 8, most_bytes)?;
-    let model = Differentiable::load_frozen(checkpoint, progress)?;
+    fisher::check_memory(checkpoint, 8, options.most_gradient_bytes)?;
+    let model = Differentiable::load_frozen(checkpoint, &options.device, progress)?;
     progress.begin(Phase::MeasuringGradients, text.scored_tokens() as u64, Unit::Tokens);
     let mut slopes: Vec<Vec<Vec<f64>>> =
         model.config.layers.iter().map(|shape| vec![Vec::with_capacity(text.windows.len()); shape.heads]).collect();

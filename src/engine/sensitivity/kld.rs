@@ -161,7 +161,7 @@ pub fn measured_kld(
                 }
             }
             None => {
-                let change = change(checkpoint, subject, asked, options, progress)?;
+                let change = change(checkpoint, model, subject, asked, options, progress)?;
                 if change.replacements.is_empty() {
                     progress.advance(tokens);
                     let groups = table.basis.as_ref().map_or(0, |basis| basis.groups.len());
@@ -267,6 +267,7 @@ pub(super) fn coarse_to_fine(count: usize) -> Vec<usize> {
 /// The tensors of a subject as they come back from `asked`; those that do not change are left out.
 fn change(
     checkpoint: &Checkpoint,
+    model: &Model,
     subject: &Subject<'_>,
     asked: &'static dyn Format,
     options: &KldOptions,
@@ -286,7 +287,7 @@ fn change(
             float::encode_f32(&values, &mut bytes);
             let (rows, cols) = (tensor.row_count(), tensor.row_len());
             let matrix = StoredMatrix { dtype: Dtype::F32, rows, cols, bytes };
-            change.replacements.push(Replacement::new(Site { layer: tensor.layer, role: tensor.role }, matrix)?);
+            change.replacements.push(Replacement::new(model, Site { layer: tensor.layer, role: tensor.role }, matrix)?);
         }
     }
     Ok(change)

@@ -22,7 +22,7 @@ impl<'a> Place<'a> {
 
     /// What made the figures, for the table: none for the CPU alone.
     pub(super) fn used(&self) -> Option<String> {
-        let name = self.device.name()?;
+        let name = self.device.kernels_name()?;
         Some(match &*self.failure.borrow() {
             None => name.to_owned(),
             Some(failure) => format!("{name}, then the CPU ({failure})"),
@@ -40,7 +40,8 @@ impl<'a> Place<'a> {
         shared: &[Option<Shared>],
         progress: &Progress,
     ) -> Result<Option<Vec<Errors>>> {
-        let Some(gpu) = self.device.gpu().filter(|_| self.failure.borrow().is_none()) else { return Ok(None) };
+        let gpu = self.device.gpu_for(crate::device::rates::Work::Scans);
+        let Some(gpu) = gpu.filter(|_| self.failure.borrow().is_none()) else { return Ok(None) };
         // A format that the tensor has already keeps every weight, as f32 does.
         let Some(same) = crate::format::find("f32") else { return Ok(None) };
         let formats: Vec<&'static dyn Format> =

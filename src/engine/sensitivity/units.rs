@@ -10,6 +10,7 @@ use super::kld::coarse_to_fine;
 use super::reference::{ReferenceOptions, References};
 use super::{Basis, GroupValue, Label, Metric, heads, layers};
 use crate::checkpoint::{Checkpoint, ModelConfig};
+use crate::device::Device;
 use crate::error::{Error, Fault, Result, Stage};
 use crate::model::{Change, Model};
 use crate::progress::{Phase, Progress, Unit};
@@ -176,11 +177,18 @@ pub struct UnitOptions {
     pub most_gradient_bytes: u64,
     /// An earlier table, whose values of the same text are taken over.
     pub known: Option<Arc<UnitTable>>,
+    /// Where gradients are taken.
+    pub device: Device,
 }
 
 impl Default for UnitOptions {
     fn default() -> Self {
-        Self { reference: ReferenceOptions::default(), most_gradient_bytes: 16 << 30, known: None }
+        Self {
+            reference: ReferenceOptions::default(),
+            most_gradient_bytes: 16 << 30,
+            known: None,
+            device: Device::default(),
+        }
     }
 }
 
@@ -212,7 +220,7 @@ pub fn measure(
         _ if missing.is_empty() => {}
         id if id == layers::INFLUENCE.metric.id => layers::block_influence(model, text, progress, &mut found)?,
         id if id == heads::GRADIENT.metric.id => {
-            heads::gradients(checkpoint, text, options.most_gradient_bytes, progress, &mut found)?;
+            heads::gradients(checkpoint, text, options, progress, &mut found)?;
         }
         _ => ablation(model, text, metric.kind, &missing, &options.reference, progress, &mut found)?,
     }

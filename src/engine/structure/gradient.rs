@@ -10,6 +10,7 @@ use std::collections::HashMap;
 
 use super::{LayerScores, Metric, Sample};
 use crate::checkpoint::{Checkpoint, LayerShape, ModelConfig, Role};
+use crate::device::Device;
 use crate::error::Result;
 use crate::model::{Differentiable, Labels, Site};
 use crate::progress::{Phase, Progress, Unit};
@@ -78,9 +79,10 @@ pub(super) fn score(
     checkpoint: &Checkpoint,
     metric: Metric,
     sample: &Sample,
+    device: &Device,
     progress: &Progress,
 ) -> Result<Vec<LayerScores>> {
-    let model = Differentiable::load(checkpoint, progress)?;
+    let model = Differentiable::load(checkpoint, device, progress)?;
     let config: &ModelConfig = &model.config;
     let tensors: HashMap<(Option<usize>, Role), usize> = checkpoint
         .tensors

@@ -36,6 +36,7 @@ pub use sample::{Sample, SampleOptions};
 pub use select::{Share, Take, select};
 
 use super::checkpoint::{Checkpoint, LayerShape, ModelConfig, Role};
+use super::device::Device;
 use super::error::{Fault, Result, Stage};
 use super::model::Model;
 use super::progress::Progress;
@@ -228,6 +229,8 @@ pub struct ScoreOptions<'a> {
     pub sample: Option<&'a Sample>,
     /// For [`Metric::Random`].
     pub seed: u64,
+    /// Where the text is read and gradients are taken; none for the CPU.
+    pub device: Option<&'a Device>,
 }
 
 /// Scores of all units of a checkpoint, and the means of their activations where these were looked at.
@@ -252,12 +255,14 @@ pub fn scores(
         }
     };
     let mut means = None;
+    let on_cpu = Device::default();
+    let device = options.device.unwrap_or(&on_cpu);
     let layers = match (metric, sample) {
         (Metric::Taylor | Metric::MaskGradient | Metric::Fisher, Some(sample)) => {
-            gradient::score(checkpoint, metric, sample, progress)?
+            gradient::score(checkpoint, metric, sample, device, progress)?
         }
         (Metric::Minitron | Metric::Wanda | Metric::Flap, Some(sample)) => {
-            let model = Model::load(checkpoint, progress)?;
+            let model = Model::load_on(checkpoint, device, progress)?;
             let seen = Activations::watch(&model, sample, progress)?;
             drop(model);
             means = Some(seen.means());

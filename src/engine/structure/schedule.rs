@@ -107,7 +107,7 @@ pub fn schedule(
             Some(known) => known,
             None => {
                 let view = left_by(checkpoint, &structure, options.compensate.then_some(&*means), progress)?;
-                let score_options = ScoreOptions { sample: Some(sample), seed: options.seed };
+                let score_options = ScoreOptions { sample: Some(sample), seed: options.seed, device: None };
                 let (own, seen) = scores(&view, options.metric, &score_options, progress)?;
                 if options.compensate {
                     let seen = match seen {

@@ -120,7 +120,7 @@ fn every_metric_scores_every_unit_of_the_demo_and_repeats() {
     let sample = sample(&demo, 2);
     let progress = Progress::default();
     for metric in Metric::ALL {
-        let options = ScoreOptions { sample: Some(&sample), seed: 3 };
+        let options = ScoreOptions { sample: Some(&sample), seed: 3, device: None };
         let (first, means) = scores(&demo, metric, &options, &progress).expect("scores");
         assert_eq!(Metric::find(metric.name()), Some(metric));
         for layer in &first.layers {
@@ -172,7 +172,7 @@ fn a_masks_gradient_is_the_slope_of_the_loss() {
     let demo = demo();
     let sample = sample(&demo, 1);
     let progress = Progress::default();
-    let options = ScoreOptions { sample: Some(&sample), seed: 0 };
+    let options = ScoreOptions { sample: Some(&sample), seed: 0, device: None };
     let scored = scores(&demo, Metric::MaskGradient, &options, &progress).expect("scores").0;
     let name = "model.layers.2.mlp.down_proj.weight";
     let tensor = demo.tensor(name).expect("there");
@@ -271,7 +271,7 @@ fn random_is_worse_than_flap_and_taylor_at_equal_weights() {
     let held_out = Sample::new(&text, &codec, config, &options).expect("cuts");
     let take = Take { kv_groups: 0.25, channels: 0.25, ..Take::default() };
     let measure = |metric: Metric, seed: u64| {
-        let options = ScoreOptions { sample: Some(&sample), seed };
+        let options = ScoreOptions { sample: Some(&sample), seed, device: None };
         let scored = scores(&demo, metric, &options, &progress).expect("scores").0;
         let removal = select(config, &scored, &take, &|_| 1).expect("selects");
         let structure = Structure::new(config, &removal).expect("legal");

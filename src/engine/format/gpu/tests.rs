@@ -3,16 +3,16 @@
 
 use super::*;
 use crate::format;
-use crate::kernels::gpu::{Wish, adapters, choose};
+use crate::kernels::gpu::adapters;
 
 /// The device to test: the one that `LAPIDARY_DEVICE` names, else any.
 fn device() -> Device {
     let adapters = adapters();
     assert!(!adapters.is_empty(), "no Vulkan, Metal or DX12 driver: install Debian's mesa-vulkan-drivers");
-    let wish = std::env::var("LAPIDARY_DEVICE")
-        .map_or_else(|_| Wish::Named(adapters[0].name.clone()), |name| Wish::parse(&name));
-    let adapter = choose(&wish, adapters).expect("a device of that name").expect("not the CPU");
-    Device::open(&adapter).expect("it opens")
+    let part = std::env::var("LAPIDARY_DEVICE").unwrap_or_default().to_ascii_lowercase();
+    let named = adapters.iter().find(|adapter| adapter.name.to_ascii_lowercase().contains(&part));
+    let adapter = named.expect("a device of that name");
+    Device::open(adapter).expect("it opens")
 }
 
 /// Numbers from 0 to 1 that look random.
@@ -260,4 +260,190 @@ fn a_shader_that_does_not_compile_is_a_failure_that_stays() {
     assert!(matches!(device.check(), Err(Failure::Driver(_))));
     let formats = [format::find("bf16").expect("a known format")];
     assert!(DeviceScan::new(&device, &formats, Encoding::plain(64), &[None]).is_err());
+}
+
+/// Rows of a tensor through the device, and by the format itself.
+fn encoded(
+    device: &Device,
+    format: &'static dyn Format,
+    values: &[f32],
+    how: Encoding<'_>,
+) -> Result<(Vec<u8>, Vec<u8>, [u64; 2]), Failure> {
+    let shared = format::survey_matrix(format, values, &how);
+    let how = Encoding { shared: shared.as_ref(), ..how };
+    let row_bytes = format.dtype().row_bytes(how.row_len).expect("whole blocks");
+    let rows = values.len() / how.row_len;
+    let (mut ours, mut reference) = (vec![0; rows * row_bytes], vec![0; rows * row_bytes]);
+    format.encode_rows(values, &how, &mut reference);
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let mut encoder = DeviceEncoder::new(device, Dtype::F32, format, how)?;
+    // In two pieces, so that a first row other than 0 is met.
+    let middle = rows / 2;
+    encoder.encode(0, &bytes[..middle * how.row_len * 4], &mut ours[..middle * row_bytes])?;
+    encoder.encode(middle, &bytes[middle * how.row_len * 4..], &mut ours[middle * row_bytes..])?;
+    Ok((ours, reference, encoder.rows()))
+}
+
+/// Every choice of scale that a format knows.
+fn choices(format: &dyn Format) -> Vec<ScaleChoice> {
+    match format.dtype() {
+        Dtype::Int(_) => vec![ScaleChoice::AbsMax, ScaleChoice::Percentile(99.0), ScaleChoice::LeastSquares],
+        _ => vec![ScaleChoice::AbsMax],
+    }
+}
+
+#[test]
+#[ignore = "needs a graphics driver"]
+fn encoded_bytes_are_the_reference_s_wherever_no_search_decides() {
+    let device = device();
+    let mut troubles = Vec::new();
+    let schemes = format::parameterized().step_by(13);
+    for format in format::all().iter().copied().chain(schemes) {
+        for scale_choice in choices(format) {
+            let (mut rows, mut on_device) = (0, 0);
+            for spread in SPREADS {
+                for shape in SHAPES.into_iter().filter(|shape| format.fits(shape[0])) {
+                    let how = Encoding { scale_choice, ..Encoding::plain(shape[0]) };
+                    if !can_encode(format, &how, false) {
+                        continue;
+                    }
+                    let values = weights(spread, shape[0], shape[1], 11 + shape[0] as u64);
+                    let case = format!("{} {scale_choice:?} {spread:?} {shape:?}", format.id());
+                    match encoded(&device, format, &values, how) {
+                        Err(failure) => troubles.push(format!("{case}: {failure}")),
+                        Ok((ours, reference, counts)) => {
+                            rows += counts[0] + counts[1];
+                            on_device += counts[0];
+                            let differing = ours.iter().zip(&reference).filter(|(a, b)| a != b).count();
+                            if differing > 0 {
+                                troubles.push(format!("{case}: {differing} bytes of {} differ", ours.len()));
+                            }
+                            if spread == Spread::Bf16 && counts[1] > 0 {
+                                troubles.push(format!("{case}: {} rows were handed back", counts[1]));
+                            }
+                        }
+                    }
+                }
+            }
+            if rows > 0 {
+                println!("{} {scale_choice:?}: {rows} rows, {on_device} by the device, equal bytes", format.id());
+            }
+        }
+    }
+    let shown = troubles.len().min(20);
+    assert!(troubles.is_empty(), "{} troubles:\n{}", troubles.len(), troubles[..shown].join("\n"));
+}
+
+#[test]
+#[ignore = "needs a graphics driver"]
+fn searches_on_the_device_are_as_good_as_the_reference_s() {
+    let device = device();
+    let mut random = Random(5);
+    let importance: Vec<f32> = (0..2304).map(|_| 0.05 + random.unit() * random.unit()).collect();
+    for &format in format::all() {
+        for columns in [None, Some(importance.as_slice())] {
+            let plain = Encoding { importance: columns, ..Encoding::plain(2304) };
+            let how = match format.dtype() {
+                Dtype::Int(_) => Encoding { scale_choice: ScaleChoice::LeastSquares, ..plain },
+                _ => plain,
+            };
+            if !can_encode(format, &how, true) || can_encode(format, &how, false) || !format.fits(2304) {
+                continue;
+            }
+            let values = weights(Spread::Heavy, 2304, 37, 3);
+            let (ours, reference, rows) = encoded(&device, format, &values, how).expect("the device goes on");
+            let row_bytes = ours.len() / 37;
+            // Codes under a scale of zero differ in their bytes and not in their values.
+            let decoded = |row: &[u8]| {
+                let mut values = vec![0.0; 2304];
+                format.decode_row(row, &mut values);
+                values
+            };
+            let pairs = ours.chunks(row_bytes).zip(reference.chunks(row_bytes));
+            let differing = pairs.filter(|(a, b)| decoded(a) != decoded(b)).count();
+            let error = |bytes: &[u8]| {
+                let mut coded = vec![0.0; values.len()];
+                bytes.chunks(row_bytes).zip(coded.chunks_mut(2304)).for_each(|(row, out)| format.decode_row(row, out));
+                let weight = |at: usize| columns.map_or(1.0, |columns| f64::from(columns[at % 2304]));
+                let pairs = values.iter().zip(&coded).enumerate();
+                pairs.map(|(at, (a, b))| weight(at) * f64::from(a - b).powi(2)).sum::<f64>()
+            };
+            let share = error(&ours) / error(&reference);
+            println!("{} weighted {}: {differing} rows of 37 differ, error {share:.6}", format.id(), columns.is_some());
+            assert!((share - 1.0).abs() < 1e-3, "{}: {share}", format.id());
+            assert!(rows[0] > 0, "{}: the device did nothing", format.id());
+            assert!(differing <= 4, "{}: {differing} rows of 37 differ", format.id());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a graphics driver"]
+fn a_device_that_writes_other_bytes_is_found_out() {
+    let device = device();
+    let format = format::find("q8_0").expect("a known format");
+    let other = format::find("q4_0").expect("a known format");
+    let values = weights(Spread::Normal, 256, 8, 3);
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let mut out = vec![0; 8 * 272];
+    let mut encoder = DeviceEncoder::new(&device, Dtype::F32, format, Encoding::plain(256)).expect("an encoder");
+    encoder.encode(0, &bytes, &mut out).expect("equal bytes");
+    // The same bytes held against another format's reference.
+    let mut encoder = DeviceEncoder::new(&device, Dtype::F32, other, Encoding::plain(256)).expect("an encoder");
+    let importance = vec![0.5; 256];
+    encoder.pretend(Encoding { importance: Some(&importance), ..Encoding::plain(256) });
+    let failure = encoder.encode(0, &bytes, &mut out[..8 * 144]).expect_err("found out");
+    assert!(matches!(&failure, Failure::Wrong(why) if why.contains("q4_0")), "{failure}");
+}
+
+#[test]
+#[ignore = "needs a graphics driver"]
+fn statistics_are_the_reference_s() {
+    use crate::kernels::counts::{Counts, PATTERNS};
+    use crate::kernels::gpu::{Counter, Rows, Spreader, Surveyor};
+    use crate::kernels::moments::{self, BINS, Scale};
+    let device = device();
+    let (len, count) = (1000, 77);
+    let mut values = weights(Spread::Heavy, len, count, 9);
+    (values[5], values[1700], values[1701]) = (0.0, f32::NAN, f32::NEG_INFINITY);
+    let rows = Rows { len, count, fold: 3 };
+    let halves: Vec<u8> = values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect();
+    let mut counter = Counter::new(&device, rows, 0x7f80).expect("fits");
+    for (piece, bytes) in halves.chunks(len * 2 * 40).enumerate() {
+        counter.add(piece * 40, bytes).expect("the device goes on");
+    }
+    let found = counter.finish().expect("the device goes on");
+    let (mut counts, mut totals) = (Counts::default(), vec![0u64; PATTERNS]);
+    counts.add(&halves);
+    counts.drain_into(&mut totals);
+    assert!(found.counts.iter().zip(&totals).all(|(&a, &b)| u64::from(a) == b), "counts of patterns");
+    let order = crate::kernels::counts::Order::SignMagnitude;
+    let finite = crate::kernels::counts::KeyRange { lo: order.key16(0xff7f), hi: order.key16(0x7f7f) };
+    for (entry, bytes) in halves.chunks(len * 2 * 3).enumerate() {
+        assert_eq!(found.ranges[entry], crate::kernels::counts::range16(bytes, order, finite), "entry {entry}");
+    }
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let mut surveyor = Surveyor::new(&device, rows).expect("fits");
+    bytes.chunks(len * 4 * 40).enumerate().for_each(|(at, bytes)| surveyor.add(at * 40, bytes).expect("goes on"));
+    let found = surveyor.finish().expect("the device goes on");
+    let all = moments::survey(&values);
+    let specials = [found.nan_count, found.inf_count, found.zero_count].map(u64::from);
+    assert_eq!(specials, [all.nan_count, all.inf_count, all.zero_count]);
+    let least = found.ranges.iter().flatten().map(|range| range.0).fold(f32::INFINITY, f32::min);
+    assert_eq!(least, all.lo);
+    let finite: Vec<f32> = values.iter().copied().filter(|value| value.is_finite()).collect();
+    let mean = all.sum / finite.len() as f64;
+    let powers = moments::powers(&finite, mean);
+    let std = (powers[0] / finite.len() as f64).sqrt();
+    assert!((found.sum / finite.len() as f64 - mean).abs() < 1e-6 * std, "{} {}", found.sum, all.sum);
+    let (lo, hi) = (f64::from(all.lo), f64::from(all.hi));
+    let scale = Scale { lo, hi, mean, limits: [3.0, 4.0, 6.0].map(|sigmas| sigmas * std) };
+    let (mut beyond, mut bins) = ([0; 3], vec![0; BINS]);
+    moments::count(&finite, &scale, &mut beyond, &mut bins);
+    let mut spreader = Spreader::new(&device, rows, &scale, all.hi.max(-all.lo)).expect("fits");
+    bytes.chunks(len * 4 * 40).enumerate().for_each(|(at, bytes)| spreader.add(at * 40, bytes).expect("goes on"));
+    let found = spreader.finish().expect("the device goes on");
+    assert_eq!(found.bins.iter().map(|&count| u64::from(count)).collect::<Vec<u64>>(), bins);
+    assert_eq!(found.beyond.map(u64::from), beyond);
+    assert!(close(found.powers[0], powers[0], 1e-6) && close(found.powers[2], powers[2], 1e-5), "{found:?} {powers:?}");
 }

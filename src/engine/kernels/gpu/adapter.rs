@@ -3,8 +3,6 @@
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use super::Failure;
-
 /// What kind of device it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -51,29 +49,6 @@ pub struct Adapter {
     pub(super) handle: wgpu::Adapter,
 }
 
-/// Which device is asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Wish {
-    /// A real GPU if there is one, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The device whose name contains this, of any kind.
-    Named(String),
-}
-
-impl Wish {
-    /// Reads `auto`, `cpu` or a part of a name, in any case.
-    pub fn parse(text: &str) -> Self {
-        match text.trim().to_ascii_lowercase().as_str() {
-            "" | "auto" => Self::Auto,
-            "cpu" => Self::Cpu,
-            _ => Self::Named(text.trim().to_owned()),
-        }
-    }
-}
-
 /// Waits for what `wgpu` hands out as a future; natively it is ready at once.
 pub(super) fn wait<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
@@ -83,6 +58,19 @@ pub(super) fn wait<T>(future: impl Future<Output = T>) -> T {
             return value;
         }
         std::thread::yield_now();
+    }
+}
+
+/// Lets Linux's loader of drivers look for devices without a word on stderr: it complains where
+/// `XDG_RUNTIME_DIR` is not set, though computing needs no display. Does nothing once there is a second
+/// thread; to be called first of all.
+pub fn quiet_loader() {
+    const VARIABLE: &str = "XDG_RUNTIME_DIR";
+    let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count);
+    if matches!(threads, Ok(1)) && std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: this is the only thread of the process, so that no other reads the environment.
+        // A path that no socket can lie under: whoever looks for a display there finds none, as without it.
+        unsafe { std::env::set_var(VARIABLE, "/dev/null") };
     }
 }
 
@@ -137,22 +125,4 @@ fn own_memory(bus_id: &str) -> Option<u64> {
     let is_plain = !bus_id.is_empty() && bus_id.chars().all(|c| c.is_ascii_hexdigit() || c == ':' || c == '.');
     let path = is_plain.then(|| format!("/sys/bus/pci/devices/{bus_id}/mem_info_vram_total"))?;
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// The device that a wish means among those of [`adapters`]; `None` is the CPU.
-///
-/// # Errors
-/// No device has the name.
-pub fn choose(wish: &Wish, adapters: Vec<Adapter>) -> Result<Option<Adapter>, Failure> {
-    match wish {
-        Wish::Cpu => Ok(None),
-        Wish::Auto => Ok(adapters.into_iter().find(|adapter| adapter.kind.is_real())),
-        Wish::Named(name) => {
-            let part = name.to_ascii_lowercase();
-            let names: Vec<String> = adapters.iter().map(|adapter| adapter.name.clone()).collect();
-            let found = adapters.into_iter().find(|adapter| adapter.name.to_ascii_lowercase().contains(&part));
-            let known = if names.is_empty() { "there is none but the CPU".to_owned() } else { names.join(", ") };
-            found.map(Some).ok_or_else(|| Failure::Missing(format!("{name}; devices: {known}")))
-        }
-    }
 }

@@ -1,5 +1,5 @@
 // ggml's blocks of 32 weights without a search, and the tables of bitsandbytes. KIND and RUN are
-// given before, and for tables LEVELS, BOUNDS and NESTED.
+// given before, EMITS too, and for tables LEVELS, BOUNDS, ORDER and NESTED.
 
 const Q4_0: u32 = 0u;
 const Q4_1: u32 = 1u;
@@ -9,6 +9,9 @@ const Q8_0: u32 = 4u;
 const MXFP4: u32 = 5u;
 
 var<private> x: array<f32, RUN>;
+// What an encoder writes: codes, and the scale and offset as they are stored.
+var<private> taken: array<u32, RUN>;
+var<private> head: vec2<f32>;
 
 // The first value of largest magnitude.
 fn signed_max() -> f32 {
@@ -28,8 +31,10 @@ fn around(middle: f32) {
     let kept = stored_half(scale);
     for (var i = 0u; i < RUN; i++) {
         let code = min(trunc(exact(x[i] * inverse) + (middle + 0.5)), 2.0 * middle - 1.0);
+        taken[i] = u32(code);
         add(x[i], (code - middle) * kept);
     }
+    head = vec2(kept, 0.0);
 }
 
 // Codes from the minimum on, up to `top`.
@@ -46,8 +51,14 @@ fn above(top: f32) {
     let offset = stored_half(low);
     for (var i = 0u; i < RUN; i++) {
         let code = min(trunc(exact((x[i] - low) * inverse) + 0.5), top);
+        taken[i] = u32(code);
         add(x[i], exact(code * kept) + offset);
     }
+    // Of zeros the first decides the sign of the minimum.
+    if EMITS && low == 0.0 {
+        flagged = true;
+    }
+    head = vec2(kept, offset);
 }
 
 fn bytes() {
@@ -58,8 +69,11 @@ fn bytes() {
         let place = exact(abs(x[i] * inverse));
         let whole = floor(place);
         let code = select(whole, whole + 1.0, place - whole >= 0.5);
-        add(x[i], select(code, -code, x[i] * inverse < 0.0) * kept);
+        let signed = select(code, -code, x[i] * inverse < 0.0);
+        taken[i] = u32(i32(signed)) & 0xffu;
+        add(x[i], signed * kept);
     }
+    head = vec2(kept, 0.0);
 }
 
 fn microscaled() {
@@ -79,14 +93,17 @@ fn microscaled() {
     for (var i = 0u; i < RUN; i++) {
         var nearest = 0.0;
         var best = abs(x[i]);
+        taken[i] = 0u;
         for (var level = 1u; level < 8u; level++) {
             let value = doubled[level] * scale;
             let error = abs(value - abs(x[i]));
             if error < best {
                 best = error;
                 nearest = value;
+                taken[i] = level | select(0u, 8u, x[i] < 0.0);
             }
         }
         add(x[i], select(nearest, -nearest, x[i] < 0.0));
     }
+    head = vec2(f32(clamp(exponent, 0, 254)), 0.0);
 }

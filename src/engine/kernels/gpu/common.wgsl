@@ -1,4 +1,4 @@
-// What every scan shares: its inputs, the rounding of small floats, and the sums of a tile.
+// What every scan and every encoder shares: inputs, the rounding of small floats, and the sums of a tile.
 //
 // A workgroup has one tile: neighbouring columns of one row. A tile whose figures f32 cannot hold, or
 // whose search left the range in which the reference's f32 neither over- nor underflows, is flagged
@@ -19,6 +19,13 @@ struct Params {
     width: u32,
     // Always zero, which no compiler knows.
     zero: u32,
+    // Bytes of an encoded row, and where its scales and its zeros begin.
+    row_bytes: u32,
+    scales_at: u32,
+    zeros_at: u32,
+    // First word of the rows' flags, after the encoded rows.
+    flags_at: u32,
+    spare: u32,
 }
 
 @group(0) @binding(0) var<storage, read> weights: array<u32>;

@@ -159,6 +159,11 @@ impl Device {
         })
     }
 
+    /// The first failure is `failure` from now on, if there was none.
+    pub fn give_up(&self, failure: Failure) {
+        keep(&self.failure, failure);
+    }
+
     /// Submits one dispatch as work of its own, so that the GPU is never long away from the window.
     pub(super) fn dispatch(&self, pipeline: &wgpu::ComputePipeline, group: &wgpu::BindGroup, counts: [u32; 2]) {
         let mut encoder = self.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -168,6 +173,13 @@ impl Device {
             pass.set_bind_group(0, group, &[]);
             pass.dispatch_workgroups(counts[0], counts[1], 1);
         }
+        self.queue.submit([encoder.finish()]);
+    }
+
+    /// Fills the first bytes of a buffer with zeros.
+    pub(super) fn clear(&self, buffer: &wgpu::Buffer, bytes: u64) {
+        let mut encoder = self.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.clear_buffer(buffer, 0, Some(bytes));
         self.queue.submit([encoder.finish()]);
     }
 

@@ -1,5 +1,6 @@
 // The scale (and zero) of every group of every row, for `plain.wgsl`. MODE, TOP, MIDDLE, SYMMETRIC,
-// SCALE, SEARCH and SIDE (lanes a group, a power of two, eight for a search) are given before.
+// SCALE, SEARCH and SIDE (lanes a group, a power of two, eight for a search) are given before; for a
+// percentile CLIPS and the place of the magnitude in a whole and in the last group, BELOW, PART and REST.
 
 const F16: u32 = 0u;
 const BF16: u32 = 1u;
@@ -60,6 +61,55 @@ fn finite(at: u32) -> f32 {
     return bitcast<f32>(bits);
 }
 
+// How many magnitudes of a group are less than one with these bits.
+fn count_below(bits: u32, at: u32, first: u32, end: u32, lane: u32) -> u32 {
+    var count = 0u;
+    for (var column = first + lane % SIDE; column < end; column += SIDE) {
+        count += select(0u, 1u, (weights[at + column] & 0x7fffffffu) < bits);
+    }
+    // Counts of a group are exact in f32.
+    return u32(total(f32(count), lane));
+}
+
+// The magnitude that the given share of a group does not exceed, between two of them linearly.
+fn magnitude(at: u32, first: u32, end: u32, lane: u32) -> f32 {
+    let is_whole = end - first == params.group;
+    let below = select(LAST_BELOW, WHOLE_BELOW, is_whole);
+    let part = select(LAST_PART, WHOLE_PART, is_whole);
+    let rest = select(LAST_REST, WHOLE_REST, is_whole);
+    var found = 0u;
+    for (var bit = 31u; bit > 0u; bit--) {
+        let trial = found | (1u << (bit - 1u));
+        if count_below(trial, at, first, end, lane) <= below {
+            found = trial;
+        }
+    }
+    let lower = bitcast<f32>(found);
+    // Several of the same size?
+    let up_to = count_below(found + 1u, at, first, end, lane);
+    var next = 0x7f800000u;
+    for (var column = first + lane % SIDE; column < end; column += SIDE) {
+        let size = weights[at + column] & 0x7fffffffu;
+        if size > found {
+            next = min(next, size);
+        }
+    }
+    workgroupBarrier();
+    sums[lane] = bitcast<f32>(next);
+    workgroupBarrier();
+    var upper = sums[lane - lane % SIDE];
+    for (var i = 1u; i < SIDE; i++) {
+        upper = min(upper, sums[lane - lane % SIDE + i]);
+    }
+    if up_to > below + 1u || bitcast<u32>(upper) >= 0x7f800000u {
+        return lower;
+    }
+    // The share is kept in two floats, so that the product is the reference's, which is taken in f64.
+    let distance = upper - lower;
+    let product = exact(part * distance);
+    return lower + exact(product + (exact(rest * distance) - remainder(product, part, distance)));
+}
+
 fn weighted_error(grid: vec2<f32>, at: u32, column: u32) -> f32 {
     let weight = finite(at + column);
     let code = round(clamp(divided(weight, grid.x) + grid.y, 0.0, TOP));
@@ -110,6 +160,11 @@ fn find(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     low = lows[lane - lane % SIDE];
     high = highs[lane - lane % SIDE];
+    if CLIPS {
+        let most = magnitude(at, first, end, lane);
+        low = max(low, -most);
+        high = min(high, most);
+    }
     var best: vec2<f32>;
     if MODE == INTEGER {
         best = grid_of(low, high);

@@ -2,6 +2,9 @@
 // (`kernels/search`, after `ggml-quants.c`). RUN is given before.
 
 var<private> x: array<f32, RUN>;
+// What an encoder writes: codes, and the scale and offset as they are stored.
+var<private> taken: array<u32, RUN>;
+var<private> head: vec2<f32>;
 // Weights of errors.
 var<private> w: array<f32, RUN>;
 // Scales of a block as values of a search of their own, with their weights and codes.
@@ -385,12 +388,16 @@ fn symmetric_scales(max_code: f32) -> f32 {
 var<private> iq4_values: array<f32, 16> = array<f32, 16>(
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0);
 
-fn iq4_value(place: f32) -> f32 {
+fn iq4_code(place: f32) -> u32 {
     var code = 0u;
     for (var i = 0u; i < 15u; i++) {
         code += select(0u, 1u, (iq4_values[i] + iq4_values[i + 1u]) * 0.5 <= place);
     }
-    return iq4_values[code];
+    return code;
+}
+
+fn iq4_value(place: f32) -> f32 {
+    return iq4_values[iq4_code(place)];
 }
 
 fn iq4_sums(inverse: f32) -> vec2<f32> {

@@ -1,6 +1,6 @@
 // Blocks of 256 weights, a lane to each run: q2_k, q3_k, q4_k, q5_k, q6_k and iq4_xs. The lanes of a
 // block tell each other what their run's search found, then each codes its run by the rounded scales.
-// KIND, RUN and WEIGHTED are given before.
+// KIND, RUN and WEIGHTED are given before; the entry points are in files of their own.
 
 const Q2_K: u32 = 0u;
 const Q3_K: u32 = 1u;
@@ -11,6 +11,8 @@ const IQ4_XS: u32 = 5u;
 const RUNS: u32 = 256u / RUN;
 
 var<workgroup> told: array<vec4<f32>, LANES>;
+// The codes of a run's scale and minimum, for an encoder.
+var<private> parts: vec2<u32>;
 
 // The sum of squares of a whole block, in the reference's order.
 fn block_squares(first: u32) -> f32 {
@@ -113,11 +115,14 @@ fn code_affine(lane: u32, first: u32, top: f32, scale_top: i32) {
         }
         let block_scale = stored_half(positive(RUNS, scale_top));
         scale = block_scale * f32(codes[run]);
+        parts.x = u32(codes[run]);
         for (var i = 0u; i < RUNS; i++) {
             sx[i] = told[first + i].y;
         }
         let block_minimum = stored_half(positive(RUNS, scale_top));
         minimum = block_minimum * f32(codes[run]);
+        parts.y = u32(codes[run]);
+        head = vec2(block_scale, block_minimum);
     } else {
         var most = vec2(0.0);
         for (var i = 0u; i < RUNS; i++) {
@@ -125,10 +130,16 @@ fn code_affine(lane: u32, first: u32, top: f32, scale_top: i32) {
         }
         let steps = f32(scale_top);
         if most.x > 0.0 {
-            scale = stored_half(divided(most.x, steps)) * round(divided(steps, most.x) * own.x);
+            head.x = stored_half(divided(most.x, steps));
+            let code = round(divided(steps, most.x) * own.x);
+            parts.x = u32(code);
+            scale = head.x * code;
         }
         if most.y > 0.0 {
-            minimum = stored_half(divided(most.y, steps)) * round(divided(steps, most.y) * own.y);
+            head.y = stored_half(divided(most.y, steps));
+            let code = round(divided(steps, most.y) * own.y);
+            parts.y = u32(code);
+            minimum = head.y * code;
         }
     }
     for (var i = 0u; i < RUN; i++) {
@@ -136,8 +147,15 @@ fn code_affine(lane: u32, first: u32, top: f32, scale_top: i32) {
         if scale != 0.0 {
             code = clamp(round(divided(x[i] + minimum, scale)), 0.0, top);
         }
+        taken[i] = u32(code);
         add(x[i], exact(scale * code) - minimum);
     }
+}
+
+// Notes what an encoder writes of a block's scale and of this run's.
+fn emit_scale(block_scale: f32, code: i32) {
+    head = vec2(block_scale, 0.0);
+    parts = vec2(u32(code) & 0xffu, 0u);
 }
 
 // Codes a run around zero by a rounded scale.
@@ -147,6 +165,7 @@ fn code_symmetric(scale: f32, max_code: f32) {
         if scale != 0.0 {
             code = clamp(round(divided(x[i], scale)), -max_code, max_code - 1.0);
         }
+        taken[i] = u32(code + max_code);
         add(x[i], scale * code);
     }
 }
@@ -177,38 +196,49 @@ fn code_run(lane: u32) {
                     sw[i] = told[first + i].z;
                 }
                 let block_scale = stored_half(symmetric_scales(32.0));
-                code_symmetric(block_scale * f32(codes[lane - first]), 4.0);
+                let code = codes[lane - first];
+                emit_scale(block_scale, code + 32);
+                code_symmetric(block_scale * f32(code), 4.0);
             } else if most == 0.0 {
+                emit_scale(0.0, 32);
                 code_symmetric(0.0, 4.0);
             } else {
                 let inverse = divided(-32.0, most);
                 let code = clamp(round(inverse * own), -32.0, 31.0);
-                code_symmetric(stored_half(divided(1.0, inverse)) * code, 4.0);
+                let kept = stored_half(divided(1.0, inverse));
+                emit_scale(kept, i32(code) + 32);
+                code_symmetric(kept * code, 4.0);
             }
         }
         case Q6_K: {
             if abs(most) < NOTHING {
+                emit_scale(0.0, 0);
                 code_symmetric(0.0, 32.0);
             } else {
                 let inverse = divided(-128.0, most);
                 let code = min(round(inverse * own), 127.0);
-                code_symmetric(stored_half(divided(1.0, inverse)) * code, 32.0);
+                let kept = stored_half(divided(1.0, inverse));
+                emit_scale(kept, i32(code));
+                code_symmetric(kept * code, 32.0);
             }
         }
         default: {
             let scale = -most / 32.0;
             let code = clamp(round(inverse_or_zero(scale) * own), -32.0, 31.0);
             let inverse = inverse_or_zero(scale * code);
-            let kept = stored_half(scale) * code;
+            let block_scale = stored_half(scale);
+            let kept = block_scale * code;
+            emit_scale(block_scale, i32(code) + 32);
             for (var i = 0u; i < RUN; i++) {
-                add(x[i], iq4_value(inverse * x[i]) * kept);
+                taken[i] = iq4_code(inverse * x[i]);
+                add(x[i], iq4_values[taken[i]] * kept);
             }
         }
     }
 }
 
-@compute @workgroup_size(64)
-fn scan(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+// Loads, searches and codes the run of this lane; false where the row has ended.
+fn code_lane(place: vec3<u32>, lane: u32) -> bool {
     let row = place.y;
     let column = (place.x * LANES + lane) * RUN;
     let is_real = column < params.row_len;
@@ -216,8 +246,6 @@ fn scan(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index
         for (var i = 0u; i < RUN; i++) {
             x[i] = load(row * params.row_len + column + i);
         }
-    }
-    if is_real {
         weigh(row * params.row_len + column, column);
         told[lane] = search_run();
     }
@@ -225,5 +253,5 @@ fn scan(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index
     if is_real {
         code_run(lane);
     }
-    close(lane, row * params.tiles + place.x);
+    return is_real;
 }

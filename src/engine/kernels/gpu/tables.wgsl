@@ -1,4 +1,4 @@
-// bitsandbytes' tables of 16 values: `levels` and the `bounds` between them are given before, and
+// bitsandbytes' tables of 16 values: `levels` in rising `order` of their codes and the `bounds` between them are given before, and
 // NESTED where maxima come back from eight bits.
 
 fn table_codes(row: u32, column: u32) {
@@ -14,6 +14,8 @@ fn table_codes(row: u32, column: u32) {
         for (var bound = 0u; bound < 15u; bound++) {
             bucket += select(0u, 1u, bounds[bound] < place);
         }
+        taken[i] = order[bucket];
         add(x[i], levels[bucket] * kept);
     }
+    head = vec2(kept, 0.0);
 }

@@ -10,8 +10,11 @@ fn weighted_around(row: u32, column: u32, max_code: f32) {
     let found = symmetric(max_code);
     let kept = stored_half(found.scale);
     for (var i = 0u; i < RUN; i++) {
-        add(x[i], clamp(round(found.inverse * x[i]), -max_code, max_code - 1.0) * kept);
+        let code = clamp(round(found.inverse * x[i]), -max_code, max_code - 1.0);
+        taken[i] = u32(code + max_code);
+        add(x[i], code * kept);
     }
+    head = vec2(kept, 0.0);
 }
 
 fn weighted_above(row: u32, column: u32, top: f32) {
@@ -21,8 +24,10 @@ fn weighted_above(row: u32, column: u32, top: f32) {
     let offset = stored_half(-found.minimum);
     for (var i = 0u; i < RUN; i++) {
         let code = clamp(round(found.inverse * (x[i] - found.shift)), 0.0, top);
+        taken[i] = u32(code);
         add(x[i], exact(code * kept) + offset);
     }
+    head = vec2(kept, offset);
 }
 
 fn nonlinear(row: u32, column: u32) {
@@ -35,6 +40,8 @@ fn nonlinear(row: u32, column: u32) {
     let inverse = inverse_or_zero(scale);
     let kept = stored_half(scale);
     for (var i = 0u; i < RUN; i++) {
-        add(x[i], iq4_value(inverse * x[i]) * kept);
+        taken[i] = iq4_code(inverse * x[i]);
+        add(x[i], iq4_values[taken[i]] * kept);
     }
+    head = vec2(kept, 0.0);
 }

@@ -43,7 +43,7 @@ impl Demo {
         self.checkpoint.decode_rows(tensor, 0..rows, &mut Vec::new(), &mut values).expect("reads");
         values.chunks_exact_mut(cols).for_each(|row| row[zeros.clone()].fill(0.0));
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Replacement::new(site, StoredMatrix { dtype: Dtype::F32, rows, cols, bytes }).expect("fits")
+        Replacement::new(&self.model, site, StoredMatrix { dtype: Dtype::F32, rows, cols, bytes }).expect("fits")
     }
 
     fn kld(&self, change: &Change) -> f64 {

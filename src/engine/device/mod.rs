@@ -1,0 +1,424 @@
+//! Where work runs: which devices there are, which one is used, and how its failure is told.
+//!
+//! The CPU is always there and does everything. A GPU that `wgpu` opens does scans, statistics and
+//! encoding ([`crate::kernels::gpu`]); one that candle opens runs models. Often they are the same card by
+//! two names of its interface. A device that fails is left for the CPU, and no result is lost. What
+//! computes in software is listed, and used only where it is asked for by name.
+//!
+//! `auto` takes a real GPU for each kind of work that it does faster than the CPU, by a measurement on
+//! first use; a device that is named does everything that it can.
+
+mod models;
+#[cfg(feature = "gpu")]
+pub mod rates;
+
+use std::sync::{Arc, OnceLock};
+
+use serde::Serialize;
+
+pub use models::{ModelDevice, model_devices};
+#[cfg(feature = "gpu")]
+use rates::{Rates, Work};
+
+use crate::error::{Fault, Result, Stage};
+#[cfg(feature = "gpu")]
+use crate::kernels::gpu;
+
+/// The variable that names a device where no option does.
+pub const VARIABLE: &str = "LAPIDARY_DEVICE";
+
+/// What a GPU can do by way of `wgpu`.
+#[cfg(feature = "gpu")]
+const KERNELS: [&str; 3] = ["error scans of formats", "profiles", "passes"];
+
+/// What a device of candle's can do.
+const MODELS: &str = "models";
+
+/// What the CPU can do.
+const ALL: [&str; 4] = ["error scans of formats", "profiles", "passes", MODELS];
+
+/// A device as it is listed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `cpu`.
+    pub kind: &'static str,
+    /// `Vulkan`, `Metal`, `Dx12`, `CUDA`, `candle`, or several of them; empty for the CPU.
+    pub interface: String,
+    /// The driver and its version; the instruction level of the CPU.
+    pub driver: String,
+    /// Bytes of its own memory, where the system tells.
+    pub memory: Option<u64>,
+    /// What it can do.
+    pub runs: Vec<&'static str>,
+    /// What will run there.
+    pub will_run: Vec<&'static str>,
+    /// True if anything will.
+    pub is_chosen: bool,
+}
+
+/// Where work runs: devices that are opened when they are first needed, and the CPU for all that they do not do.
+#[derive(Clone, Debug)]
+pub struct Device {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    wish: Wish,
+    #[cfg(feature = "gpu")]
+    gpu: OnceLock<Option<Gpu>>,
+    models: OnceLock<Option<ModelDevice>>,
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self::new(Wish::Cpu)
+    }
+}
+
+/// An open GPU.
+#[cfg(feature = "gpu")]
+#[derive(Debug)]
+struct Gpu {
+    device: gpu::Device,
+    /// True if it does everything that it can, fast or not.
+    is_named: bool,
+    rates: OnceLock<Option<Rates>>,
+}
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Wish {
+    Auto,
+    Cpu,
+    Named(String),
+}
+
+impl Wish {
+    /// Reads `auto`, `cpu` or a part of a name, in any case.
+    fn parse(text: &str) -> Self {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "" | "auto" => Self::Auto,
+            "cpu" => Self::Cpu,
+            name => Self::Named(name.to_owned()),
+        }
+    }
+
+    /// True for a device of this name, or for a real one where any will do.
+    fn means(&self, name: &str, is_real: bool) -> bool {
+        match self {
+            Self::Auto => is_real,
+            Self::Cpu => false,
+            Self::Named(part) => name.to_ascii_lowercase().contains(part),
+        }
+    }
+}
+
+impl Device {
+    fn new(wish: Wish) -> Self {
+        let inner = Inner {
+            wish,
+            #[cfg(feature = "gpu")]
+            gpu: OnceLock::new(),
+            models: OnceLock::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The devices that a wish means: `auto` is real GPUs if there are any, `cpu` the CPU, and
+    /// anything else a part of a name.
+    ///
+    /// # Errors
+    /// No device has the name, or the one named cannot be opened; `auto` takes the CPU then.
+    pub fn choose(wish: &str) -> Result<Self> {
+        let device = Self::new(Wish::parse(wish));
+        if !matches!(device.inner.wish, Wish::Named(_)) {
+            return Ok(device);
+        }
+        if device.models().is_none() && device.kernels_name().is_none() {
+            let known = names();
+            let cause = format!("no such device: {wish}; devices: {}", known.join(", "));
+            return Err(Fault::new(Stage::Device, cause)
+                .fix("see `lapidary devices` for the names, or take --device cpu")
+                .into());
+        }
+        Ok(device)
+    }
+
+    /// The GPU, if there is one and it is to do this work.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn gpu_for(&self, work: Work) -> Option<&gpu::Device> {
+        let gpu = self.opened()?;
+        (gpu.device.check().is_ok() && gpu.is_for(work)).then_some(&gpu.device)
+    }
+
+    /// The GPU for kernels, whatever it is to do.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn gpu(&self) -> Option<&gpu::Device> {
+        self.opened().map(|gpu| &gpu.device)
+    }
+
+    /// The GPU for kernels, opened on first use.
+    #[cfg(feature = "gpu")]
+    fn opened(&self) -> Option<&Gpu> {
+        let wish = &self.inner.wish;
+        if *wish == Wish::Cpu {
+            return None;
+        }
+        let open = || {
+            let adapters = gpu::adapters();
+            let adapter = adapters.iter().find(|adapter| wish.means(&adapter.name, adapter.kind.is_real()))?;
+            match gpu::Device::open(adapter) {
+                Ok(device) => {
+                    let is_named = matches!(wish, Wish::Named(_));
+                    Some(Gpu { device, is_named, rates: OnceLock::new() })
+                }
+                Err(failure) => {
+                    tracing::warn!("{failure}; the CPU is used");
+                    None
+                }
+            }
+        };
+        self.inner.gpu.get_or_init(open).as_ref()
+    }
+
+    /// What was measured of it and of the CPU, where `auto` chose it.
+    #[cfg(feature = "gpu")]
+    pub fn rates(&self) -> Option<Rates> {
+        let gpu = self.opened()?;
+        if gpu.is_named { None } else { gpu.rates() }
+    }
+
+    /// The name of the device for kernels, which results carry; none for the CPU.
+    #[cfg(feature = "gpu")]
+    pub fn kernels_name(&self) -> Option<&str> {
+        self.gpu().map(gpu::Device::name)
+    }
+
+    /// The name of the device for kernels, which results carry; none for the CPU.
+    #[cfg(not(feature = "gpu"))]
+    pub fn kernels_name(&self) -> Option<&str> {
+        None
+    }
+
+    /// The device that models run on; none for the CPU.
+    pub fn models(&self) -> Option<&ModelDevice> {
+        let wish = &self.inner.wish;
+        if *wish == Wish::Cpu {
+            return None;
+        }
+        let find = || model_devices().into_iter().find(|device| wish.means(&device.name, device.is_real));
+        self.inner.models.get_or_init(find).as_ref()
+    }
+
+    /// What models run on, in words: `cpu`, or name and interface.
+    pub fn models_in_words(&self) -> String {
+        self.models().map_or_else(|| "cpu".to_owned(), ModelDevice::in_words)
+    }
+
+    /// A device that runs models and nothing else.
+    #[cfg(test)]
+    pub(crate) fn for_models(device: ModelDevice) -> Self {
+        let made = Self::new(Wish::Named("nothing else".to_owned()));
+        made.inner.models.get_or_init(|| Some(device));
+        made
+    }
+
+    /// The name of any device that is used beside the CPU.
+    pub fn name(&self) -> Option<&str> {
+        self.kernels_name().or_else(|| self.models().map(|device| device.name.as_str()))
+    }
+
+    /// What is used, in a sentence.
+    pub fn in_words(&self) -> String {
+        match (self.kernels_name(), self.models()) {
+            (None, None) => "Everything runs on the CPU".to_owned(),
+            (Some(kernels), None) => format!("Scans, profiles and passes use {kernels}; models run on the CPU"),
+            (None, Some(models)) => format!("Models run on {}; all else on the CPU", models.name),
+            (Some(kernels), Some(models)) if kernels == models.name => format!("Everything can use {kernels}"),
+            (Some(kernels), Some(models)) => {
+                format!("Scans, profiles and passes use {kernels}; models run on {}", models.name)
+            }
+        }
+    }
+}
+
+#[cfg(feature = "gpu")]
+impl Gpu {
+    fn is_for(&self, work: Work) -> bool {
+        self.is_named || self.rates().is_some_and(|rates| rates.of(work).favours_device())
+    }
+
+    /// The rates, measured once.
+    fn rates(&self) -> Option<Rates> {
+        const ROWS: usize = 2048;
+        *self.rates.get_or_init(|| match Rates::measure(&self.device, ROWS) {
+            Ok(rates) => Some(rates),
+            Err(failure) => {
+                tracing::warn!("{}: {failure}; the CPU is used", self.device.name());
+                None
+            }
+        })
+    }
+}
+
+impl Device {
+    /// What a wish means, whether or not there is such a device; an empty one is what [`VARIABLE`] says.
+    pub fn wished(wish: &str) -> Self {
+        let variable = std::env::var(VARIABLE).unwrap_or_default();
+        Self::new(Wish::parse(if wish.is_empty() { &variable } else { wish }))
+    }
+
+    /// The devices that work has been given to so far, with their interfaces; none where all was done by
+    /// the CPU. Opens nothing.
+    pub fn in_use(&self) -> Option<String> {
+        #[cfg(feature = "gpu")]
+        let kernels = self.inner.gpu.get().and_then(Option::as_ref).map(|gpu| gpu.device.name().to_owned());
+        #[cfg(not(feature = "gpu"))]
+        let kernels: Option<String> = None;
+        let models = self.inner.models.get().and_then(Option::as_ref).map(|device| device.name.clone());
+        match (kernels, models) {
+            (Some(kernels), Some(models)) if kernels != models => Some(format!("{kernels}, {models}")),
+            (kernels, models) => kernels.or(models),
+        }
+    }
+}
+
+/// What has to be set before there is a second thread, so that looking for devices prints nothing.
+pub fn prepare() {
+    #[cfg(feature = "gpu")]
+    gpu::quiet_loader();
+}
+
+/// The names of all devices.
+fn names() -> Vec<String> {
+    let models = model_devices().into_iter().map(|device| device.name);
+    #[cfg(feature = "gpu")]
+    let models = gpu::adapters().into_iter().map(|adapter| adapter.name).chain(models);
+    let mut names: Vec<String> = models.chain(["cpu".to_owned()]).collect();
+    names.dedup();
+    names
+}
+
+/// Every device, the CPU last; `wish` as for [`Device::choose`] says which is marked as chosen.
+///
+/// # Errors
+/// No device has the name.
+pub fn list(wish: &str) -> Result<Vec<Listed>> {
+    let chosen = Device::choose(wish)?;
+    let mut all = adapters(&chosen);
+    for device in model_devices() {
+        let is_chosen = chosen.models().is_some_and(|chosen| chosen.name == device.name);
+        let will_run = if is_chosen { vec![MODELS] } else { Vec::new() };
+        if let Some(same) = all.iter_mut().find(|listed| listed.name == device.name) {
+            same.interface = format!("{}, {}", same.interface, device.interface);
+            same.memory = device.memory.or(same.memory);
+            same.runs.push(MODELS);
+            same.will_run.extend(will_run);
+            same.is_chosen |= is_chosen;
+        } else {
+            all.push(Listed {
+                name: device.name,
+                kind: if device.is_real { "discrete" } else { "software" },
+                interface: device.interface.to_owned(),
+                driver: String::new(),
+                memory: device.memory,
+                runs: vec![MODELS],
+                will_run,
+                is_chosen,
+            });
+        }
+    }
+    let taken = |work: &&str| all.iter().any(|device| device.will_run.contains(work));
+    let will_run: Vec<&str> = ALL.into_iter().filter(|work| !taken(work)).collect();
+    all.push(Listed {
+        name: "CPU".to_owned(),
+        kind: "cpu",
+        interface: String::new(),
+        driver: crate::kernels::Level::detect().name().to_owned(),
+        memory: None,
+        runs: ALL.to_vec(),
+        is_chosen: all.iter().all(|device| !device.is_chosen),
+        will_run,
+    });
+    Ok(all)
+}
+
+#[cfg(feature = "gpu")]
+fn adapters(chosen: &Device) -> Vec<Listed> {
+    let listed = |adapter: gpu::Adapter| {
+        let is_chosen = chosen.kernels_name() == Some(adapter.name.as_str());
+        let works = [Work::Scans, Work::Statistics, Work::Encoding].into_iter().zip(KERNELS);
+        let will_run = works.filter(|(work, _)| is_chosen && chosen.gpu_for(*work).is_some()).map(|(_, name)| name);
+        Listed {
+            is_chosen,
+            kind: adapter.kind.name(),
+            will_run: will_run.collect(),
+            name: adapter.name,
+            interface: adapter.interface,
+            driver: adapter.driver,
+            memory: adapter.memory,
+            runs: KERNELS.to_vec(),
+        }
+    };
+    gpu::adapters().into_iter().map(listed).collect()
+}
+
+#[cfg(not(feature = "gpu"))]
+fn adapters(_: &Device) -> Vec<Listed> {
+    Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_is_always_there_and_a_device_of_no_such_name_is_told() {
+        let all = list("cpu").expect("the CPU needs no driver");
+        let last = all.last().expect("the CPU");
+        assert!(last.kind == "cpu" && last.is_chosen && last.will_run == ALL);
+        assert!(all.iter().filter(|device| device.is_chosen).count() == 1);
+        let error = Device::choose("no such thing").expect_err("no device has that name").to_string();
+        assert!(error.contains("no such thing") && error.contains("cpu"), "{error}");
+        assert_eq!(Device::choose("cpu").expect("the CPU").name(), None);
+    }
+
+    #[test]
+    fn a_software_driver_is_never_chosen_unasked() {
+        let all = list("auto").expect("auto always finds one");
+        let chosen = all.iter().find(|device| device.is_chosen).expect("one is chosen");
+        assert!(chosen.kind != "software", "{chosen:?}");
+    }
+
+    #[test]
+    fn a_device_for_models_alone_leaves_the_rest_to_the_cpu() {
+        let device = Device::choose("candle on").expect("candle is always there");
+        assert!(device.kernels_name().is_none() && device.models().is_some());
+        let all = list("candle on").expect("candle is always there");
+        let last = all.last().expect("the CPU");
+        assert!(!last.is_chosen && !last.will_run.contains(&MODELS) && last.will_run.contains(&"passes"), "{all:?}");
+    }
+
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn the_faster_of_device_and_cpu_is_chosen_for_each_kind_of_work() {
+        let (fast, slow) = (rates::Rate { device: 2.0, cpu: 1.0 }, rates::Rate { device: 1.0, cpu: 2.0 });
+        let rates = Rates { scans: fast, encoding: slow, statistics: fast };
+        assert!(rates.of(Work::Scans).favours_device() && !rates.of(Work::Encoding).favours_device());
+    }
+
+    #[cfg(feature = "gpu")]
+    #[test]
+    #[ignore = "needs a graphics driver"]
+    fn rates_of_a_gpu_are_measured() {
+        let adapter = gpu::adapters().into_iter().next().expect("a driver");
+        let rates = Rates::measure(&gpu::Device::open(&adapter).expect("opens"), 64).expect("measures");
+        for work in [Work::Scans, Work::Encoding, Work::Statistics] {
+            let rate = rates.of(work);
+            assert!(rate.device > 1e4 && rate.cpu > 1e4, "{work:?}: {rate:?}");
+        }
+    }
+}
