@@ -58,8 +58,8 @@ impl Workbench {
 
 fn write(asked: &Asked, models: &ModelCache, context: &Context) -> Result<Outcome> {
     let progress = &context.progress;
-    let original = models.get(&asked.original, None, progress)?;
-    let draft = models.get(&asked.candidate, Some(&original), progress)?;
+    let original = models.get(&asked.original, None, context)?;
+    let draft = models.get(&asked.candidate, Some(&original), context)?;
     let (model, codec) = (&original.model, &original.tokenizer);
     let started = Instant::now();
     let alone = generate(model, codec, &asked.prompt, &asked.options, progress, &mut |_| {})?;
