@@ -35,8 +35,8 @@ fn a_candidate_is_judged_cascaded_drafted_with_and_written_up() {
     let folder = tempfile::tempdir().expect("folder");
     let folder = folder.path();
     ok(folder, &["plan", "demo", "--recipe", "Q2_K", "-o", "plan.toml"], 0);
-    ok(folder, &["run", "demo", "--plan", "plan.toml", "-o", "q2.gguf"], 0);
-    let little = ["--max-items", "4", "--tokens", "2000", "--log", "audit.jsonl"];
+    ok(folder, &["run", "demo", "--plan", "plan.toml", "-o", "q2.gguf", "--log", "audit.jsonl"], 0);
+    let little = ["--max-items", "4", "--tokens", "2000", "--log", "audit.jsonl", "--watts", "65"];
     let with = |first: &[&'static str]| -> Vec<&str> { first.iter().copied().chain(little).collect() };
     ok(folder, &with(&["evaluate", "demo", "-o", "base.json"]), 0);
     let own = with(&["evaluate", "q2.gguf", "--baseline", "demo", "-o", "q2.json", "--resume", "kept"]);
@@ -46,6 +46,10 @@ fn a_candidate_is_judged_cascaded_drafted_with_and_written_up() {
     assert!(evaluated["text"]["kld_percentiles"]["p999"].as_f64().is_some_and(|kld| kld > 0.01));
     assert!(evaluated["text"]["acceptance_mean"].as_f64().is_some_and(|share| (0.5..1.0).contains(&share)));
     assert!(evaluated["reliability"]["ece"].as_f64().is_some());
+    let energy = &evaluated["energy"];
+    assert!(energy["joules_per_token"].as_f64().is_some_and(|joules| joules > 0.0), "{energy}");
+    assert!(energy["joules_per_correct_answer"].as_f64().is_some_and(|joules| joules > 0.0), "{energy}");
+    assert_eq!(energy["is_estimate"], energy["source"] == "named_power", "{energy}");
     assert_eq!(std::fs::read_dir(folder.join("kept")).expect("a folder").count(), 2);
     let items = evaluated["items"].as_array().expect("items");
     assert!(items.iter().any(|item| item["rarest_token_count"].as_u64().is_some_and(|count| count == 1)));
@@ -92,6 +96,7 @@ fn a_candidate_is_judged_cascaded_drafted_with_and_written_up() {
     assert_eq!(json(folder, &report, 0)["files"].as_array().map(Vec::len), Some(5));
     let read = |name: &str| std::fs::read_to_string(folder.join("written").join(name)).expect(name);
     let html = read("report.html");
+    assert!(html.contains("joules a token") && html.contains("joules a correct answer"));
     assert!(html.contains("<svg") && html.contains("Audit log") && html.contains("fail") && !html.contains("src="));
     assert!(read("README.md").starts_with("---\nbase_model: \"org/demo\"\nbase_model_relation: quantized\n"));
     assert!(read("annex.md").contains("to be filled in by the provider"));
@@ -100,7 +105,7 @@ fn a_candidate_is_judged_cascaded_drafted_with_and_written_up() {
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).expect("an entry")["what"].as_str().expect("what").to_owned())
         .collect();
-    assert_eq!(what, ["evaluate", "evaluate", "compare", "report"]);
+    assert_eq!(what, ["pass", "evaluate", "evaluate", "compare", "report"]);
 }
 
 #[test]

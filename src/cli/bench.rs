@@ -10,10 +10,11 @@ use super::PATH_HELP;
 use super::output::{Table, or_dash};
 use super::session::{Answer, Result, Session};
 use crate::engine::kernels::Level;
-use crate::engine::model::Model;
+use crate::engine::model::{Model, Tokenizer};
 use crate::engine::scoring::energy::{Energy, EnergyMeter};
 use crate::engine::scoring::kernel_rates::{self, KernelRates, RateOptions};
 use crate::engine::scoring::kernel_speed::{self, KernelOptions, KernelSpeed};
+use crate::engine::scoring::speed::EndToEnd;
 use crate::engine::scoring::{SpeedCell, SpeedGridOptions, SpeedOptions, SpeedResult, TokenModel, speed, speed_grid};
 use crate::engine::units;
 use crate::workbench::keep_rates;
@@ -138,6 +139,8 @@ struct Document<'a> {
     /// Prompt lengths and batch sizes, where they were asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     grid: Vec<SpeedCell>,
+    /// With tokenizing; null where the checkpoint has no tokenizer.
+    end_to_end: Option<EndToEnd>,
     #[serde(flatten)]
     speed: SpeedResult,
 }
@@ -188,6 +191,9 @@ impl Bench {
         let memory_bytes_per_second = speed_grid::memory_bandwidth();
         let read = model.resident_bytes() as f64 + kv_bytes_per_token as f64 * speed.decode_depth as f64;
         let bound = memory_bytes_per_second / read.max(1.0);
+        let end_to_end = Tokenizer::of_checkpoint(&checkpoint)
+            .and_then(|tokenizer| speed::end_to_end(&tokenizer, model.config.vocab, &speed))
+            .ok();
         let (models, grid) = self.grid(session, &checkpoint.name, &model)?;
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let document = Document {
@@ -211,6 +217,7 @@ impl Bench {
             cost: self.price_per_hour.map(|price| Cost::new(price, &speed)),
             models,
             grid,
+            end_to_end,
             speed,
         };
         session.answer(&document, || text(&document))
@@ -393,6 +400,14 @@ fn more(document: &Document<'_>) -> String {
         document.memory_bytes_per_second / 1e9,
         document.share_of_bandwidth_bound * 100.0,
     );
+    if let Some(whole) = &document.end_to_end {
+        text.push_str(&format!(
+            "{} from text to text, of which tokenizing {} and back {}\n",
+            units::seconds(whole.end_to_end_secs),
+            units::seconds(whole.encode_secs),
+            units::seconds(whole.decode_secs),
+        ));
+    }
     if let Some(figures) = &document.energy {
         let label = figures.energy.source.text();
         text.push_str(&format!("{:.4} joules a token ({label})\n", figures.joules_per_token));

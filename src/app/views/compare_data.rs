@@ -9,7 +9,7 @@ use crate::app::plots::slices::{SliceRow, Slices};
 use crate::app::widgets::State;
 use crate::engine::comparison::{Comparison, Paired, SliceComparison, SliceView, Verdict};
 use crate::engine::evaluation::{Evaluation, Reliability};
-use crate::engine::scoring::TextDistance;
+use crate::engine::scoring::{DistanceBin, TextDistance};
 use crate::workbench::RunId;
 
 /// A model with a name: the baseline, or the candidate with this index.
@@ -117,17 +117,31 @@ pub(super) fn reliability(comparison: &Comparison, candidate: usize) -> Option<L
     })
 }
 
-/// Mean KLD over the position in the window.
-pub(super) fn kld_by_position(distance: &TextDistance, name: &str, candidate: usize) -> Option<Lines> {
-    let points: Vec<[f64; 2]> =
-        distance.kld_by_position.iter().map(|bin| [(bin.from + bin.to) / 2.0, bin.kld_mean]).collect();
-    (points.len() > 1).then(|| Lines {
-        title: "KLD over the position in the window".to_owned(),
-        x: "position, tokens".to_owned(),
-        y: "mean KLD, nats".to_owned(),
-        has_diagonal: false,
-        lines: vec![Line { name: name.to_owned(), candidate: Some(candidate), points }],
-    })
+/// What the mean KLD is shown over, with the name of the button.
+pub(super) const KLD_OVER: [&str; 3] = ["position", "token count", "confidence"];
+
+/// Mean KLD over the position in the window, over how often the true token occurs, and over the original's
+/// confidence, in the order of [`KLD_OVER`].
+pub(super) fn kld_over(distance: &TextDistance, name: &str, candidate: usize) -> [Option<Lines>; 3] {
+    let middle = |bin: &DistanceBin| (bin.from + bin.to) / 2.0;
+    let lines = |title: &str, x: &str, bins: &[DistanceBin], place: &dyn Fn(&DistanceBin) -> f64| {
+        let points: Vec<[f64; 2]> = bins.iter().map(|bin| [place(bin), bin.kld_mean]).collect();
+        (points.len() > 1).then(|| Lines {
+            title: format!("KLD over {title}"),
+            x: x.to_owned(),
+            y: "mean KLD, nats".to_owned(),
+            has_diagonal: false,
+            lines: vec![Line { name: name.to_owned(), candidate: Some(candidate), points }],
+        })
+    };
+    [
+        lines("the position in the window", "position, tokens", &distance.kld_by_position, &middle),
+        // Bins are powers of two.
+        lines("how often the true token occurs", "occurrences, log2", &distance.kld_by_token_count, &|bin| {
+            bin.from.max(1.0).log2()
+        }),
+        lines("the original's confidence", "probability of its first choice", &distance.kld_by_confidence, &middle),
+    ]
 }
 
 /// What the candidate keeps or gains, each over the original's.

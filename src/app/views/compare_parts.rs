@@ -23,7 +23,8 @@ pub(super) struct Parts {
     views: Vec<(String, Slices)>,
     view: usize,
     reliability: Option<Lines>,
-    by_position: Option<Lines>,
+    kld_over: [Option<Lines>; 3],
+    kld_axis: usize,
     radar: Option<Radar>,
 }
 
@@ -31,7 +32,7 @@ impl Parts {
     /// Shapes a comparison.
     pub fn update(&mut self, comparison: Option<&Comparison>, name: &str, candidate: usize) {
         let view = self.view;
-        *self = Self::default();
+        *self = Self { kld_axis: self.kld_axis, ..Self::default() };
         let Some(comparison) = comparison else { return };
         self.views = comparison
             .views
@@ -41,7 +42,7 @@ impl Parts {
         self.view = view.min(self.views.len().saturating_sub(1));
         self.reliability = compare_data::reliability(comparison, candidate);
         let distance = comparison.text.as_ref().and_then(|text| text.distance.as_ref());
-        self.by_position = distance.and_then(|distance| compare_data::kld_by_position(distance, name, candidate));
+        self.kld_over = distance.map(|distance| compare_data::kld_over(distance, name, candidate)).unwrap_or_default();
         self.radar = compare_data::radar(comparison, candidate);
     }
 
@@ -62,19 +63,19 @@ impl Parts {
     }
 
     /// Calibration, KLD over position, written texts and the radar.
-    pub fn figures_ui(&self, ui: &mut Ui, comparison: &Comparison) {
+    pub fn figures_ui(&mut self, ui: &mut Ui, comparison: &Comparison) {
         if ui.available_width() > 680.0 {
             ui.columns(2, |columns| {
                 self.radar_ui(&mut columns[0]);
                 written_ui(&mut columns[0], comparison);
                 self.reliability_ui(&mut columns[1], comparison);
-                self.position_ui(&mut columns[1]);
+                self.kld_over_ui(&mut columns[1]);
             });
         } else {
             self.radar_ui(ui);
             written_ui(ui, comparison);
             self.reliability_ui(ui, comparison);
-            self.position_ui(ui);
+            self.kld_over_ui(ui);
         }
     }
 
@@ -105,11 +106,22 @@ impl Parts {
         });
     }
 
-    fn position_ui(&self, ui: &mut Ui) {
-        let Some(lines) = &self.by_position else { return };
+    fn kld_over_ui(&mut self, ui: &mut Ui) {
+        if self.kld_over.iter().all(Option::is_none) {
+            return;
+        }
         card_ui(ui, |ui| {
-            section_ui(ui, "KLD over the position");
-            lines_ui(ui, lines, 180.0);
+            section_with_ui(ui, "KLD over", |ui| {
+                segments_ui(ui, "KLD over", &compare_data::KLD_OVER, &mut self.kld_axis);
+            });
+            match self.kld_over.get(self.kld_axis).and_then(Option::as_ref) {
+                Some(lines) => {
+                    lines_ui(ui, lines, 180.0);
+                }
+                None => {
+                    caption_ui(ui, "All tokens lie in one place here");
+                }
+            }
         });
     }
 }

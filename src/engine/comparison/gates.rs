@@ -37,10 +37,11 @@ use crate::units;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Metrics that a gate may name, those by slice first.
-pub const METRICS: [&str; 35] = [
+pub const METRICS: [&str; 36] = [
     "accuracy",
     "flip_fraction",
     "right_to_wrong_fraction",
+    "refusal_fraction",
     "kld_mean",
     "kld_median",
     "kld_p99",
@@ -76,7 +77,7 @@ pub const METRICS: [&str; 35] = [
 ];
 
 /// The first of [`METRICS`] are known for every slice.
-const SLICED: usize = 3;
+const SLICED: usize = 4;
 /// Metrics whose paired difference has an interval.
 const WITH_LOSS: [&str; 2] = ["accuracy", "perplexity"];
 
@@ -469,6 +470,7 @@ impl Gate {
             "right_to_wrong_fraction" => {
                 plain(paired.map(|paired| paired.right_to_wrong as f64 / paired.n.max(1) as f64))
             }
+            "refusal_fraction" => plain(paired.map(|paired| paired.candidate_refusal_fraction)),
             "worst_slice_difference" => {
                 plain(comparison.slices.iter().map(|slice| slice.paired.difference).min_by(f64::total_cmp))
             }

@@ -9,6 +9,7 @@ use super::stats;
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::scoring::ItemResult;
+use crate::scoring::answers::is_refusal;
 
 /// Below this many differing items the score interval is used: a bootstrap of a handful is too sure.
 const FEW_DISCORDANT: u64 = 10;
@@ -67,6 +68,12 @@ pub struct Paired {
     pub wrong_to_right: u64,
     /// Share of items whose correctness changed.
     pub flip_fraction: f64,
+    /// Share of the baseline's answers that refuse, by how they begin.
+    #[serde(default)]
+    pub baseline_refusal_fraction: f64,
+    /// The same of the candidate's.
+    #[serde(default)]
+    pub candidate_refusal_fraction: f64,
     /// Exact McNemar test of the flips.
     pub mcnemar_p: f64,
     /// The same, corrected for the number of slices (Holm).
@@ -215,6 +222,8 @@ impl<'a> Pairs<'a> {
             right_to_wrong,
             wrong_to_right,
             flip_fraction: flips as f64 / n as f64,
+            baseline_refusal_fraction: count(&|(item, _)| is_refusal(&item.prediction)) as f64 / n as f64,
+            candidate_refusal_fraction: count(&|(_, item)| is_refusal(&item.prediction)) as f64 / n as f64,
             mcnemar_p: stats::mcnemar(right_to_wrong, wrong_to_right),
             mcnemar_p_holm: None,
             versus_rest: None,

@@ -2,17 +2,17 @@
 //!
 //! Several models are measured in turns (A, B, A, B …), so that a processor that slows down while
 //! it gets warm slows all of them. Medians are reported with their quartiles; lengths are fixed,
-//! end tokens are ignored, tokenizing is left out. Speed measurements run alone.
+//! end tokens are ignored, tokenizing is left out of them and measured by [`end_to_end`]. Speed measurements run alone.
 
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::TokenModel;
 use super::random::Random;
 use super::rows::gather;
 use super::softmax::RowSum;
 use super::text_stats::quantile;
+use super::{TextCodec, TokenModel};
 use crate::error::{Fault, Result, Stage};
 use crate::model::{Batch, KvCache};
 use crate::progress::{Phase, Progress, Unit};
@@ -164,6 +164,50 @@ pub fn measure(models: &[&dyn TokenModel], options: &SpeedOptions, progress: &Pr
     Ok(samples.iter().map(|samples| summary(samples, lengths, models.len() > 1)).collect())
 }
 
+/// What turning text into tokens and back adds to a request, and the whole of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EndToEnd {
+    /// Bytes of the prompt, which random tokens were written out as.
+    pub prompt_bytes: usize,
+    /// Seconds until the prompt is tokens, median.
+    pub encode_secs: f64,
+    /// Seconds until the written tokens are text, median.
+    pub decode_secs: f64,
+    /// From text to text: the prompt and all written tokens with both of the above.
+    pub end_to_end_secs: f64,
+}
+
+/// Times a tokenizer at the lengths of a measurement of its model.
+///
+/// # Errors
+/// Those of the tokenizer.
+pub fn end_to_end(codec: &dyn TextCodec, vocab: usize, speed: &SpeedResult) -> Result<EndToEnd> {
+    const REPETITIONS: usize = 15;
+    let mut random = Random::new(43, 0);
+    let mut ids =
+        |count: usize| -> Vec<u32> { (0..count).map(|_| (random.next_u64() % vocab as u64) as u32).collect() };
+    let (prompt, written) = (codec.decode(&ids(speed.prefill_tokens))?, ids(speed.decode_tokens));
+    let median = |work: &dyn Fn() -> Result<()>| -> Result<f64> {
+        let mut seconds = Vec::with_capacity(REPETITIONS);
+        for _ in 0..REPETITIONS {
+            let start = Instant::now();
+            work()?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        seconds.sort_unstable_by(f64::total_cmp);
+        Ok(quantile(&seconds, 0.5))
+    };
+    let encode_secs = median(&|| codec.encode(&prompt).map(drop))?;
+    let decode_secs = median(&|| codec.decode(&written).map(drop))?;
+    let model_secs = speed.ttft_secs + speed.tpot_secs * speed.decode_tokens as f64;
+    Ok(EndToEnd {
+        prompt_bytes: prompt.len(),
+        encode_secs,
+        decode_secs,
+        end_to_end_secs: encode_secs + model_secs + decode_secs,
+    })
+}
+
 fn summary(samples: &[Sample], lengths: Lengths, in_turns: bool) -> SpeedResult {
     let sorted = |value: fn(&Sample) -> f64| {
         // A clock that stands still must not give an infinite speed, which JSON cannot hold.
@@ -194,6 +238,17 @@ fn summary(samples: &[Sample], lengths: Lengths, in_turns: bool) -> SpeedResult 
 mod tests {
     use super::super::fake::FakeModel;
     use super::*;
+
+    #[test]
+    fn a_request_from_text_to_text_takes_longer_than_its_model() {
+        let (model, codec) = (FakeModel::default(), super::super::fake::FakeCodec::default());
+        let options = SpeedOptions { repetitions: 2, min_secs: 0.0, ..SpeedOptions::default() };
+        let speed = measure(&[&model], &options, &Progress::default()).expect("speed").remove(0);
+        let whole = end_to_end(&codec, model.vocab, &speed).expect("times");
+        let alone = speed.ttft_secs + speed.tpot_secs * speed.decode_tokens as f64;
+        assert!(whole.prompt_bytes > 0 && whole.encode_secs > 0.0);
+        assert!((whole.end_to_end_secs - alone - whole.encode_secs - whole.decode_secs).abs() < 1e-12);
+    }
 
     #[test]
     fn lengths_fit_a_short_context_and_both_models_are_measured() {
