@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::progress_bar::ProgressBar;
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::device::Device;
+use crate::engine::device::{self, Device};
 use crate::engine::error::{Error, Fault};
 use crate::engine::evaluation::Subject;
 use crate::engine::model::{Model, Tokenizer};
@@ -113,6 +113,7 @@ impl Session {
 
     /// Everything that was warned of.
     pub fn warnings(&self) -> Vec<String> {
+        device::take_messages().into_iter().for_each(|message| self.warn(message));
         self.warnings.take()
     }
 

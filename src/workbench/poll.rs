@@ -7,6 +7,7 @@ use super::apply::file_name;
 use super::command::Subject;
 use super::events::{Event, Outcome};
 use super::state::{CandidateState, Document, Level};
+use crate::engine::device;
 use crate::engine::error::Result;
 use crate::engine::sensitivity::{SensitivityRow, SensitivityTable, output};
 use crate::engine::units;
@@ -22,6 +23,10 @@ impl Workbench {
             let Some(event) = self.jobs.next_event() else { break };
             changed = true;
             self.take_event(event);
+        }
+        for message in device::take_messages() {
+            self.state.notify(Level::Warning, message);
+            changed = true;
         }
         self.autosave(false);
         changed

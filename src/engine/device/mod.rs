@@ -12,7 +12,7 @@ mod models;
 #[cfg(feature = "gpu")]
 pub mod rates;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::Serialize;
 
@@ -151,7 +151,7 @@ impl Device {
     #[cfg(feature = "gpu")]
     pub(crate) fn gpu_for(&self, work: Work) -> Option<&gpu::Device> {
         let gpu = self.opened()?;
-        (gpu.device.check().is_ok() && gpu.is_for(work)).then_some(&gpu.device)
+        gpu.is_for(work).then_some(&gpu.device)
     }
 
     /// The GPU for kernels, whatever it is to do.
@@ -176,7 +176,7 @@ impl Device {
                     Some(Gpu { device, is_named, rates: OnceLock::new() })
                 }
                 Err(failure) => {
-                    tracing::warn!("{failure}; the CPU is used");
+                    tell(format!("{failure}; the CPU is used."));
                     None
                 }
             }
@@ -218,6 +218,21 @@ impl Device {
         self.models().map_or_else(|| "cpu".to_owned(), ModelDevice::in_words)
     }
 
+    /// The first GPU for kernels, a software one too.
+    #[cfg(all(test, feature = "gpu"))]
+    pub(crate) fn any_for_test() -> Self {
+        let adapter = gpu::adapters().into_iter().next().expect("a Vulkan, Metal or DX12 driver");
+        let device = Self::choose(&adapter.name).expect("it opens");
+        assert!(device.gpu().is_some(), "{} does not open", adapter.name);
+        device
+    }
+
+    /// Lets the GPU for kernels fail at the next thing it is asked for.
+    #[cfg(all(test, feature = "gpu"))]
+    pub(crate) fn break_for_test(&self) {
+        self.gpu().expect("a GPU").give_up(gpu::Failure::Lost("broken for a test".to_owned()));
+    }
+
     /// A device that runs models and nothing else.
     #[cfg(test)]
     pub(crate) fn for_models(device: ModelDevice) -> Self {
@@ -257,7 +272,7 @@ impl Gpu {
         *self.rates.get_or_init(|| match Rates::measure(&self.device, ROWS) {
             Ok(rates) => Some(rates),
             Err(failure) => {
-                tracing::warn!("{}: {failure}; the CPU is used", self.device.name());
+                tell(format!("{}: {failure}; the CPU is used.", self.device.name()));
                 None
             }
         })
@@ -284,6 +299,24 @@ impl Device {
             (kernels, models) => kernels.or(models),
         }
     }
+}
+
+/// What devices have failed at since somebody last asked, a sentence each.
+static MESSAGES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Notes that a device has left work to the CPU, for whoever asks next; the same sentence once.
+pub(crate) fn tell(message: String) {
+    const MOST: usize = 100;
+    tracing::info!("{message}");
+    let mut messages = MESSAGES.lock().unwrap_or_else(PoisonError::into_inner);
+    if messages.len() < MOST && !messages.contains(&message) {
+        messages.push(message);
+    }
+}
+
+/// Takes the sentences that devices have left, oldest first.
+pub fn take_messages() -> Vec<String> {
+    std::mem::take(&mut *MESSAGES.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// What has to be set before there is a second thread, so that looking for devices prints nothing.

@@ -43,6 +43,9 @@ pub struct Candle {
     room: Arc<AtomicU64>,
     /// The 16-bit type of the matrices that were loaded in one.
     half: Arc<OnceLock<DType>>,
+    /// Makes every product fail.
+    #[cfg(test)]
+    is_broken: Arc<std::sync::atomic::AtomicBool>,
     /// The last mask: every layer of a run asks for the same one.
     mask: Arc<Mutex<Option<Mask>>>,
 }
@@ -115,7 +118,15 @@ impl Precision {
 impl Candle {
     /// A device of candle's; matrices take at most `room` bytes of it.
     pub fn new(device: Device, precision: Precision, room: u64) -> Self {
-        Self { device, precision, room: Arc::new(AtomicU64::new(room)), half: Arc::default(), mask: Arc::default() }
+        Self {
+            device,
+            precision,
+            room: Arc::new(AtomicU64::new(room)),
+            half: Arc::default(),
+            #[cfg(test)]
+            is_broken: Arc::default(),
+            mask: Arc::default(),
+        }
     }
 
     /// The CPU, by way of candle, with everything in f32.
@@ -198,7 +209,17 @@ impl Candle {
         Ok(Linear { weights, host, rows, bytes })
     }
 
+    /// Makes every further product fail.
+    #[cfg(test)]
+    pub(super) fn break_for_test(&self) {
+        self.is_broken.store(true, Ordering::Relaxed);
+    }
+
     fn product(&self, weights: &Weights, x: &Tensor) -> Result<Tensor> {
+        #[cfg(test)]
+        if self.is_broken.load(Ordering::Relaxed) {
+            return Err(failed(candle_core::Error::Msg("broken".to_owned())));
+        }
         let product = match weights {
             Weights::Quantized(matrix) => x.contiguous().and_then(|x| matrix.forward(&x)),
             Weights::Dense(matrix) => {

@@ -12,7 +12,7 @@ use super::candle::{Candle, Linear, Precision, failed};
 use super::llama::{Hooks, Llama, Start};
 use super::{Batch, load};
 use crate::checkpoint::{Checkpoint, ModelConfig, Role};
-use crate::device::Device;
+use crate::device::{Device, tell};
 use crate::error::{Fault, Result, Stage};
 use crate::progress::Progress;
 
@@ -87,11 +87,11 @@ impl Differentiable {
                         };
                         return Ok(Self { fallback: Some(fallback), ..loaded });
                     }
-                    Err(err) if err.is_of_device() => tracing::warn!("{}: {err}; the CPU is used", models.name),
+                    Err(err) if err.is_of_device() => tell(format!("{}: {err}; the CPU is used.", models.name)),
                     Err(err) => return Err(err),
                 }
             } else {
-                tracing::warn!("{} has no room for gradients of this model; the CPU is used", models.name);
+                tell(format!("{} has no room for gradients of this model; the CPU is used.", models.name));
             }
         }
         Self::load_onto(checkpoint, Candle::cpu(), is_frozen, progress)
@@ -129,7 +129,7 @@ impl Differentiable {
         }
         match work(self) {
             Err(err) if err.is_of_device() => {
-                tracing::warn!("{}: {err}; the CPU goes on", fallback.device);
+                tell(format!("{}: {err}; the CPU goes on, and nothing is lost.", fallback.device));
                 let quiet = Progress::default();
                 let loaded = Self::load_onto(&fallback.checkpoint, Candle::cpu(), fallback.is_frozen, &quiet)?;
                 work(fallback.on_cpu.get_or_init(|| Box::new(loaded)))
@@ -400,5 +400,28 @@ mod tests {
         let ones = tokens.iter().filter(|&&token| token == 1).count() as f64 / 4000.0;
         assert!((ones - 0.75).abs() < 0.03, "{ones}");
         assert!(!tokens.contains(&2));
+    }
+
+    #[test]
+    fn gradients_on_a_device_that_fails_are_those_of_the_cpu() {
+        let checkpoint = tiny();
+        let progress = Progress::default();
+        let ids = [5, 17, 2, 90, 44, 8, 8, 61];
+        let device = Device::for_models(crate::device::ModelDevice::for_test(None));
+        let of = |model: &Differentiable| {
+            let mut all = Vec::new();
+            let labels = Labels::Text;
+            model
+                .sequence_gradients(&ids, 1, labels, &progress, &mut |_, own| all.extend_from_slice(own))
+                .expect("runs");
+            (all, model.head_gradients(&ids, 1, &progress).expect("runs"))
+        };
+        let expected = of(&Differentiable::load(&checkpoint, &Device::default(), &progress).expect("loads"));
+        let model = Differentiable::load(&checkpoint, &device, &progress).expect("loads");
+        assert_eq!(of(&model), expected);
+        assert_eq!(model.device(), "candle on the CPU (candle)");
+        model.graph.backend.break_for_test();
+        assert_eq!(of(&model), expected);
+        assert!(model.device().ends_with("then cpu"), "{}", model.device());
     }
 }

@@ -7,7 +7,7 @@ use super::llama::Llama;
 use super::native::Native;
 use super::{KvCache, load};
 use crate::checkpoint::{Checkpoint, ModelConfig};
-use crate::device::Device;
+use crate::device::{Device, tell};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
@@ -76,7 +76,7 @@ impl Graph {
                         failure: Mutex::default(),
                     })));
                 }
-                Err(err) if err.is_of_device() => tracing::warn!("{}: {err}; the CPU is used", models.name),
+                Err(err) if err.is_of_device() => tell(format!("{}: {err}; the CPU is used.", models.name)),
                 Err(err) => return Err(err),
             }
         }
@@ -147,7 +147,7 @@ impl OnDevice {
     /// # Errors
     /// Caches that the device does not give back, or what the CPU cannot load either.
     pub(super) fn give_up(&self, err: &Error, caches: &mut [KvCache]) -> Result<&Llama<Native>> {
-        tracing::warn!("{}: {err}; the CPU goes on", self.name);
+        tell(format!("{}: {err}; the CPU goes on, and nothing is lost.", self.name));
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(err.to_string());
         caches.iter_mut().try_for_each(KvCache::to_host)?;
         // Reading the weights again is no progress of the work that goes on.

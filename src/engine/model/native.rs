@@ -24,11 +24,6 @@ pub struct Rows {
 
 impl Rows {
     /// The values, row after row.
-    pub(super) fn into_values(self) -> Vec<f32> {
-        self.values
-    }
-
-    /// The values, row after row.
     pub(super) fn values(&self) -> &[f32] {
         &self.values
     }

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use super::backend::{Angles, Backend, StoredMatrix};
-use super::candle::Candle;
+use super::backend::{Angles, Backend, Site, StoredMatrix};
+use super::candle::{Candle, Precision};
 use super::llama::{Hooks, Llama, Start};
 use super::native::Native;
-use super::{Batch, Change, Kept, KvCache, LayerInputs, Model, load};
-use crate::checkpoint::Checkpoint;
+use super::{Batch, Change, Kept, KvCache, LayerInputs, Model, Replacement, load};
+use crate::checkpoint::{Checkpoint, Role};
+use crate::device::Device;
 use crate::format::Dtype;
 use crate::kernels::attention::Heads;
 use crate::progress::Progress;
@@ -84,7 +85,8 @@ fn both_backends_give_the_same_hidden_states_of_a_model() {
         batch.push(&[5, 17, 2, 90, 44, 8, 8, 61], None, None);
         let native = load::llama(&checkpoint, Native, &progress).expect("loads");
         let candle = load::llama(&checkpoint, Candle::cpu(), &progress).expect("loads");
-        let ours = native.run(&batch, &mut [], Start::Embedding, &mut Hooks::default()).expect("runs").into_values();
+        let ours = native.run(&batch, &mut [], Start::Embedding, &mut Hooks::default()).expect("runs");
+        let ours = native.backend.rows_into(ours).expect("values");
         let theirs = candle.run(&batch, &mut [], Start::Embedding, &mut Hooks::default()).expect("runs");
         let theirs = candle.backend.rows_to(&theirs).expect("values");
         assert_close(name, &ours, &theirs);
@@ -96,19 +98,19 @@ fn gradients_reach_every_weight_on_candle() {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/fixtures/tiny_llama_biases");
     let checkpoint = Checkpoint::open(&folder).expect("opens");
     let mut graph: Llama<Candle> = load::llama(&checkpoint, Candle::cpu(), &Progress::default()).expect("loads");
-    let var = |tensor: &candle_core::Tensor| candle_core::Var::from_tensor(tensor).expect("variable");
-    let mut vars = vec![var(&graph.embedding), var(&graph.norm)];
-    graph.embedding = vars[0].as_tensor().clone();
-    graph.norm = vars[1].as_tensor().clone();
+    let mut vars = Vec::new();
+    let mut track = |slot: &mut candle_core::Tensor| {
+        let variable = candle_core::Var::from_tensor(slot).expect("variable");
+        *slot = variable.as_tensor().clone();
+        vars.push(variable);
+    };
+    track(graph.embedding.dense().expect("in f32"));
+    track(&mut graph.norm);
     for layer in &mut graph.layers {
         let linears =
             [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o, &mut layer.gate, &mut layer.up, &mut layer.down];
-        let norms = [&mut layer.attention_norm, &mut layer.mlp_norm];
-        for slot in linears.into_iter().map(|affine| &mut affine.0).chain(norms) {
-            let variable = var(slot);
-            *slot = variable.as_tensor().clone();
-            vars.push(variable);
-        }
+        linears.into_iter().for_each(|affine| track(affine.0.dense().expect("in f32")));
+        [&mut layer.attention_norm, &mut layer.mlp_norm].into_iter().for_each(&mut track);
     }
     let mut batch = Batch::default();
     batch.push(&[5, 17, 2, 90, 44, 8], None, None);
@@ -153,4 +155,154 @@ fn a_run_that_begins_inside_the_network_gives_what_a_whole_run_gives() {
     assert!(refused(Change { removed_layers: vec![9], ..Change::default() }).contains("no layer 9 among 2"));
     let short = Change { head_factors: vec![(0, vec![1.0])], ..Change::default() };
     assert!(refused(short).contains("1 factors for the 4 heads"));
+}
+
+/// The demo in a format, written by a pass.
+fn demo_as(format: &str, folder: &Path) -> Checkpoint {
+    let demo = Checkpoint::open(&Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("assets/demo"));
+    let demo = demo.expect("the demo opens");
+    let text = format!("version = 1\ntarget = \"gguf\"\n[default]\nformat = \"{format}\"\n");
+    let plan = crate::plan::Plan::parse(&text, None).expect("a plan");
+    let resolved = crate::plan::resolve(&plan, &demo).expect("resolves");
+    let output = folder.join(format!("{format}.gguf"));
+    crate::pass::run(&demo, &resolved, &output, &Default::default(), &Progress::default()).expect("writes");
+    Checkpoint::open(&output).expect("opens")
+}
+
+/// By how much two lists differ, as a share of the second's length as a vector.
+fn distance(ours: &[f32], theirs: &[f32]) -> f64 {
+    let sum = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    let differences = &mut ours.iter().zip(theirs).map(|(a, b)| f64::from(a - b));
+    (sum(differences) / sum(&mut theirs.iter().map(|&value| f64::from(value)))).sqrt()
+}
+
+/// A device that is candle on the CPU, with so much memory.
+fn candle(memory: Option<u64>) -> Device {
+    Device::for_models(crate::device::ModelDevice::for_test(memory))
+}
+
+#[test]
+fn a_model_on_a_device_gives_what_the_cpu_gives_whatever_its_weights_are_stored_as() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let progress = Progress::default();
+    let ids: Vec<u32> = (0..96).map(|at| (at * 37 + 11) % 512).collect();
+    // Plain weights agree to the rounding of f32; quantized products also round their inputs, each kernel by itself.
+    for (format, most) in [
+        ("f32", 1e-4),
+        ("bf16", 1e-4),
+        ("q8_0", 0.02),
+        ("q4_0", 0.02),
+        ("q4_k", 0.02),
+        ("q6_k", 0.02),
+        ("iq4_nl", 0.02),
+    ] {
+        let checkpoint = demo_as(format, folder.path());
+        let mut batch = Batch::default();
+        let prompt = batch.push(&ids[..40], None, None);
+        batch.push(&ids[40..60], Some(prompt), None);
+        batch.push(&ids[60..], None, Some(0));
+        let run = |device: &Device| {
+            let model = Model::load_on(&checkpoint, device, &progress).expect("loads");
+            let mut caches = vec![KvCache::default()];
+            let hidden = model.hidden(&batch, &mut caches, &progress).expect("runs");
+            let mut next = Batch::default();
+            next.push(&[5, 9], None, Some(0));
+            let after = model.hidden(&next, &mut caches, &progress).expect("goes on");
+            caches[0].truncate(36);
+            let again = model.hidden(&next, &mut caches, &progress).expect("goes on");
+            let repeated = distance(&again, &after);
+            assert!(repeated < 1e-5, "{format}: a cache that was cut back gives the same: {repeated}");
+            let logits = model.logits(&hidden[..model.config.hidden * 7]).expect("logits");
+            (hidden, after, logits, model.device())
+        };
+        let (hidden, after, logits, device) = run(&Device::default());
+        assert_eq!(device, "cpu");
+        // With little memory, most matrices go up for every product.
+        for memory in [None, Some(64 << 20), Some(1)] {
+            let found = run(&candle(memory));
+            assert_eq!(found.3.contains("streamed"), memory == Some(1), "{format}: {}", found.3);
+            for (what, ours, theirs) in
+                [("hidden", &found.0, &hidden), ("after", &found.1, &after), ("logits", &found.2, &logits)]
+            {
+                let distance = distance(ours, theirs);
+                assert!(distance < most, "{format} {memory:?}: {what} differ by {distance}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sixteen_bit_products_stay_near_those_of_f32() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoint = demo_as("bf16", folder.path());
+    let progress = Progress::default();
+    let mut batch = Batch::default();
+    batch.push(&(0..64).map(|at| (at * 29 + 3) % 512).collect::<Vec<u32>>(), None, None);
+    let of = |precision| {
+        let backend = Candle::new(candle_core::Device::Cpu, precision, u64::MAX);
+        let graph = load::llama(&checkpoint, backend, &progress).expect("loads");
+        let rows = graph.run(&batch, &mut [], Start::Embedding, &mut Hooks::default()).expect("runs");
+        graph.backend.rows_into(rows).expect("values")
+    };
+    let distance = distance(&of(Precision::Stored), &of(Precision::Wide));
+    assert!(distance > 0.0 && distance < 0.02, "{distance}");
+}
+
+#[test]
+fn a_change_on_a_device_has_the_effect_that_it_has_on_the_cpu() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/fixtures/tiny_llama_biases");
+    let checkpoint = Checkpoint::open(&folder).expect("opens");
+    let progress = Progress::default();
+    let mut batch = Batch::default();
+    batch.push(&[5, 17, 2, 90, 44, 8, 8, 61], None, None);
+    let tensor = checkpoint.tensor("model.layers.1.mlp.down_proj.weight").expect("named");
+    let (rows, cols) = (tensor.row_count(), tensor.row_len());
+    let run = |device: &Device| {
+        let model = Model::load_on(&checkpoint, device, &progress).expect("loads");
+        let heads = model.config.layers[0].heads;
+        let site = Site { layer: Some(1), role: Role::Down };
+        let swapped = Replacement::new(&model, site, stored(rows, cols, 0.013)).expect("fits");
+        let changes = [
+            Change::from(swapped),
+            Change { head_factors: vec![(0, vec![0.5; heads])], ..Change::default() },
+            Change { removed_layers: vec![1], ..Change::default() },
+        ];
+        let (whole, inputs) = model.hidden_keeping(&batch, Kept::Everything, &progress).expect("runs");
+        let mut out = vec![whole, inputs.input(1).expect("kept").into_owned()];
+        for change in &changes {
+            out.push(model.hidden_with(&batch, &inputs, change, &progress).expect("runs"));
+        }
+        let mut seen = Vec::new();
+        model.watch_linears(&batch, &progress, &mut |input| seen.extend_from_slice(input.values)).expect("runs");
+        out.push(seen);
+        out
+    };
+    for (index, (ours, theirs)) in run(&candle(None)).iter().zip(&run(&Device::default())).enumerate() {
+        assert_close(&format!("part {index}"), ours, theirs);
+    }
+}
+
+#[test]
+fn a_device_that_fails_leaves_its_work_and_its_caches_to_the_cpu() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/fixtures/tiny_llama_biases");
+    let checkpoint = Checkpoint::open(&folder).expect("opens");
+    let progress = Progress::default();
+    let model = Model::load_on(&checkpoint, &candle(None), &progress).expect("loads");
+    let reference = Model::load(&checkpoint, &progress).expect("loads");
+    let (mut caches, mut expected) = (vec![KvCache::default()], vec![KvCache::default()]);
+    let run = |model: &Model, ids: &[u32], caches: &mut [KvCache]| {
+        let mut batch = Batch::default();
+        batch.push(ids, None, Some(0));
+        model.hidden(&batch, caches, &progress).expect("runs")
+    };
+    assert_close("before", &run(&model, &[5, 17, 2], &mut caches), &run(&reference, &[5, 17, 2], &mut expected));
+    assert_eq!(model.device(), "candle on the CPU (candle)");
+    model.graph.device().expect("still computes").break_for_test();
+    assert_close("after", &run(&model, &[90, 44], &mut caches), &run(&reference, &[90, 44], &mut expected));
+    assert!(model.device().contains("then cpu") && model.device().contains("broken"), "{}", model.device());
+    assert_close("later", &run(&model, &[8], &mut caches), &run(&reference, &[8], &mut expected));
+    // A device that cannot even load is not asked again.
+    let refused =
+        Replacement::new(&model, Site { layer: Some(0), role: Role::Q }, stored(1, 1, 0.1)).expect("for the CPU");
+    assert_eq!(refused.site().layer, Some(0));
 }

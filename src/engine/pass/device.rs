@@ -26,12 +26,14 @@ struct State {
 }
 
 /// An encoder of one tensor on the device.
+#[cfg(feature = "gpu")]
 pub(super) struct OnDevice<'a> {
-    #[cfg(feature = "gpu")]
     encoder: crate::format::gpu::DeviceEncoder<'a>,
-    #[cfg(not(feature = "gpu"))]
-    never: std::marker::PhantomData<&'a ()>,
 }
+
+/// There is none in this build.
+#[cfg(not(feature = "gpu"))]
+pub(super) struct OnDevice<'a>(std::marker::PhantomData<&'a ()>);
 
 impl<'a> Machine<'a> {
     pub(super) fn new(device: &'a Device, searches: bool) -> Self {
@@ -116,7 +118,7 @@ impl<'a> Machine<'a> {
     }
 
     fn give_up(&self, tensor: &TensorInfo, failure: &crate::kernels::gpu::Failure) {
-        tracing::warn!("{}: {failure}; the CPU goes on", tensor.name);
+        tracing::info!("{}: {failure}; the CPU goes on", tensor.name);
         let mut state = self.state.borrow_mut();
         state.tensors = state.tensors.saturating_sub(1);
         state.failure.get_or_insert(format!("{failure} (at {})", tensor.name));
@@ -150,12 +152,10 @@ impl<'a> Machine<'a> {
 #[cfg(not(feature = "gpu"))]
 impl<'a> Machine<'a> {
     /// None: this build has only the CPU.
-    #[expect(clippy::unused_self, reason = "the other build's signature")]
     pub(super) fn encoder(&self, _: &TensorInfo, _: Dtype, _: Encoding<'a>) -> Option<OnDevice<'a>> {
         None
     }
 
-    #[expect(clippy::unused_self, reason = "the other build's signature")]
     fn try_convert(
         &self,
         _: &mut Option<OnDevice<'a>>,
@@ -166,5 +166,107 @@ impl<'a> Machine<'a> {
         _: &mut Vec<u8>,
     ) -> Option<usize> {
         None
+    }
+}
+
+#[cfg(all(test, feature = "gpu"))]
+mod tests {
+    use std::path::Path;
+
+    use crate::checkpoint::Checkpoint;
+    use crate::device::Device;
+    use crate::pass::{PassOptions, PassReport, run};
+    use crate::plan::{Plan, resolve};
+    use crate::progress::Progress;
+
+    fn demo() -> Checkpoint {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("assets/demo");
+        Checkpoint::open(&folder).expect("the demo opens")
+    }
+
+    fn pass(text: &str, output: &Path, device: Device) -> PassReport {
+        let demo = demo();
+        let resolved = resolve(&Plan::parse(text, None).expect("a plan"), &demo).expect("resolves");
+        // Small chunks, so that rows other than the first come first.
+        let options = PassOptions { device, chunk_weights: 100_000, ..PassOptions::default() };
+        run(&demo, &resolved, output, &options, &Progress::default()).expect("writes")
+    }
+
+    /// All files of a candidate, one after another.
+    fn bytes(path: &Path) -> Vec<u8> {
+        if path.is_file() {
+            return std::fs::read(path).expect("reads");
+        }
+        let mut names: Vec<_> =
+            std::fs::read_dir(path).expect("lists").map(|entry| entry.expect("an entry").path()).collect();
+        names.sort();
+        names.iter().flat_map(|path| std::fs::read(path).expect("reads")).collect()
+    }
+
+    #[test]
+    #[ignore = "needs a graphics driver"]
+    fn a_pass_on_a_gpu_writes_the_bytes_of_the_cpu() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let gpu = Device::any_for_test();
+        for (target, format, method) in [
+            ("gguf", "q8_0", "rtn"),
+            ("gguf", "q4_0", "rtn"),
+            ("gguf", "q4_1", "rtn"),
+            ("gguf", "q5_0", "rtn"),
+            ("gguf", "q5_1", "rtn"),
+            ("gguf", "mxfp4", "rtn"),
+            // No search runs on the device unasked.
+            ("gguf", "q4_k", "rtn"),
+            ("compressed-tensors", "int4_g128", "rtn"),
+            ("compressed-tensors", "int8_channel", "rtn_percentile"),
+            ("compressed-tensors", "int3_g64_asym", "rtn_percentile_99"),
+            ("compressed-tensors", "fp8_e4m3_channel", "rtn"),
+            ("bitsandbytes", "nf4_dq", "rtn"),
+        ] {
+            let text = format!(
+                "version = 1\ntarget = \"{target}\"\n[default]\nformat = \"{format}\"\nmethod = \"{method}\"\n"
+            );
+            let at = |name: &str| {
+                folder.path().join(format!("{format}_{name}{}", if target == "gguf" { ".gguf" } else { "" }))
+            };
+            let expected = pass(&text, &at("cpu"), Device::default());
+            let found = pass(&text, &at("gpu"), gpu.clone());
+            assert_eq!((expected.device, expected.device_tensors), (None, 0));
+            assert_eq!(found.device_tensors > 20, format != "q4_k", "{format}: {} tensors", found.device_tensors);
+            assert!(found.warnings == expected.warnings, "{format}: {:?}", found.warnings);
+            assert!(bytes(&at("gpu")) == bytes(&at("cpu")), "{format} {method}");
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a graphics driver"]
+    fn a_search_on_a_gpu_is_recorded_in_plan_report_and_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let text = "version = 1\ntarget = \"gguf\"\nsearch = \"device\"\n[default]\nformat = \"q4_k\"\n";
+        let path = folder.path().join("searched.gguf");
+        let report = pass(text, &path, Device::any_for_test());
+        assert!(report.device_tensors > 20 && report.device.is_some(), "{report:?}");
+        let file = String::from_utf8_lossy(&bytes(&path)).into_owned();
+        assert!(file.contains("lapidary.search_device"));
+        let candidate = Checkpoint::open(&path).expect("opens");
+        assert_eq!(candidate.tensors.len(), demo().tensors.len());
+        let plain = folder.path().join("plain.gguf");
+        pass(text, &plain, Device::default());
+        assert!(!String::from_utf8_lossy(&bytes(&plain)).contains("lapidary.search_device"), "the CPU made it");
+    }
+
+    #[test]
+    #[ignore = "needs a graphics driver"]
+    fn a_gpu_that_fails_in_a_pass_leaves_it_to_the_cpu_with_a_message() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let text = "version = 1\ntarget = \"gguf\"\n[default]\nformat = \"q8_0\"\n";
+        let gpu = Device::any_for_test();
+        gpu.break_for_test();
+        let (broken, plain) = (folder.path().join("broken.gguf"), folder.path().join("plain.gguf"));
+        let report = pass(text, &broken, gpu);
+        pass(text, &plain, Device::default());
+        assert!(bytes(&broken) == bytes(&plain));
+        assert_eq!(report.device_tensors, 0);
+        assert!(report.warnings.iter().any(|warning| warning.contains("was given up")), "{:?}", report.warnings);
     }
 }

@@ -10,6 +10,7 @@ use super::narrow::{self, Gathered};
 use super::source::Narrow;
 use super::{Parts, ProfileOptions, Target, TensorProfile};
 use crate::device::rates::Work;
+use crate::device::tell;
 use crate::error::Result;
 use crate::format::Dtype;
 use crate::kernels::gpu::{Counter, Device, Failure, Rows, Spreader, Surveyor};
@@ -72,7 +73,7 @@ pub(super) fn run(
             // f32 cannot hold it, or its rows are too long: no fault of the device.
             Ok(None) | Err(Trouble::Device(Failure::TooLarge(_))) => false,
             Err(Trouble::Device(other)) => {
-                tracing::warn!("{}: {other}; the CPU goes on", device.name());
+                tell(format!("{}: {other}; the CPU goes on, and nothing is lost.", device.name()));
                 failure = Some(other);
                 false
             }
@@ -194,4 +195,55 @@ fn spread(
     let mut spreader = Spreader::new(device, rows(target), scale.scale(), most)?;
     stream(target, spreader.most_rows(), progress, |first, bytes| spreader.add(first, bytes))?;
     Ok(spreader.finish()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ProfileOptions, profile};
+    use crate::checkpoint::Checkpoint;
+    use crate::device::Device;
+    use crate::progress::Progress;
+
+    /// The demo, stored as f32, f16 and bf16.
+    #[test]
+    #[ignore = "needs a graphics driver"]
+    fn profiles_on_a_gpu_have_the_counts_of_the_cpu_and_its_moments_to_a_millionth() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let progress = Progress::default();
+        let demo = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("assets/demo");
+        let demo = Checkpoint::open(&demo).expect("the demo opens");
+        for format in ["f32", "f16", "bf16"] {
+            let text = format!("version = 1\ntarget = \"hugging_face\"\n[default]\nformat = \"{format}\"\n");
+            let plan = crate::plan::Plan::parse(&text, None).expect("a plan");
+            let resolved = crate::plan::resolve(&plan, &demo).expect("resolves");
+            let output = folder.path().join(format);
+            crate::pass::run(&demo, &resolved, &output, &Default::default(), &progress).expect("writes");
+            let checkpoint = Checkpoint::open(&output).expect("opens");
+            let of = |device: Device| {
+                let options = ProfileOptions { device, max_channel_entries: 100, ..ProfileOptions::default() };
+                profile(&checkpoint, &options, &progress, &mut |_, _| {}).expect("profiles")
+            };
+            let (ours, expected) = (of(Device::any_for_test()), of(Device::default()));
+            assert!(ours.device.is_some() && expected.device.is_none());
+            for (ours, expected) in ours.tensors.iter().flatten().zip(expected.tensors.iter().flatten()) {
+                let close = |a: f64, b: f64, most: f64| (a - b).abs() <= most;
+                assert!(close(ours.mean, expected.mean, 1e-6 * expected.std), "{format} {}: mean", ours.name);
+                assert!(close(ours.std, expected.std, 1e-6 * expected.std), "{format} {}: std", ours.name);
+                let kurtosis = |of: Option<f64>| of.unwrap_or_default() + 3.0;
+                let (one, other) = (kurtosis(ours.excess_kurtosis), kurtosis(expected.excess_kurtosis));
+                assert!(close(one, other, 1e-5 * other), "{format} {}: kurtosis {one} {other}", ours.name);
+                assert_eq!((ours.min, ours.max, ours.zero_count), (expected.min, expected.max, expected.zero_count));
+                assert_eq!(ours.channels, expected.channels, "{format} {}", ours.name);
+                if format != "f32" {
+                    assert_eq!(ours, expected, "16 bits are counted, so that everything is equal");
+                }
+                // f32's edges and limits come from a mean and a deviation that differ in their last digits.
+                let moved: u64 =
+                    (ours.histogram.counts.iter().zip(&expected.histogram.counts)).map(|(a, b)| a.abs_diff(*b)).sum();
+                assert_eq!(moved, 0, "{format} {}", ours.name);
+                let tails = |of: &super::TensorProfile| of.beyond_3_sigma_share * of.count as f64;
+                assert!(close(tails(ours), tails(expected), 1.5), "{format} {}", ours.name);
+            }
+        }
+    }
 }

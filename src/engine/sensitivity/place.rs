@@ -52,7 +52,7 @@ impl<'a> Place<'a> {
         match scan(gpu, checkpoint, tensor, &formats, how, shared, progress) {
             Ok(sums) => sums.map(Some),
             Err(failure) => {
-                tracing::warn!("{}: {failure}; the CPU goes on", gpu.name());
+                crate::device::tell(format!("{}: {failure}; the CPU goes on, and nothing is lost.", gpu.name()));
                 *self.failure.borrow_mut() = Some(failure.to_string());
                 Ok(None)
             }
