@@ -174,7 +174,9 @@ fn scores_cost(checkpoint: &Checkpoint) {
     let progress = Progress::default();
     let model = Model::load(checkpoint, &progress).expect("loads");
     let mut batch = Batch::default();
-    sample.windows.iter().for_each(|ids| batch.push(ids, None, None));
+    for ids in &sample.windows {
+        batch.push(ids, None, None);
+    }
     let started = Instant::now();
     model.hidden(&batch, &mut [], &progress).expect("runs");
     let forward = started.elapsed().as_secs_f64();
@@ -189,7 +191,7 @@ fn scores_cost(checkpoint: &Checkpoint) {
     drop(model);
     for metric in [Metric::Magnitude, Metric::Minitron, Metric::Wanda, Metric::Flap] {
         let started = Instant::now();
-        let options = ScoreOptions { sample: Some(&sample), seed: 0 };
+        let options = ScoreOptions { sample: Some(&sample), seed: 0, device: None };
         structure::scores(checkpoint, metric, &options, &progress).expect("scores");
         let secs = started.elapsed().as_secs_f64();
         println!("scores by {}, with loading the model and reading its weights: {secs:.1} s", metric.name());
