@@ -737,13 +737,11 @@ fn a_mask_is_written_and_called_a_mask() {
     assert!((0.99..1.01).contains(&ratio("dense_file_bytes")), "a mask saves nothing: {made}");
     assert!((0.5..0.7).contains(&ratio("file_bytes")) && made["is_compact"] == true, "but on disk: {made}");
     assert!(made["size_statement"].as_str().is_some_and(|text| text.contains("on disk only")));
-    let read = json(["inspect", path_text(&output)]);
-    assert_eq!(read["weight_count"], json(["inspect", "demo"])["weight_count"]);
-
+    let weights = |path: &str| json(["inspect", path])["weight_count"].clone();
+    assert_eq!(weights(path_text(&output)), weights("demo"));
     let plain = folder.path().join("plain");
     let made = json(["mask", "demo", "--method", "magnitude", "--dense", "-o", path_text(&plain)]);
     assert_eq!((&made["is_compact"], &made["file_bytes"]), (&Value::from(false), &made["dense_file_bytes"]));
-
     let joint = folder.path().join("joint");
     let args =
         ["mask", "demo", "--method", "sparsegpt", "--pattern", "2:4", "--quantize", "int4_g128", "--windows", "2"];
@@ -783,21 +781,20 @@ fn pruning_in_steps_keeps_every_step_and_stops_at_a_limit() {
     // With biases and a slice, stopped after the first step and gone on with.
     let slice = ["--compensate", "--prune-slice", "recall/long context", "--prune-items", "8", "--prune-max-loss"];
     let whole = folder.path().join("whole.toml");
-    let run = |steps: [&str; 2], most: &str, output: &Path| {
+    let run = |from: &[&str], most: &str, output: &Path| {
         let args = ["plan", "demo", "--prune-steps", "2", "-o", path_text(output)];
-        let from = steps.into_iter().filter(|text| !text.is_empty());
-        json(args.into_iter().chain(take).chain(slice).chain([most]).chain(from))
+        json(args.into_iter().chain(take).chain(slice).chain([most]).chain(from.iter().copied()))
     };
-    let made = run(["", ""], "1", &whole);
+    let made = run(&[], "1", &whole);
     assert_eq!(made["prune"]["steps"][1]["slice"]["n"], 8);
     let first = folder.path().join("whole.step-1.toml");
     let again = folder.path().join("again2.toml");
-    let resumed = run(["--prune-from", path_text(&first)], "1", &again);
+    let resumed = run(&["--prune-from", path_text(&first)], "1", &again);
     assert_eq!(resumed["prune"]["steps"].as_array().map(Vec::len), Some(1));
     assert_eq!(resumed["prune"]["steps"][0], made["prune"]["steps"][1]);
     let bytes = |path: &str| std::fs::read(folder.path().join(path)).expect("reads");
     assert!(bytes("whole.means.safetensors") == bytes("again2.means.safetensors"));
     assert!(bytes("whole.means.safetensors") != bytes("whole.step-1.means.safetensors"));
-    let stopped = run(["", ""], "-1", &folder.path().join("stopped.toml"));
+    let stopped = run(&[], "-1", &folder.path().join("stopped.toml"));
     assert_eq!(stopped["prune"]["refused_step"]["index"], 1, "any loss is too much");
 }

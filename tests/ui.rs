@@ -767,20 +767,20 @@ fn pruning_the_heads_of_long_range_recall_shows_in_its_slice_and_not_in_the_aver
     let config = checkpoint.require_config().expect("a network");
     // Items that the evaluation below does not have.
     let mut seen = tasks.clone();
-    let held_out = tasks.sample(24);
+    let held_out = tasks.sample(40);
     seen.items.retain(|item| held_out.items.iter().all(|other| other.id != item.id));
     let text = GroupedText::of_tasks(&codec, &seen, config.context, config.vocab, 12_000).expect("items");
     let metric = &lapidary::engine::sensitivity::heads::GROUP_ABLATION;
     let table = units::measure(&checkpoint, &model, &text, metric, &Default::default(), &progress, &mut |_| {});
     let table = table.expect("measures");
     let slice = table.basis.groups.iter().position(|group| group.name == SLICE).expect("the slice");
-    // What the slice loses without a KV group beside what an average slice loses.
-    let contrast = |value: &units::UnitValue| {
+    // Of the KV groups that all slices together hardly miss, those that this slice misses most beside the others.
+    let share = |value: &units::UnitValue| {
         let others: f64 = value.groups.iter().map(|group| group.value).sum::<f64>() - value.groups[slice].value;
-        value.groups[slice].value - 3.0 * others / (value.groups.len() - 1) as f64
+        value.groups[slice].value * (value.groups.len() - 1) as f64 / others
     };
-    let mut ranked: Vec<&units::UnitValue> = table.values.iter().collect();
-    ranked.sort_by(|a, b| contrast(b).total_cmp(&contrast(a)));
+    let mut ranked: Vec<&units::UnitValue> = table.values.iter().filter(|value| value.value < 0.1).collect();
+    ranked.sort_by(|a, b| share(b).total_cmp(&share(a)));
     let mut removal = Removal::default();
     for value in &ranked[..2] {
         println!(

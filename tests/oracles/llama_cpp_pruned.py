@@ -4,8 +4,8 @@
     python llama_cpp_pruned.py FOLDER WORK_FOLDER tests/fixtures/llama_cpp_pruned.json
 
 Needs nothing but Python; WORK_FOLDER: as in llama_cpp_build.sh, which must have run. Runs llama-perplexity at context 256 over the demo's evaluation
-text on every file (the convention is in llama_cpp_perplexity.json). Exit status 1 where llama.cpp refuses a file, or where it does not say that it
-read the architecture that the file's name begins with.
+text on every file (the convention is in llama_cpp_perplexity.json). Exit status 1 where llama.cpp refuses a file, or where the file does not say that it
+has the architecture that its name begins with.
 """
 import datetime
 import json
@@ -14,6 +14,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+
+def architecture_of(file):
+    head = file.read_bytes()[:4096]
+    at = head.index(b"general.architecture") + len(b"general.architecture") + 4
+    length = int.from_bytes(head[at : at + 8], "little")
+    return head[at + 8 : at + 8 + length].decode()
 
 
 def main(folder, work, out):
@@ -29,14 +36,13 @@ def main(folder, work, out):
             estimate = re.search(r"Final estimate: PPL = ([0-9.]+) \+/- ([0-9.]+)", log)
             if estimate or run.returncode:
                 break
-        architecture = re.search(r"arch\s*=\s*(\w+)", log) or re.search(r"general\.architecture\s+str\s*=\s*(\w+)", log)
-        expected = file.stem.split("-")[0]
-        if not estimate or not architecture or architecture[1] != expected:
-            print(file.name, "status", run.returncode, "architecture", architecture and architecture[1], log[-2000:])
+        architecture = architecture_of(file)
+        if not estimate or architecture != file.stem.split("-")[0]:
+            print(file.name, "status", run.returncode, "architecture", architecture, log[-2000:])
             bad += 1
             continue
         found[file.stem] = float(estimate[1])
-        print(file.stem, architecture[1], estimate[1], "+/-", estimate[2])
+        print(file.stem, architecture, estimate[1], "+/-", estimate[2])
     provenance = {
         "made_by": "tests/oracles/llama_cpp_pruned.py",
         "date": datetime.date.today().isoformat(),

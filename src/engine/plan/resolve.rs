@@ -599,7 +599,8 @@ pub(super) fn stored_bytes(target: Target, dtype: Dtype, tensor: &TensorInfo) ->
     match target.scheme() {
         // Parts that another program wrote may lie in other words than ours.
         Some(scheme) if dtype.is_scheme() => containers::byte_count(scheme, dtype, tensor),
-        _ if dtype == tensor.dtype => tensor.byte_count,
+        // A plain matrix may lie in fewer bytes than it is written in: by mask and values.
+        _ if dtype == tensor.dtype && !dtype.is_plain() => tensor.byte_count,
         _ => byte_count(dtype, tensor),
     }
 }

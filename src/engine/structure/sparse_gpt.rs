@@ -329,6 +329,26 @@ mod tests {
     }
 
     #[test]
+    fn one_sweep_moves_the_outputs_less_than_a_mask_and_rounding_after_it() {
+        let (rows, cols) = (24, 200);
+        let (weights, hessian) = (wave(rows * cols, 0.37), moments(cols));
+        let damped = damped(&hessian, cols);
+        let grid = |_: usize, _: usize, value: f64| (value * 2.0).round() / 2.0;
+        for pattern in [Pattern::Share(0.5), Pattern::TWO_OF_FOUR] {
+            let mut joint = weights.clone();
+            let found = sweep(&mut joint, cols, &hessian, pattern, Some(&grid), &Progress::default()).expect("sweeps");
+            assert!(joint.iter().all(|value| (value * 2.0).fract() == 0.0), "every weight is on the grid");
+            let one = moved(&weights, &joint, cols, &damped);
+            assert!((found.loss * 2.0 - one).abs() < 1e-3 * one, "the loss counts both: {} {one}", found.loss * 2.0);
+            let mut after = weights.clone();
+            sweep(&mut after, cols, &hessian, pattern, None, &Progress::default()).expect("sweeps");
+            after.iter_mut().for_each(|value| *value = grid(0, 0, f64::from(*value)) as f32);
+            let two = moved(&weights, &after, cols, &damped);
+            assert!(one < two, "{pattern}: {one} {two}");
+        }
+    }
+
+    #[test]
     fn the_values_do_not_depend_on_the_number_of_threads() {
         let (weights, hessian) = (wave(16 * 150, 0.5), moments(150));
         let sweep_with = |threads| {

@@ -430,8 +430,8 @@ mod tests {
         assert!(refused(&MaskOptions { format: Some(Dtype::Q4K), ..options }).contains("int4_g128"));
     }
 
-    /// Mask and quantization in one sweep make up for each other: the outputs move less than with the mask
-    /// first and round to nearest after it, and what is stored is what was computed.
+    /// What is stored is what was computed, zeros included; that weights make up for both is tested in
+    /// [`super::super::sparse_gpt`].
     #[test]
     fn sparsegpt_quantizes_in_the_same_sweep() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo");
@@ -441,15 +441,6 @@ mod tests {
         let codec = Tokenizer::of_checkpoint(&demo).expect("tokenizer");
         let options = SampleOptions { context: Some(64), max_windows: Some(8) };
         let sample = Sample::new(&text, &codec, demo.require_config().expect("config"), &options).expect("cuts");
-        let mut batch = Batch::default();
-        batch.push(&sample.windows[0], None, None);
-        let states = |checkpoint: &Checkpoint| {
-            Model::load(checkpoint, &progress).expect("loads").hidden(&batch, &mut [], &progress).expect("runs")
-        };
-        let whole = states(&demo);
-        let distance = |checkpoint: &Checkpoint| {
-            states(checkpoint).iter().zip(&whole).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
-        };
         for id in ["int4_g128", "int3_channel_asym"] {
             let format = format::find(id).expect("known");
             let options = MaskOptions {
@@ -459,20 +450,6 @@ mod tests {
                 most_bytes: 1 << 30,
                 format: None,
             };
-            let (after, _) = masked(&demo, &options, &progress).expect("masks");
-            let rounded = after
-                .tensors
-                .iter()
-                .filter(|tensor| tensor.role.is_layer_linear())
-                .map(|tensor| {
-                    let values = decode(&after, tensor).expect("decodes");
-                    let mut rows =
-                        vec![0; format.dtype().row_bytes(tensor.row_len()).expect("fits") * tensor.row_count()];
-                    format.encode_rows(&values, &format::Encoding::plain(tensor.row_len()), &mut rows);
-                    (tensor.name.clone(), (format.dtype(), rows))
-                })
-                .collect();
-            let rounded = after.with_rows(rounded, "rounded").expect("fits");
             let options = MaskOptions { format: Some(format.dtype()), ..options };
             let (joint, report) = masked(&demo, &options, &progress).expect("masks");
             assert_eq!((report.format, report.tensors), (Some(id), 42));
@@ -481,8 +458,6 @@ mod tests {
                 let values = decode(&joint, tensor).expect("decodes");
                 assert!(values.chunks_exact(4).all(|group| zeros(group) >= 2), "{}", tensor.name);
             }
-            let (one_sweep, two_steps) = (distance(&joint), distance(&rounded));
-            assert!(one_sweep < 0.9 * two_steps, "{id}: {one_sweep} {two_steps}");
             let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("pool");
             let (again, _) = pool.install(|| masked(&demo, &options, &progress).expect("masks"));
             let bytes = |checkpoint: &Checkpoint| {
