@@ -192,7 +192,7 @@ pub fn evaluate(
                 .into());
             }
             let (base, own) = prepared.score_pair(baseline.subject.model, subject.model, progress)?;
-            reference.text = Some(base);
+            (reference.text, reference.text_tokens_per_second) = (Some(base), None);
             document.text = Some(own);
         } else {
             let started = Instant::now();

@@ -60,17 +60,23 @@ fn the_demos_slices_break_in_different_places_under_q2_k_and_the_report_says_so(
     let overall = comparison.overall.as_ref().expect("items").difference;
     println!("overall {:+.2} points", overall * 100.0);
     assert_eq!(comparison.slices.len(), 22);
-    let broken: Vec<String> = comparison
-        .slices
-        .iter()
-        .filter(|slice| slice.paired.difference < 0.0 && slice.paired.mcnemar_p_holm.is_some_and(|p| p < 0.05))
-        .map(|slice| slice.name())
-        .collect();
-    let whole: Vec<String> =
-        comparison.slices.iter().filter(|slice| slice.paired.right_to_wrong == 0).map(|slice| slice.name()).collect();
-    assert!(!broken.is_empty() && whole.len() >= 6, "broken {broken:?}, whole {whole:?}");
-    let worst = comparison.slices.iter().map(|slice| slice.paired.difference).fold(0.0, f64::min);
-    assert!(worst < 3.0 * overall && overall < 0.0, "worst {worst}, overall {overall}");
+    let slice = |name: &str| comparison.slices.iter().find(|slice| slice.name() == name).expect(name);
+    let mut lost: Vec<_> = comparison.slices.iter().filter(|slice| slice.paired.right_to_wrong > 0).collect();
+    let whole = comparison.slices.len() - lost.len();
+    lost.sort_by(|a, b| a.paired.difference.total_cmp(&b.paired.difference));
+    // Long-range recall and arithmetic give way, most others keep every answer, and the mean hides both.
+    assert!(whole >= 8 && lost.len() >= 3, "{whole} whole, {} lost", lost.len());
+    assert!(slice("recall/long context").paired.difference <= -0.02);
+    assert!(
+        ["arithmetic/one digit", "arithmetic/two digits"].iter().any(|name| slice(name).paired.right_to_wrong >= 3)
+    );
+    assert_eq!(slice("recall/word pairs").paired.right_to_wrong, 0);
+    let worst = lost[0];
+    assert!(overall > -0.02 && worst.paired.difference < 3.0 * overall.min(-0.001), "{overall}");
+    let (worst_name, told) = (worst.name(), figures::spread(&comparison));
+    assert!(told.contains(&format!("{} of 22 slices lost items, {whole} kept", lost.len())), "{told}");
+    let rows: Vec<(String, String)> =
+        comparison.slices.iter().map(|slice| (slice.name(), points(slice.paired.difference))).collect();
 
     let input = ReportInput {
         title: "Q2_K of the demo".into(),
@@ -82,19 +88,14 @@ fn the_demos_slices_break_in_different_places_under_q2_k_and_the_report_says_so(
         card: CardOptions::default(),
     };
     let written = report(&input).expect("report");
-    let document = document(&input).expect("document");
-    let place = document
-        .blocks
-        .iter()
-        .position(|block| matches!(block, Block::Heading(_, title) if title == "Known regressions"))
-        .expect("a section");
-    let Block::Bullets(told) = &document.blocks[place + 1] else { panic!("a list: {:?}", document.blocks[place + 1]) };
-    for slice in &broken {
-        assert!(told.iter().any(|line| line.starts_with(&format!("{slice}: "))), "{slice} is not in {told:?}");
-    }
-    for slice in &whole {
-        assert!(!told.iter().any(|line| line.starts_with(&format!("{slice}: "))), "{slice} is in {told:?}");
-    }
-    assert!(broken.iter().all(|slice| written.html.contains(slice)));
+    assert!(written.html.contains(&told) && told.contains(&format!("the worst slice, {worst_name}, ")), "{told}");
     assert!(written.html.contains("From right to wrong"));
+    // Every slice has its row with its own difference.
+    let document = document(&input).expect("document");
+    let is_slices = |block: &&Block| matches!(block, Block::Table(table) if table.titles[0] == "slice");
+    let Some(Block::Table(table)) = document.blocks.iter().find(is_slices) else { panic!("a table of slices") };
+    for (name, difference) in rows {
+        let row = table.rows.iter().find(|row| row[0] == name).unwrap_or_else(|| panic!("{name} has no row"));
+        assert!(row.iter().any(|cell| cell.contains(&difference)), "{name}: {difference} is not in {row:?}");
+    }
 }

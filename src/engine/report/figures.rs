@@ -441,6 +441,24 @@ pub(super) fn flips(document: &mut Document, comparison: &Comparison) {
     }
 }
 
+/// What the mean of all items hides: how many slices lost items and how many kept each one, and the worst.
+pub(super) fn spread(comparison: &Comparison) -> String {
+    let slices = &comparison.slices;
+    let lost = slices.iter().filter(|slice| slice.paired.right_to_wrong > 0).count();
+    let mut text =
+        format!("{lost} of {} slices lost items, {} kept every right answer.", slices.len(), slices.len() - lost);
+    if let Some(overall) = &comparison.overall {
+        text.push_str(&format!(" All items together moved {} points", points(overall.difference)));
+    }
+    let worst = slices.iter().min_by(|a, b| a.paired.difference.total_cmp(&b.paired.difference));
+    if let Some(worst) = worst.filter(|worst| worst.paired.difference < 0.0) {
+        let around = interval(worst.paired.difference_interval);
+        text.push_str(&format!("; the worst slice, {}, {} ({around})", worst.name(), points(worst.paired.difference)));
+    }
+    text.push('.');
+    text
+}
+
 /// What scoring the items of a model took, where it was told.
 pub(super) fn energy(evaluation: &Evaluation) -> Option<String> {
     let used = evaluation.energy.as_ref()?;

@@ -191,6 +191,7 @@ fn candidate(document: &mut Document, baseline: &Evaluation, reported: &Reported
     }
     if !comparison.slices.is_empty() {
         document.section("Slices");
+        document.text(figures::spread(comparison));
         document.plot(figures::forest(&comparison.slices, "Difference by slice, in points"));
         document.table(figures::slices(&comparison.slices));
     }
