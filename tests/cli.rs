@@ -221,6 +221,34 @@ fn a_plan_is_shown_written_and_run_and_protected_tensors_keep_their_values() {
 }
 
 #[test]
+fn devices_say_what_runs_where_and_whether_a_model_fits() {
+    let document = json(["devices", "demo", "--context", "512", "--device", "candle on"]);
+    let devices = document["devices"].as_array().expect("a list");
+    let cpu = devices.last().expect("the CPU");
+    assert!(cpu["kind"] == "cpu" && cpu["will_run"].as_array().is_some_and(|work| work.contains(&"passes".into())));
+    let candle = devices.iter().find(|device| device["name"] == "candle on the CPU").expect("always there");
+    assert_eq!((&candle["is_chosen"], &candle["will_run"]), (&true.into(), &Value::from(vec!["models"])));
+    assert!(document["fit"]["weight_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{document}");
+    assert!(document["fit_sentence"].as_str().is_some_and(|text| text.contains("candle")), "{document}");
+}
+
+#[test]
+fn a_model_gives_the_same_perplexity_on_a_device_and_says_where_it_ran() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let of = |device: &str| {
+        let path = folder.path().join(format!("{}.json", device.replace(' ', "_")));
+        let few = ["--max-items", "1", "--tokens", "512"];
+        let mut arguments = vec!["evaluate", "demo", "--device", device, "-o", path_text(&path)];
+        arguments.extend(few);
+        json(arguments)
+    };
+    let (ours, expected) = (of("candle on"), of("cpu"));
+    let perplexity = |document: &serde_json::Value| document["text"]["perplexity"].as_f64().expect("a number");
+    assert!((perplexity(&ours) / perplexity(&expected) - 1.0).abs() < 1e-4, "{ours} {expected}");
+    assert_eq!((&ours["device"], &expected["device"]), (&"candle on the CPU (candle)".into(), &"cpu".into()));
+}
+
+#[test]
 fn the_same_bytes_are_written_whatever_the_number_of_threads() {
     let folder = folder();
     let files = ["1", "2"].map(|threads| {

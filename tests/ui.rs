@@ -293,6 +293,24 @@ fn menus_hold_every_action_and_light_or_dark_is_kept() {
 }
 
 #[test]
+fn the_device_picker_lists_what_there_is_and_the_choice_is_kept() {
+    let mut window = Window::new(Start::Opened);
+    let picker = window.harness.get_by(|node| node.label().is_some_and(|label| label.starts_with("CPU, ")));
+    picker.click();
+    window.harness.run();
+    window.harness.run();
+    assert!(window.state().devices.as_ref().is_some_and(|devices| devices.last().is_some_and(|cpu| cpu.kind == "cpu")));
+    window.harness.get_by(|node| node.label().as_deref() == Some("candle on the CPU")).click();
+    window.harness.run();
+    assert_eq!(window.state().settings.device, "candle on the CPU");
+    let settings = std::fs::read_to_string(window.folder.path().join("data").join("settings.json")).expect("settings");
+    assert!(settings.contains("candle on the CPU"), "{settings}");
+    assert_eq!(window.state().device.models_in_words(), "candle on the CPU (candle)");
+    assert!(window.says("candle on the CPU"), "the menu bar says what is used");
+    assert_eq!(window.errors(), Vec::<&str>::new());
+}
+
+#[test]
 fn presenter_mode_hides_what_edits() {
     let mut window = Window::new(Start::Run);
     window.show(View::Plan);

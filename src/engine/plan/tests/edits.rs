@@ -220,3 +220,17 @@ proptest! {
         prop_assert!(plan.rules().len() <= 26 + 7 * 8 + 2);
     }
 }
+
+#[test]
+fn where_searches_run_is_part_of_the_plan() {
+    let mut plan =
+        parse("version = 1 # the first\nsearch = \"device\"\n\n[[rule]]\nrole = \"down\"\nformat = \"q6_k\"\n");
+    assert_eq!(plan.search(), Search::Device);
+    plan.set_search(Search::Cpu);
+    assert!(!plan.to_toml().contains("search") && plan.to_toml().contains("# the first"), "{}", plan.to_toml());
+    plan.set_search(Search::Device);
+    let again = parse(&plan.to_toml());
+    assert!(again == plan && again.search() == Search::Device, "{}", plan.to_toml());
+    let refused = Plan::parse("version = 1\nsearch = \"gpu\"\n", None).expect_err("no such place").to_string();
+    assert!(refused.contains("there is no search \"gpu\"") && refused.contains("device"), "{refused}");
+}
