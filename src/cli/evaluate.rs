@@ -109,7 +109,6 @@ impl Measure {
                 watts: self.watts,
                 seeds: self.seeds.map(|seeds| SeedOptions { seeds: seeds as usize, ..SeedOptions::default() }),
                 device: session.device()?.models_in_words(),
-                ..EvaluationOptions::default()
             },
         })
     }

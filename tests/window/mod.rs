@@ -16,6 +16,9 @@ use lapidary::engine::plan::Recipe;
 use lapidary::workbench::{Action, Command, Document, Executor, Level, Options, State, View, Workbench};
 use tempfile::TempDir;
 
+/// Frames in which the window comes to rest: several notices leave one after the other.
+const MAX_STEPS: u64 = 8;
+
 /// Index of this tensor is what most tests are about.
 pub const DOWN: &str = "model.layers.3.mlp.down_proj.weight";
 
@@ -104,7 +107,7 @@ impl Window {
         let options =
             Options { executor, cache_dir: made.cache.clone(), data_dir, ..Options::inline_in(folder.path()) };
         let path = (start == Start::Empty).then(|| folder.path().join("nowhere.gguf"));
-        let mut harness = Harness::builder().with_size(size).build_eframe(|creation| {
+        let mut harness = Harness::builder().with_size(size).with_max_steps(MAX_STEPS).build_eframe(|creation| {
             theme::install(&creation.egui_ctx);
             LapidaryApp::new(Workbench::new(options), path)
         });

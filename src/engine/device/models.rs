@@ -52,13 +52,12 @@ fn candle_cpu() -> ModelDevice {
 
 /// Every device that models can run on, real ones first. Drivers that are missing are no error.
 pub fn model_devices() -> Vec<ModelDevice> {
-    let mut found = Vec::new();
+    let real = std::iter::empty::<ModelDevice>();
     #[cfg(feature = "cuda")]
-    found.extend(cuda::devices());
+    let real = real.chain(cuda::devices());
     #[cfg(target_os = "macos")]
-    found.extend(metal());
-    found.push(candle_cpu());
-    found
+    let real = real.chain(metal());
+    real.chain([candle_cpu()]).collect()
 }
 
 #[cfg(target_os = "macos")]

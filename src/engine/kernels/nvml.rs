@@ -10,6 +10,7 @@ use libloading::Library;
 /// What the driver installs, by system.
 const NAMES: [&str; 3] = ["libnvidia-ml.so.1", "libnvidia-ml.so", "nvml.dll"];
 
+// SAFETY: types of the library's functions, as its header declares them; every call has its own note.
 type Init = unsafe extern "C" fn() -> c_int;
 type Count = unsafe extern "C" fn(*mut c_uint) -> c_int;
 type Handle = unsafe extern "C" fn(c_uint, *mut *mut c_void) -> c_int;

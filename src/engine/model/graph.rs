@@ -15,7 +15,7 @@ use crate::progress::Progress;
 #[derive(Debug)]
 pub(super) enum Graph {
     /// On our own kernels.
-    Native(Llama<Native>),
+    Native(Box<Llama<Native>>),
     /// On a device of candle's.
     Device(Box<OnDevice>),
 }
@@ -80,7 +80,7 @@ impl Graph {
                 Err(err) => return Err(err),
             }
         }
-        Ok(Self::Native(load::llama(checkpoint, Native, progress)?))
+        Ok(Self::Native(Box::new(load::llama(checkpoint, Native, progress)?)))
     }
 
     /// The shape of the decoder.
@@ -149,7 +149,7 @@ impl OnDevice {
     pub(super) fn give_up(&self, err: &Error, caches: &mut [KvCache]) -> Result<&Llama<Native>> {
         tell(format!("{}: {err}; the CPU goes on, and nothing is lost.", self.name));
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(err.to_string());
-        caches.iter_mut().try_for_each(KvCache::to_host)?;
+        caches.iter_mut().try_for_each(KvCache::bring_back)?;
         // Reading the weights again is no progress of the work that goes on.
         let graph = load::llama(&self.checkpoint, Native, &Progress::default())?;
         Ok(self.native.get_or_init(|| graph))

@@ -133,7 +133,7 @@ impl KvCache {
     }
 
     /// Brings back what a device holds, for the CPU to go on with.
-    fn to_host(&mut self) -> Result<()> {
+    fn bring_back(&mut self) -> Result<()> {
         for (keys, values) in std::mem::take(&mut self.on_device) {
             // A run that failed may have added to some layers.
             let host = |rows: &candle_core::Tensor| rows.narrow(0, 0, self.len)?.flatten_all()?.to_vec1::<f32>();

@@ -8,6 +8,9 @@ use crate::format::Dtype;
 use crate::structure::masks::Pattern;
 use crate::structure::study::{MaskMethod, MaskOptions, masked};
 
+/// Tensors of a file with their bytes.
+type Parts = Vec<(SafeTensor, Vec<u8>)>;
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
@@ -119,7 +122,7 @@ fn parts_that_do_not_fit_each_other_are_refused() {
         assert_eq!(rows(&sound, name, 0..2), [1.0, 0.0, 2.0, 0.0, 0.0, 3.0, 0.0, 4.0]);
         assert_eq!(rows(&sound, name, 1..2), [0.0, 3.0, 0.0, 4.0]);
         assert_eq!(rows(&sound, name, 1..1), [0.0f32; 0]);
-        let unreadable = |what: &str, change: &dyn Fn(&mut Vec<(SafeTensor, Vec<u8>)>)| {
+        let unreadable = |what: &str, change: &dyn Fn(&mut Parts)| {
             let checkpoint = parts(&folder.path().join(format!("{format}-{what}")), format, change);
             match checkpoint.tensor(name) {
                 None => checkpoint.config_fault.clone().expect("a fault").to_string(),

@@ -262,13 +262,16 @@ fn a_shader_that_does_not_compile_is_a_failure_that_stays() {
     assert!(DeviceScan::new(&device, &formats, Encoding::plain(64), &[None]).is_err());
 }
 
+/// Rows from a device and from the format itself, and the rows that the device encoded and handed back.
+type Encoded = (Vec<u8>, Vec<u8>, [u64; 2]);
+
 /// Rows of a tensor through the device, and by the format itself.
 fn encoded(
     device: &Device,
     format: &'static dyn Format,
     values: &[f32],
     how: Encoding<'_>,
-) -> Result<(Vec<u8>, Vec<u8>, [u64; 2]), Failure> {
+) -> Result<Encoded, Failure> {
     let shared = format::survey_matrix(format, values, &how);
     let how = Encoding { shared: shared.as_ref(), ..how };
     let row_bytes = format.dtype().row_bytes(how.row_len).expect("whole blocks");
