@@ -16,10 +16,14 @@ pub fn tabs_ui(ui: &mut Ui, names: &[&str], selected: usize) -> Option<usize> {
     let mut clicked = None;
     ui.horizontal(|ui| {
         ui.spacing_mut().item_spacing.x = 0.0;
-        for (index, name) in names.iter().enumerate() {
+        // The width is that of the semibold word, so that choosing a tab moves nothing.
+        let widths: Vec<f32> = names.iter().map(|name| width(ui, name, Type::Strong.font())).collect();
+        let room = (ui.available_width() - widths.iter().sum::<f32>()) / (2 * names.len().max(1)) as f32;
+        // In a narrow window the words move together before one is cut off.
+        let side = room.floor().clamp(space::XS, space::M);
+        for (index, (name, width)) in names.iter().zip(widths).enumerate() {
             let is_selected = index == selected;
-            // The width is that of the semibold word, so that choosing a tab moves nothing.
-            let size = vec2(width(ui, name, Type::Strong.font()) + 2.0 * space::M, 32.0);
+            let size = vec2(width + 2.0 * side, 32.0);
             let (rect, response) = ui.allocate_exact_size(size, Sense::click());
             name_option(&response, ui, name, is_selected);
             if ui.is_rect_visible(rect) {
@@ -32,8 +36,8 @@ pub fn tabs_ui(ui: &mut Ui, names: &[&str], selected: usize) -> Option<usize> {
                 painter.text(rect.center(), Align2::CENTER_CENTER, *name, font, color);
                 if is_selected {
                     let line = Rect::from_min_max(
-                        pos2(rect.left() + space::S, rect.bottom() - 2.0),
-                        pos2(rect.right() - space::S, rect.bottom()),
+                        pos2(rect.left() + side - space::XS, rect.bottom() - 2.0),
+                        pos2(rect.right() - side + space::XS, rect.bottom()),
                     );
                     painter.rect_filled(line, 1.0, tokens.accent);
                 }
