@@ -10,6 +10,7 @@ use super::labels::{self, Wanted};
 use super::{Plot, plot_ui};
 use crate::app::theme::{Tokens, Type};
 use crate::app::widgets::number_with_interval;
+use crate::engine::units;
 
 /// The value of one layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,7 +70,7 @@ impl Depth {
         });
         let values = match self.shape {
             Shape::Lines => Scale::log_around(ends, 1.5),
-            Shape::Bars => Scale::linear(0.0, ends.fold(0.0, f64::max) * 1.08),
+            Shape::Bars => Scale::linear(0.0, ends.fold(0.0, f64::max) * 1.14),
         };
         // Room for the names of the lines at the right.
         let last = self.layers.max(1) as f64 - 0.5 + if self.shape == Shape::Lines { 0.7 } else { 0.0 };
@@ -96,6 +97,12 @@ impl Depth {
             let bar = Rect::from_min_max(pos2(at.x - half, at.y), pos2(at.x + half, frame.inner.bottom()));
             canvas.rect(bar, tokens.baseline);
             Self::draw_error(canvas, frame, point, tokens.text);
+            // Small bars beside a tall one cannot be read off the axis.
+            let value = units::significant(point.value);
+            if canvas.text_width(&value, Type::Small) <= 2.6 * half {
+                let top = frame.y_of(point.value + point.stderr.unwrap_or(0.0)).min(at.y);
+                canvas.text(pos2(at.x, top - 2.0), Align2::CENTER_BOTTOM, &value, Type::Small, tokens.text);
+            }
         }
     }
 
