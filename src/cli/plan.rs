@@ -240,7 +240,7 @@ impl MakePlan {
                 let fault = Fault::new(Stage::Plan, "the plan states no constraints, so there are no gates to write");
                 return Err(fault.fix("give --size, --max-kld, --max-slice-loss or another limit").into());
             }
-            output::write_file(output, &plan.constraints().to_gates(checkpoint.config.as_ref()))?;
+            output::write_file(output, &plan.constraints().to_gates(plan.config_left(checkpoint)?.as_deref()))?;
         }
         Ok(())
     }

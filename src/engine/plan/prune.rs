@@ -3,6 +3,7 @@
 //! Every edit is checked against the checkpoint before the plan changes, so that a refused click
 //! leaves it as it was. What a target's loaders want of shapes is in `shapes.rs`.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -149,6 +150,18 @@ impl Plan {
     /// A plan made for another checkpoint, units that it does not have or that cannot go, with the line.
     pub fn structure(&self, checkpoint: &Checkpoint) -> Result<Option<Structure>> {
         self.structure_for(Subject::of(checkpoint))
+    }
+
+    /// The shape of the network that the plan leaves, which is the checkpoint's where it takes nothing away;
+    /// none where the checkpoint does not say how it is built.
+    ///
+    /// # Errors
+    /// As [`Plan::structure`].
+    pub fn config_left<'c>(&self, checkpoint: &'c Checkpoint) -> Result<Option<Cow<'c, ModelConfig>>> {
+        Ok(match self.structure(checkpoint)? {
+            Some(structure) => Some(Cow::Owned(structure.config)),
+            None => checkpoint.config.as_ref().map(Cow::Borrowed),
+        })
     }
 
     fn structure_for(&self, subject: Subject<'_>) -> Result<Option<Structure>> {
