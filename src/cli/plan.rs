@@ -197,6 +197,9 @@ impl MakePlan {
             resolved.warnings.extend(more);
         }
         self.write(&checkpoint, &plan, &resolved)?;
+        if let Some(output) = &self.output {
+            self.prune.log_plan(session, &checkpoint, prune.as_ref(), (output, &plan.to_toml()))?;
+        }
         resolved.warnings.iter().for_each(|warning| session.warn(warning));
         let predicted_speed = speed.as_ref().and_then(|speed| speed.predict(&checkpoint, &resolved));
         let document = Document {

@@ -299,9 +299,5 @@ fn name_of_plan(plan: &Plan, document: &Document) -> String {
     } else {
         format!("{base}+{}", plan.rules().len())
     };
-    let taken = |name: &str| document.runs.iter().any(|run| run.name == name);
-    if !taken(&base) {
-        return base;
-    }
-    (2..).map(|number| format!("{base} ({number})")).find(|name| !taken(name)).unwrap_or(base)
+    document.free_name(&base)
 }
