@@ -459,6 +459,14 @@ fn outcome_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, structure: &Str
             let text = format!("{} of {}", units::bytes(resolved.new_bytes), units::bytes(resolved.old_bytes));
             lines.push(KeyValue::new("tensors with the plan's formats", text, ""));
         }
+        if let Some(speed) = cx.memory.standing.standing.speed {
+            let hint = "Of the whole plan on this machine, formats included, by the speeds of its kernels";
+            for (name, rate) in
+                [("decode", speed.decode_tokens_per_second), ("prefill", speed.prefill_tokens_per_second)]
+            {
+                lines.push(KeyValue::new(name, units::significant(rate), "tok/s").hint(hint));
+            }
+        }
         key_values_ui(ui, &lines);
         legality_ui(ui, cx, document, structure);
     });

@@ -10,8 +10,9 @@ use crate::app::widgets::{
     FormatChoice, FormatMenu, card_ui, format_menu_ui, secondary_button_ui, section_with_ui, segments_ui,
 };
 use crate::engine::format;
+use crate::engine::pass::mask_formats;
 use crate::engine::structure::masks::Pattern;
-use crate::engine::structure::study::{MaskMethod, STATEMENT, joint_formats};
+use crate::engine::structure::study::{MaskMethod, STATEMENT};
 use crate::engine::units;
 use crate::workbench::{Command, Document, JobKind, MaskRequest};
 
@@ -107,7 +108,7 @@ fn quantize_ui(ui: &mut Ui, memory: &mut Memory) {
     let selected = memory.quantize.filter(|_| is_possible).unwrap_or(PLAIN);
     let menu = FormatMenu { name: "Quantize in the sweep", selected, width: 120.0, none: Some(PLAIN), row_len: None };
     let chosen = ui.add_enabled_ui(is_possible, |ui| {
-        let (response, chosen) = format_menu_ui(ui, menu, joint_formats().map(|format| format.id()));
+        let (response, chosen) = format_menu_ui(ui, menu, mask_formats());
         response.on_disabled_hover_text("Only sparsegpt changes weights that stay");
         chosen
     });

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{PassOptions, PassReport, file_bytes, run};
 use crate::checkpoint::{Checkpoint, ensure_not_source};
-use crate::error::Result;
-use crate::format::Dtype;
+use crate::error::{Fault, Result, Stage};
+use crate::format::{self, Dtype, Format};
 use crate::plan::{Plan, Recipe, Target, resolve};
 use crate::progress::Progress;
 use crate::structure::study::{self, MaskOptions, MaskReport};
@@ -72,6 +72,12 @@ pub struct Masked {
     pub report: PassReport,
 }
 
+/// Formats that SparseGPT can quantize to in its sweep and that can then be written.
+pub fn mask_formats() -> impl Iterator<Item = &'static str> {
+    let formats = study::joint_formats().map(Format::id);
+    formats.filter(|id| Target::CompressedTensors.allows(id))
+}
+
 /// Masks `checkpoint` and writes the result to `output`: a GGUF file or a folder, as the target says.
 ///
 /// # Errors
@@ -82,6 +88,13 @@ pub fn masked(checkpoint: &Checkpoint, options: &MaskPass<'_>, output: &Path, pr
     ensure_not_source(checkpoint, output)?;
     let is_quantized = options.mask.format.is_some();
     let target = options.target.unwrap_or(if is_quantized { Target::CompressedTensors } else { Target::HuggingFace });
+    let format = options.mask.format.and_then(format::of_dtype);
+    if let Some(format) = format.filter(|format| !target.allows(format.id())) {
+        // Said before the sweep, which takes long.
+        return Err(Fault::new(Stage::Pass, format!("the target {target} does not hold {}", format.id()))
+            .fix("quantize to another format, such as int4_g128, for the target compressed-tensors")
+            .into());
+    }
     let (view, mask) = study::masked(checkpoint, &options.mask, progress)?;
     let mut plan = Plan::new(target, None);
     match (options.recipe, is_quantized) {
