@@ -23,7 +23,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 pub use copy::copy_candidate;
-pub use mask::{MaskFacts, MaskPass, Masked, mask_formats, masked};
+pub use mask::{MaskFacts, MaskPass, Masked, SIZE_STATEMENT, mask_formats, masked};
 pub use reuse::Earlier;
 
 use super::calibration::Importance;

@@ -242,3 +242,38 @@ pub fn units_of(layer: usize, units: LayerUnits) -> Removal {
     removal.units.insert(layer, units);
     removal
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::plan::Constraints;
+    use crate::plan::budget::Limit;
+    use crate::plan::constraints::MemoryLimit;
+
+    #[test]
+    fn limits_of_memory_count_the_cache_of_what_is_left() {
+        let demo = Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo")).expect("opens");
+        let config = demo.require_config().expect("a network");
+        let limit = MemoryLimit { bytes: 1 << 30, context: 1000, cache: "f16" };
+        let constraints = Constraints { max_memory: Some(limit), ..Constraints::default() };
+        let cache = |plan: &Plan| match constraints.limits(plan.config_left(&demo).expect("fits").as_deref())[..] {
+            [Limit::Memory { bytes, cache_bytes }] => {
+                assert_eq!(bytes, 1 << 30);
+                cache_bytes
+            }
+            ref other => panic!("one limit: {other:?}"),
+        };
+        let mut plan = Plan::new(Target::Lapidary, None);
+        assert!(matches!(plan.config_left(&demo), Ok(Some(Cow::Borrowed(own))) if own == config));
+        let whole = cache(&plan);
+        let units = LayerUnits { kv_groups: [1].into(), ..LayerUnits::default() };
+        plan.remove_units(&demo, &units_of(2, units)).expect("legal");
+        // A key and a value of one head, in f16, for each token.
+        assert_eq!(whole - cache(&plan), 2 * 2 * 1000 * config.head_dim as u64);
+        plan.remove_units(&demo, &Removal { layers: [0].into(), ..Removal::default() }).expect("legal");
+        let of_layer = 2 * 2 * 1000 * (config.layers[0].kv_heads * config.head_dim) as u64;
+        assert_eq!(whole - cache(&plan), 2 * 2 * 1000 * config.head_dim as u64 + of_layer);
+    }
+}
