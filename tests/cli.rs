@@ -57,6 +57,12 @@ fn fails<T: AsRef<std::ffi::OsStr>>(code: i32, arguments: impl IntoIterator<Item
     message
 }
 
+/// Entries of an audit log.
+fn logged(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).expect("a log");
+    text.lines().map(|line| serde_json::from_str(line).expect("an entry")).collect()
+}
+
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
@@ -758,7 +764,13 @@ fn heads_and_channels_are_taken_away_and_the_file_shrinks() {
 fn a_mask_is_written_and_called_a_mask() {
     let folder = folder();
     let output = folder.path().join("masked");
-    let made = json(["mask", "demo", "--method", "magnitude", "--pattern", "2:4", "-o", path_text(&output)]);
+    let log = folder.path().join("audit.jsonl");
+    let args = ["mask", "demo", "--method", "magnitude", "--pattern", "2:4", "--log", path_text(&log)];
+    let made = json(args.into_iter().chain(["-o", path_text(&output)]));
+    let entries = logged(&log);
+    assert_eq!((entries.len(), &entries[0]["what"]), (1, &Value::from("pass")));
+    assert_eq!(entries[0]["options"]["mask"], "magnitude 2:4");
+    assert_eq!(entries[0]["outputs"][0]["hash"], made["content_hash"]);
     assert_eq!((&made["tensors"], &made["pattern"]), (&Value::from(42), &Value::from("2:4")));
     assert!(made["statement"].as_str().is_some_and(|text| text.contains("as large as before")));
     let ratio = |key: &str| number(&made[key]) / number(&made["old_file_bytes"]);
@@ -784,8 +796,21 @@ fn pruning_in_steps_keeps_every_step_and_stops_at_a_limit() {
     let folder = folder();
     let plan = folder.path().join("plan.toml");
     let take = ["--prune-groups", "0.5", "--prune-channels", "0.5", "--windows", "2", "--target", "lapidary"];
-    let args = ["plan", "demo", "--prune-steps", "2", "-o", path_text(&plan)];
+    let log = folder.path().join("audit.jsonl");
+    let args = ["plan", "demo", "--prune-steps", "2", "--log", path_text(&log), "-o", path_text(&plan)];
     let made = json(args.into_iter().chain(take));
+    let entries = logged(&log);
+    let told: Vec<(&Value, &Value)> =
+        entries.iter().map(|entry| (&entry["what"], &entry["outputs"][0]["name"])).collect();
+    let expected = [("prune step", "plan.step-1.toml"), ("prune step", "plan.step-2.toml"), ("plan", "plan.toml")];
+    assert_eq!(told.len(), expected.len());
+    assert!(told.iter().zip(expected).all(|((what, name), own)| **what == own.0 && **name == own.1), "{told:?}");
+    for entry in &entries {
+        assert_eq!((&entry["options"]["score"], &entry["inputs"][0]["name"]), (&"flap".into(), &"demo".into()));
+        assert_eq!(entry["inputs"][1]["hash"], made["prune"]["text_hash"], "the text that units were scored on");
+    }
+    assert_eq!(entries[1]["options"]["step"], "2");
+    assert!(fails(2, ["plan", "demo", "--log", path_text(&log)]).contains("--output"));
     let steps = made["prune"]["steps"].as_array().expect("steps").clone();
     assert_eq!(steps.len(), 2);
     assert!(number(&steps[0]["kld"]) < number(&steps[1]["kld"]));

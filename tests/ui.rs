@@ -19,7 +19,9 @@ use lapidary::engine::model::{Model, Tokenizer};
 use lapidary::engine::plan::Target;
 use lapidary::engine::scoring::TaskSet;
 use lapidary::engine::sensitivity::{GroupedText, units};
-use lapidary::workbench::{Action, Command, Executor, JobKind, KldRequest, Level, ThemeChoice, UnitEdit, View};
+use lapidary::workbench::{
+    Action, Command, Executor, JobKind, KldRequest, Level, ScoredBy, ThemeChoice, UnitEdit, View,
+};
 use window::{DOWN, Start, Window};
 
 const UP: &str = "model.layers.0.mlp.up_proj.weight";
@@ -699,8 +701,9 @@ fn units_go_in_steps_that_are_kept_and_gone_on_with() {
     window.show(View::Heads);
     window.send(Command::SetRecipe(None));
     window.send(Command::SetTarget(Target::Lapidary));
+    window.click(Role::Button, "Pruning in steps");
     window.click(Role::CheckBox, "keep means as biases");
-    window.choose("Slice that steps watch", "each slice");
+    window.click(Role::Button, "each slice");
     window.click(Role::Button, "Prune in steps");
     // One slice lost more than 2 %: the schedule stopped, and what was kept is the plan.
     let kept = window.document().prune_steps.clone();
@@ -710,7 +713,8 @@ fn units_go_in_steps_that_are_kept_and_gone_on_with() {
     assert_eq!(removal(&window), kept.last().map(|step| step.step.removal.clone()).unwrap_or_default());
 
     // Without a limit the rest goes, from where it stopped.
-    window.choose("Slice that steps watch", "no slice is watched");
+    window.click(Role::Button, "Pruning in steps");
+    window.click(Role::Button, "no slice is watched");
     window.click(Role::Button, "Prune in steps");
     assert_eq!(window.errors(), Vec::<&str>::new());
     let rest = window.document().prune_steps.clone();
@@ -753,11 +757,12 @@ fn layers_go_by_measured_scores_laid_over_and_scores_are_kept() {
     window.click(Role::Button, "Score units");
     let influence = window.document().units["block_influence"].clone();
     window.choose("Measured units over the score", "block_influence");
-    let scores = window.document().scores_of(lapidary::engine::structure::Metric::Flap, Some("block_influence"));
+    let flap = ScoredBy::Metric(lapidary::engine::structure::Metric::Flap);
+    let scores = window.document().scores_of(&flap, Some("block_influence"));
     let scores = scores.expect("laid over");
     assert!((0..6).all(|layer| scores.layers[layer].layer == influence.value(layer, None).map(|value| value.value)));
     let edit = UnitEdit::Lowest {
-        metric: lapidary::engine::structure::Metric::Flap,
+        by: flap,
         over: Some("block_influence".to_owned()),
         take: lapidary::engine::structure::Take { layers: 1, ..Default::default() },
     };
@@ -842,4 +847,68 @@ fn pruning_the_heads_of_long_range_recall_shows_in_its_slice_and_not_in_the_aver
     for value in &ranked[..GROUPS] {
         assert!(window.says(&format!("layer {} KV group {} goes", value.layer, value.index.expect("a group"))));
     }
+}
+
+#[test]
+fn a_mask_for_study_is_written_from_the_heads_view_with_its_statements() {
+    let mut window = Window::new(Start::Opened);
+    window.show(View::Heads);
+    assert!(window.says("A mask is for study"));
+    window.node(Role::ComboBox, "Mask method").scroll_to_me();
+    window.harness.run_steps(20);
+    window.choose("Mask method", "magnitude");
+    window.scroll_and_click(Role::Tab, "Mask pattern 4:8");
+    window.scroll_and_click(Role::Button, "Write the masked candidate");
+    assert_eq!(window.errors(), Vec::<&str>::new());
+    let run = window.document().focused().expect("a run");
+    let facts = run.mask.clone().expect("what was masked");
+    assert_eq!(facts.mask.name(), "magnitude 4:8");
+    assert!(window.says("smaller on disk only"));
+    // Wherever its figures are, it is called what it is.
+    window.show(View::Runs);
+    assert!(window.says("masked"));
+    window.show(View::Compare);
+    assert!(window.says("A mask is for study") && window.says("smaller on disk only"));
+}
+
+#[test]
+fn two_slices_are_picked_scored_and_pruned_by() {
+    let mut window = Window::new(Start::Opened);
+    window.show(View::Heads);
+    window.choose("Score of units", "two slices");
+    assert!(window.says("not scored yet"));
+    window.choose("First slice", "domain arithmetic");
+    window.choose("Second slice", "domain french");
+    window.click(Role::Button, "Score slices");
+    assert_eq!(window.errors(), Vec::<&str>::new());
+    assert_eq!(window.document().slice_scores.len(), 2);
+    assert!(window.says("What one slice loses and the other does not"));
+    window.click(Role::Button, "Take the lowest");
+    let removal = &window.document().plan().prune().removal;
+    assert!(removal.units.values().all(|units| units.kv_groups.len() == 1) && removal.units.len() == 6);
+    assert_eq!(
+        window.document().history.undo_name(),
+        Some("take the lowest by domain arithmetic less 1 of domain french")
+    );
+}
+
+#[test]
+fn the_heads_controls_take_two_rows() {
+    let mut window = Window::new(Start::Opened);
+    window.show(View::Heads);
+    let middle = |role: Role, name: &str| window.node(role, name).rect().center().y;
+    let first = [
+        middle(Role::ComboBox, "Score of units"),
+        middle(Role::Button, "Score units"),
+        middle(Role::Tab, "Click takes Query heads"),
+    ];
+    let second = [
+        middle(Role::Button, "More to take"),
+        middle(Role::Button, "Take the lowest"),
+        middle(Role::Button, "Pruning in steps"),
+        middle(Role::Button, "Give all back"),
+    ];
+    let is_row = |row: &[f32]| row.iter().all(|own| (own - row[0]).abs() < 8.0);
+    assert!(is_row(&first) && is_row(&second), "{first:?} {second:?}");
+    assert!(second[0] > first[0]);
 }

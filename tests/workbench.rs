@@ -3,13 +3,20 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lapidary::engine::checkpoint::Removal;
+use lapidary::engine::checkpoint::{Checkpoint, Removal};
 use lapidary::engine::pass;
 use lapidary::engine::plan::budget::Limit;
 use lapidary::engine::plan::standing::Standing;
 use lapidary::engine::plan::{Constraints, Recipe, Target, Ties};
 use lapidary::engine::progress::Phase;
-use lapidary::workbench::{Action, Command, Executor, Level, Options, SelectMode, State, Subject, View, Workbench};
+use lapidary::engine::structure::masks::Pattern;
+use lapidary::engine::structure::slices::Slice;
+use lapidary::engine::structure::study::MaskMethod;
+use lapidary::engine::structure::{Share, Take};
+use lapidary::workbench::{
+    Action, Command, Executor, Level, MaskRequest, Options, ScoredBy, SelectMode, State, Subject, UnitEdit, View,
+    Workbench, output_folder,
+};
 
 fn inline(folder: &Path) -> Workbench {
     Workbench::new(Options::inline_in(folder))
@@ -549,4 +556,151 @@ fn the_frontier_is_run_at_three_sizes_and_later_passes_take_over_tensors() {
     bench.apply(Action::RunPlan);
     let runs = &bench.state().document.as_ref().expect("open").runs;
     assert!(runs[4].report.reused_tensors >= 41, "{}", runs[4].report.reused_tensors);
+}
+
+/// Values of a tensor.
+fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+    let tensor = checkpoint.tensor(name).expect("a tensor");
+    let mut values = Vec::new();
+    checkpoint.decode_rows(tensor, 0..tensor.row_count(), &mut Vec::new(), &mut values).expect("decodes");
+    values
+}
+
+#[test]
+fn a_mask_becomes_a_candidate_that_says_what_it_is_and_is_no_plan() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    open_small(&mut bench, folder.path());
+    let request = MaskRequest { method: MaskMethod::Magnitude, pattern: Pattern::TWO_OF_FOUR, quantize: None };
+    bench.apply(Command::MaskWeights(request));
+    assert_eq!(errors(bench.state()), Vec::<&str>::new());
+    let document = bench.state().document.as_ref().expect("open");
+    let run = document.focused().expect("a run");
+    let id = run.id;
+    let facts = run.mask.clone().expect("what was masked");
+    assert_eq!((run.name.as_str(), facts.mask.name().as_str()), ("magnitude 2:4", "magnitude 2:4"));
+    assert_eq!(facts.mask.tensors, 42);
+    assert!(facts.is_compact && facts.file_bytes < facts.dense_file_bytes);
+    assert_eq!(facts.file_bytes, run.report.file_bytes);
+    assert_eq!(facts.statements().count(), 2);
+    let tells = |warnings: &[String]| facts.statements().all(|text| warnings.iter().any(|own| own == text));
+    assert!(tells(&run.comparison.as_ref().expect("compared").warnings));
+    let (masked, whole) = (values(run.checkpoint().expect("open"), DOWN), values(&document.checkpoint, DOWN));
+    assert!(masked.chunks_exact(4).all(|four| four.iter().filter(|value| **value == 0.0).count() >= 2));
+    assert!(masked.iter().zip(&whole).all(|(own, old)| *own == 0.0 || own == old), "what stays is as it was");
+    let log = std::fs::read_to_string(output_folder(&document.project_path).join("audit.jsonl")).expect("a log");
+    assert!(log.contains("\"mask\":\"magnitude 2:4\""), "{log}");
+
+    // There is no plan to go back to, and no pass takes its tensors over.
+    let plan = document.plan().to_toml();
+    bench.apply(Command::RollBack(id));
+    assert_eq!(bench.state().document.as_ref().expect("open").plan().to_toml(), plan);
+    bench.apply(Command::SetRecipe(None));
+    bench.apply(Command::SetTarget(Target::HuggingFace));
+    bench.apply(Action::RunPlan);
+    let run = bench.state().document.as_ref().expect("open").focused().expect("a run");
+    assert!(run.mask.is_none() && run.report.reused_tensors == 0);
+    assert_eq!(values(run.checkpoint().expect("open"), DOWN), whole);
+
+    // It is known for what it is when the project is opened again, and asked for twice it has another name.
+    let mine = folder.path().join("mine.lapidary");
+    bench.apply(Command::SaveProjectAs(mine.clone()));
+    bench.close();
+    let mut again = inline(folder.path());
+    again.apply(Command::Open(mine));
+    again.apply(Command::MaskWeights(request));
+    assert_eq!(errors(again.state()), Vec::<&str>::new());
+    let document = again.state().document.as_ref().expect("open");
+    let run = document.run(id).expect("the masked run");
+    assert_eq!(run.mask.as_deref(), Some(&*facts));
+    assert!(tells(&run.comparison.as_ref().expect("compared").warnings));
+    assert_eq!(document.focused().expect("a run").name, "magnitude 2:4 (2)");
+}
+
+#[test]
+fn a_cancelled_mask_leaves_no_file_and_sparsegpt_quantizes_in_its_sweep() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = threaded(folder.path());
+    bench.apply(Action::OpenDemo);
+    wait(&mut bench, "opening", |bench| bench.state().document.is_some() && !bench.is_busy());
+    let path = bench.state().document.as_ref().expect("open").checkpoint.path.join("calibration.txt");
+    let text = std::fs::read_to_string(path).expect("text");
+    std::fs::write(folder.path().join("short.txt"), &text[..text.floor_char_boundary(8_000)]).expect("writes");
+    bench.apply(Command::ChooseCalibration(folder.path().join("short.txt")));
+    wait(&mut bench, "reading", |bench| !bench.is_busy());
+    let quantize = lapidary::engine::format::find("int4_g128");
+    let request = MaskRequest { method: MaskMethod::SparseGpt, pattern: Pattern::FOUR_OF_EIGHT, quantize };
+    bench.apply(Command::MaskWeights(request));
+    assert!(bench.is_busy());
+    bench.apply(Command::MaskWeights(request));
+    assert!(errors(bench.state()).iter().any(|text| text.contains("A pass is running")));
+    bench.apply(Action::CancelJobs);
+    wait(&mut bench, "cancel", |bench| !bench.is_busy());
+    let document = bench.state().document.as_ref().expect("open");
+    assert!(document.runs.is_empty());
+    let candidates = std::fs::read_dir(output_folder(&document.project_path)).expect("the folder");
+    let left: Vec<_> = candidates.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains("sparsegpt")), "{left:?}");
+    bench.apply(Command::MaskWeights(request));
+    wait(&mut bench, "pass", |bench| !bench.state().document.as_ref().expect("open").runs.is_empty());
+    let run = &bench.state().document.as_ref().expect("open").runs[0];
+    assert_eq!(run.name, "sparsegpt 4:8 int4_g128");
+    let facts = run.mask.as_deref().expect("what was masked");
+    assert_eq!((facts.mask.format.as_deref(), run.plan.target()), (Some("int4_g128"), Target::CompressedTensors));
+    assert!(facts.mask.loss.is_some_and(|loss| loss > 0.0) && facts.mask.text_hash.is_some());
+    bench.apply(Action::CancelJobs);
+    bench.close();
+}
+
+#[test]
+fn units_are_scored_on_two_slices_once_and_their_difference_prunes() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    open_small(&mut bench, folder.path());
+    let slice = |name: &str| Slice::Domain(name.to_owned());
+    let (first, second) = (slice("arithmetic"), slice("french"));
+    let offered = bench.state().document.as_ref().expect("open").slices();
+    assert!(
+        offered.contains(&first)
+            && offered.contains(&second)
+            && offered.iter().any(|own| matches!(own, Slice::Tasks(_)))
+    );
+    bench.apply(Command::ScoreSlices(vec![first.clone(), second.clone()]));
+    assert_eq!(errors(bench.state()), Vec::<&str>::new());
+    let by = ScoredBy::Slices { first: first.clone(), second: second.clone(), weight: 1.0 };
+    let document = bench.state().document.as_ref().expect("open");
+    let difference = document.scores_of(&by, None).expect("both are scored");
+    let (own, other) = (document.slice_scores[&first].clone(), document.slice_scores[&second].clone());
+    assert_ne!(own.text_hash, other.text_hash);
+    for (layer, scores) in difference.layers.iter().enumerate() {
+        for (group, score) in scores.kv_groups.iter().enumerate() {
+            assert_eq!(*score, own.layers[layer].kv_groups[group] - other.layers[layer].kv_groups[group]);
+        }
+    }
+    let take = Take { share: Share::Layer, kv_groups: 0.25, ..Take::default() };
+    let edit = UnitEdit::Lowest { by: by.clone(), over: None, take };
+    bench.apply(Command::EditUnits { edit, what: "even two slices out".to_owned() });
+    let document = bench.state().document.as_ref().expect("open");
+    for (layer, scores) in difference.layers.iter().enumerate() {
+        let groups = scores.kv_groups.iter().enumerate();
+        let least = groups.min_by(|one, other| one.1.total_cmp(other.1)).map(|(group, _)| group);
+        let gone = &document.plan().prune().removal.units[&layer].kv_groups;
+        assert_eq!(gone.iter().copied().collect::<Vec<_>>(), Vec::from_iter(least), "layer {layer}");
+    }
+
+    // Scored once; found again with the project; dropped with the text that they were of.
+    bench.apply(Command::ScoreSlices(vec![second.clone(), first.clone()]));
+    let document = bench.state().document.as_ref().expect("open");
+    assert!(std::sync::Arc::ptr_eq(&document.slice_scores[&first], &own));
+    let mine = folder.path().join("mine.lapidary");
+    bench.apply(Command::SaveProjectAs(mine.clone()));
+    bench.close();
+    let mut again = inline(folder.path());
+    again.apply(Command::Open(mine));
+    let document = again.state().document.as_ref().expect("open");
+    assert_eq!(document.slice_scores.get(&first), Some(&own));
+    let text = document.text.as_ref().expect("text").path.clone();
+    again.apply(Command::ChooseCalibration(text));
+    let document = again.state().document.as_ref().expect("open");
+    assert!(document.slice_scores.is_empty() && document.scores_of(&by, None).is_none());
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::PATH_HELP;
-use super::output::{Table, or_dash};
+use super::output::Table;
 use super::session::{Answer, Result, Session};
 use crate::engine::kernels::Level;
 use crate::engine::model::{Model, Tokenizer};
@@ -16,7 +16,7 @@ use crate::engine::scoring::kernel_rates::{self, KernelRates, RateOptions};
 use crate::engine::scoring::kernel_speed::{self, KernelOptions, KernelSpeed};
 use crate::engine::scoring::speed::EndToEnd;
 use crate::engine::scoring::{SpeedCell, SpeedGridOptions, SpeedOptions, SpeedResult, TokenModel, speed, speed_grid};
-use crate::engine::units;
+use crate::engine::units::{self, or_dash};
 use crate::workbench::keep_rates;
 
 /// Measure prefill and decode speed and memory, or the kernels

@@ -86,7 +86,8 @@ impl Budget {
         if !(self.fit || self.limits.is_given() && !is_base_given) {
             return Ok(None);
         }
-        let limits = self.limits.limits(plan, checkpoint.config.as_ref());
+        // The KV cache is that of the network which the plan leaves.
+        let limits = self.limits.limits(plan, plan.config_left(checkpoint)?.as_deref());
         if limits.is_empty() {
             let fault = Fault::new(Stage::Plan, "the plan states no constraint that can be planned for");
             return Err(fault.fix("give --size, --memory, --min-decode-tps or another limit").into());

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::PATH_HELP;
-use super::output::{self, Table, or_dash, points};
+use super::output::{self, Table, points};
 use super::session::{Answer, Failure, Result, Session};
 use crate::engine::calibration::{
     Documents, Importance, ImportanceOptions, Overlap, Share, TensorStatistics, importance,
@@ -14,7 +14,7 @@ use crate::engine::calibration::{
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::error::{Fault, Stage};
 use crate::engine::scoring::TextSource;
-use crate::engine::units;
+use crate::engine::units::{self, or_dash};
 
 /// Compute how much each input column of every matrix matters, or show it
 ///

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::evaluate::Measure;
-use super::output::{self, Table, difference, or_dash, points, printable};
+use super::output::{self, Table, difference, points, printable};
 use super::session::{Answer, Failure, Result, Session, to_json};
 use crate::engine::comparison::{
     COMPARISON_VERSION, Comparison, ComparisonOptions, Flip, GateSet, ParetoPoint, Verdict, compare, pareto_front,
@@ -14,7 +14,7 @@ use crate::engine::comparison::{
 use crate::engine::error::Result as EngineResult;
 use crate::engine::evaluation::{Evaluation, ModelRef};
 use crate::engine::report::{AuditEntry, HashedFile, audit};
-use crate::engine::units;
+use crate::engine::units::{self, or_dash};
 
 /// Items that went from right to wrong, of those shown in a terminal.
 const SHOWN_FLIPS: usize = 10;

@@ -6,13 +6,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::PATH_HELP;
-use super::output::{Table, or_dash, printable};
+use super::output::{Table, printable};
 use super::session::{Answer, Result, Session};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::device::{self, Device, Listed, ModelDevice};
 use crate::engine::model::candle::Precision;
 use crate::engine::model::fit::{self, Fit, USUAL_CONTEXT};
-use crate::engine::units;
+use crate::engine::units::{self, or_dash};
 
 /// List the devices and say what will run where
 ///

@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
 
 use super::PATH_HELP;
-use super::output::{self, Table, margin, or_dash, points, printable};
+use super::output::{self, Table, margin, points, printable};
 use super::session::{Answer, Failure, Loaded, Result, Session, to_json};
 use crate::engine::comparison::stats;
 use crate::engine::error::Result as EngineResult;
@@ -19,7 +19,7 @@ use crate::engine::scoring::energy::EnergyMeter;
 use crate::engine::scoring::{
     Convention, SeedOptions, SpeedOptions, TaskSet, TextDistance, TextOptions, TextResult, TextSource, few_shot,
 };
-use crate::engine::units;
+use crate::engine::units::{self, or_dash};
 
 /// What models are measured on.
 #[derive(Debug, Args)]

@@ -8,14 +8,15 @@ use serde::Serialize;
 use super::PATH_HELP;
 use super::plan;
 use super::session::{Answer, Failure, Result, Session};
-use crate::engine::checkpoint::{Checkpoint, ensure_not_source};
-use crate::engine::format::{self, Dtype, Format};
+use crate::engine::checkpoint::Checkpoint;
+use crate::engine::format::{self, Format};
 use crate::engine::model::Tokenizer;
-use crate::engine::pass::{self, PassOptions};
-use crate::engine::plan::{Plan, Recipe, Target, resolve};
+use crate::engine::pass::{self, MaskFacts, MaskPass};
+use crate::engine::plan::{Recipe, Target};
+use crate::engine::report::{AuditEntry, PassFacts, audit};
 use crate::engine::scoring::TextSource;
 use crate::engine::structure::masks::Pattern;
-use crate::engine::structure::study::{MaskMethod, MaskOptions, MaskReport, masked};
+use crate::engine::structure::study::{MaskMethod, MaskOptions, USUAL_WINDOWS};
 use crate::engine::structure::{Sample, SampleOptions};
 use crate::engine::units;
 
@@ -37,7 +38,7 @@ pub(super) struct Mask {
     #[arg(long, value_name = "TEXT")]
     calibration: Option<PathBuf>,
     /// At most so many windows of the text
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = USUAL_WINDOWS)]
     windows: usize,
     /// Memory for what sparsegpt computes, such as 8GiB
     #[arg(long, value_name = "SIZE", value_parser = super::limits::size, default_value = "16GiB")]
@@ -59,6 +60,9 @@ pub(super) struct Mask {
     /// The file (GGUF) or folder to write
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
+    /// Add an entry to this audit log
+    #[arg(long, value_name = "AUDIT.jsonl")]
+    log: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
@@ -70,22 +74,9 @@ struct Document<'a> {
     output: &'a Path,
     content_hash: String,
     #[serde(flatten)]
-    mask: MaskReport,
-    old_file_bytes: u64,
-    /// With every zero written.
-    dense_file_bytes: u64,
-    file_bytes: u64,
-    /// True if zeros are left out of the file.
-    is_compact: bool,
-    /// What a smaller file is worth.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    size_statement: Option<&'static str>,
+    facts: &'a MaskFacts,
     elapsed_secs: f64,
 }
-
-/// What must stand beside the size of a file without its zeros.
-const SIZE_STATEMENT: &str =
-    "The file is smaller on disk only: no memory and no time is saved, unless a runtime has a kernel for the pattern.";
 
 /// Reads a method's name.
 fn method(name: &str) -> std::result::Result<MaskMethod, String> {
@@ -106,57 +97,51 @@ fn pattern(text: &str) -> std::result::Result<Pattern, String> {
 impl Mask {
     pub fn run(&self, session: &Session) -> Result<Answer> {
         let checkpoint = session.open(&self.path)?;
-        ensure_not_source(&checkpoint, &self.output)?;
-        let sample = self.sample(session, &checkpoint)?;
-        let target = self.target.unwrap_or(match self.quantize {
-            Some(_) => Target::CompressedTensors,
-            None => Target::HuggingFace,
-        });
-        if self.quantize.is_some() && target != Target::CompressedTensors {
+        if let (Some(_), Some(target)) = (self.quantize, self.target)
+            && target != Target::CompressedTensors
+        {
             return Err(Failure::Usage(format!(
                 "--quantize makes integers that the target {target} does not hold: leave --target out"
             )));
         }
-        let options = MaskOptions {
+        let sample = self.sample(session, &checkpoint)?;
+        let mask = MaskOptions {
             method: self.method,
             pattern: self.pattern,
             sample: sample.as_ref(),
             most_bytes: self.memory,
             format: self.quantize.map(Format::dtype),
         };
-        let (view, mask) = masked(&checkpoint, &options, &session.progress)?;
-        let mut plan = Plan::new(target, None);
-        match (self.recipe, self.quantize) {
-            (Some(recipe), _) => plan.set_recipe(Some(recipe)),
-            // What was quantized stays as it is, and so does the rest.
-            (None, Some(_)) => {}
-            (None, None) => plan.set_default_format(Some(plain_format(&checkpoint)))?,
+        let options = MaskPass { mask, recipe: self.recipe, target: self.target, compact_zeros: !self.dense };
+        let done = pass::masked(&checkpoint, &options, &self.output, &session.progress)?;
+        session.warn(&*done.facts.mask.statement);
+        let content_hash = Checkpoint::open(&self.output)?.content_hash(&session.progress)?;
+        if let Some(log) = &self.log {
+            let facts = PassFacts {
+                checkpoint: (&checkpoint.name, &checkpoint.content_hash(&session.progress)?),
+                plan: &done.plan.to_toml(),
+                importance: None,
+                mask: Some(&done.facts.mask),
+                candidate: (&done.report.output, &content_hash),
+                target: done.plan.target().name(),
+                seconds: done.report.elapsed_secs,
+            };
+            audit::append(log, AuditEntry::of_pass(&facts))?;
         }
-        let resolved = resolve(&plan, &view)?;
-        let options = PassOptions { compact_zeros: !self.dense, ..PassOptions::default() };
-        let dense_file_bytes = pass::file_bytes(&view, &resolved)?;
-        let report = pass::run(&view, &resolved, &self.output, &options, &session.progress)?;
-        session.warn(mask.statement);
-        let is_compact = report.new_bytes < resolved.new_bytes;
         let document = Document {
             version: 1,
             path: &checkpoint.path,
             checkpoint: &checkpoint.fingerprint,
             output: &self.output,
-            content_hash: Checkpoint::open(&self.output)?.content_hash(&session.progress)?,
-            mask,
-            old_file_bytes: checkpoint.file_bytes(),
-            dense_file_bytes,
-            file_bytes: report.file_bytes,
-            is_compact,
-            size_statement: is_compact.then_some(SIZE_STATEMENT),
-            elapsed_secs: report.elapsed_secs,
+            content_hash,
+            facts: &done.facts,
+            elapsed_secs: done.report.elapsed_secs,
         };
         session.answer(&document, || text(&document))
     }
 
     fn sample(&self, session: &Session, checkpoint: &Checkpoint) -> Result<Option<Sample>> {
-        if self.method == MaskMethod::Magnitude {
+        if !self.method.needs_sample() {
             return Ok(None);
         }
         let path = match &self.calibration {
@@ -171,35 +156,24 @@ impl Mask {
     }
 }
 
-/// The plain type of most weights, in which masked values of plain weights are exact.
-fn plain_format(checkpoint: &Checkpoint) -> &'static str {
-    let weights = |dtype: Dtype| -> u64 {
-        checkpoint.tensors.iter().filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.weight_count()).sum()
-    };
-    let types = [(Dtype::Bf16, "bf16"), (Dtype::F16, "f16"), (Dtype::F32, "f32")];
-    types.into_iter().max_by_key(|(dtype, _)| weights(*dtype)).map_or("bf16", |found| found.1)
-}
-
 fn text(document: &Document<'_>) -> String {
-    let loss =
-        document.mask.loss.map_or_else(String::new, |loss| format!(", outputs moved by {}", units::significant(loss)));
-    let quantized = document.mask.format.map_or_else(String::new, |format| format!(" and quantized to {format}"));
-    let dense = match document.size_statement {
-        Some(statement) => {
-            format!(" ({} with its zeros)\n{statement}", units::bytes(document.dense_file_bytes))
-        }
+    let MaskFacts { mask, dense_file_bytes, .. } = document.facts;
+    let loss = mask.loss.map_or_else(String::new, |loss| format!(", outputs moved by {}", units::significant(loss)));
+    let quantized = mask.format.as_ref().map_or_else(String::new, |format| format!(" and quantized to {format}"));
+    let dense = match &document.facts.size_statement {
+        Some(statement) => format!(" ({} with its zeros)\n{statement}", units::bytes(*dense_file_bytes)),
         None => String::new(),
     };
     format!(
         "{}: {} of {} weights in {} matrices masked{quantized} by {}{loss}, in {}\n{} on disk, was {}{dense}\n{}\n",
         document.output.display(),
-        document.mask.pattern,
-        units::count(document.mask.weights),
-        document.mask.tensors,
-        document.mask.method,
+        mask.pattern,
+        units::count(mask.weights),
+        mask.tensors,
+        mask.method,
         units::seconds(document.elapsed_secs),
-        units::bytes(document.file_bytes),
-        units::bytes(document.old_file_bytes),
-        document.mask.statement,
+        units::bytes(document.facts.file_bytes),
+        units::bytes(document.facts.old_file_bytes),
+        mask.statement,
     )
 }

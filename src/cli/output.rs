@@ -94,11 +94,6 @@ pub(super) fn margin(stderr: f64) -> f64 {
     1.96 * stderr
 }
 
-/// Text or a dash.
-pub(super) fn or_dash(text: Option<String>) -> String {
-    text.unwrap_or_else(|| "–".to_owned())
-}
-
 /// Writes the answer to stdout.
 pub(super) fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();

@@ -197,6 +197,9 @@ impl MakePlan {
             resolved.warnings.extend(more);
         }
         self.write(&checkpoint, &plan, &resolved)?;
+        if let Some(output) = &self.output {
+            self.prune.log_plan(session, &checkpoint, prune.as_ref(), (output, &plan.to_toml()))?;
+        }
         resolved.warnings.iter().for_each(|warning| session.warn(warning));
         let predicted_speed = speed.as_ref().and_then(|speed| speed.predict(&checkpoint, &resolved));
         let document = Document {
@@ -240,7 +243,7 @@ impl MakePlan {
                 let fault = Fault::new(Stage::Plan, "the plan states no constraints, so there are no gates to write");
                 return Err(fault.fix("give --size, --max-kld, --max-slice-loss or another limit").into());
             }
-            output::write_file(output, &plan.constraints().to_gates(checkpoint.config.as_ref()))?;
+            output::write_file(output, &plan.constraints().to_gates(plan.config_left(checkpoint)?.as_deref()))?;
         }
         Ok(())
     }

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::output::{Table, or_dash};
+use super::output::Table;
 use super::run::read_plan;
 use super::session::{Answer, Result, Session};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::plan::{Changes, changes, resolve};
 use crate::engine::sensitivity::SensitivityTable;
-use crate::engine::units;
+use crate::engine::units::{self, or_dash};
 
 #[derive(Debug, Serialize)]
 struct Document<'a> {

@@ -12,6 +12,7 @@ use crate::engine::checkpoint::{Checkpoint, Removal, Structure};
 use crate::engine::error::{Error, Fault, Stage};
 use crate::engine::model::Tokenizer;
 use crate::engine::plan::{Plan, resolve};
+use crate::engine::report::{AuditEntry, PlanFacts, audit};
 use crate::engine::scoring::{TaskSet, TextSource};
 use crate::engine::sensitivity::Label;
 use crate::engine::sensitivity::units::UnitTable;
@@ -108,6 +109,9 @@ pub(super) struct PruneArgs {
     /// the model that each step began with
     #[arg(long, requires = "output", help_heading = "Pruning")]
     compensate: bool,
+    /// Add an entry for the plan, and one for every step of pruning, to this audit log
+    #[arg(long, value_name = "AUDIT.jsonl", requires = "output")]
+    log: Option<PathBuf>,
 }
 
 /// What is taken away and what is left, as a part of a document.
@@ -292,7 +296,9 @@ impl PruneArgs {
         let mut keep = |step: &Step| {
             let Some(output) = output else { return };
             let file = output.with_extension(format!("step-{}.toml", step.index));
-            if let Err(err) = keep_step(checkpoint, plan, step, &file) {
+            let kept = keep_step(checkpoint, plan, step, &file)
+                .and_then(|toml| self.log_step(session, checkpoint, sample, step, (&file, &toml)));
+            if let Err(err) = kept {
                 failure.get_or_insert(err);
             }
         };
@@ -301,6 +307,62 @@ impl PruneArgs {
             Some(failure) => Err(failure),
             None => Ok(Steps { schedule, start, start_means }),
         }
+    }
+
+    /// Enters a step into the audit log, if there is one.
+    fn log_step(
+        &self,
+        session: &Session,
+        checkpoint: &Checkpoint,
+        sample: &Sample,
+        step: &Step,
+        plan: (&Path, &str),
+    ) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        let options = [
+            ("score", self.score.name().to_owned()),
+            ("step", step.index.to_string()),
+            ("kld", step.kld.to_string()),
+            ("layer_weights", step.layer_weights.to_string()),
+        ];
+        let facts = PlanFacts {
+            checkpoint: (&checkpoint.name, &checkpoint.content_hash(&session.progress)?),
+            text: Some(&sample.text_hash),
+            plan,
+            options: &options,
+        };
+        audit::append(log, AuditEntry::of_plan("prune step", &facts))?;
+        Ok(())
+    }
+
+    /// Enters the plan that was written into the audit log, if there is one.
+    pub(super) fn log_plan(
+        &self,
+        session: &Session,
+        checkpoint: &Checkpoint,
+        section: Option<&PruneSection>,
+        plan: (&Path, &str),
+    ) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        let taken = |section: &PruneSection| {
+            [
+                ("score", section.score.clone()),
+                ("layer_weights", section.new_layer_weights.to_string()),
+                ("removed_layers", section.removed_layers.to_string()),
+                ("removed_kv_groups", section.removed_kv_groups.to_string()),
+                ("removed_heads", section.removed_heads.to_string()),
+                ("removed_channels", section.removed_channels.to_string()),
+            ]
+        };
+        let options: Vec<(&str, String)> = section.into_iter().flat_map(taken).collect();
+        let facts = PlanFacts {
+            checkpoint: (&checkpoint.name, &checkpoint.content_hash(&session.progress)?),
+            text: section.and_then(|section| section.text_hash.as_deref()),
+            plan,
+            options: &options,
+        };
+        audit::append(log, AuditEntry::of_plan("plan", &facts))?;
+        Ok(())
     }
 
     /// What a slice may lose, if a limit on one was asked for.
@@ -422,14 +484,16 @@ fn keep_means(means: &InputMeans, plan_file: &Path, plan: &mut Plan) -> Result<P
     Ok(path)
 }
 
-/// Writes the plan of a step.
-fn keep_step(checkpoint: &Checkpoint, plan: &Plan, step: &Step, file: &Path) -> Result<()> {
+/// Writes the plan of a step and answers what was written.
+fn keep_step(checkpoint: &Checkpoint, plan: &Plan, step: &Step, file: &Path) -> Result<String> {
     let mut plan = plan.clone();
     plan.set_removal(checkpoint, step.removal.clone())?;
     if let Some(means) = &step.means {
         keep_means(means, file, &mut plan)?;
     }
-    write_file(file, &plan.to_toml())
+    let toml = plan.to_toml();
+    write_file(file, &toml)?;
+    Ok(toml)
 }
 
 impl PruneSection {

@@ -133,6 +133,7 @@ impl Run {
                 checkpoint: (&checkpoint.name, &checkpoint.content_hash(&session.progress)?),
                 plan: &plan.to_toml(),
                 importance: importance_hash.as_deref(),
+                mask: None,
                 candidate: (&report.output, &content_hash),
                 target: resolved.target.name(),
                 seconds: report.elapsed_secs,

@@ -10,7 +10,7 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 
 use super::PATH_HELP;
-use super::output::{self, Table, or_dash};
+use super::output::{self, Table};
 use super::session::{Answer, Failure, Loaded, Result, Session, to_json};
 use crate::engine::calibration::{Documents, Importance};
 use crate::engine::checkpoint::ModelConfig;
@@ -24,7 +24,7 @@ use crate::engine::sensitivity::output::{OutputOptions, output_error};
 use crate::engine::sensitivity::units::{self as unit_metrics, UnitKind, UnitMetric, UnitOptions, UnitTable};
 use crate::engine::sensitivity::weight::{self, WeightOptions};
 use crate::engine::sensitivity::{self, GroupedText, SensitivityTable, metric, output as output_metric};
-use crate::engine::units;
+use crate::engine::units::{self, or_dash};
 
 /// An unfinished table is written at most this often.
 const KEEP_INTERVAL: Duration = Duration::from_secs(5);

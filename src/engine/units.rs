@@ -76,6 +76,11 @@ pub fn count(value: u64) -> String {
     }
 }
 
+/// Text, or the dash of what is not known.
+pub fn or_dash(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "–".to_owned())
+}
+
 /// A KLD or another small positive figure with three significant digits; tiny ones in powers of ten.
 pub fn significant(value: f64) -> String {
     let magnitude = value.abs();

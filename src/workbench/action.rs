@@ -89,6 +89,7 @@ pub enum Action {
     ExportTensorTypes,
     RunPlan,
     RunFrontier,
+    MaskWeights,
     MeasureRates,
     Calibrate,
     CalibrateOn,
@@ -125,7 +126,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, in menu order.
-    pub const ALL: [Self; 63] = [
+    pub const ALL: [Self; 64] = [
         Self::OpenFile,
         Self::OpenFolder,
         Self::OpenPath,
@@ -157,6 +158,7 @@ impl Action {
         Self::ExportTensorTypes,
         Self::RunPlan,
         Self::RunFrontier,
+        Self::MaskWeights,
         Self::MeasureRates,
         Self::Calibrate,
         Self::CalibrateOn,
@@ -286,6 +288,12 @@ impl Action {
                 G::Run,
                 "Run three points of the frontier",
                 "Write and evaluate the planner's best at three sizes, to see measured points on the curve",
+                None,
+            ),
+            Self::MaskWeights => (
+                G::Run,
+                "Mask weights for study",
+                "Set two of every four weights to zero by Wanda and write that as a candidate, which shows what sparsity costs and saves no memory and no time",
                 None,
             ),
             Self::MeasureRates => (
@@ -474,6 +482,9 @@ impl Action {
                 .or_else(|| {
                     unless(document.is_some_and(|d| d.budget_table().is_some()), "Measure the sensitivity first")
                 })
+                .or_else(|| unless(!jobs.is_running(JobKind::Pass), "A pass is running")),
+            Self::MaskWeights => no_document()
+                .or_else(|| document.and_then(|d| d.cannot_mask(super::MaskRequest::default().method)))
                 .or_else(|| unless(!jobs.is_running(JobKind::Pass), "A pass is running")),
             Self::MeasureRates => unless(!jobs.is_running(JobKind::Rates), "Already measuring"),
             Self::RunPlan => no_document()

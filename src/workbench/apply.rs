@@ -10,6 +10,7 @@ use super::command::{Command, SelectMode, Subject};
 use super::events::Outcome;
 use super::history::History;
 use super::jobs::JobKind;
+use super::masking::MaskRequest;
 use super::measure::{KldRequest, units_of_action};
 use super::project::{Project, output_folder};
 use super::settings::ThemeChoice;
@@ -22,6 +23,7 @@ use crate::engine::plan::budget::Limit;
 use crate::engine::plan::{Plan, Recipe, Target};
 use crate::engine::scoring::{GenerateOptions, TaskSet, TextSource};
 use crate::engine::sensitivity::kld::Granularity;
+use crate::engine::structure::slices::Slice;
 
 impl Workbench {
     /// Carries out a command. What cannot be done says so in a notice and changes nothing.
@@ -63,7 +65,10 @@ impl Workbench {
             }
             Command::LoadTasks(path) => {
                 let tasks = Arc::new(TaskSet::read(&path)?);
-                self.with_document(|document| document.tasks = Some(tasks));
+                self.with_document(|document| {
+                    document.tasks = Some(tasks);
+                    document.slice_scores.retain(|slice, _| !matches!(slice, Slice::Tasks(_)));
+                });
                 self.mark_stale();
             }
             Command::LoadText(path) => {
@@ -137,7 +142,9 @@ impl Workbench {
             Command::UndoTo(step) => self.step_history(|history| history.undo_to(step)),
             Command::ExportGates(path) => return self.export_gates(&path),
             Command::ScoreUnits(metric) => self.score_units(metric),
+            Command::ScoreSlices(slices) => return self.score_slices(slices),
             Command::EditUnits { edit, what } => return self.edit_units(edit, what),
+            Command::MaskWeights(request) => return self.mask(request),
             Command::PruneInSteps(request) => return self.prune_in_steps(*request),
             Command::Calibrate(text) => self.calibrate(text),
             Command::LoadImportance(path) => self.load_importance(path),
@@ -175,6 +182,8 @@ impl Workbench {
                     .document
                     .as_ref()
                     .and_then(|d| d.run(run))
+                    // A mask is no plan to go back to.
+                    .filter(|run| run.mask.is_none())
                     .map(|run| (run.plan.clone(), run.name.clone()));
                 if let Some((plan, name)) = plan {
                     self.change_plan(format!("roll back to {name}"), |_, current| {
@@ -285,6 +294,7 @@ impl Workbench {
             Action::RunFrontier => return self.run_frontier(),
             Action::MeasureRates => self.measure_rates(),
             Action::RunPlan => return self.run_plan(None, None),
+            Action::MaskWeights => return self.mask(MaskRequest::default()),
             Action::Calibrate => self.calibrate_again(),
             Action::UseImportance => return self.use_importance(true),
             Action::DropImportance => return self.use_importance(false),
@@ -612,6 +622,7 @@ impl Workbench {
             activations: None,
             calibration_info: None,
             unit_scores: Default::default(),
+            slice_scores: Default::default(),
             prune_steps: Vec::new(),
             attention: None,
             tasks: opened.tasks,
@@ -639,6 +650,8 @@ impl Workbench {
             // Of another checkpoint, or by a version that had other metrics.
             let fingerprint = &document.checkpoint.fingerprint;
             document.unit_scores.retain(|_, scores| scores.checkpoint == *fingerprint);
+            document.slice_scores = project.slice_scores.into_iter().collect();
+            document.slice_scores.retain(|_, scores| scores.checkpoint == *fingerprint);
             document.activations = project.activations;
             document.baseline = project.baseline;
             document.focused_run = project.focused_run;
@@ -653,6 +666,7 @@ impl Workbench {
                             id: saved.id,
                             name: saved.name,
                             plan,
+                            mask: saved.mask,
                             created_unix_secs: saved.created_unix_secs,
                             path: saved.path,
                             content_hash: saved.content_hash,
@@ -724,6 +738,7 @@ impl Workbench {
             id,
             name: passed.name,
             plan: passed.plan,
+            mask: passed.mask,
             created_unix_secs,
             path: passed.candidate.path.clone(),
             content_hash: passed.content_hash,

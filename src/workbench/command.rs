@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::action::Action;
 use super::jobs::JobId;
+use super::masking::MaskRequest;
 use super::measure::KldRequest;
 use super::settings::ThemeChoice;
 use super::state::{RunId, View};
@@ -12,6 +13,7 @@ use super::units::{PruneSteps, UnitEdit};
 use crate::engine::plan::budget::Limit;
 use crate::engine::plan::{Constraints, Plan, Recipe, Target, Ties, Treatment};
 use crate::engine::structure::Metric;
+use crate::engine::structure::slices::Slice;
 
 /// How a click changes the selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,10 +101,14 @@ pub enum Command {
     ChooseCalibration(PathBuf),
     /// Scores every head, KV group and channel.
     ScoreUnits(Metric),
+    /// Scores every head, KV group and channel on slices of users.
+    ScoreSlices(Vec<Slice>),
     /// Changes which units the plan takes away.
     EditUnits { edit: UnitEdit, what: String },
     /// Takes units away step by step, scored anew and measured each time.
     PruneInSteps(Box<PruneSteps>),
+    /// Sets single weights to zero for study and writes that as a candidate.
+    MaskWeights(MaskRequest),
     /// Computes how much each input column matters on a text, and lets the plan use it.
     Calibrate(PathBuf),
     /// Reads an importance matrix of llama.cpp's, and lets the plan use it.

@@ -17,7 +17,7 @@ use crate::engine::comparison::{Comparison, GateSet};
 use crate::engine::device::Listed;
 use crate::engine::error::{Error, Fault, Result};
 use crate::engine::evaluation::Evaluation;
-use crate::engine::pass::PassReport;
+use crate::engine::pass::{MaskFacts, PassReport};
 use crate::engine::plan::Plan;
 use crate::engine::profile::TensorProfile;
 use crate::engine::scoring::kernel_rates::KernelRates;
@@ -25,6 +25,7 @@ use crate::engine::scoring::{GeneratedToken, Generation, TaskSet, TextSource};
 use crate::engine::sensitivity::{SensitivityRow, SensitivityTable, SensitivityValue, UnitTable, UnitValue};
 use crate::engine::structure::UnitScores;
 use crate::engine::structure::attention::AttentionPatterns;
+use crate::engine::structure::slices::Slice;
 
 /// Told by a job.
 #[derive(Debug)]
@@ -81,6 +82,8 @@ pub(super) enum Outcome {
     Calibrated { fingerprint: String, known: Box<KnownImportance>, is_computed: bool },
     /// Units were scored.
     Scored { fingerprint: String, scores: Box<UnitScores>, attention: Option<Arc<AttentionPatterns>> },
+    /// Units were scored on slices.
+    ScoredSlices { fingerprint: String, scores: Vec<(Slice, Arc<UnitScores>)> },
     /// Units were taken away in steps; the sentence tells of one that was not taken.
     PrunedInSteps { fingerprint: String, kept: Vec<PrunedStep>, refused: Option<String> },
     /// A candidate was written.
@@ -131,4 +134,6 @@ pub(super) struct Passed {
     pub(super) report: PassReport,
     pub(super) content_hash: String,
     pub(super) candidate: Arc<Checkpoint>,
+    /// What was masked first, where something was.
+    pub(super) mask: Option<Arc<MaskFacts>>,
 }

@@ -15,7 +15,9 @@ impl Document {
         let mut set = self.gates.as_deref().cloned().unwrap_or_default();
         let constraints = run.plan.constraints();
         if !constraints.is_empty() {
-            let text = constraints.to_gates(self.checkpoint.config.as_ref());
+            // A plan that was run takes away what it can.
+            let config = run.plan.config_left(&self.checkpoint).ok().flatten();
+            let text = constraints.to_gates(config.as_deref());
             match GateSet::parse(&text, Path::new("the plan's constraints")) {
                 Ok(stated) => set.gates.extend(stated.gates),
                 Err(err) => tracing::warn!("the constraints of {} are no gates: {err}", run.name),

@@ -14,6 +14,7 @@ use crate::engine::calibration::{Overlap, Share};
 use crate::engine::sensitivity::kld::{self, Granularity};
 use crate::engine::sensitivity::units::{self, UnitMetric};
 use crate::engine::sensitivity::{SensitivityTable, UnitTable, UnitValue};
+use crate::engine::structure::slices::Slice;
 
 /// Tokens over which is measured unless told otherwise.
 pub(super) const DEFAULT_TOKENS: usize = 8192;
@@ -88,7 +89,7 @@ impl Document {
     /// The sum of what the plan's choices do one at a time beside what all of them did together: the
     /// focused run's KLD with its standard error, where its plan is the one that is shown.
     pub fn additivity(&self) -> Option<(f64, f64, f64)> {
-        let run = self.focused()?;
+        let run = self.focused().filter(|run| run.mask.is_none())?;
         let distance = run.evaluation.as_ref()?.text.as_ref()?.distance.as_ref()?;
         let table = self.sensitivity.get(kld::METRIC.id)?;
         let resolved = crate::engine::plan::resolve(&run.plan, &self.checkpoint).ok()?;
@@ -175,6 +176,7 @@ impl Workbench {
     pub(super) fn choose_calibration(&mut self, path: PathBuf) {
         let Some(document) = &mut self.state.document else { return };
         document.calibration_text = Some(path);
+        document.slice_scores.retain(|slice, _| !matches!(slice, Slice::Domain(_)));
         document.is_dirty = true;
         self.look_at_calibration(true);
     }

@@ -15,6 +15,7 @@ mod history;
 mod importance;
 mod jobs;
 mod judging;
+mod masking;
 mod measure;
 mod measure_tasks;
 mod planning;
@@ -38,6 +39,7 @@ pub use demo::{DEMO_FILES, unpack_demo, write_demo};
 pub use history::History;
 pub use importance::KnownImportance;
 pub use jobs::{Executor, JobId, JobKind, JobView};
+pub use masking::MaskRequest;
 pub use measure::{CalibrationInfo, KldRequest, MeasureOn, action_of_units};
 pub use printing::{print_to_pdf, printer};
 pub use project::{Project, output_folder};
@@ -48,7 +50,7 @@ pub use state::{
     CandidateState, Document, Level, NamedPlan, Notice, Playground, PlaygroundSide, Run, RunId, Selection, Speculated,
     State, View,
 };
-pub use units::{PruneSteps, PrunedStep, UnitEdit};
+pub use units::{PruneSteps, PrunedStep, ScoredBy, UnitEdit};
 
 use jobs::Jobs;
 

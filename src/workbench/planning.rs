@@ -136,7 +136,9 @@ impl Workbench {
     /// Plans for what the plan states; a KLD that cannot be had within the rest is told.
     pub(super) fn fit_constraints(&mut self) -> Result<()> {
         let Some(document) = &self.state.document else { return Ok(()) };
-        let limits = document.plan().constraints().limits(document.checkpoint.config.as_ref());
+        // The KV cache is that of the network which the plan leaves.
+        let config = document.plan().config_left(&document.checkpoint)?;
+        let limits = document.plan().constraints().limits(config.as_deref());
         self.plan_within(&limits, None, false)
     }
 
@@ -188,7 +190,8 @@ impl Workbench {
     /// Writes the plan's constraints as gates.
     pub(super) fn export_gates(&mut self, path: &Path) -> Result<()> {
         let Some(document) = &self.state.document else { return Ok(()) };
-        let text = document.plan().constraints().to_gates(document.checkpoint.config.as_ref());
+        let config = document.plan().config_left(&document.checkpoint)?;
+        let text = document.plan().constraints().to_gates(config.as_deref());
         super::files::write_atomically(path, text.as_bytes()).map_err(Error::io("write", path))?;
         self.state.notify(Level::Info, format!("Gates written to {}", path.display()));
         Ok(())
@@ -296,9 +299,5 @@ fn name_of_plan(plan: &Plan, document: &Document) -> String {
     } else {
         format!("{base}+{}", plan.rules().len())
     };
-    let taken = |name: &str| document.runs.iter().any(|run| run.name == name);
-    if !taken(&base) {
-        return base;
-    }
-    (2..).map(|number| format!("{base} ({number})")).find(|name| !taken(name)).unwrap_or(base)
+    document.free_name(&base)
 }

@@ -162,6 +162,12 @@ impl Workbench {
             Outcome::Calibrated { fingerprint, known, is_computed } => {
                 self.take_importance(&fingerprint, *known, is_computed);
             }
+            Outcome::ScoredSlices { fingerprint, scores } => {
+                if let Some(document) = self.document_of(&fingerprint) {
+                    document.slice_scores.extend(scores);
+                    document.is_dirty = true;
+                }
+            }
             Outcome::Scored { fingerprint, scores, attention } => {
                 if let Some(document) = self.document_of(&fingerprint) {
                     document.attention = attention.or(document.attention.take());
@@ -211,7 +217,7 @@ impl Workbench {
                             }
                             if let Some(run) = document.run_mut(id) {
                                 run.evaluation = Some(Arc::from(evaluation));
-                                run.comparison = comparison.map(Arc::from);
+                                run.set_comparison(comparison);
                                 run.is_stale = false;
                             }
                             document.judge(id);
@@ -224,7 +230,7 @@ impl Workbench {
             Outcome::Compared { run, comparison } => {
                 if let Some(document) = &mut self.state.document {
                     if let Some(run) = document.run_mut(run) {
-                        run.comparison = comparison.map(Arc::from);
+                        run.set_comparison(comparison);
                     }
                     document.judge(run);
                 }

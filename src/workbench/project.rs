@@ -14,10 +14,11 @@ use super::state::{Document, RunId};
 use crate::engine::calibration::Activations;
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::evaluation::Evaluation;
-use crate::engine::pass::PassReport;
+use crate::engine::pass::{MaskFacts, PassReport};
 use crate::engine::plan::Plan;
 use crate::engine::sensitivity::{SensitivityTable, UnitTable};
 use crate::engine::structure::UnitScores;
+use crate::engine::structure::slices::Slice;
 
 /// Version of the file.
 const VERSION: u32 = 1;
@@ -32,6 +33,9 @@ pub struct SavedRun {
     pub(super) name: String,
     /// The plan as TOML.
     pub(super) plan: String,
+    /// What was masked first; none in files of versions without masks.
+    #[serde(default)]
+    pub(super) mask: Option<Arc<MaskFacts>>,
     pub(super) created_unix_secs: u64,
     pub(super) path: PathBuf,
     pub(super) content_hash: String,
@@ -87,6 +91,8 @@ pub struct Project {
     #[serde(default)]
     pub(super) unit_scores: BTreeMap<String, Arc<UnitScores>>,
     #[serde(default)]
+    pub(super) slice_scores: Vec<(Slice, Arc<UnitScores>)>,
+    #[serde(default)]
     pub(super) activations: Option<Arc<Activations>>,
     #[serde(default)]
     pub(super) runs: Vec<SavedRun>,
@@ -120,6 +126,7 @@ impl Project {
             sensitivity: document.sensitivity.clone(),
             units: document.units.clone(),
             unit_scores: document.unit_scores.clone(),
+            slice_scores: document.slice_scores.iter().map(|(slice, own)| (slice.clone(), own.clone())).collect(),
             activations: document.activations.clone(),
             runs: document
                 .runs
@@ -128,6 +135,7 @@ impl Project {
                     id: run.id,
                     name: run.name.clone(),
                     plan: run.plan.to_toml(),
+                    mask: run.mask.clone(),
                     created_unix_secs: run.created_unix_secs,
                     path: run.path.clone(),
                     content_hash: run.content_hash.clone(),

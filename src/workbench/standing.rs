@@ -50,7 +50,7 @@ impl Document {
             measured: own.map(|run| measured(run, constraints, self)).unwrap_or_default(),
         };
         let speed_errors = model.iter().flat_map(|model| {
-            self.runs.iter().filter_map(|run| {
+            self.runs.iter().filter(|run| run.mask.is_none()).filter_map(|run| {
                 let measured = speed_of(run)?;
                 let resolved = resolve(&run.plan, &self.checkpoint).ok()?;
                 Some((run.id, model.predict(&self.checkpoint, &resolved)?.errors(measured)))
@@ -71,7 +71,8 @@ impl Document {
     /// True if a run stored every tensor as the plan does.
     fn is_of_plan(&self, run: &Run) -> bool {
         let Ok(resolved) = &self.resolved else { return false };
-        run.plan.target() == self.plan().target()
+        run.mask.is_none()
+            && run.plan.target() == self.plan().target()
             && run.plan.calibration() == self.plan().calibration()
             && run.report.tensors.len() == resolved.decisions.len()
             && run.report.tensors.iter().zip(&resolved.decisions).all(|(report, decision)| {

@@ -18,7 +18,7 @@ use crate::engine::comparison::{Comparison, GateSet};
 use crate::engine::device::{Device, Listed};
 use crate::engine::error::{Error, Fault};
 use crate::engine::evaluation::Evaluation;
-use crate::engine::pass::PassReport;
+use crate::engine::pass::{MaskFacts, PassReport};
 use crate::engine::plan::{Plan, Prune, ResolvedPlan, Target, budget};
 use crate::engine::profile::TensorProfile;
 use crate::engine::scoring::kernel_rates::KernelRates;
@@ -26,6 +26,7 @@ use crate::engine::scoring::{GeneratedToken, SpeculativeGeneration, TaskSet, Tex
 use crate::engine::sensitivity::{self, SensitivityRow, SensitivityTable, UnitTable};
 use crate::engine::structure::UnitScores;
 use crate::engine::structure::attention::AttentionPatterns;
+use crate::engine::structure::slices::Slice;
 
 /// What decides the bytes of a file beside its tensors: the target, whether metadata tell of an importance
 /// matrix, and what is taken away.
@@ -133,6 +134,8 @@ pub struct Run {
     pub name: String,
     /// The plan as it was run.
     pub plan: Plan,
+    /// What was masked before, for study; then the candidate is not what the plan alone makes.
+    pub mask: Option<Arc<MaskFacts>>,
     /// When, in seconds since 1970.
     pub created_unix_secs: u64,
     /// Where the candidate lies.
@@ -288,6 +291,8 @@ pub struct Document {
     pub calibration_info: Option<CalibrationInfo>,
     /// What every unit is worth, by metric, once it is scored.
     pub unit_scores: BTreeMap<String, Arc<UnitScores>>,
+    /// What every unit is worth to a slice, by Fisher information, once it is scored there.
+    pub slice_scores: BTreeMap<Slice, Arc<UnitScores>>,
     /// The steps that the last pruning in steps kept.
     pub prune_steps: Vec<PrunedStep>,
     /// What heads look at, once units were scored on a text.
@@ -329,6 +334,16 @@ impl Document {
 
     pub(super) fn run_mut(&mut self, id: RunId) -> Option<&mut Run> {
         self.runs.iter_mut().find(|run| run.id == id)
+    }
+
+    /// `name`, or it with a number, so that no two runs are called alike.
+    pub(super) fn free_name(&self, name: &str) -> String {
+        let is_taken = |name: &str| self.runs.iter().any(|run| run.name == name);
+        if !is_taken(name) {
+            return name.to_owned();
+        }
+        let mut numbered = (2..).map(|number| format!("{name} ({number})"));
+        numbered.find(|name| !is_taken(name)).unwrap_or_else(|| name.to_owned())
     }
 
     /// The run that is compared and overlaid, if any.

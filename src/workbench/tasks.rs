@@ -20,7 +20,7 @@ use crate::engine::device::Device;
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::evaluation::{self, Baseline, Evaluation, EvaluationOptions};
 use crate::engine::model::{Model, Tokenizer};
-use crate::engine::pass::{self, Earlier, PassOptions};
+use crate::engine::pass::{self, Earlier, MaskFacts, PassOptions, PassReport};
 use crate::engine::plan::{self, Plan, ResolvedPlan, Target};
 use crate::engine::profile::{self, ProfileOptions};
 use crate::engine::progress::Progress;
@@ -257,8 +257,11 @@ pub(super) struct Predecessor {
 }
 
 impl Predecessor {
-    /// A run, where its candidate is open.
+    /// A run, where its candidate is open and holds what its plan makes of the checkpoint.
     pub(super) fn of(run: &Run) -> Option<Self> {
+        if run.mask.is_some() {
+            return None;
+        }
         let candidate = run.checkpoint()?.clone();
         Some(Self { candidate, content_hash: run.content_hash.clone(), plan: run.plan.clone() })
     }
@@ -351,14 +354,37 @@ pub(super) fn run_plan(
     };
     let mut report = pass::run(checkpoint, resolved, output, &options, &context.progress)?;
     report.warnings.extend(warnings);
-    let candidate = Arc::new(Checkpoint::open(output)?);
+    hand_over(checkpoint, Written { name, plan, report, importance_hash, mask: None }, folder, context)
+}
+
+/// What a pass wrote.
+pub(super) struct Written {
+    pub(super) name: String,
+    pub(super) plan: Plan,
+    pub(super) report: PassReport,
+    /// BLAKE3 of the importance matrix, where one was used.
+    pub(super) importance_hash: Option<String>,
+    /// What was masked, where something was.
+    pub(super) mask: Option<MaskFacts>,
+}
+
+/// Opens what a pass over `checkpoint` wrote and enters it into the log of the project's `folder`.
+pub(super) fn hand_over(
+    checkpoint: &Checkpoint,
+    written: Written,
+    folder: &Path,
+    context: &Context,
+) -> Result<Outcome> {
+    let Written { name, plan, report, importance_hash, mask } = written;
+    let candidate = Arc::new(Checkpoint::open(&report.output)?);
     let content_hash = candidate.content_hash(&context.progress)?;
     let facts = PassFacts {
         checkpoint: (&checkpoint.name, &checkpoint.fingerprint),
         plan: &plan.to_toml(),
         importance: importance_hash.as_deref(),
+        mask: mask.as_ref().map(|facts| &facts.mask),
         candidate: (&candidate.path, &content_hash),
-        target: resolved.target.name(),
+        target: plan.target().name(),
         seconds: report.elapsed_secs,
     };
     enter(folder, AuditEntry::of_pass(&facts), context);
@@ -369,6 +395,7 @@ pub(super) fn run_plan(
         report,
         content_hash,
         candidate,
+        mask: mask.map(Arc::new),
     })))
 }
 

@@ -1,19 +1,24 @@
 //! Structural pruning in the project: scores of units, edits of what the plan takes away, and pruning in steps,
 //! each of which becomes a step of history and a kept plan.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Workbench;
+use super::events::Outcome;
 use super::jobs::JobKind;
 use super::prune_steps::{self, StepsInput};
 use super::state::{Document, Level};
-use super::{project, tasks};
+use super::{measure_tasks, project, tasks};
 use crate::engine::checkpoint::Removal;
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::Dtype;
+use crate::engine::model::Tokenizer;
 use crate::engine::plan::{self, Plan};
 use crate::engine::structure::limits::SliceLimit;
 use crate::engine::structure::schedule::Step;
+use crate::engine::structure::slices::{Slice, SliceSources};
 use crate::engine::structure::{Metric, Take, UnitScores, select};
 
 /// What becomes of units.
@@ -25,9 +30,34 @@ pub enum UnitEdit {
     GiveBack(Removal),
     /// Exactly these go.
     Exactly(Removal),
-    /// Those with the lowest scores of a metric go, and no others; with a table of measured layers, heads or
-    /// groups laid over the scores, by its metric.
-    Lowest { metric: Metric, over: Option<String>, take: Take },
+    /// Those with the lowest scores go, and no others; with a table of measured layers, heads or groups laid
+    /// over the scores, by its metric.
+    Lowest { by: ScoredBy, over: Option<String>, take: Take },
+}
+
+/// What units are ranked by.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ScoredBy {
+    /// One metric over one text.
+    Metric(Metric),
+    /// Fisher scores on the first slice less so many times those on the second: lowest for what the second
+    /// needs and the first does not.
+    Slices { first: Slice, second: Slice, weight: f64 },
+}
+
+impl From<Metric> for ScoredBy {
+    fn from(metric: Metric) -> Self {
+        Self::Metric(metric)
+    }
+}
+
+impl std::fmt::Display for ScoredBy {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Metric(metric) => out.write_str(metric.name()),
+            Self::Slices { first, second, weight } => write!(out, "{first} less {weight} of {second}"),
+        }
+    }
 }
 
 /// Pruning in steps, going on from what the plan takes away already.
@@ -59,15 +89,32 @@ pub struct PrunedStep {
 }
 
 impl Document {
-    /// Scores by a metric, with a table of measured units laid over them where one is named; none where either
-    /// is missing or they do not fit each other.
-    pub fn scores_of(&self, metric: Metric, over: Option<&str>) -> Option<std::sync::Arc<UnitScores>> {
-        let scores = self.unit_scores.get(metric.name())?;
-        let Some(over) = over else { return Some(scores.clone()) };
-        let (table, config) = (self.units.get(over)?, self.checkpoint.config.as_ref()?);
-        let mut scores = UnitScores::clone(scores);
-        scores.lay_over(table, config).ok()?;
-        Some(scores.into())
+    /// Scores, with a table of measured units laid over them where one is named; none where something is missing
+    /// or they do not fit each other. Anything but the scores of one metric is worked out anew: views keep it.
+    pub fn scores_of(&self, by: &ScoredBy, over: Option<&str>) -> Option<Arc<UnitScores>> {
+        let mut scores = match by {
+            ScoredBy::Metric(metric) => self.unit_scores.get(metric.name())?.clone(),
+            ScoredBy::Slices { first, second, weight } => {
+                let (first, second) = (self.slice_scores.get(first)?, self.slice_scores.get(second)?);
+                first.less(second, *weight).ok()?.into()
+            }
+        };
+        if let Some(over) = over {
+            let (table, config) = (self.units.get(over)?, self.checkpoint.config.as_ref()?);
+            Arc::make_mut(&mut scores).lay_over(table, config).ok()?;
+        }
+        Some(scores)
+    }
+
+    /// The slices that units can be scored on: domains of the calibration text, then slices of tasks.
+    pub fn slices(&self) -> Vec<Slice> {
+        let mixture = self.calibration_info.iter().flat_map(|info| &info.mixture);
+        let domains: BTreeSet<&str> =
+            mixture.map(|share| share.domain.as_str()).filter(|domain| !domain.is_empty()).collect();
+        let items = self.tasks.iter().flat_map(|tasks| &tasks.items);
+        let of_tasks: BTreeSet<String> = items.map(|item| format!("{}/{}", item.task, item.slice)).collect();
+        let domains = domains.into_iter().map(|domain| Slice::Domain(domain.to_owned()));
+        domains.chain(of_tasks.into_iter().map(Slice::Tasks)).collect()
     }
 }
 
@@ -102,6 +149,34 @@ impl Workbench {
         });
     }
 
+    /// Scores every unit on slices that it was not scored on yet.
+    pub(super) fn score_slices(&mut self, slices: Vec<Slice>) -> Result<()> {
+        let Some(document) = &self.state.document else { return Ok(()) };
+        if let Some(why) = document.cannot_run() {
+            self.state.notify(Level::Warning, why);
+            return Ok(());
+        }
+        let missing: BTreeSet<Slice> =
+            slices.into_iter().filter(|slice| !document.slice_scores.contains_key(slice)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let documents = document.calibration_text.as_deref().map(measure_tasks::documents).transpose()?;
+        let (checkpoint, tasks) = (document.checkpoint.clone(), document.tasks.clone());
+        let names: Vec<String> = missing.iter().map(Slice::to_string).collect();
+        self.jobs.spawn(JobKind::ScoreUnits, format!("fisher on {}", names.join(" and ")), move |context| {
+            let sources = SliceSources { documents: documents.as_ref(), tasks: tasks.as_deref() };
+            let codec = Tokenizer::of_checkpoint(&checkpoint)?;
+            let mut scores = Vec::with_capacity(missing.len());
+            for slice in missing {
+                let own = sources.score(&slice, &checkpoint, &codec, &context.device, &context.progress)?;
+                scores.push((slice, Arc::new(own)));
+            }
+            Ok(Outcome::ScoredSlices { fingerprint: checkpoint.fingerprint.clone(), scores })
+        });
+        Ok(())
+    }
+
     /// Changes what the plan takes away, as one step of history.
     pub(super) fn edit_units(&mut self, edit: UnitEdit, what: String) -> Result<()> {
         self.change_plan(what, |document, plan| {
@@ -110,9 +185,9 @@ impl Workbench {
                 UnitEdit::TakeAway(units) => plan.remove_units(checkpoint, &units),
                 UnitEdit::GiveBack(units) => plan.restore_units(checkpoint, &units),
                 UnitEdit::Exactly(removal) => plan.set_removal(checkpoint, removal),
-                UnitEdit::Lowest { metric, over, take } => {
-                    let scores = document.scores_of(metric, over.as_deref()).ok_or_else(|| {
-                        let by = over.as_deref().unwrap_or(metric.name());
+                UnitEdit::Lowest { by, over, take } => {
+                    let scores = document.scores_of(&by, over.as_deref()).ok_or_else(|| {
+                        let by = over.unwrap_or_else(|| by.to_string());
                         Fault::new(Stage::Plan, format!("units are not scored by {by}")).fix("score them first")
                     })?;
                     let multiples = channel_multiples(document, plan)?;

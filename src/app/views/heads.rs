@@ -3,23 +3,28 @@
 
 use std::sync::Arc;
 
-use eframe::egui::{DragValue, ScrollArea, Ui};
+use eframe::egui::containers::menu::{MenuButton, MenuConfig};
+use eframe::egui::{DragValue, PopupCloseBehavior, ScrollArea, Ui};
 
 use super::common::{caption_ui, combo_ui, is_same, no_document_ui};
-use super::heads_steps::{self, steps_ui};
+use super::heads_edits::{boxed_edit, edit_of};
+use super::heads_masks::{self, masks_ui};
+use super::heads_slices::{self, one_sided_ui, slices_ui};
+use super::heads_steps::{self, kept_ui, steps_ui};
 use crate::app::context::Cx;
-use crate::app::plots::head_map::{Head, HeadMap, LayerHeads, Pick, head_map_ui, height_for};
+use crate::app::plots::head_map::{Head, HeadMap, LayerHeads, head_map_ui, height_for};
 use crate::app::theme::space;
 use crate::app::widgets::{
     KeyValue, Level, Notice, card_ui, key_values_ui, notice_ui, primary_button_ui, secondary_button_ui,
     section_with_ui, segments_ui, tag_ui,
 };
 use crate::engine::checkpoint::{LayerUnits, ModelConfig, Removal, Structure};
-use crate::engine::plan::{ResolvedPlan, Target, nearest_even, units_of};
+use crate::engine::plan::{ResolvedPlan, Target, nearest_even};
 use crate::engine::sensitivity::UnitTable;
+use crate::engine::structure::slices::{OneSided, one_sided};
 use crate::engine::structure::{Metric, Share, Take, UnitScores};
 use crate::engine::units;
-use crate::workbench::{Command, Document, JobKind, UnitEdit};
+use crate::workbench::{Command, Document, JobKind, ScoredBy, UnitEdit};
 
 /// What a click is about.
 const UNITS: [&str; 2] = ["KV groups", "Query heads"];
@@ -28,9 +33,13 @@ const UNITS: [&str; 2] = ["KV groups", "Query heads"];
 const SHARES: [(&str, Share); 3] =
     [("each layer", Share::Layer), ("each kind", Share::Kind), ("one ranking", Share::All)];
 
+/// The entry after the metrics: what one slice loses and another does not.
+const TWO_SLICES: &str = "two slices";
+
 /// What the view remembers between frames.
 pub struct Memory {
     pub(super) metric: Metric,
+    pub(super) slices: heads_slices::Memory,
     /// A table of measured units that lies over the scores.
     over: Option<String>,
     unit: usize,
@@ -40,18 +49,25 @@ pub struct Memory {
     channels: f64,
     layers: usize,
     pub(super) steps: heads_steps::Memory,
+    masks: heads_masks::Memory,
     shaped: Option<Shaped>,
     map: HeadMap,
 }
 
-/// What the map was made of.
+/// What the map was made of, and what was worked out for it.
 struct Shaped {
     /// The plan worked out, which is another one after every edit; none where it cannot be.
     resolved: Option<Arc<ResolvedPlan>>,
     removal: Removal,
-    scores: Option<Arc<UnitScores>>,
+    by: Option<ScoredBy>,
+    /// Scores as they were measured: of the metric, or of both slices.
+    bases: [Option<Arc<UnitScores>>; 2],
     over: Option<Arc<UnitTable>>,
     fingerprint: String,
+    /// The scores that are shown, with what lies over them.
+    scores: Option<Arc<UnitScores>>,
+    /// What one slice loses and the other does not, the first slice's own first.
+    one_sided: Vec<OneSided>,
     /// What is left.
     structure: Option<Structure>,
 }
@@ -60,6 +76,7 @@ impl Default for Memory {
     fn default() -> Self {
         Self {
             metric: Metric::Flap,
+            slices: heads_slices::Memory::default(),
             over: None,
             unit: 0,
             share: 0,
@@ -68,6 +85,7 @@ impl Default for Memory {
             channels: 0.25,
             layers: 0,
             steps: heads_steps::Memory::default(),
+            masks: heads_masks::Memory::default(),
             shaped: None,
             map: HeadMap::default(),
         }
@@ -92,12 +110,16 @@ pub fn heads_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         toolbar_ui(ui, cx, document, &mut memory);
         if !cx.is_presenting() {
             selection_ui(ui, cx, document, &mut memory);
-            steps_ui(ui, cx, document, &mut memory);
         }
+        kept_ui(ui, cx, document);
         map_ui(ui, cx, document, config, &memory);
+        if let Some(shaped) = &memory.shaped {
+            one_sided_ui(ui, shaped.by.as_ref(), &shaped.one_sided, memory.unit == 1);
+        }
         if let Some(structure) = memory.shaped.as_ref().and_then(|shaped| shaped.structure.as_ref()) {
             outcome_ui(ui, cx, document, structure);
         }
+        masks_ui(ui, cx, document, &mut memory.masks);
     });
     cx.memory.heads = memory;
 }
@@ -109,13 +131,35 @@ impl Memory {
         Take { share, kv_groups: self.groups, heads: self.heads, channels: self.channels, layers: self.layers }
     }
 
+    /// What units are ranked by; none until both slices are chosen.
+    fn by(&self) -> Option<ScoredBy> {
+        if self.slices.is_on { self.slices.by() } else { Some(ScoredBy::Metric(self.metric)) }
+    }
+
+    /// True if the scores say something of whole layers.
+    fn ranks_layers(&self) -> bool {
+        self.scores().is_some_and(|scores| scores.layers.iter().all(|layer| layer.layer.is_some()))
+    }
+
+    /// The scores that are shown.
+    fn scores(&self) -> Option<&UnitScores> {
+        self.shaped.as_ref()?.scores.as_deref()
+    }
+
     /// Shapes the map anew where scores or plan have changed.
     fn update(&mut self, document: &Document, config: &ModelConfig) {
         let removal = &document.plan().prune().removal;
         if self.over.as_ref().is_some_and(|over| !document.units.contains_key(over)) {
             self.over = None;
         }
-        let base = document.unit_scores.get(self.metric.name());
+        let by = self.by();
+        let bases = match &by {
+            Some(ScoredBy::Metric(metric)) => [document.unit_scores.get(metric.name()), None],
+            Some(ScoredBy::Slices { first, second, .. }) => {
+                [first, second].map(|slice| document.slice_scores.get(slice))
+            }
+            None => [None, None],
+        };
         let over = self.over.as_ref().and_then(|over| document.units.get(over));
         let resolved = document.resolved.as_ref().ok();
         let is_current = self.shaped.as_ref().is_some_and(|shaped| {
@@ -124,23 +168,34 @@ impl Memory {
                 None => shaped.resolved.is_none() && shaped.removal == *removal,
             };
             is_same_plan
-                && is_same(shaped.scores.as_ref(), base)
+                && shaped.by == by
+                && shaped.bases.iter().zip(bases).all(|(own, base)| is_same(own.as_ref(), base))
                 && is_same(shaped.over.as_ref(), over)
                 && shaped.fingerprint == document.checkpoint.fingerprint
         });
-        if !is_current {
-            let scores = document.scores_of(self.metric, self.over.as_deref());
-            self.map = map_of(config, removal, scores.as_deref());
-            self.map.attention = document.attention.clone();
-            self.shaped = Some(Shaped {
-                resolved: resolved.cloned(),
-                structure: Structure::new(config, removal).ok(),
-                removal: removal.clone(),
-                scores: base.cloned(),
-                over: over.cloned(),
-                fingerprint: document.checkpoint.fingerprint.clone(),
-            });
+        if is_current {
+            return;
         }
+        let scores = by.as_ref().and_then(|by| document.scores_of(by, self.over.as_deref()));
+        self.map = map_of(config, removal, scores.as_deref());
+        if let (Some(by @ ScoredBy::Slices { .. }), true) = (&by, scores.is_some()) {
+            self.map.metric = by.to_string();
+        }
+        self.map.attention = document.attention.clone();
+        self.shaped = Some(Shaped {
+            resolved: resolved.cloned(),
+            structure: Structure::new(config, removal).ok(),
+            removal: removal.clone(),
+            one_sided: match bases {
+                [Some(first), Some(second)] => one_sided(first, second),
+                _ => Vec::new(),
+            },
+            bases: bases.map(|base| base.cloned()),
+            by,
+            scores,
+            over: over.cloned(),
+            fingerprint: document.checkpoint.fingerprint.clone(),
+        });
     }
 }
 
@@ -176,48 +231,73 @@ pub(super) fn map_of(config: &ModelConfig, removal: &Removal, scores: Option<&Un
 
 fn toolbar_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memory) {
     ui.horizontal_wrapped(|ui| {
-        let chosen = combo_ui(ui, "Score of units", memory.metric.name(), 120.0, |ui| {
-            let mut chosen = None;
-            for metric in Metric::ALL {
-                let label = ui.selectable_label(metric == memory.metric, metric.name());
-                if label.on_hover_text(metric.description()).clicked() {
-                    chosen = Some(metric);
-                }
-            }
-            chosen
-        });
-        memory.metric = chosen.unwrap_or(memory.metric);
-        let scores = document.unit_scores.get(memory.metric.name());
-        over_ui(ui, document, memory);
-        if let Some(scores) = document.scores_of(memory.metric, memory.over.as_deref()) {
-            tag_ui(ui, scores.label.name()).on_hover_text(memory.metric.description());
+        metric_ui(ui, memory);
+        if memory.slices.is_on {
+            slices_ui(ui, cx, document, &mut memory.slices);
+        } else {
+            over_ui(ui, document, memory);
+        }
+        if let Some(scores) = memory.scores() {
+            let hint = if memory.slices.is_on { heads_slices::HINT } else { memory.metric.description() };
+            tag_ui(ui, scores.label.name()).on_hover_text(hint);
         }
         if cx.is_presenting() {
             return;
         }
-        let is_running = cx.bench.jobs().any(|job| job.kind == JobKind::ScoreUnits);
-        let has_text = document.calibration_text.is_some() || document.text.is_some();
-        let reason = match (is_running, memory.metric.needs_sample() && !has_text) {
-            (true, _) => Some("Already scoring"),
-            (false, true) => Some("This score needs a text: choose one first"),
-            (false, false) => document.cannot_run(),
-        };
-        let text = "Score units";
-        let is_enabled = reason.is_none();
-        let button = match scores {
-            None => primary_button_ui(ui, text, is_enabled),
-            Some(_) => secondary_button_ui(ui, text, is_enabled),
-        };
-        let button = match reason {
-            Some(reason) => button.on_disabled_hover_text(reason),
-            None => button.on_hover_text("One look at the calibration text for all layers together"),
-        };
-        if button.clicked() {
-            cx.send(Command::ScoreUnits(memory.metric));
+        if !memory.slices.is_on {
+            score_button_ui(ui, cx, document, memory.metric);
         }
         ui.add_space(space::M);
         segments_ui(ui, "Click takes", &UNITS, &mut memory.unit);
     });
+}
+
+/// By which score units are coloured and taken.
+fn metric_ui(ui: &mut Ui, memory: &mut Memory) {
+    let shown = if memory.slices.is_on { TWO_SLICES } else { memory.metric.name() };
+    let chosen = combo_ui(ui, "Score of units", shown, 120.0, |ui| {
+        let mut chosen = None;
+        for metric in Metric::ALL {
+            let is_shown = !memory.slices.is_on && metric == memory.metric;
+            let label = ui.selectable_label(is_shown, metric.name());
+            if label.on_hover_text(metric.description()).clicked() {
+                chosen = Some(Some(metric));
+            }
+        }
+        if ui.selectable_label(memory.slices.is_on, TWO_SLICES).on_hover_text(heads_slices::HINT).clicked() {
+            chosen = Some(None);
+        }
+        chosen
+    });
+    match chosen {
+        Some(Some(metric)) => (memory.metric, memory.slices.is_on) = (metric, false),
+        Some(None) => (memory.slices.is_on, memory.over) = (true, None),
+        None => {}
+    }
+}
+
+fn score_button_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, metric: Metric) {
+    let is_running = cx.bench.jobs().any(|job| job.kind == JobKind::ScoreUnits);
+    let has_text = document.calibration_text.is_some() || document.text.is_some();
+    let reason = match (is_running, metric.needs_sample() && !has_text) {
+        (true, _) => Some("Already scoring"),
+        (false, true) => Some("This score needs a text: choose one first"),
+        (false, false) => document.cannot_run(),
+    };
+    let text = "Score units";
+    let is_enabled = reason.is_none();
+    let button = if document.unit_scores.contains_key(metric.name()) {
+        secondary_button_ui(ui, text, is_enabled)
+    } else {
+        primary_button_ui(ui, text, is_enabled)
+    };
+    let button = match reason {
+        Some(reason) => button.on_disabled_hover_text(reason),
+        None => button.on_hover_text("One look at the calibration text for all layers together"),
+    };
+    if button.clicked() {
+        cx.send(Command::ScoreUnits(metric));
+    }
 }
 
 /// Which measured layers, heads or groups lie over the scores.
@@ -242,37 +322,46 @@ fn over_ui(ui: &mut Ui, document: &Document, memory: &mut Memory) {
     }
 }
 
-/// Shares to take by score.
+/// A menu of controls that stays open while they are used.
+pub(super) fn controls_menu<'a>(text: impl Into<String>) -> MenuButton<'a> {
+    MenuButton::new(text.into()).config(MenuConfig::new().close_behavior(PopupCloseBehavior::CloseOnClickOutside))
+}
+
+/// A share in percent.
+fn share_ui(ui: &mut Ui, value: &mut f64, name: &str) {
+    let mut percent = *value * 100.0;
+    let field = DragValue::new(&mut percent).range(0.0..=95.0).speed(1.0).max_decimals(1).suffix(" %");
+    if ui.add(field).accessible_name(format!("Share of {name}")).changed() {
+        *value = percent / 100.0;
+    }
+    caption_ui(ui, name);
+}
+
+/// What to take by score; the rarer choices and the schedule are in menus, so that all fits one row.
 fn selection_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memory) {
+    if !memory.ranks_layers() {
+        memory.layers = 0;
+    }
     ui.horizontal_wrapped(|ui| {
-        let share = |ui: &mut Ui, value: &mut f64, name: &str| {
-            let mut percent = *value * 100.0;
-            let field = DragValue::new(&mut percent).range(0.0..=95.0).speed(1.0).max_decimals(1).suffix(" %");
-            if ui.add(field).accessible_name(format!("Share of {name}")).changed() {
-                *value = percent / 100.0;
-            }
-            caption_ui(ui, name);
-        };
         caption_ui(ui, "Take");
         let is_one = SHARES[memory.share].1 == Share::All;
-        share(ui, &mut memory.groups, if is_one { "weights" } else { "KV groups" });
+        share_ui(ui, &mut memory.groups, if is_one { "weights" } else { "KV groups" });
         if !is_one {
-            share(ui, &mut memory.channels, "channels");
+            share_ui(ui, &mut memory.channels, "channels");
         }
-        share(ui, &mut memory.heads, "heads of each group");
-        layers_ui(ui, document, memory);
-        caption_ui(ui, "of");
-        let names = SHARES.map(|share| share.0);
-        segments_ui(ui, "Shares are of", &names, &mut memory.share);
-        let is_scored = document.unit_scores.contains_key(memory.metric.name());
+        let (response, _) = controls_menu(more_text(memory)).ui(ui, |ui| more_ui(ui, document, memory));
+        response.on_hover_text("Query heads, layers, and what shares are of").accessible_name("More to take");
+        let is_scored = memory.scores().is_some();
         let button =
             secondary_button_ui(ui, "Take the lowest", is_scored).on_disabled_hover_text("Score the units first");
-        if button.clicked() {
+        if button.clicked()
+            && let Some(by) = memory.by()
+        {
             let over = memory.over.clone();
-            let what = format!("take the lowest by {}", over.as_deref().unwrap_or(memory.metric.name()));
-            let edit = UnitEdit::Lowest { metric: memory.metric, over, take: memory.take() };
-            cx.send(Command::EditUnits { edit, what });
+            let what = format!("take the lowest by {}", over.clone().unwrap_or_else(|| by.to_string()));
+            cx.send(Command::EditUnits { edit: UnitEdit::Lowest { by, over, take: memory.take() }, what });
         }
+        steps_ui(ui, cx, document, memory);
         let is_pruned = !document.plan().prune().removal.is_empty();
         if secondary_button_ui(ui, "Give all back", is_pruned).clicked() {
             let what = "give all units back".to_owned();
@@ -281,19 +370,37 @@ fn selection_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut 
     });
 }
 
-/// How many layers to take, where the scores rank layers.
-fn layers_ui(ui: &mut Ui, document: &Document, memory: &mut Memory) {
-    let scores = document.scores_of(memory.metric, memory.over.as_deref());
-    let ranks = scores.is_some_and(|scores| scores.layers.iter().all(|layer| layer.layer.is_some()));
-    if !ranks {
-        memory.layers = 0;
+/// What the closed menu says: what in it differs from the usual.
+fn more_text(memory: &Memory) -> String {
+    let mut parts = Vec::new();
+    if memory.heads > 0.0 {
+        parts.push(format!("{:.0} % of heads", memory.heads * 100.0));
     }
+    if memory.layers > 0 {
+        parts.push(format!("{} layers", memory.layers));
+    }
+    if memory.share > 0 {
+        parts.push(format!("of {}", SHARES[memory.share].0));
+    }
+    if parts.is_empty() { "More".to_owned() } else { format!("More: {}", parts.join(", ")) }
+}
+
+fn more_ui(ui: &mut Ui, document: &Document, memory: &mut Memory) {
+    ui.horizontal(|ui| share_ui(ui, &mut memory.heads, "heads of each group"));
     let most = document.checkpoint.config.as_ref().map_or(0, |config| config.layers.len().saturating_sub(1));
-    let field = DragValue::new(&mut memory.layers).range(0..=most).speed(0.1);
-    ui.add_enabled(ranks, field)
-        .accessible_name("Layers to take")
-        .on_disabled_hover_text("Scores that rank layers are needed: taylor, say, or measured layers over it");
-    caption_ui(ui, "layers");
+    ui.horizontal(|ui| {
+        let ranks = memory.ranks_layers();
+        let field = DragValue::new(&mut memory.layers).range(0..=most).speed(0.1);
+        ui.add_enabled(ranks, field)
+            .accessible_name("Layers to take")
+            .on_disabled_hover_text("Scores that rank layers are needed: taylor, say, or measured layers over it");
+        caption_ui(ui, "layers");
+    });
+    ui.horizontal(|ui| {
+        caption_ui(ui, "Shares are of");
+        let names = SHARES.map(|share| share.0);
+        segments_ui(ui, "Shares are of", &names, &mut memory.share);
+    });
 }
 
 fn map_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, config: &ModelConfig, memory: &Memory) {
@@ -325,86 +432,6 @@ fn map_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, config: &ModelConfi
     });
 }
 
-fn groups_of(list: &[(usize, usize)]) -> Removal {
-    let mut removal = Removal::default();
-    for &(layer, group) in list {
-        removal.layer_mut(layer).kv_groups.insert(group);
-    }
-    removal
-}
-
-/// All groups of a box go; where all of them go already, they stay.
-fn boxed_edit(map: &HeadMap, boxed: &[(usize, usize)]) -> (UnitEdit, String) {
-    let is_gone = |&(layer, group): &(usize, usize)| {
-        let own = &map.layers[layer];
-        own.heads[group * own.group..(group + 1) * own.group].iter().all(|head| head.is_gone)
-    };
-    let count = boxed.len();
-    if boxed.iter().all(is_gone) {
-        (UnitEdit::GiveBack(groups_of(boxed)), format!("give {count} KV groups back"))
-    } else {
-        (UnitEdit::TakeAway(groups_of(boxed)), format!("take {count} KV groups away"))
-    }
-}
-
-/// What a click does: takes away what stays, gives back what goes.
-fn edit_of(config: &ModelConfig, removal: &Removal, map: &HeadMap, pick: Pick) -> (UnitEdit, String) {
-    match pick {
-        Pick::Layer(layer) => {
-            let own = Removal { layers: [layer].into(), ..Removal::default() };
-            match removal.layers.contains(&layer) {
-                true => (UnitEdit::GiveBack(own), format!("give layer {layer} back")),
-                false => (UnitEdit::TakeAway(own), format!("take layer {layer} away")),
-            }
-        }
-        Pick::Group(layer, group) => {
-            let own = groups_of(&[(layer, group)]);
-            let is_gone = removal.units.get(&layer).is_some_and(|units| units.kv_groups.contains(&group));
-            match is_gone {
-                true => (UnitEdit::GiveBack(own), format!("give KV group {group} of layer {layer} back")),
-                false => (UnitEdit::TakeAway(own), format!("take KV group {group} of layer {layer} away")),
-            }
-        }
-        Pick::Head(layer, head) => {
-            let shape = &config.layers[layer];
-            let own = units_of(
-                layer,
-                LayerUnits {
-                    heads: even_heads(shape.heads / shape.kv_heads, map, layer, head),
-                    ..LayerUnits::default()
-                },
-            );
-            match map.layers[layer].heads[head].is_gone {
-                true => (UnitEdit::GiveBack(own), format!("give head {head} of layer {layer} and its like back")),
-                false => (UnitEdit::TakeAway(own), format!("take head {head} of layer {layer} and its like away")),
-            }
-        }
-    }
-}
-
-/// A head and one of every other group that stays, so that groups stay alike: the lowest where they go, the
-/// highest of those that went where they come back.
-fn even_heads(group: usize, map: &HeadMap, layer: usize, head: usize) -> std::collections::BTreeSet<usize> {
-    let heads = &map.layers[layer].heads;
-    let goes = heads[head].is_gone;
-    let mut found = std::collections::BTreeSet::from([head]);
-    for first in (0..heads.len()).step_by(group) {
-        let members = first..first + group;
-        let is_whole_gone = heads[members.clone()].iter().all(|head| head.is_gone);
-        if members.contains(&head) || (is_whole_gone && !goes) {
-            continue;
-        }
-        let like = members.filter(|&other| heads[other].is_gone == goes);
-        let rank = |&other: &usize| heads[other].score.map_or((other - first) as f64, |score| score.0);
-        let chosen = match goes {
-            true => like.max_by(|a, b| rank(a).total_cmp(&rank(b))),
-            false => like.min_by(|a, b| rank(a).total_cmp(&rank(b))),
-        };
-        found.extend(chosen);
-    }
-    found
-}
-
 /// What is left, and what the target says of it.
 fn outcome_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, structure: &Structure) {
     card_ui(ui, |ui| {
@@ -431,6 +458,14 @@ fn outcome_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, structure: &Str
         if let Ok(resolved) = &document.resolved {
             let text = format!("{} of {}", units::bytes(resolved.new_bytes), units::bytes(resolved.old_bytes));
             lines.push(KeyValue::new("tensors with the plan's formats", text, ""));
+        }
+        if let Some(speed) = cx.memory.standing.standing.speed {
+            let hint = "Of the whole plan on this machine, formats included, by the speeds of its kernels";
+            for (name, rate) in
+                [("decode", speed.decode_tokens_per_second), ("prefill", speed.prefill_tokens_per_second)]
+            {
+                lines.push(KeyValue::new(name, units::significant(rate), "tok/s").hint(hint));
+            }
         }
         key_values_ui(ui, &lines);
         legality_ui(ui, cx, document, structure);
@@ -472,49 +507,4 @@ fn legality_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, structure: &St
 
 fn removal_is_empty(document: &Document) -> bool {
     document.plan().prune().removal.is_empty()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::checkpoint::Checkpoint;
-
-    fn demo() -> Checkpoint {
-        Checkpoint::open(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo"))).expect("opens")
-    }
-
-    #[test]
-    fn a_head_goes_with_one_of_every_other_group_and_comes_back_with_it() {
-        let demo = demo();
-        let config = demo.config.as_ref().expect("config");
-        let mut removal = Removal::default();
-        removal.layer_mut(2).kv_groups.insert(3);
-        let map = map_of(config, &removal, None);
-        let (UnitEdit::TakeAway(units), _) = edit_of(config, &removal, &map, Pick::Head(2, 1)) else {
-            panic!("a head that stays is taken away")
-        };
-        assert_eq!(units.units[&2].heads, [1, 2, 4].into(), "one of each group, none of the one that goes");
-        removal.add(&units);
-        Structure::new(config, &removal).expect("legal");
-        let map = map_of(config, &removal, None);
-        let (UnitEdit::GiveBack(back), _) = edit_of(config, &removal, &map, Pick::Head(2, 2)) else {
-            panic!("a head that goes comes back")
-        };
-        removal.subtract(&back);
-        assert_eq!(removal.units[&2].heads, std::collections::BTreeSet::new());
-    }
-
-    #[test]
-    fn boxes_take_and_give_back() {
-        let demo = demo();
-        let config = demo.config.as_ref().expect("config");
-        let mut removal = groups_of(&[(0, 0)]);
-        let boxed = [(0, 0), (1, 2)];
-        let (UnitEdit::TakeAway(units), what) = boxed_edit(&map_of(config, &removal, None), &boxed) else {
-            panic!("one of them stays, so all go")
-        };
-        assert_eq!(what, "take 2 KV groups away");
-        removal.add(&units);
-        assert!(matches!(boxed_edit(&map_of(config, &removal, None), &boxed).0, UnitEdit::GiveBack(_)));
-    }
 }

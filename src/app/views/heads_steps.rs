@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use eframe::egui::{DragValue, Grid, Ui};
+use eframe::egui::{DragValue, Grid, ScrollArea, Ui};
 
-use super::common::{caption_ui, combo_ui, figure_ui, head_ui};
+use super::common::{caption_ui, figure_ui, head_ui};
 use super::heads;
 use crate::app::context::Cx;
 use crate::app::theme::space;
@@ -29,50 +29,52 @@ impl Default for Memory {
     }
 }
 
-/// The controls, and below them the steps of the last run.
+/// The menu of a schedule: how many steps, where to stop, and its start.
 pub(super) fn steps_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut heads::Memory) {
-    ui.horizontal_wrapped(|ui| {
-        let own = &mut memory.steps;
-        caption_ui(ui, "In");
+    let (response, _) = heads::controls_menu("In steps").ui(ui, |ui| menu_ui(ui, cx, document, memory));
+    response
+        .on_hover_text("Take a little, score anew, measure, and go on until a limit would be passed")
+        .accessible_name("Pruning in steps");
+}
+
+fn menu_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut heads::Memory) {
+    ui.set_min_width(300.0);
+    let own = &mut memory.steps;
+    ui.horizontal(|ui| {
         ui.add(DragValue::new(&mut own.count).range(1..=50).speed(0.1)).accessible_name("Number of steps");
         caption_ui(ui, "steps");
         ui.checkbox(&mut own.limits_kld, "stop before KLD");
         let field = DragValue::new(&mut own.max_kld).range(0.0..=10.0).speed(0.005).max_decimals(4);
         ui.add_enabled(own.limits_kld, field).accessible_name("Largest KLD of a step");
-        slice_ui(ui, document, own);
-        let text = "keep means as biases";
-        ui.checkbox(&mut own.compensate, text)
-            .on_hover_text("What goes leaves its mean as a bias of o and down, by the model that each step begins with");
-        let is_running = cx.bench.jobs().any(|job| job.kind == JobKind::PruneSteps);
-        let take = memory.take();
-        let takes_nothing = take.kv_groups + take.heads + take.channels == 0.0 && take.layers == 0;
-        let reason = match (is_running, takes_nothing) {
-            (true, _) => Some("Already pruning in steps"),
-            (_, true) => Some("Choose a share to take first"),
-            _ => document.cannot_prune_in_steps(memory.metric),
-        };
-        let button = secondary_button_ui(ui, "Prune in steps", reason.is_none());
-        let button = match reason {
-            Some(reason) => button.on_disabled_hover_text(reason),
-            None => button.on_hover_text(
-                "Takes a little, scores anew and measures; every step is kept as a plan. Goes on from what the plan takes \
-                 away already",
-            ),
-        };
-        if button.clicked() {
-            let own = &memory.steps;
-            cx.send(Command::PruneInSteps(Box::new(PruneSteps {
-                metric: memory.metric,
-                take,
-                steps: own.count,
-                max_kld: own.limits_kld.then_some(own.max_kld),
-                slice: own.slice.clone().map(|slice| (slice, own.max_loss)),
-                compensate: own.compensate,
-            })));
-        }
     });
-    if !document.prune_steps.is_empty() {
-        kept_ui(ui, cx, document);
+    ui.checkbox(&mut own.compensate, "keep means as biases")
+        .on_hover_text("What goes leaves its mean as a bias of o and down, by the model that each step begins with");
+    slice_ui(ui, document, own);
+    let is_running = cx.bench.jobs().any(|job| job.kind == JobKind::PruneSteps);
+    let take = memory.take();
+    let takes_nothing = take.kv_groups + take.heads + take.channels == 0.0 && take.layers == 0;
+    let reason = match (is_running, takes_nothing, memory.slices.is_on) {
+        (true, ..) => Some("Already pruning in steps"),
+        (_, true, _) => Some("Choose a share to take first"),
+        (.., true) => Some("Steps are scored by one metric: choose one instead of two slices"),
+        _ => document.cannot_prune_in_steps(memory.metric),
+    };
+    let button = secondary_button_ui(ui, "Prune in steps", reason.is_none());
+    let button = match reason {
+        Some(reason) => button.on_disabled_hover_text(reason),
+        None => button.on_hover_text("Every step is kept as a plan. Goes on from what the plan takes away already"),
+    };
+    if button.clicked() {
+        let own = &memory.steps;
+        cx.send(Command::PruneInSteps(Box::new(PruneSteps {
+            metric: memory.metric,
+            take,
+            steps: own.count,
+            max_kld: own.limits_kld.then_some(own.max_kld),
+            slice: own.slice.clone().map(|slice| (slice, own.max_loss)),
+            compensate: own.compensate,
+        })));
+        ui.close();
     }
 }
 
@@ -82,32 +84,35 @@ fn slice_ui(ui: &mut Ui, document: &Document, memory: &mut Memory) {
         memory.slice = None;
         return;
     };
+    ui.horizontal(|ui| {
+        caption_ui(ui, "The slice below may lose");
+        let mut percent = memory.max_loss * 100.0;
+        let field = DragValue::new(&mut percent).range(0.0..=100.0).speed(0.1).max_decimals(1).suffix(" %");
+        if ui.add_enabled(memory.slice.is_some(), field).accessible_name("Largest loss of the slice").changed() {
+            memory.max_loss = percent / 100.0;
+        }
+    });
     let text = |slice: Option<&str>| match slice {
         None => "no slice is watched".to_owned(),
         Some("*") => "each slice".to_owned(),
         Some(name) => name.to_owned(),
     };
-    let shown = text(memory.slice.as_deref());
-    let chosen = combo_ui(ui, "Slice that steps watch", &shown, 160.0, |ui| {
+    // A list and no menu: a menu within this one would close it.
+    ScrollArea::vertical().max_height(180.0).show(ui, |ui| {
         let names: BTreeSet<String> = tasks.items.iter().map(|item| format!("{}/{}", item.task, item.slice)).collect();
-        let mut chosen = None;
         for name in [None, Some("*".to_owned())].into_iter().chain(names.into_iter().map(Some)) {
             if ui.selectable_label(memory.slice == name, text(name.as_deref())).clicked() {
-                chosen = Some(name);
+                memory.slice = name;
             }
         }
-        chosen
     });
-    memory.slice = chosen.unwrap_or(memory.slice.take());
-    caption_ui(ui, "may lose");
-    let mut percent = memory.max_loss * 100.0;
-    let field = DragValue::new(&mut percent).range(0.0..=100.0).speed(0.1).max_decimals(1).suffix(" %");
-    if ui.add_enabled(memory.slice.is_some(), field).accessible_name("Largest loss of the slice").changed() {
-        memory.max_loss = percent / 100.0;
-    }
 }
 
-fn kept_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
+/// The steps of the last run; nothing where there was none.
+pub(super) fn kept_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
+    if document.prune_steps.is_empty() {
+        return;
+    }
     section_with_ui(ui, "Steps that were kept", |ui| {
         tag_ui(ui, "measured, weights only");
     });

@@ -129,7 +129,8 @@ fn measured(document: &Document) -> Vec<Spot> {
             stderr: Some(distance.kld_mean_stderr),
         })
     };
-    document.runs.iter().enumerate().filter_map(spot).collect()
+    // A mask is no plan, and its file's size is no memory.
+    document.runs.iter().enumerate().filter(|(_, run)| run.mask.is_none()).filter_map(spot).collect()
 }
 
 /// The best over all budgets, with what is decided by hand as it is; nothing where nothing is left.

@@ -130,7 +130,7 @@ fn text_of(document: &Document, other: &Other) -> String {
 /// Everything that the plan can be compared with.
 fn others(document: &Document) -> Vec<Other> {
     let named = document.named.iter().map(|named| Other::Named(named.name.clone()));
-    let runs = document.runs.iter().rev().map(|run| Other::Run(run.id));
+    let runs = document.runs.iter().rev().filter(|run| run.mask.is_none()).map(|run| Other::Run(run.id));
     let count = document.history.steps().count();
     let steps = (count.saturating_sub(MOST_STEPS)..count).rev().map(Other::Step);
     named.chain(runs).chain(steps).collect()

@@ -217,7 +217,8 @@ fn card_of(run: &Run, base_model: &str, license: &str) -> CardOptions {
     CardOptions {
         base_model: given(base_model),
         license: given(license),
-        is_pruned_or_trained: !run.plan.prune().removal.is_empty(),
+        is_pruned_or_trained: !run.plan.prune().removal.is_empty() || run.mask.is_some(),
+        tags: run.mask.iter().map(|_| "masked".to_owned()).collect(),
         ..CardOptions::default()
     }
 }

@@ -7,7 +7,9 @@ use egui_extras::{Column, TableBuilder, TableRow};
 use super::common::{self, accuracy_percent, action_button_ui, caption_ui, figure_ui, head_ui, no_document_ui};
 use crate::app::context::Cx;
 use crate::app::theme::{Tokens, Type, UiTokens as _, space};
-use crate::app::widgets::{Number, empty_ui, number_ui, number_with_interval, secondary_button_ui, section_with_ui};
+use crate::app::widgets::{
+    Number, empty_ui, number_ui, number_with_interval, secondary_button_ui, section_with_ui, tag_ui,
+};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::scoring::SpeedResult;
 use crate::engine::units;
@@ -170,11 +172,20 @@ fn run_row_ui(
                 if let CandidateState::Lost(err) = &run.candidate {
                     response.on_hover_text(err.to_string());
                 }
+                if let Some(facts) = &run.mask {
+                    tag_ui(ui, "masked").on_hover_text(facts.mask.statement.as_ref());
+                }
                 caption_ui(ui, common::ago(run.created_unix_secs)).on_hover_text(run.path.display().to_string());
             },
         );
     });
-    line.col(|ui| size_ui(ui, run.report.file_bytes, run.report.new_bits_per_weight()));
+    line.col(|ui| {
+        let statement = run.mask.as_ref().and_then(|facts| facts.size_statement.as_deref());
+        let size = ui.scope(|ui| size_ui(ui, run.report.file_bytes, run.report.new_bits_per_weight()));
+        if let Some(statement) = statement {
+            size.response.on_hover_text(statement);
+        }
+    });
     figures_ui(line, run.evaluation.as_deref());
     if is_editing {
         line.col(|ui| actions_ui(ui, cx, memory, run, state));
@@ -304,7 +315,8 @@ fn actions_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory, run: &Run, stat
             cx.memory.dialogs.ask_export(run.id, &run.path);
             ui.close();
         }
-        if ui.button("Roll the plan back to this run").clicked() {
+        // A mask is no plan to go back to.
+        if run.mask.is_none() && ui.button("Roll the plan back to this run").clicked() {
             cx.send(Command::RollBack(run.id));
             cx.send(Command::Show(View::Plan));
             ui.close();

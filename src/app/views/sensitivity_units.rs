@@ -10,7 +10,7 @@ use crate::app::context::Cx;
 use crate::app::plots::depth::{Depth, DepthPoint, Series, Shape, depth_ui};
 use crate::app::plots::heat_map::{Cell, Edge, HeatMap, Slot, heat_map_ui, height_for};
 use crate::app::theme::space;
-use crate::app::widgets::{card_ui, empty_ui, primary_button_ui, section_ui, segments_ui, tag_ui};
+use crate::app::widgets::{card_ui, empty_ui, primary_button_ui, secondary_button_ui, section_ui, segments_ui, tag_ui};
 use crate::engine::checkpoint::ModelConfig;
 use crate::engine::sensitivity::kld::{self, Granularity};
 use crate::engine::sensitivity::units::{self as unit_metrics, UnitKind, UnitMetric, UnitTable, UnitValue};
@@ -60,13 +60,16 @@ pub(super) fn layers_ui(
         let groups: &[Group] = basis.map(|basis| basis.groups.as_slice()).unwrap_or_default();
         group_ui(ui, groups, &mut memory.group);
         tag_ui(ui, metric.label.name()).on_hover_text(metric.description);
-        if cx.is_presenting() {
+        // Where nothing is measured yet, the button stands in the empty page.
+        if cx.is_presenting() || (table.is_none() && by_format.is_none()) {
             return;
         }
         ui.add_space(space::M);
-        match chosen.and_then(|own| action_of_units(own)) {
-            Some(action) => drop(action_button_ui(ui, cx, action, false)),
-            None => layer_kld_button_ui(ui, cx, formats),
+        let action = chosen.map_or(Some(Action::MeasureLayerKld), |own| action_of_units(own));
+        if let Some(action) = action
+            && button_ui(ui, cx, action)
+        {
+            measure(cx, action, formats);
         }
     });
     let (title, points) = match (table, by_format) {
@@ -76,7 +79,7 @@ pub(super) fn layers_ui(
             let name = table.formats.get(column).map_or("", String::as_str);
             (format!("{}, {name}", metric.title), format_points(table, column, memory.group))
         }
-        (None, None) => return missing_ui(ui, cx, metric, chosen.copied()),
+        (None, None) => return missing_ui(ui, cx, metric, chosen.copied(), formats),
     };
     card_ui(ui, |ui| {
         section_ui(ui, &title);
@@ -99,19 +102,29 @@ pub(super) fn layers_ui(
     });
 }
 
-fn layer_kld_button_ui(ui: &mut Ui, cx: &mut Cx<'_>, formats: &BTreeSet<&'static str>) {
-    let action = Action::MeasureLayerKld;
+/// An action's button; KLD of layers, which takes long, is the page's primary one.
+fn button_ui(ui: &mut Ui, cx: &mut Cx<'_>, action: Action) -> bool {
     let reason = cx.bench.unavailable(action);
-    let button = primary_button_ui(ui, action.text(), reason.is_none());
+    let button = match action {
+        Action::MeasureLayerKld => primary_button_ui(ui, action.text(), reason.is_none()),
+        _ => secondary_button_ui(ui, action.text(), reason.is_none()),
+    };
     let button = match reason {
         Some(reason) => button.on_disabled_hover_text(reason),
         None => button.on_hover_text(action.tooltip()),
     };
-    if button.clicked() {
-        let order = crate::engine::format::quantized().map(|format| format.id()).filter(|id| formats.contains(id));
-        let request = KldRequest { formats: order.collect(), granularity: Granularity::Layer, ..KldRequest::default() };
-        cx.send(Command::MeasureKld(request));
+    button.clicked()
+}
+
+/// Starts a measurement; KLD of layers in the formats that are chosen above.
+fn measure(cx: &mut Cx<'_>, action: Action, formats: &BTreeSet<&'static str>) {
+    if action != Action::MeasureLayerKld {
+        cx.act(action);
+        return;
     }
+    let order = crate::engine::format::quantized().map(|format| format.id()).filter(|id| formats.contains(id));
+    let request = KldRequest { formats: order.collect(), granularity: Granularity::Layer, ..KldRequest::default() };
+    cx.send(Command::MeasureKld(request));
 }
 
 fn unit_points(table: &UnitTable, group: usize) -> Vec<DepthPoint> {
@@ -170,11 +183,11 @@ pub(super) fn heads_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory
             return;
         }
         ui.add_space(space::M);
-        if let Some(action) = action_of_units(metric) {
+        if let Some(action) = action_of_units(metric).filter(|_| table.is_some()) {
             action_button_ui(ui, cx, action, false);
         }
     });
-    let Some(table) = table else { return missing_ui(ui, cx, &metric.metric, Some(metric)) };
+    let Some(table) = table else { return missing_ui(ui, cx, &metric.metric, Some(metric), &BTreeSet::new()) };
     let map = head_map(config, metric, table, memory.group);
     card_ui(ui, |ui| {
         section_ui(ui, &format!("{} by layer and {}", metric.metric.title, metric.kind.name()));
@@ -222,7 +235,14 @@ fn head_map(config: &ModelConfig, metric: &UnitMetric, table: &UnitTable, group:
     }
 }
 
-fn missing_ui(ui: &mut Ui, cx: &mut Cx<'_>, metric: &Metric, unit: Option<&'static UnitMetric>) {
+/// What is missing, and the button that measures it.
+fn missing_ui(
+    ui: &mut Ui,
+    cx: &mut Cx<'_>,
+    metric: &Metric,
+    unit: Option<&'static UnitMetric>,
+    formats: &BTreeSet<&'static str>,
+) {
     let kind = if unit.is_some() { JobKind::Units } else { JobKind::Kld };
     if cx.bench.jobs().any(|job| job.kind == kind) {
         empty_ui(ui, "Being measured", "Values fill in as they are measured", None);
@@ -235,7 +255,10 @@ fn missing_ui(ui: &mut Ui, cx: &mut Cx<'_>, metric: &Metric, unit: Option<&'stat
         Some(reason) => format!("{}. {reason}", metric.description),
         None => metric.description.to_owned(),
     };
-    empty_ui(ui, "Not measured yet", &sentence, None);
+    let is_possible = reason.is_none() && !cx.is_presenting();
+    if empty_ui(ui, "Not measured yet", &sentence, is_possible.then(|| action.text())) {
+        measure(cx, action, formats);
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 mod copy;
 mod device;
 mod folder;
+mod mask;
 mod prune;
 mod reuse;
 mod rtn;
@@ -22,6 +23,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 pub use copy::copy_candidate;
+pub use mask::{MaskFacts, MaskPass, Masked, SIZE_STATEMENT, mask_formats, masked};
 pub use reuse::Earlier;
 
 use super::calibration::Importance;

@@ -79,6 +79,31 @@ fn zeros_are_left_out_of_the_file_and_are_there_when_it_is_read() {
     assert!(!std::fs::read_to_string(plain.join("config.json")).expect("reads").contains("sparsity"));
 }
 
+#[test]
+fn what_the_target_cannot_hold_is_refused_before_the_sweep() {
+    let demo = Checkpoint::open(&root().join("assets/demo")).expect("opens");
+    let folder = tempfile::tempdir().expect("tempdir");
+    let output = folder.path().join("out");
+    let offered: Vec<&str> = mask_formats().collect();
+    assert!(offered.contains(&"int4_g128"), "{offered:?}");
+    for (id, target) in [("int4_g128", Target::Gguf), ("q4_k", Target::CompressedTensors)] {
+        assert!(target != Target::CompressedTensors || !offered.contains(&id));
+        let dtype = crate::format::find(id).map(|format| format.dtype());
+        // Without a text, so that a sweep would be refused with other words.
+        let mask = MaskOptions {
+            method: MaskMethod::SparseGpt,
+            pattern: Pattern::TWO_OF_FOUR,
+            sample: None,
+            most_bytes: 1 << 30,
+            format: dtype,
+        };
+        let options = MaskPass { mask, recipe: None, target: Some(target), compact_zeros: true };
+        let refused = super::masked(&demo, &options, &output, &Progress::default()).expect_err("refused").to_string();
+        assert!(refused.contains("does not hold") && refused.contains("int4_g128"), "{refused}");
+        assert!(!output.exists());
+    }
+}
+
 /// A folder of one matrix in parts; `change` spoils it.
 fn parts(path: &Path, format: &str, change: impl Fn(&mut Vec<(SafeTensor, Vec<u8>)>)) -> Checkpoint {
     let values: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|value| value.to_le_bytes()).collect();

@@ -3,6 +3,7 @@
 //! Every edit is checked against the checkpoint before the plan changes, so that a refused click
 //! leaves it as it was. What a target's loaders want of shapes is in `shapes.rs`.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -151,6 +152,18 @@ impl Plan {
         self.structure_for(Subject::of(checkpoint))
     }
 
+    /// The shape of the network that the plan leaves, which is the checkpoint's where it takes nothing away;
+    /// none where the checkpoint does not say how it is built.
+    ///
+    /// # Errors
+    /// As [`Plan::structure`].
+    pub fn config_left<'c>(&self, checkpoint: &'c Checkpoint) -> Result<Option<Cow<'c, ModelConfig>>> {
+        Ok(match self.structure(checkpoint)? {
+            Some(structure) => Some(Cow::Owned(structure.config)),
+            None => checkpoint.config.as_ref().map(Cow::Borrowed),
+        })
+    }
+
     fn structure_for(&self, subject: Subject<'_>) -> Result<Option<Structure>> {
         let removal = &self.prune.removal;
         if removal.is_empty() {
@@ -228,4 +241,39 @@ pub fn units_of(layer: usize, units: LayerUnits) -> Removal {
     let mut removal = Removal::default();
     removal.units.insert(layer, units);
     removal
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::plan::Constraints;
+    use crate::plan::budget::Limit;
+    use crate::plan::constraints::MemoryLimit;
+
+    #[test]
+    fn limits_of_memory_count_the_cache_of_what_is_left() {
+        let demo = Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo")).expect("opens");
+        let config = demo.require_config().expect("a network");
+        let limit = MemoryLimit { bytes: 1 << 30, context: 1000, cache: "f16" };
+        let constraints = Constraints { max_memory: Some(limit), ..Constraints::default() };
+        let cache = |plan: &Plan| match constraints.limits(plan.config_left(&demo).expect("fits").as_deref())[..] {
+            [Limit::Memory { bytes, cache_bytes }] => {
+                assert_eq!(bytes, 1 << 30);
+                cache_bytes
+            }
+            ref other => panic!("one limit: {other:?}"),
+        };
+        let mut plan = Plan::new(Target::Lapidary, None);
+        assert!(matches!(plan.config_left(&demo), Ok(Some(Cow::Borrowed(own))) if own == config));
+        let whole = cache(&plan);
+        let units = LayerUnits { kv_groups: [1].into(), ..LayerUnits::default() };
+        plan.remove_units(&demo, &units_of(2, units)).expect("legal");
+        // A key and a value of one head, in f16, for each token.
+        assert_eq!(whole - cache(&plan), 2 * 2 * 1000 * config.head_dim as u64);
+        plan.remove_units(&demo, &Removal { layers: [0].into(), ..Removal::default() }).expect("legal");
+        let of_layer = 2 * 2 * 1000 * (config.layers[0].kv_heads * config.head_dim) as u64;
+        assert_eq!(whole - cache(&plan), 2 * 2 * 1000 * config.head_dim as u64 + of_layer);
+    }
 }

@@ -2,21 +2,25 @@
 //!
 //! Writing a token multiplies every matrix once and reads it from memory once: a matrix takes the
 //! longer of both, its weights times the kernel's measured time for each, or its bytes over the
-//! memory's measured speed (Williams, Waterman and Patterson, "Roofline", CACM 52, 2009). Keys and
-//! values of the context are read beside it. A token of a prompt shares the reading with the
-//! others, so it takes the kernel's time for many tokens at once.
+//! memory's measured speed (Williams, Waterman and Patterson, "Roofline", CACM 52, 2009). A token of a
+//! prompt shares the reading with the others, so it takes the kernel's time for many tokens at once.
 //!
-//! What lies outside of products (attention, norms, sampling) is not in a kernel's rate. Where the
+//! Attention is a roofline too: keys and values of the context are read once, and every query head
+//! multiplies with them at the speed of f32 products that memory does not hold up. Both are of the
+//! network that the plan leaves: KV groups, heads and layers that it takes away cost nothing.
+//!
+//! What lies outside of both (norms, activations, sampling) is not in a kernel's rate. Where the
 //! original was measured, the difference to its own prediction is added to every plan's
-//! ([`SpeedModel::calibrated`]): it does not depend on formats. Times add up tensor by tensor, so a
-//! planner can spend them like bytes.
+//! ([`SpeedModel::calibrated`]): it does not depend on formats, and layers share it alike, so a plan
+//! with fewer layers gets as much less of it. Times add up tensor by tensor, so a planner can spend
+//! them like bytes.
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::ResolvedPlan;
-use crate::checkpoint::{Checkpoint, ModelConfig, Role, TensorInfo};
+use crate::checkpoint::{Checkpoint, ModelConfig, Role, Structure, TensorInfo};
 use crate::format::{self, Dtype};
 use crate::scoring::SpeedResult;
 use crate::scoring::kernel_rates::KernelRates;
@@ -49,17 +53,47 @@ pub struct SpeedPrediction {
     pub is_calibrated: bool,
 }
 
+impl Secs {
+    /// Each time by its own factor.
+    fn scaled(self, by: Self) -> Self {
+        Self { decode: self.decode * by.decode, prefill: self.prefill * by.prefill }
+    }
+}
+
+/// What a network does beside its matrices: pruning changes it, formats do not.
+#[derive(Clone, Copy, Debug, Default)]
+struct Attention {
+    /// Bytes of the keys and values of one token.
+    cache_bytes: f64,
+    /// Multiplications of a token with one token of its context: with keys, then with values.
+    multiplies: f64,
+    layers: f64,
+}
+
+impl Attention {
+    fn of(config: &ModelConfig) -> Self {
+        let heads: usize = config.layers.iter().map(|layer| layer.heads).sum();
+        Self {
+            cache_bytes: config.kv_bytes_per_token() as f64,
+            multiplies: (2 * heads * config.head_dim) as f64,
+            layers: config.layers.len() as f64,
+        }
+    }
+}
+
 /// Predicts times of a checkpoint's matrices in any format.
 #[derive(Clone, Debug)]
 pub struct SpeedModel {
     rates: Arc<KernelRates>,
     /// True if the embedding is the head as well.
     is_tied: bool,
-    /// Bytes of keys and values that a written token reads.
-    cache_bytes: f64,
+    /// The network before anything is taken away.
+    whole: Attention,
+    /// Tokens that a written one looks back at.
+    depth: f64,
     /// Tokens of a prompt: its last one alone is multiplied with the head.
     prompt_tokens: f64,
-    /// Time beside products.
+    /// Time beside products and attention.
     rest: Secs,
     /// Measured over predicted time of products, where products alone were predicted too slow.
     scale: Secs,
@@ -76,36 +110,34 @@ impl SpeedModel {
     }
 
     pub(super) fn of(rates: Arc<KernelRates>, tensors: &[TensorInfo], config: Option<&ModelConfig>) -> Self {
-        let mut model = Self {
+        Self {
             rates,
             is_tied: !tensors.iter().any(|tensor| tensor.role == Role::Head),
-            cache_bytes: 0.0,
+            whole: config.map(Attention::of).unwrap_or_default(),
+            depth: USUAL_TOKENS as f64,
             prompt_tokens: USUAL_TOKENS as f64,
             rest: Secs::default(),
             scale: Secs { decode: 1.0, prefill: 1.0 },
             is_calibrated: false,
-        };
-        model.at_depth(config, USUAL_TOKENS, USUAL_TOKENS);
-        model
-    }
-
-    /// Where writing begins and how long prompts are.
-    fn at_depth(&mut self, config: Option<&ModelConfig>, depth: usize, prompt: usize) {
-        self.cache_bytes = config.map_or(0, ModelConfig::kv_bytes_per_token) as f64 * depth as f64;
-        self.prompt_tokens = prompt.max(1) as f64;
+        }
     }
 
     /// The same, brought to what was measured of the original: time that its products do not
     /// explain is added to every plan's; where they explain more than there was, they are scaled.
     #[must_use]
-    pub fn calibrated(mut self, checkpoint: &Checkpoint, measured: &SpeedResult) -> Self {
+    pub fn calibrated(self, checkpoint: &Checkpoint, measured: &SpeedResult) -> Self {
+        self.calibrated_for(&checkpoint.tensors, measured)
+    }
+
+    fn calibrated_for(mut self, tensors: &[TensorInfo], measured: &SpeedResult) -> Self {
         if measured.threads != self.rates.machine.threads {
             return self;
         }
-        self.at_depth(checkpoint.config.as_ref(), measured.decode_depth, measured.prefill_tokens);
-        let stored = checkpoint.tensors.iter().map(|tensor| (tensor, tensor.dtype, tensor.weight_count()));
+        self.depth = measured.decode_depth as f64;
+        self.prompt_tokens = measured.prefill_tokens.max(1) as f64;
+        let stored = tensors.iter().map(|tensor| (tensor, tensor.dtype, tensor.weight_count()));
         let Some(products) = self.products(stored) else { return self };
-        let fixed = self.fixed();
+        let fixed = self.attention(self.whole);
         let apart = |measured: f64, products: f64, fixed: f64| {
             let rest = measured - products - fixed;
             if rest >= 0.0 || products <= 0.0 { (rest.max(0.0), 1.0) } else { (0.0, measured / (products + fixed)) }
@@ -124,22 +156,29 @@ impl SpeedModel {
         &self.rates
     }
 
-    /// Time for reading the context, which no format changes.
-    fn fixed(&self) -> Secs {
-        Secs { decode: self.cache_bytes / self.rates.memory_bytes_per_second, prefill: 0.0 }
+    /// Time of attention over the context, which no format changes.
+    fn attention(&self, of: Attention) -> Secs {
+        // Without a rate of it, computing is taken to hide behind reading.
+        let per_multiply = self.rates.of("f32").map_or(0.0, |rate| rate.prefill_secs_per_weight);
+        let reading = of.cache_bytes * self.depth / self.rates.memory_bytes_per_second;
+        let computing = of.multiplies * self.depth * per_multiply;
+        // A prompt's tokens look back at half of it on average.
+        let prefill = of.multiplies * 0.5 * self.prompt_tokens * per_multiply;
+        Secs { decode: reading.max(computing), prefill }
     }
 
-    /// Time that is the same in every plan.
-    pub fn base(&self) -> Secs {
-        let fixed = self.fixed();
-        self.rest + Secs { decode: fixed.decode * self.scale.decode, prefill: fixed.prefill * self.scale.prefill }
+    /// Time that is the same in whatever formats a network is stored: the one that a plan leaves, or
+    /// the whole one where it takes nothing away.
+    pub fn base(&self, left: Option<&Structure>) -> Secs {
+        let left = left.map_or(self.whole, |left| Attention::of(&left.config));
+        let share = if self.whole.layers > 0.0 { left.layers / self.whole.layers } else { 1.0 };
+        self.rest.scaled(Secs { decode: share, prefill: share }) + self.attention(left).scaled(self.scale)
     }
 
     /// Time of one tensor with `weight_count` weights stored as `dtype`; none without a rate of its
     /// format. What is no matrix of a product takes none.
     pub fn tensor(&self, tensor: &TensorInfo, dtype: Dtype, weight_count: u64) -> Option<Secs> {
-        let secs = self.unscaled(tensor, dtype, weight_count)?;
-        Some(Secs { decode: secs.decode * self.scale.decode, prefill: secs.prefill * self.scale.prefill })
+        Some(self.unscaled(tensor, dtype, weight_count)?.scaled(self.scale))
     }
 
     fn unscaled(&self, tensor: &TensorInfo, dtype: Dtype, weight_count: u64) -> Option<Secs> {
@@ -177,17 +216,12 @@ impl SpeedModel {
         let decisions = resolved.decisions.iter().filter(|one| !one.is_removed());
         let stored = decisions.map(|one| Some((tensors.get(one.tensor_index)?, one.dtype, one.new_weight_count)));
         let stored: Option<Vec<_>> = stored.collect();
-        Some(self.prediction(self.products(stored?.into_iter())?))
-    }
-
-    /// The speed at so much time in products.
-    pub(super) fn prediction(&self, products: Secs) -> SpeedPrediction {
-        let all = products + self.base();
-        SpeedPrediction {
+        let all = self.products(stored?.into_iter())? + self.base(resolved.structure.as_deref());
+        Some(SpeedPrediction {
             decode_tokens_per_second: 1.0 / all.decode.max(1e-12),
             prefill_tokens_per_second: 1.0 / all.prefill.max(1e-12),
             is_calibrated: self.is_calibrated,
-        }
+        })
     }
 }
 
@@ -213,8 +247,9 @@ pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::checkpoint::{LayerShape, Rope};
     use crate::plan::tests::{llama, parse, subject};
-    use crate::plan::{Plan, Recipe, Target, resolve::resolve_for};
+    use crate::plan::{Plan, Recipe, Subject, Target, resolve::resolve_for};
     use crate::scoring::kernel_rates::{FormatRate, Machine};
 
     /// A machine on which a byte is read in a nanosecond, and computing never is the longer part.
@@ -272,5 +307,96 @@ pub(super) mod tests {
         rates.formats.remove("q8_0");
         let model = SpeedModel::of(Arc::new(rates), &tensors, None);
         assert_eq!(model.predict_for(&tensors, &resolved), None);
+    }
+
+    /// The network that [`llama`]'s tensors are of.
+    fn network(layers: usize) -> ModelConfig {
+        ModelConfig {
+            family: "llama".to_owned(),
+            hidden: 256,
+            layers: vec![LayerShape { heads: 4, kv_heads: 2, mlp_channels: 512 }; layers],
+            head_dim: 64,
+            vocab: 1024,
+            norm_eps: 1e-5,
+            rope: Rope { theta: 10_000.0, scaling: None, freq_factors: None },
+            tied_embeddings: true,
+            context: 512,
+            bos: None,
+            eos: Vec::new(),
+        }
+    }
+
+    /// Products of a plan in q8_0, and what the model takes for the network that it leaves.
+    fn parts(model: &SpeedModel, tensors: &[TensorInfo], config: &ModelConfig, prune: &str) -> (Secs, Secs, Secs) {
+        let plan = parse(&format!("version = 1\nrecipe = \"Q8_0\"\ncheckpoint = \"f1\"\n{prune}"));
+        let subject = Subject { tensors, config: Some(config), fingerprint: "f1" };
+        let resolved = resolve_for(&plan, subject).expect("resolves");
+        let staying = resolved.decisions.iter().filter(|one| !one.is_removed());
+        let stored = staying.map(|one| (&tensors[one.tensor_index], one.dtype, one.new_weight_count));
+        let products = model.products(stored).expect("rated");
+        let speed = model.predict_for(tensors, &resolved).expect("rated");
+        let all = Secs { decode: 1.0 / speed.decode_tokens_per_second, prefill: 1.0 / speed.prefill_tokens_per_second };
+        (products, all, model.base(resolved.structure.as_deref()))
+    }
+
+    fn assert_close(found: f64, expected: f64) {
+        assert!((found - expected).abs() <= 1e-9 * expected.abs(), "{found} for {expected}");
+    }
+
+    #[test]
+    fn units_that_are_taken_away_are_not_attended_with() {
+        let (tensors, config) = (llama(2), network(2));
+        let model = SpeedModel::of(rates(), &tensors, Some(&config));
+        // 2 layers · keys and values · 2 heads of 64 · 4 bytes · 128 tokens, a byte a nanosecond.
+        let reading = 2.0 * 2.0 * 128.0 * 4.0 * 128.0 * 1e-9;
+        // 2 layers · keys and values · 4 heads of 64 · 64 of 128 tokens on average.
+        let computing = 2.0 * 2.0 * 256.0 * 64.0 * 1e-11;
+        let whole = parts(&model, &tensors, &config, "");
+        let groups = "[prune.layer.0]\nkv_groups = [1]\n[prune.layer.1]\nkv_groups = [0]\n";
+        let heads = "[prune.layer.0]\nheads = [0, 2]\n[prune.layer.1]\nheads = [1, 3]\n";
+        for (prune, decode, prefill) in [
+            ("", reading, computing),
+            (groups, reading / 2.0, computing / 2.0),
+            // Their keys and values stay for the other query heads.
+            (heads, reading, computing / 2.0),
+            ("[prune]\nlayers = [1]\n", reading / 2.0, computing / 2.0),
+        ] {
+            let (products, all, base) = parts(&model, &tensors, &config, prune);
+            assert_close(base.decode, decode);
+            assert_close(base.prefill, prefill);
+            assert_close(all.decode, products.decode + decode);
+            assert_close(all.prefill, products.prefill + prefill);
+            assert!(prune.is_empty() || (products.decode < whole.0.decode && all.decode < whole.1.decode), "{prune}");
+        }
+    }
+
+    #[test]
+    fn what_is_measured_beside_products_goes_with_its_layers() {
+        let (tensors, config) = (llama(2), network(2));
+        let model = SpeedModel::of(rates(), &tensors, Some(&config));
+        let stored = tensors.iter().map(|tensor| (tensor, tensor.dtype, tensor.weight_count()));
+        let original = model.products(stored).expect("rated") + model.base(None);
+        let (decode, prefill) = (original.decode + 0.004, original.prefill + 0.002);
+        let measured = SpeedResult {
+            prefill_tokens_per_second: 1.0 / prefill,
+            prefill_tokens_per_second_quartiles: [1.0 / prefill; 2],
+            decode_tokens_per_second: 1.0 / decode,
+            decode_tokens_per_second_quartiles: [1.0 / decode; 2],
+            ttft_secs: 128.0 * prefill,
+            tpot_secs: decode,
+            prefill_tokens: USUAL_TOKENS,
+            decode_tokens: 16,
+            decode_depth: USUAL_TOKENS,
+            repetitions: 3,
+            threads: 2,
+            in_turns: false,
+        };
+        let calibrated = model.clone().calibrated_for(&tensors, &measured);
+        let whole = calibrated.base(None);
+        assert_close(whole.decode - model.base(None).decode, 0.004);
+        assert_close(whole.prefill - model.base(None).prefill, 0.002);
+        let (.., half) = parts(&calibrated, &tensors, &config, "[prune]\nlayers = [0]\n");
+        assert_close(half.decode, whole.decode / 2.0);
+        assert_close(half.prefill, whole.prefill / 2.0);
     }
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Fault, Result, Stage};
 use crate::evaluation::Evaluation;
 use crate::scoring::energy::Energy;
+use crate::structure::study::MaskReport;
 
 /// Largest log that is read.
 const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -91,10 +92,25 @@ pub struct PassFacts<'a> {
     pub plan: &'a str,
     /// BLAKE3 of the importance matrix, where one was used.
     pub importance: Option<&'a str>,
+    /// What was masked first, where something was.
+    pub mask: Option<&'a MaskReport>,
     /// What was written, and its content's hash.
     pub candidate: (&'a Path, &'a str),
     pub target: &'a str,
     pub seconds: f64,
+}
+
+/// A plan that was written, as the log tells it.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanFacts<'a> {
+    /// The checkpoint and the hash of its content.
+    pub checkpoint: (&'a str, &'a str),
+    /// BLAKE3 of the text that units were scored on, where they were.
+    pub text: Option<&'a str>,
+    /// Where it was written, and what.
+    pub plan: (&'a Path, &'a str),
+    /// What it was made with, by name.
+    pub options: &'a [(&'a str, String)],
 }
 
 impl AuditEntry {
@@ -105,10 +121,26 @@ impl AuditEntry {
         entry.inputs.push(file(facts.checkpoint.0, facts.checkpoint.1));
         entry.inputs.push(file("plan", &blake3::hash(facts.plan.as_bytes()).to_hex()));
         entry.inputs.extend(facts.importance.map(|hash| file("importance", hash)));
+        if let Some(mask) = facts.mask {
+            entry.inputs.extend(mask.text_hash.as_deref().map(|hash| file("text", hash)));
+            entry.options.insert("mask".to_owned(), mask.name());
+        }
         let name = facts.candidate.0.file_name().unwrap_or(facts.candidate.0.as_os_str()).to_string_lossy();
         entry.outputs.push(file(&name, facts.candidate.1));
         entry.options.insert("target".to_owned(), facts.target.to_owned());
         entry.seconds = Some(facts.seconds);
+        entry
+    }
+
+    /// An entry of a plan that was written now: `plan`, or a `prune step` on the way to one.
+    pub fn of_plan(what: &str, facts: &PlanFacts<'_>) -> Self {
+        let file = |name: &str, hash: &str| HashedFile { name: name.to_owned(), hash: hash.to_owned() };
+        let mut entry = Self::now(what);
+        entry.inputs.push(file(facts.checkpoint.0, facts.checkpoint.1));
+        entry.inputs.extend(facts.text.map(|hash| file("text", hash)));
+        let name = facts.plan.0.file_name().unwrap_or(facts.plan.0.as_os_str()).to_string_lossy();
+        entry.outputs.push(file(&name, &blake3::hash(facts.plan.1.as_bytes()).to_hex()));
+        entry.options.extend(facts.options.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
         entry
     }
 

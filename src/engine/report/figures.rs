@@ -7,7 +7,7 @@ use crate::comparison::scorecard::Scorecard;
 use crate::comparison::{Cascade, Comparison, SliceComparison, speculation::Speculation};
 use crate::evaluation::{Evaluation, Reliability, Written};
 use crate::scoring::{DistanceBin, TextDistance, TextResult};
-use crate::units;
+use crate::units::{self, or_dash, significant};
 
 /// Flips that a report shows with both outputs.
 const MAX_FLIPS: usize = 100;
@@ -16,14 +16,6 @@ const MAX_LETTERS: usize = 300;
 
 fn interval([low, high]: [f64; 2]) -> String {
     format!("{} to {}", points(low), points(high))
-}
-
-fn or_dash(text: Option<String>) -> String {
-    text.unwrap_or_else(|| "–".to_owned())
-}
-
-fn significant(value: f64) -> String {
-    units::minus(&units::significant(value))
 }
 
 /// One row a model.

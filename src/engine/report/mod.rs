@@ -12,7 +12,7 @@ mod svg;
 
 use std::path::PathBuf;
 
-pub use audit::{AuditEntry, HashedFile, LoggedEntry, PassFacts};
+pub use audit::{AuditEntry, HashedFile, LoggedEntry, PassFacts, PlanFacts};
 pub use card::CardOptions;
 pub use document::{Block, Document, Table};
 pub use svg::{Bar, Line, Plot, Shape};

@@ -21,6 +21,7 @@ pub mod random;
 pub mod sample;
 pub mod schedule;
 pub mod select;
+pub mod slices;
 pub mod sparse_gpt;
 pub mod study;
 pub mod wanda;

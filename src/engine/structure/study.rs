@@ -5,18 +5,19 @@
 //! stays in the same sweep, to integers whose scales come from the weights before it, as in the method's own
 //! code: then the matrices of the answer are of that type, and written as they are.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::activations::{self, shared_input};
 use super::masks::{Pattern, mask_row};
 use super::{Activations, Sample, sparse_gpt};
 use crate::checkpoint::{Checkpoint, Role, RowMap, TensorInfo};
 use crate::error::{Fault, Result, Stage};
-use crate::format::{self, Dtype, Granularity, IntScheme};
+use crate::format::{self, Dtype, Format, Granularity, IntScheme};
 use crate::kernels::ints::{Grid, ScaleChoice};
 use crate::model::Model;
 use crate::progress::{Phase, Progress, Unit};
@@ -45,6 +46,20 @@ impl MaskMethod {
         }
     }
 
+    /// What it is, in one sentence.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::Magnitude => "The smallest weights of each matrix go",
+            Self::Wanda => "The smallest weights of each row go, by weight times the size of its input",
+            Self::SparseGpt => "Weights go by second moments of their inputs, and those that stay make up for them",
+        }
+    }
+
+    /// True if it looks at a text.
+    pub fn needs_sample(self) -> bool {
+        self != Self::Magnitude
+    }
+
     /// The method called `name`.
     pub fn find(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|method| method.name() == name)
@@ -53,6 +68,17 @@ impl MaskMethod {
 
 /// What a mask is, in the words that every user of one must see.
 pub const STATEMENT: &str = "A mask is for study: in memory the tensors are as large as before and no step runs faster, unless a runtime has a kernel for the pattern.";
+
+/// Windows of a text that say enough of every input, unless told otherwise.
+pub const USUAL_WINDOWS: usize = 64;
+
+/// Memory for what SparseGPT computes, unless told otherwise.
+pub const USUAL_MEMORY: u64 = 16 << 30;
+
+/// Formats that SparseGPT can bring what stays to within its sweep: integers by group or channel.
+pub fn joint_formats() -> impl Iterator<Item = &'static dyn Format> {
+    format::all().iter().copied().filter(|format| scheme_of(MaskMethod::SparseGpt, format.dtype()).is_ok())
+}
 
 /// How a mask is made.
 #[derive(Clone, Copy, Debug)]
@@ -70,15 +96,18 @@ pub struct MaskOptions<'a> {
 }
 
 /// What was masked.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MaskReport {
     /// [`MaskMethod::name`].
-    pub method: &'static str,
+    pub method: Cow<'static, str>,
     /// As the field writes it: `2:4`, `0.5`.
     pub pattern: String,
     /// Format of the matrices, where they were quantized in the same sweep.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub format: Option<&'static str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Cow<'static, str>>,
+    /// BLAKE3 of the text, where one was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_hash: Option<String>,
     /// Matrices masked.
     pub tensors: usize,
     /// Their weights.
@@ -86,7 +115,15 @@ pub struct MaskReport {
     /// Sum over matrices of `½ tr(ΔW H ΔWᵀ)`, where the method has second moments.
     pub loss: Option<f64>,
     /// [`STATEMENT`].
-    pub statement: &'static str,
+    pub statement: Cow<'static, str>,
+}
+
+impl MaskReport {
+    /// Method, pattern and format: `sparsegpt 2:4 int4_g128`.
+    pub fn name(&self) -> String {
+        let format = self.format.as_ref().map_or_else(String::new, |format| format!(" {format}"));
+        format!("{} {}{format}", self.method, self.pattern)
+    }
 }
 
 /// The smallest weights of a tensor: those below a magnitude, and of those that have it the first.
@@ -215,16 +252,17 @@ pub fn masked(
         }
     }
     let report = MaskReport {
-        method: method.name(),
+        method: method.name().into(),
         pattern: pattern.to_string(),
-        format: format.and_then(format::of_dtype).map(|format| format.id()),
+        format: format.and_then(format::of_dtype).map(|format| format.id().into()),
+        text_hash: sample.filter(|_| method.needs_sample()).map(|sample| sample.text_hash.clone()),
         tensors: maps.len() + rows.len(),
         weights,
         loss,
-        statement: STATEMENT,
+        statement: STATEMENT.into(),
     };
     let hash = sample.map_or("", |sample| sample.text_hash.as_str());
-    let what = format!("{} {pattern} {hash} {}", method.name(), report.format.unwrap_or_default());
+    let what = format!("{} {pattern} {hash} {}", method.name(), report.format.as_deref().unwrap_or_default());
     let view = checkpoint.mapped(&maps, &what);
     Ok((if rows.is_empty() { view } else { view.with_rows(rows, &what)? }, report))
 }
@@ -362,19 +400,25 @@ mod tests {
     use crate::scoring::TextSource;
     use crate::structure::SampleOptions;
 
+    /// The demo, and eight short windows of its text.
+    fn demo_sample() -> (Checkpoint, Sample) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo");
+        let demo = Checkpoint::open(&folder).expect("opens");
+        let text = TextSource::read(&folder.join("calibration.txt")).expect("reads");
+        let codec = Tokenizer::of_checkpoint(&demo).expect("tokenizer");
+        let options = SampleOptions { context: Some(64), max_windows: Some(8) };
+        let sample = Sample::new(&text, &codec, demo.require_config().expect("config"), &options).expect("cuts");
+        (demo, sample)
+    }
+
     fn zeros(values: &[f32]) -> usize {
         values.iter().filter(|value| **value == 0.0).count()
     }
 
     #[test]
     fn masks_on_the_demo_have_their_share_and_sparsegpt_moves_the_outputs_least() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo");
-        let demo = Checkpoint::open(&folder).expect("opens");
+        let (demo, sample) = demo_sample();
         let progress = Progress::default();
-        let text = TextSource::read(&folder.join("calibration.txt")).expect("reads");
-        let codec = Tokenizer::of_checkpoint(&demo).expect("tokenizer");
-        let options = SampleOptions { context: Some(64), max_windows: Some(8) };
-        let sample = Sample::new(&text, &codec, demo.require_config().expect("config"), &options).expect("cuts");
         let mut batch = Batch::default();
         batch.push(&sample.windows[0], None, None);
         let states = |checkpoint: &Checkpoint| {
@@ -434,13 +478,8 @@ mod tests {
     /// [`super::super::sparse_gpt`].
     #[test]
     fn sparsegpt_quantizes_in_the_same_sweep() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo");
-        let demo = Checkpoint::open(&folder).expect("opens");
+        let (demo, sample) = demo_sample();
         let progress = Progress::default();
-        let text = TextSource::read(&folder.join("calibration.txt")).expect("reads");
-        let codec = Tokenizer::of_checkpoint(&demo).expect("tokenizer");
-        let options = SampleOptions { context: Some(64), max_windows: Some(8) };
-        let sample = Sample::new(&text, &codec, demo.require_config().expect("config"), &options).expect("cuts");
         for id in ["int4_g128", "int3_channel_asym"] {
             let format = format::find(id).expect("known");
             let options = MaskOptions {
@@ -452,7 +491,7 @@ mod tests {
             };
             let options = MaskOptions { format: Some(format.dtype()), ..options };
             let (joint, report) = masked(&demo, &options, &progress).expect("masks");
-            assert_eq!((report.format, report.tensors), (Some(id), 42));
+            assert_eq!((report.format.as_deref(), report.tensors), (Some(id), 42));
             for tensor in joint.tensors.iter().filter(|tensor| tensor.role.is_layer_linear()) {
                 assert_eq!(tensor.dtype, format.dtype());
                 let values = decode(&joint, tensor).expect("decodes");

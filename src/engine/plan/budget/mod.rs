@@ -244,7 +244,8 @@ impl Planner {
         let added = resolved.added.iter().map(|bias| padded(plan.target(), bias.bytes()));
         let mut fixed_point = Point { cost: added.fold(0, u64::saturating_add), damage: 0.0 };
         let mut fixed_variance = 0.0;
-        let mut fixed_secs = options.speed.as_ref().map(SpeedModel::base);
+        let structure = resolved.structure.as_deref();
+        let mut fixed_secs = options.speed.as_ref().map(|speed| speed.base(structure));
         for &index in fixed.keys() {
             let decision = &resolved.decisions[index];
             let own = if decision.is_removed() {
