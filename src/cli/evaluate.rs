@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::PATH_HELP;
 use super::output::{self, Table, margin, or_dash, points, printable};
-use super::session::{Answer, Failure, Loaded, Result, Session, to_json};
+use super::session::{Answer, Failure, Loaded, Result, Session};
 use crate::engine::comparison::stats;
 use crate::engine::error::Result as EngineResult;
 use crate::engine::evaluation::{Baseline, Evaluation, EvaluationOptions, evaluate};
@@ -236,7 +236,7 @@ impl Evaluate {
         let evaluation = material.evaluate(session, &model, baseline.as_ref(), None)?;
         let energy = meter.stop();
         if let Some(output) = &self.output {
-            output::write_file(output, &to_json(&evaluation)?)?;
+            output::write_json(output, &evaluation)?;
         }
         if let Some(log) = &self.log {
             let mut entry = AuditEntry::of_evaluation(&evaluation, started.elapsed().as_secs_f64(), energy);

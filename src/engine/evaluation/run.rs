@@ -10,7 +10,7 @@ use crate::model::{Model, Tokenizer};
 use crate::progress::Progress;
 use crate::scoring::energy::{EnergyMeter, EnergyUse};
 use crate::scoring::{
-    ItemResult, ScoredText, SeedOptions, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, speed,
+    Items, ScoredText, SeedOptions, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, speed,
     stability,
 };
 use crate::units;
@@ -241,17 +241,11 @@ fn score(
     journal: Option<(&Path, &str)>,
     options: &EvaluationOptions,
     progress: &Progress,
-) -> Result<(Vec<ItemResult>, Option<EnergyUse>)> {
+) -> Result<(Items, Option<EnergyUse>)> {
     let meter = EnergyMeter::start(options.watts);
     let kept = journal::score(subject.model, subject.codec, items, journal, progress)?;
     let energy = meter.stop();
-    let fresh = kept.items.iter().filter(|item| !kept.from_before.contains(&item.id));
-    let (mut tokens, mut correct) = (0, 0);
-    for item in fresh {
-        tokens += u64::from(item.prompt_tokens) + item.token_ids.len() as u64;
-        correct += u64::from(item.correct);
-    }
-    Ok((kept.items, energy.and_then(|energy| EnergyUse::new(energy, tokens, correct))))
+    Ok((kept.items, energy.and_then(|energy| EnergyUse::new(energy, kept.tokens, kept.correct))))
 }
 
 /// The windows of a text for a subject; the default window follows the model's context.
@@ -285,7 +279,7 @@ fn blank(
         size: subject.size(),
         speed: None,
         energy: None,
-        items: Vec::new(),
+        items: Items::default(),
         baseline: None,
     }
 }

@@ -107,9 +107,11 @@ fn a_known_baseline_gives_the_same_document_without_its_tasks_being_scored_again
     assert_eq!(run(Some(&alone)), fresh);
     // Proof that the known one is used: a mark on it arrives.
     let mut marked = alone.clone();
-    marked.items[0].prediction = "from before".to_owned();
+    let mut items = marked.items.to_vec().expect("items");
+    items[0].prediction = "from before".to_owned();
+    marked.items = Items::of(items).expect("items");
     let reused = run(Some(&marked)).baseline.expect("baseline");
-    assert_eq!(reused.items[0].prediction, "from before");
+    assert_eq!(reused.items.get(0).expect("a result").prediction, "from before");
     // Another key is not used.
     marked.key = "another".to_owned();
     assert_eq!(run(Some(&marked)), fresh);

@@ -418,25 +418,32 @@ pub(super) fn scorecard(document: &mut Document, card: &Scorecard) {
 
 /// The items that went from right to wrong, with both outputs.
 pub(super) fn flips(document: &mut Document, comparison: &Comparison) {
-    let (gained, lost): (Vec<_>, Vec<_>) = comparison.flips.iter().partition(|flip| flip.gained);
-    if lost.is_empty() && gained.is_empty() {
+    let lost = comparison.flips.losses().count();
+    let gained = comparison.flips.len() - lost;
+    if comparison.flips.is_empty() {
         return;
     }
     let cut = |text: &str| text.chars().take(MAX_LETTERS).collect::<String>();
     document.section("Flips");
-    document.text(format!("{} items went from right to wrong, {} from wrong to right.", lost.len(), gained.len()));
+    document.text(format!("{lost} items went from right to wrong, {gained} from wrong to right."));
     let mut table = Table::new(&["item", "slice", "wanted", "baseline", "candidate"]);
-    for flip in lost.iter().take(MAX_FLIPS) {
-        table.row([
-            flip.id.clone(),
-            format!("{}/{}", flip.task, flip.slice),
-            cut(&flip.wanted),
-            cut(&flip.baseline_prediction),
-            cut(&flip.candidate_prediction),
-        ]);
+    for index in comparison.flips.losses().take(MAX_FLIPS) {
+        match comparison.flips.get(index) {
+            Ok(flip) => table.row([
+                flip.id.clone(),
+                format!("{}/{}", flip.task, flip.slice),
+                cut(&flip.wanted),
+                cut(&flip.baseline_prediction),
+                cut(&flip.candidate_prediction),
+            ]),
+            Err(err) => {
+                document.text(format!("Their texts cannot be shown: {err}"));
+                break;
+            }
+        }
     }
     if !table.rows.is_empty() {
-        let title = format!("From right to wrong ({} of {})", table.rows.len(), lost.len());
+        let title = format!("From right to wrong ({} of {lost})", table.rows.len());
         document.blocks.push(Block::Details(title, vec![Block::Table(table)]));
     }
 }

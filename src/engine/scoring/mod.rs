@@ -12,6 +12,7 @@ pub mod distance;
 pub mod energy;
 pub mod few_shot;
 pub mod generation;
+pub mod items;
 mod join;
 pub mod kernel_rates;
 pub mod kernel_speed;
@@ -37,6 +38,7 @@ mod layout_tests;
 
 pub use distance::{DistanceBin, KldHistogram, Percentiles, TextDistance};
 pub use generation::{GenerateOptions, GeneratedToken, Generation, generate};
+pub use items::{Item, ItemWriter, Items};
 pub use softmax::{TokenDistance, token_distance};
 pub use speculative::{Drafting, SpeculativeGeneration, speculate};
 pub use speed::{SpeedOptions, SpeedResult};
