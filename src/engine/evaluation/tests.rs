@@ -126,6 +126,13 @@ fn the_key_changes_with_all_that_results_depend_on() {
     other.text.context = Some(32);
     let mut sampled = options.clone();
     sampled.max_items_per_slice = Some(5);
+    let mut kept = options.clone();
+    kept.kept = Some(crate::scoring::KeptOptions { folder: "k".into(), k: 8 });
+    assert_eq!(base, key("a", None, Some(&tasks), Some(&text), &kept), "alone there is no distance");
+    assert_ne!(
+        key("a", Some("b"), Some(&tasks), Some(&text), &options),
+        key("a", Some("b"), Some(&tasks), Some(&text), &kept)
+    );
     for different in [
         key("b", None, Some(&tasks), Some(&text), &options),
         key("a", Some("b"), Some(&tasks), Some(&text), &options),

@@ -3,7 +3,7 @@
 //! Statistics need of an item what fits 96 bytes, and 4 more for every field that it can be sliced by;
 //! that is all that stays in memory, whatever the items say. Prompts' answers, predictions and tokens
 //! are read back from where they lie when somebody looks: in the journal of the run, or, where none is
-//! kept, in a temporary file that begins once [`IN_MEMORY`] bytes are full.
+//! kept, in a temporary file that begins once 4 MiB are full.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -655,7 +655,7 @@ mod tests {
             id: format!("item {id}"),
             task: "t".into(),
             slice: ["even", "odd"][id % 2].into(),
-            group: (id % 3 == 0).then(|| format!("passage {}", id / 6)),
+            group: id.is_multiple_of(3).then(|| format!("passage {}", id / 6)),
             fields: BTreeMap::from([
                 ("language".to_owned(), ["de", "en", "fr"][id % 3].to_owned()),
                 ("name".to_owned(), id.to_string()),
@@ -663,15 +663,15 @@ mod tests {
             metric: "acc".into(),
             correct: id % 4 > 0,
             score: 1.0 / (1.0 + id as f64),
-            correct_norm: (id % 5 > 0).then_some(id % 2 == 0),
-            brier: (id % 7 == 0).then_some(0.1 + id as f64 / 3.0),
+            correct_norm: (id % 5 > 0).then_some(id.is_multiple_of(2)),
+            brier: id.is_multiple_of(7).then_some(0.1 + id as f64 / 3.0),
             prediction: if id == 1 { "I'm sorry, but I cannot".into() } else { "x".repeat(letters) },
             token_ids: vec![id as u32; id % 4],
-            ended: (id % 2 == 0).then_some(id % 4 == 0),
+            ended: id.is_multiple_of(2).then_some(id.is_multiple_of(4)),
             repeated_fraction: Some(0.1),
             prompt_tokens: id as u32,
             rarest_token_count: 3,
-            scores: if id % 2 == 0 { vec![-1.0 - id as f64 / 7.0, -2.0] } else { Vec::new() },
+            scores: if id.is_multiple_of(2) { vec![-1.0 - id as f64 / 7.0, -2.0] } else { Vec::new() },
             ..ItemResult::default()
         }
     }
@@ -694,8 +694,8 @@ mod tests {
                 assert_eq!(own.is_refusal(), is_refusal(&whole.prediction));
                 assert_eq!(own.cluster().0, whole.group.is_none());
             }
-            assert_eq!(items.iter().nth(0).map(|item| item.cluster()), items.iter().nth(3).map(|item| item.cluster()));
-            assert_ne!(items.iter().nth(0).map(|item| item.cluster()), items.iter().nth(6).map(|item| item.cluster()));
+            assert_eq!(items.item(0).cluster(), items.item(3).cluster());
+            assert_ne!(items.item(0).cluster(), items.item(6).cluster());
             let json = serde_json::to_string(&items).expect("json");
             assert_eq!(json, serde_json::to_string(&all).expect("json"));
             assert_eq!(serde_json::from_str::<Items>(&json).expect("back"), items);

@@ -29,7 +29,9 @@ pub mod stability;
 mod task_files;
 pub mod tasks;
 pub mod text;
+mod text_journal;
 pub mod text_stats;
+pub mod top_k;
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -47,6 +49,7 @@ pub use stability::{SeedAgreement, SeedOptions};
 pub use tasks::{ItemResult, TaskItem, TaskKind, TaskSet, score_tasks};
 pub use text::{Convention, ScoredText, TextOptions, TextSource};
 pub use text_stats::{TextResult, mean_and_stderr};
+pub use top_k::{KeptBaseline, KeptFrom, KeptOptions};
 
 use super::error::{Fault, Result, Stage};
 pub use super::model::fit::BATCH_TOKENS;
