@@ -109,7 +109,7 @@ details { margin: .8rem 0; } summary { cursor: pointer; }
 body { font-size: 10pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; } main { max-width: none; padding: 0; }
 h1, h2, h3, summary { break-after: avoid; } p, li { orphans: 3; widows: 3; }
 figure, tr { break-inside: avoid; } thead { display: table-header-group; } svg { max-height: 200mm; }
-table { width: 100%; font-size: 8pt; } th, td { padding: 1.5pt 4pt; } th { overflow-wrap: normal; hyphens: none; }
+table { width: 100%; font-size: 8pt; } th, td { padding: 1.5pt 3pt; } th, th.number { overflow-wrap: normal; white-space: normal; } td:first-child { overflow-wrap: break-word; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; overflow: visible; font-size: 8pt; }
 details { display: block; } details::details-content { content-visibility: visible; block-size: auto; }
 }
