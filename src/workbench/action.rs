@@ -105,6 +105,7 @@ pub enum Action {
     MeasureGroupAblation,
     EvaluateBaseline,
     EvaluateCandidates,
+    ToggleKeepBaseline,
     Generate,
     Speculate,
     CancelJobs,
@@ -125,7 +126,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, in menu order.
-    pub const ALL: [Self; 63] = [
+    pub const ALL: [Self; 64] = [
         Self::OpenFile,
         Self::OpenFolder,
         Self::OpenPath,
@@ -173,6 +174,7 @@ impl Action {
         Self::MeasureGroupAblation,
         Self::EvaluateBaseline,
         Self::EvaluateCandidates,
+        Self::ToggleKeepBaseline,
         Self::Generate,
         Self::Speculate,
         Self::CancelJobs,
@@ -360,6 +362,12 @@ impl Action {
             Self::EvaluateCandidates => {
                 (G::Run, "Evaluate all candidates", "Score every candidate that has no evaluation yet", ctrl("E"))
             }
+            Self::ToggleKeepBaseline => (
+                G::Run,
+                "Keep the original's predictions",
+                "Score further candidates without running the original on the text again; KLD is then a lower bound",
+                None,
+            ),
             Self::Generate => {
                 (G::Run, "Generate", "Let original and candidate continue the prompt side by side", ctrl("G"))
             }
@@ -439,6 +447,7 @@ impl Action {
             | Self::OpenPath
             | Self::OpenDemo
             | Self::Quit
+            | Self::ToggleKeepBaseline
             | Self::ToggleTheme
             | Self::TogglePresenter
             | Self::Palette

@@ -20,7 +20,7 @@ use crate::app::widgets::{
 };
 use crate::engine::comparison::{Comparison, Flip};
 use crate::engine::evaluation::Evaluation;
-use crate::engine::scoring::SpeedResult;
+use crate::engine::scoring::{SpeedResult, TextResult};
 use crate::engine::units;
 use crate::workbench::{Action, Command, Document, Run, RunId, Subject};
 
@@ -210,12 +210,26 @@ fn figures_ui(ui: &mut Ui, document: &Document, run: &Run, comparison: &Comparis
     }
 }
 
+/// How much of the original's predictions a KLD was measured against; empty where that was everything.
+fn kept_in_words(text: &TextResult) -> String {
+    let kept = text.distance.as_ref().and_then(|distance| distance.kept);
+    kept.map_or_else(String::new, |kept| {
+        format!(
+            "The mean is a lower bound: of the original the {} most probable tokens of each position were kept, and \
+             {:.2} % of the probability is of others",
+            kept.k,
+            kept.tail_mass_mean * 100.0
+        )
+    })
+}
+
 fn text_ui(ui: &mut Ui, comparison: &Comparison) {
     let Some(text) = &comparison.text else { return };
     card_ui(ui, |ui| {
         section_ui(ui, "Text");
         let plain = |value: f64| units::significant(value);
         let with = |value: f64, stderr: f64| number_with_interval(value, stderr, "").text();
+        let kept = kept_in_words(text);
         let mut lines = Vec::new();
         if let Some(baseline) = comparison.baseline_perplexity {
             lines.push(KeyValue::new("perplexity of the original", plain(baseline), ""));
@@ -227,6 +241,9 @@ fn text_ui(ui: &mut Ui, comparison: &Comparison) {
             lines.push(KeyValue::new("ratio of perplexities", ratio, "").hint(hint));
             let mean = with(distance.kld_mean, distance.kld_mean_stderr);
             lines.push(KeyValue::new("KLD, mean", mean, "nats"));
+            if let Some(bound) = &distance.kept {
+                lines.push(KeyValue::new("KLD, mean, at most", plain(bound.kld_mean_at_most), "nats").hint(&kept));
+            }
             for (name, value) in [
                 ("KLD, median", distance.kld_median),
                 ("KLD, 90 % of tokens below", distance.kld_p90),
