@@ -231,6 +231,11 @@ pub(super) fn text(text: &TextResult) -> Table {
         }
         let reverse = format!("{:.6}", distance.reverse_kld_mean);
         table.row(["Mean    reverse KLD".to_owned(), reverse, format!("{:.6}", distance.reverse_kld_mean_stderr)]);
+        if let Some(kept) = &distance.kept {
+            // Named beside the mean that it bounds: a lower bound alone would flatter the candidate.
+            let name = format!("Mean    KLD at most (from the baseline's top {})", kept.k);
+            table.row([name, format!("{:.6}", kept.kld_mean_at_most), String::new()]);
+        }
         let acceptance = format!("{:.6}", distance.acceptance_mean);
         table.row(["Mean    Σ min(p, q)".to_owned(), acceptance, format!("{:.6}", distance.acceptance_mean_stderr)]);
     }
