@@ -345,6 +345,33 @@ fn the_constraints_of_a_plan_become_gates() {
     assert_eq!(verdicts, expected.map(|(metric, verdict)| (metric.to_owned(), verdict)), "{text}");
 }
 
+#[test]
+fn a_bound_from_kept_predictions_fails_a_gate_but_passes_none_that_the_exact_value_may_fail() {
+    let mut comparison = comparison();
+    let distance = comparison.text.as_mut().and_then(|text| text.distance.as_mut()).expect("a distance");
+    // The mean is 0.02 and the overlap 0.9.
+    let kept = crate::scoring::KeptFrom { k: 64, tail_mass_mean: 0.01, kld_mean_at_most: 0.03 };
+    distance.kept = Some(kept);
+    for (gate, verdict) in [
+        ("metric=\"kld_mean\"\nmax=0.019", Verdict::Fail),
+        ("metric=\"kld_mean\"\nmax=0.025", Verdict::Undecided),
+        ("metric=\"kld_mean\"\nmax=0.031", Verdict::Pass),
+        ("metric=\"kld_p99\"\nmax=0.019", Verdict::Fail),
+        ("metric=\"kld_p99\"\nmax=0.5", Verdict::Undecided),
+        ("metric=\"acceptance_mean\"\nmin=0.95", Verdict::Fail),
+        ("metric=\"acceptance_mean\"\nmin=0.8", Verdict::Undecided),
+        ("metric=\"same_top_fraction\"\nmin=0.8", Verdict::Pass),
+    ] {
+        comparison.apply_gates(&GateSet::parse(&format!("[[gate]]\n{gate}\n"), Path::new("g")).expect("gates"));
+        assert_eq!(comparison.verdict(), Some(verdict), "{gate}: {}", comparison.gates[0].reason);
+    }
+    // With the whole vocabulary kept there is no tail, and a gate is judged as ever.
+    let distance = comparison.text.as_mut().and_then(|text| text.distance.as_mut()).expect("a distance");
+    distance.kept = Some(crate::scoring::KeptFrom { tail_mass_mean: 0.0, ..kept });
+    comparison.apply_gates(&GateSet::parse("[[gate]]\nmetric=\"kld_p99\"\nmax=0.5\n", Path::new("g")).expect("gates"));
+    assert_eq!(comparison.verdict(), Some(Verdict::Pass));
+}
+
 /// Two models of which a share `discordant` of the items differs and the candidate truly loses `loss`.
 fn simulated(random: &mut Random, count: usize, discordant: f64, loss: f64) -> (Evaluation, Evaluation) {
     let (lost, gained) = ((discordant + loss) / 2.0, (discordant - loss) / 2.0);
