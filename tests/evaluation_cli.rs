@@ -50,9 +50,26 @@ fn a_candidate_is_judged_cascaded_drafted_with_and_written_up() {
     assert!(energy["joules_per_token"].as_f64().is_some_and(|joules| joules > 0.0), "{energy}");
     assert!(energy["joules_per_correct_answer"].as_f64().is_some_and(|joules| joules > 0.0), "{energy}");
     assert_eq!(energy["is_estimate"], energy["source"] == "named_power", "{energy}");
-    assert_eq!(std::fs::read_dir(folder.join("kept")).expect("a folder").count(), 2);
+    // Items of both models, and the text's tokens of the pair.
+    assert_eq!(std::fs::read_dir(folder.join("kept")).expect("a folder").count(), 3);
     let items = evaluated["items"].as_array().expect("items");
     assert!(items.iter().any(|item| item["rarest_token_count"].as_u64().is_some_and(|count| count == 1)));
+
+    let kept_ones = ["--max-items", "1", "--tokens", "2000", "--no-speed", "--keep-baseline", "predictions"];
+    for _ in 0..2 {
+        let first = ["evaluate", "q2.gguf", "--baseline", "demo"];
+        let kept = json(folder, &[&first[..], &kept_ones[..]].concat(), 0);
+        let figure = |document: &Value, name: &str| document["text"][name].as_f64().expect("a figure");
+        let exact = figure(&evaluated, "kld_mean");
+        let at_most = kept["text"]["kept"]["kld_mean_at_most"].as_f64().expect("a bound");
+        assert!(figure(&kept, "kld_mean") < exact + 1e-6 && exact < at_most + 1e-6, "{exact} {at_most}");
+        for name in ["perplexity", "same_top_fraction", "baseline_perplexity"] {
+            assert!((figure(&kept, name) / figure(&evaluated, name) - 1.0).abs() < 1e-5, "{name}");
+        }
+        assert_eq!(kept["text"]["kept"]["k"], 64);
+        // The second time reads what the first one wrote.
+        assert_eq!(std::fs::read_dir(folder.join("predictions")).expect("a folder").count(), 1);
+    }
 
     let dry = json(folder, &["evaluate", "demo", "--dry-run"], 0);
     assert_eq!((dry[0]["slice"].as_str(), dry[0]["items"].as_u64()), (Some("all"), Some(2500)));

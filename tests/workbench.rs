@@ -226,6 +226,33 @@ fn an_evaluation_that_was_stopped_goes_on_with_the_items_that_are_left() {
 }
 
 #[test]
+fn predictions_of_the_original_that_are_kept_serve_every_candidate() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    open_small(&mut bench, folder.path());
+    bench.apply(Action::ToggleKeepBaseline);
+    for recipe in ["Q2_K", "Q4_K_M"] {
+        bench.apply(Command::SetRecipe(lapidary::engine::plan::Recipe::find(recipe)));
+        bench.apply(Action::RunPlan);
+    }
+    let document = bench.state().document.as_ref().expect("open");
+    assert_eq!(document.runs.len(), 2);
+    let means: Vec<f64> = document
+        .runs
+        .iter()
+        .map(|run| {
+            let text = run.comparison.as_ref().and_then(|comparison| comparison.text.as_ref()).expect("a text");
+            let distance = text.distance.as_ref().expect("a distance");
+            let kept = distance.kept.expect("from kept predictions");
+            assert!(kept.k == 64 && kept.tail_mass_mean > 0.0 && kept.kld_mean_at_most > distance.kld_mean);
+            distance.kld_mean
+        })
+        .collect();
+    assert!(means[0] > means[1], "{means:?}");
+    assert_eq!(errors(bench.state()), Vec::<&str>::new());
+}
+
+#[test]
 fn candidates_are_judged_by_chosen_gates_and_by_their_plans_constraints() {
     let folder = tempfile::tempdir().expect("folder");
     let mut bench = inline(folder.path());

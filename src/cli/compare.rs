@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::evaluate::Measure;
 use super::output::{self, Table, difference, points, printable};
-use super::session::{Answer, Failure, Result, Session, to_json};
+use super::session::{Answer, Failure, Result, Session};
 use crate::engine::comparison::{
-    COMPARISON_VERSION, Comparison, ComparisonOptions, Flip, GateSet, ParetoPoint, Verdict, compare, pareto_front,
+    COMPARISON_VERSION, Comparison, ComparisonOptions, GateSet, ParetoPoint, Verdict, compare, pareto_front,
 };
 use crate::engine::error::Result as EngineResult;
 use crate::engine::evaluation::{Evaluation, ModelRef};
@@ -84,7 +84,7 @@ impl Compare {
         }
         let document = document(&baseline, comparisons);
         if let Some(output) = &self.output {
-            output::write_file(output, &to_json(&document)?)?;
+            output::write_json(output, &document)?;
         }
         if let Some(log) = &self.log {
             let mut entry = AuditEntry::now("compare");
@@ -298,18 +298,25 @@ fn details(entry: &Entry) -> String {
         text.push('\n');
         text.push_str(&table.render());
     }
-    let lost: Vec<&Flip> = comparison.flips.iter().filter(|flip| !flip.gained).collect();
-    if !lost.is_empty() {
+    let lost = comparison.flips.losses().count();
+    if lost > 0 {
         let mut table = Table::new(&["right to wrong", "slice", "baseline", "candidate"]);
-        for flip in lost.iter().take(SHOWN_FLIPS) {
+        for index in comparison.flips.losses().take(SHOWN_FLIPS) {
+            let flip = match comparison.flips.get(index) {
+                Ok(flip) => flip,
+                Err(err) => {
+                    text.push_str(&format!("\nchanged answers cannot be shown: {err}\n"));
+                    break;
+                }
+            };
             let cut = |text: &str| text.chars().take(40).collect::<String>();
             let slice = format!("{}/{}", flip.task, flip.slice);
             table.row([flip.id.clone(), slice, cut(&flip.baseline_prediction), cut(&flip.candidate_prediction)]);
         }
         text.push('\n');
         text.push_str(&table.render());
-        if lost.len() > SHOWN_FLIPS {
-            text.push_str(&format!("and {} more; all of them are in --json and -o\n", lost.len() - SHOWN_FLIPS));
+        if lost > SHOWN_FLIPS {
+            text.push_str(&format!("and {} more; all of them are in --json and -o\n", lost - SHOWN_FLIPS));
         }
     }
     if !comparison.gates.is_empty() {

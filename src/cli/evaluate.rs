@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::PATH_HELP;
 use super::output::{self, Table, margin, points, printable};
-use super::session::{Answer, Failure, Loaded, Result, Session, to_json};
+use super::session::{Answer, Failure, Loaded, Result, Session};
 use crate::engine::comparison::stats;
 use crate::engine::error::Result as EngineResult;
 use crate::engine::evaluation::{Baseline, Evaluation, EvaluationOptions, evaluate};
@@ -17,7 +17,8 @@ use crate::engine::report::{AuditEntry, HashedFile, audit};
 use crate::engine::scoring::chat::ChatTemplate;
 use crate::engine::scoring::energy::EnergyMeter;
 use crate::engine::scoring::{
-    Convention, SeedOptions, SpeedOptions, TaskSet, TextDistance, TextOptions, TextResult, TextSource, few_shot,
+    Convention, KeptOptions, SeedOptions, SpeedOptions, TaskSet, TextDistance, TextOptions, TextResult, TextSource,
+    few_shot, top_k,
 };
 use crate::engine::units::{self, or_dash};
 
@@ -40,7 +41,14 @@ pub(super) struct Measure {
     /// Write 50 items N times with different seeds at temperature 0.7 to see whether the model agrees with itself
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=100))]
     seeds: Option<u32>,
-    /// Keep finished items in this folder and go on there after an interruption
+    /// Keep the baseline's predictions on the text in this folder, as its most probable tokens with the mass of all
+    /// others, so that the next candidate need not run it; KLD is then a lower bound, shown with an upper one
+    #[arg(long, value_name = "FOLDER")]
+    keep_baseline: Option<PathBuf>,
+    /// Most probable tokens of each position that --keep-baseline keeps; the vocabulary keeps everything
+    #[arg(long, value_name = "K", requires = "keep_baseline", default_value_t = top_k::DEFAULT_K as u32, value_parser = clap::value_parser!(u32).range(1..))]
+    top_k: u32,
+    /// Keep finished items and windows in this folder and go on there after an interruption
     #[arg(long, value_name = "FOLDER")]
     resume: Option<PathBuf>,
     /// A text for perplexity, and KLD where there is a baseline [default for `demo`: its own]
@@ -105,6 +113,7 @@ impl Measure {
                 text: TextOptions { convention: self.perplexity, context: self.context, max_tokens: self.tokens },
                 max_items_per_slice: self.max_items.map(|count| count as usize),
                 journal: self.resume.clone(),
+                kept: self.keep_baseline.clone().map(|folder| KeptOptions { folder, k: self.top_k as usize }),
                 speed: (!self.no_speed).then(SpeedOptions::default),
                 watts: self.watts,
                 seeds: self.seeds.map(|seeds| SeedOptions { seeds: seeds as usize, ..SeedOptions::default() }),
@@ -236,7 +245,7 @@ impl Evaluate {
         let evaluation = material.evaluate(session, &model, baseline.as_ref(), None)?;
         let energy = meter.stop();
         if let Some(output) = &self.output {
-            output::write_file(output, &to_json(&evaluation)?)?;
+            output::write_json(output, &evaluation)?;
         }
         if let Some(log) = &self.log {
             let mut entry = AuditEntry::of_evaluation(&evaluation, started.elapsed().as_secs_f64(), energy);
@@ -303,6 +312,12 @@ fn summary(evaluation: &Evaluation) -> String {
         let distance = distance(one)?;
         let around = units::significant(margin(distance.kld_mean_stderr));
         Some(format!("{} ± {around}", units::significant(distance.kld_mean)))
+    });
+    add("KLD at most (kept predictions)", &|one| {
+        distance(one)?.kept.map(|kept| {
+            let tail = points(kept.tail_mass_mean);
+            format!("{} (top {}, tail {tail} %)", units::significant(kept.kld_mean_at_most), kept.k)
+        })
     });
     add("same most probable token (%)", &|one| {
         let distance = distance(one)?;

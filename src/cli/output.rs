@@ -144,6 +144,20 @@ pub(super) fn write_file(target: &Path, text: &str) -> Result<()> {
     Ok(write().map_err(Error::io("write", target))?)
 }
 
+/// Writes a document as JSON beside its target and renames it, without holding the text.
+pub(super) fn write_json(target: &Path, document: &impl serde::Serialize) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let mut file = io::BufWriter::new(beside(target)?);
+        serde_json::to_writer_pretty(&mut file, document)?;
+        file.write_all(b"\n")?;
+        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.as_file().sync_all()?;
+        file.persist(target)?;
+        Ok(())
+    };
+    Ok(write().map_err(Error::io("write", target))?)
+}
+
 fn beside(target: &Path) -> io::Result<tempfile::NamedTempFile> {
     let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();

@@ -106,6 +106,7 @@ pub enum Action {
     MeasureGroupAblation,
     EvaluateBaseline,
     EvaluateCandidates,
+    ToggleKeepBaseline,
     Generate,
     Speculate,
     CancelJobs,
@@ -175,6 +176,7 @@ impl Action {
         Self::MeasureGroupAblation,
         Self::EvaluateBaseline,
         Self::EvaluateCandidates,
+        Self::ToggleKeepBaseline,
         Self::Generate,
         Self::Speculate,
         Self::CancelJobs,
@@ -368,6 +370,12 @@ impl Action {
             Self::EvaluateCandidates => {
                 (G::Run, "Evaluate all candidates", "Score every candidate that has no evaluation yet", ctrl("E"))
             }
+            Self::ToggleKeepBaseline => (
+                G::Run,
+                "Keep the original's predictions",
+                "Score further candidates without running the original on the text again; KLD is then a lower bound",
+                None,
+            ),
             Self::Generate => {
                 (G::Run, "Generate", "Let original and candidate continue the prompt side by side", ctrl("G"))
             }
@@ -447,6 +455,7 @@ impl Action {
             | Self::OpenPath
             | Self::OpenDemo
             | Self::Quit
+            | Self::ToggleKeepBaseline
             | Self::ToggleTheme
             | Self::TogglePresenter
             | Self::Palette

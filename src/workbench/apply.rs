@@ -328,6 +328,7 @@ impl Workbench {
                     self.evaluate(Subject::Run(run));
                 }
             }
+            Action::ToggleKeepBaseline => self.toggle_keep_baseline(),
             Action::Generate => self.generate(),
             Action::Speculate => self.speculate(),
             Action::DropGates => self.drop_gates(),
@@ -381,6 +382,18 @@ impl Workbench {
             let found = device::list(&wish).or_else(|_| device::list("cpu"))?;
             Ok(Outcome::Devices(found))
         });
+    }
+
+    fn toggle_keep_baseline(&mut self) {
+        let keeps = &mut self.state.settings.keep_baseline;
+        *keeps = !*keeps;
+        let text = if *keeps {
+            "Evaluations from now on keep the original's predictions: KLD is a lower bound, shown with an upper one"
+        } else {
+            "Evaluations from now on run the original beside each candidate: KLD is exact"
+        };
+        self.state.settings.save(&self.options.data_dir);
+        self.state.notify(Level::Info, text);
     }
 
     /// Jobs that run already go on where they are.
@@ -518,6 +531,7 @@ impl Workbench {
             text: document.text.clone(),
             models: self.models.clone(),
             folder: output_folder(&document.project_path),
+            keeps_baseline: self.state.settings.keep_baseline,
         };
         self.jobs.spawn(JobKind::Evaluate, format!("evaluate {name}"), move |context| tasks::evaluate(&input, context));
     }

@@ -6,14 +6,37 @@ use std::process::{Command, Stdio};
 use crate::engine::error::{Error, Fault, Result, Stage};
 
 /// Programs that print a page to a file, each with the words that ask for it: `{html}` and `{pdf}` are the files.
-const PRINTERS: [(&str, &[&str]); 6] = [
-    ("chromium", &["--headless", "--disable-gpu", "--print-to-pdf={pdf}", "{html}"]),
-    ("chromium-browser", &["--headless", "--disable-gpu", "--print-to-pdf={pdf}", "{html}"]),
-    ("google-chrome", &["--headless", "--disable-gpu", "--print-to-pdf={pdf}", "{html}"]),
+const PRINTERS: [(&str, &[&str]); 11] = [
+    ("chromium", BROWSER),
+    ("chromium-browser", BROWSER),
+    ("google-chrome", BROWSER),
+    ("google-chrome-stable", BROWSER),
+    ("microsoft-edge", BROWSER),
+    ("msedge", BROWSER),
+    ("brave-browser", BROWSER),
     ("weasyprint", &["{html}", "{pdf}"]),
-    ("wkhtmltopdf", &["{html}", "{pdf}"]),
-    ("libreoffice", &["--headless", "--convert-to", "pdf:writer_web_pdf_Export", "--outdir", "{folder}", "{html}"]),
+    ("wkhtmltopdf", &["--print-media-type", "--quiet", "{html}", "{pdf}"]),
+    ("libreoffice", OFFICE),
+    ("soffice", OFFICE),
 ];
+
+/// No browser's own header and footer, which would show the date and a temporary file's path; pages have numbers of
+/// their own. Old and new browsers call that differently and overlook what they do not know.
+const BROWSER: &[&str] = &[
+    "--headless",
+    "--disable-gpu",
+    "--no-pdf-header-footer",
+    "--print-to-pdf-no-header",
+    "--print-to-pdf={pdf}",
+    "{html}",
+];
+
+const OFFICE: &[&str] = &["--headless", "--convert-to", "pdf:writer_web_pdf_Export", "--outdir", "{folder}", "{html}"];
+
+/// What folds on screen lies open on paper.
+fn unfolded(html: &str) -> String {
+    html.replace("<details>", "<details open>")
+}
 
 /// What there is to print with: programs on the search path, in the order in which they are tried.
 fn installed() -> Vec<(&'static str, &'static [&'static str])> {
@@ -46,7 +69,7 @@ pub fn print_to_pdf(html: &str, pdf: &Path) -> Result<&'static str> {
     }
     let folder = tempfile::tempdir().map_err(Error::io("create", &std::env::temp_dir()))?;
     let (page, printed) = (folder.path().join("report.html"), folder.path().join("report.pdf"));
-    std::fs::write(&page, html).map_err(Error::io("write", &page))?;
+    std::fs::write(&page, unfolded(html)).map_err(Error::io("write", &page))?;
     let mut failures = Vec::new();
     for (program, words) in programs {
         let words = words.iter().map(|word| {
@@ -75,6 +98,14 @@ pub fn print_to_pdf(html: &str, pdf: &Path) -> Result<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_folds_lies_open_on_paper() {
+        assert_eq!(
+            unfolded("<details>\n<summary>s</summary></details>"),
+            "<details open>\n<summary>s</summary></details>"
+        );
+    }
 
     #[test]
     fn a_page_becomes_a_pdf_where_a_printer_is_installed_and_else_says_what_is_missing() {

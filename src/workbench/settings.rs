@@ -27,6 +27,8 @@ pub struct Settings {
     pub recent: Vec<PathBuf>,
     /// Where work runs: `auto`, `cpu` or a device's name; empty for what the environment says, else `auto`.
     pub device: String,
+    /// True if evaluations keep the original's predictions on the text, and take distances from those.
+    pub keep_baseline: bool,
 }
 
 /// Recent files that are kept.

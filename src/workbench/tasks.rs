@@ -26,7 +26,7 @@ use crate::engine::profile::{self, ProfileOptions};
 use crate::engine::progress::Progress;
 use crate::engine::report::{AuditEntry, PassFacts, audit};
 use crate::engine::scoring::energy::EnergyMeter;
-use crate::engine::scoring::{self, GenerateOptions, TaskSet, TextSource};
+use crate::engine::scoring::{self, GenerateOptions, KeptOptions, TaskSet, TextSource, top_k};
 use crate::engine::structure::{self, Metric, Sample, SampleOptions, ScoreOptions, attention};
 
 /// A model with its tokenizer, ready to run.
@@ -410,6 +410,8 @@ pub(super) struct EvaluationInput {
     pub(super) models: ModelCache,
     /// The project's own folder: finished items are kept in it, and the audit log.
     pub(super) folder: PathBuf,
+    /// Distances come from kept predictions of the baseline.
+    pub(super) keeps_baseline: bool,
 }
 
 /// Evaluates the baseline, or a candidate against it, and pairs them.
@@ -417,6 +419,9 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
     let progress = &context.progress;
     let options = EvaluationOptions {
         journal: Some(input.folder.join("items")),
+        kept: input
+            .keeps_baseline
+            .then(|| KeptOptions { folder: input.folder.join("predictions"), k: top_k::DEFAULT_K }),
         device: context.device.models_in_words(),
         ..EvaluationOptions::default()
     };

@@ -93,14 +93,17 @@ def texts(text, files):
                            "--tokens", str(scored), "--no-speed", "--threads", str(threads), "--json")
                 )
                 mine, figures[0] = max(mine, document["text_tokens_per_second"]), document["text"]["perplexity"]
-                done = subprocess.run(
-                    [os.environ["LLAMA_PERPLEXITY"], "-m", file, "-f", text, "-c", str(context), "--chunks", str(chunks), "-t", str(threads)],
-                    capture_output=True, text=True,
-                )
-                if done.returncode:
-                    sys.exit(done.stderr[-2000:])
-                said = done.stdout + done.stderr
-                rate = re.search(r"prompt eval time\s*=\s*([\d.]+) ms /\s*(\d+) tokens", said)
+                command = [os.environ["LLAMA_PERPLEXITY"], "-m", file, "-f", text, "-c", str(context), "--chunks", str(chunks), "-t", str(threads)]
+                for _ in range(5):  # on a busy machine the tool's asynchronous log now and then loses its last lines
+                    done = subprocess.run(command, capture_output=True, text=True)
+                    if done.returncode:
+                        sys.exit(done.stderr[-2000:])
+                    said = done.stdout + done.stderr
+                    rate = re.search(r"prompt eval time\s*=\s*([\d.]+) ms /\s*(\d+) tokens", said)
+                    if rate:
+                        break
+                else:
+                    sys.exit("llama-perplexity did not print its prompt eval time in five runs")
                 peer = max(peer, 1e3 * float(rate[2]) / float(rate[1]))
                 figures[1] = float(re.search(r"Final estimate: PPL = ([\d.]+)", said)[1])
             print(f"{os.path.basename(file):28} {threads:>7} {mine:9.1f} {peer:9.1f} {mine / peer:6.2f} {figures[0]:10.4f} {figures[1]:10.4f}")

@@ -98,7 +98,7 @@ pub(super) fn candidate_index(document: &Document, id: RunId) -> usize {
 /// Accuracy over all items with half of its 95 % interval, both in percent.
 pub(super) fn accuracy_percent(evaluation: &Evaluation) -> Option<(f64, f64)> {
     let accuracy = evaluation.accuracy()?;
-    let sum: f64 = evaluation.items.iter().map(|item| item.score).sum();
+    let sum: f64 = evaluation.items.iter().map(|item| item.score()).sum();
     let (low, high) = crate::engine::comparison::stats::wilson(sum, evaluation.items.len());
     Some((accuracy * 100.0, (high - low) * 50.0))
 }

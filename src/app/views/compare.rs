@@ -18,9 +18,9 @@ use crate::app::widgets::{
     KeyValue, Level, Notice, card_ui, empty_ui, key_values_ui, notice_ui, number_with_interval, quiet_button_ui,
     secondary_button_ui, section_ui, section_with_ui,
 };
-use crate::engine::comparison::Comparison;
+use crate::engine::comparison::{Comparison, Flip};
 use crate::engine::evaluation::Evaluation;
-use crate::engine::scoring::SpeedResult;
+use crate::engine::scoring::{SpeedResult, TextResult};
 use crate::engine::units;
 use crate::workbench::{Action, Command, Document, Run, RunId, Subject};
 
@@ -45,6 +45,10 @@ pub struct Memory {
     parts: compare_parts::Parts,
     more: compare_more::More,
     flips: Vec<usize>,
+    /// The first of them with their texts, as many as are shown.
+    texts: Vec<Flip>,
+    /// Why no more texts could be read.
+    unread: Option<String>,
 }
 
 /// What the shaped data was made of. The objects are kept, so that no other takes their place.
@@ -206,12 +210,26 @@ fn figures_ui(ui: &mut Ui, document: &Document, run: &Run, comparison: &Comparis
     }
 }
 
+/// How much of the original's predictions a KLD was measured against; empty where that was everything.
+fn kept_in_words(text: &TextResult) -> String {
+    let kept = text.distance.as_ref().and_then(|distance| distance.kept);
+    kept.map_or_else(String::new, |kept| {
+        format!(
+            "The mean is a lower bound: of the original the {} most probable tokens of each position were kept, and \
+             {:.2} % of the probability is of others",
+            kept.k,
+            kept.tail_mass_mean * 100.0
+        )
+    })
+}
+
 fn text_ui(ui: &mut Ui, comparison: &Comparison) {
     let Some(text) = &comparison.text else { return };
     card_ui(ui, |ui| {
         section_ui(ui, "Text");
         let plain = |value: f64| units::significant(value);
         let with = |value: f64, stderr: f64| number_with_interval(value, stderr, "").text();
+        let kept = kept_in_words(text);
         let mut lines = Vec::new();
         if let Some(baseline) = comparison.baseline_perplexity {
             lines.push(KeyValue::new("perplexity of the original", plain(baseline), ""));
@@ -223,6 +241,9 @@ fn text_ui(ui: &mut Ui, comparison: &Comparison) {
             lines.push(KeyValue::new("ratio of perplexities", ratio, "").hint(hint));
             let mean = with(distance.kld_mean, distance.kld_mean_stderr);
             lines.push(KeyValue::new("KLD, mean", mean, "nats"));
+            if let Some(bound) = &distance.kept {
+                lines.push(KeyValue::new("KLD, mean, at most", plain(bound.kld_mean_at_most), "nats").hint(&kept));
+            }
             for (name, value) in [
                 ("KLD, median", distance.kld_median),
                 ("KLD, 90 % of tokens below", distance.kld_p90),
@@ -322,7 +343,7 @@ fn flips_ui(ui: &mut Ui, comparison: &Comparison, memory: &mut Memory) {
             Some(slice) => format!("Changed answers in {slice}"),
             None => "Changed answers".to_owned(),
         };
-        let gained = memory.flips.iter().filter(|index| comparison.flips[**index].gained).count();
+        let gained = memory.flips.iter().filter(|index| comparison.flips.is_gain(**index)).count();
         section_with_ui(ui, &title, |ui| {
             caption_ui(ui, format!("{} lost, {gained} gained", memory.flips.len() - gained));
             if memory.slice.is_some() && quiet_button_ui(ui, "All slices").clicked() {
@@ -330,8 +351,11 @@ fn flips_ui(ui: &mut Ui, comparison: &Comparison, memory: &mut Memory) {
             }
         });
         let most = memory.flips_shown.max(FLIPS);
-        let shown = memory.flips.iter().take(most).map(|index| &comparison.flips[*index]);
-        compare_parts::flip_list_ui(ui, shown, &mut memory.open_flip);
+        memory.read_flips(comparison, most);
+        if let Some(err) = &memory.unread {
+            ui.label(format!("Their texts cannot be shown: {err}"));
+        }
+        compare_parts::flip_list_ui(ui, &memory.texts, &mut memory.open_flip);
         let rest = memory.flips.len().saturating_sub(most);
         if rest > 0 && secondary_button_ui(ui, &format!("Show more of {rest}"), true).clicked() {
             memory.flips_shown = most + 4 * FLIPS;
@@ -376,6 +400,19 @@ impl Memory {
         let compared = comparison.zip(baseline).zip(own);
         self.more.update(compared.map(|((comparison, baseline), own)| (comparison.as_ref(), baseline, own)), index);
         self.flips = comparison.map(|found| compare_data::flips(found, self.slice.as_deref())).unwrap_or_default();
+        self.texts.clear();
+        self.unread = None;
+    }
+
+    /// Reads the texts of the flips that are shown, and were not read before, from where they lie.
+    fn read_flips(&mut self, comparison: &Comparison, most: usize) {
+        let most = most.min(self.flips.len());
+        while self.texts.len() < most && self.unread.is_none() {
+            match comparison.flips.get(self.flips[self.texts.len()]) {
+                Ok(flip) => self.texts.push(flip),
+                Err(err) => self.unread = Some(err.to_string()),
+            }
+        }
     }
 }
 

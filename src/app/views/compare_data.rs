@@ -193,14 +193,10 @@ pub(super) fn distribution(distance: &TextDistance, candidate: usize) -> Option<
 
 /// Indices of the flips to show: of one slice, or all; losses first.
 pub(super) fn flips(comparison: &Comparison, slice: Option<&str>) -> Vec<usize> {
-    let mut found: Vec<usize> = comparison
-        .flips
-        .iter()
-        .enumerate()
-        .filter(|(_, flip)| slice.is_none_or(|slice| format!("{}/{}", flip.task, flip.slice) == slice))
-        .map(|(index, _)| index)
-        .collect();
-    found.sort_by_key(|&index| comparison.flips[index].gained);
+    let flips = &comparison.flips;
+    let mut found: Vec<usize> =
+        (0..flips.len()).filter(|&index| slice.is_none_or(|slice| flips.slice_name(index) == slice)).collect();
+    found.sort_by_key(|&index| flips.is_gain(index));
     found
 }
 
@@ -210,7 +206,7 @@ mod tests {
     use crate::engine::comparison::{ComparisonOptions, compare};
     use crate::engine::evaluation::{EVALUATION_VERSION, ModelRef, SizeResult, slices as slices_of};
     use crate::engine::progress::Progress;
-    use crate::engine::scoring::ItemResult;
+    use crate::engine::scoring::{ItemResult, Items};
 
     fn item(id: usize, slice: &str, correct: bool) -> ItemResult {
         ItemResult {
@@ -229,7 +225,7 @@ mod tests {
     fn evaluation(name: &str, mib: u64, wrong: impl Fn(usize) -> bool) -> Evaluation {
         let rare = (0..20).map(|id| item(id, "rare", !wrong(id)));
         let common = (20..40).map(|id| item(id, "common", true));
-        let items: Vec<ItemResult> = rare.chain(common).collect();
+        let items = Items::of(rare.chain(common)).expect("items");
         Evaluation {
             version: EVALUATION_VERSION,
             engine: String::new(),

@@ -190,15 +190,14 @@ pub(super) fn gates_ui(ui: &mut Ui, comparison: &Comparison) {
 }
 
 /// Changed answers in rows; the one that was clicked shows both texts side by side.
-pub(super) fn flip_list_ui<'a>(ui: &mut Ui, flips: impl Iterator<Item = &'a Flip>, open: &mut Option<String>) {
+pub(super) fn flip_list_ui(ui: &mut Ui, flips: &[Flip], open: &mut Option<String>) {
     let width = ((ui.available_width() - 260.0) / 2.0).max(100.0);
-    let flips: Vec<&Flip> = flips.collect();
     Grid::new("flips").num_columns(4).striped(true).spacing(vec2(space::M, space::XS)).show(ui, |ui| {
         for head in ["item", "slice", "original", "candidate"] {
             head_ui(ui, head, false);
         }
         ui.end_row();
-        for flip in &flips {
+        for flip in flips {
             let tokens = ui.tokens();
             let cell = |ui: &mut Ui, text: &str, width: f32, color| {
                 ui.scope(|ui| {

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Fault, Result, Stage};
 use crate::evaluation::Evaluation;
-use crate::scoring::ItemResult;
+use crate::scoring::Item;
+use crate::scoring::items::hash_of;
 
 /// Points of a curve.
 const MAX_POINTS: usize = 200;
@@ -161,9 +162,9 @@ pub fn read_answers(path: &Path) -> Result<Vec<Answer>> {
 }
 
 /// True for the half on which a threshold is chosen: by the hash of what is drawn together.
-fn is_for_choosing(item: &ItemResult) -> bool {
-    let name = item.group.as_deref().unwrap_or(&item.id);
-    blake3::hash(name.as_bytes()).as_bytes()[0] & 1 == 0
+fn is_for_choosing(item: &Item<'_>) -> bool {
+    let (_, hash) = item.cluster();
+    (hash >> 120) & 1 == 0
 }
 
 fn point(cases: &[Case], threshold: f64, options: &CascadeOptions) -> CascadePoint {
@@ -213,25 +214,29 @@ pub fn cascade(
     third: Option<&[Answer]>,
     options: &CascadeOptions,
 ) -> Result<Cascade> {
-    let by_id: HashMap<&str, &ItemResult> = baseline.items.iter().map(|item| (item.id.as_str(), item)).collect();
-    let answers: Option<HashMap<&str, &Answer>> =
-        third.map(|third| third.iter().map(|answer| (answer.id.as_str(), answer)).collect());
+    let by_id: HashMap<[u8; 16], Item<'_>> = baseline.items.iter().map(|item| (item.id_hash(), item)).collect();
+    let answers: Option<HashMap<[u8; 16], &Answer>> =
+        third.map(|third| third.iter().map(|answer| (hash_of(&answer.id), answer)).collect());
     let (mut choosing, mut reporting) = (Vec::new(), Vec::new());
-    for item in &candidate.items {
+    for item in candidate.items.iter() {
         let Some(confidence) = item.confidence() else { continue };
         let large = match &answers {
-            Some(answers) => answers.get(item.id.as_str()).map(|answer| {
-                let right = answer
-                    .correct
-                    .unwrap_or_else(|| answer.answer.as_deref().is_some_and(|text| text.trim() == item.wanted.trim()));
+            Some(answers) => answers.get(&item.id_hash()).map(|answer| -> Result<_> {
+                let right = match (answer.correct, answer.answer.as_deref()) {
+                    (Some(right), _) => right,
+                    (None, Some(text)) => text.trim() == item.read()?.wanted.trim(),
+                    (None, None) => false,
+                };
                 let cost = answer.price.unwrap_or(options.baseline_cost);
-                (f64::from(u8::from(right)), cost, answer.latency_secs.unwrap_or(options.baseline_secs))
+                Ok((f64::from(u8::from(right)), cost, answer.latency_secs.unwrap_or(options.baseline_secs)))
             }),
-            None => by_id.get(item.id.as_str()).map(|item| (item.score, options.baseline_cost, options.baseline_secs)),
+            None => {
+                by_id.get(&item.id_hash()).map(|item| Ok((item.score(), options.baseline_cost, options.baseline_secs)))
+            }
         };
-        let Some((large, large_cost, large_secs)) = large else { continue };
-        let case = Case { confidence, small: item.score, large, large_cost, large_secs };
-        if is_for_choosing(item) { choosing.push(case) } else { reporting.push(case) }
+        let Some((large, large_cost, large_secs)) = large.transpose()? else { continue };
+        let case = Case { confidence, small: item.score(), large, large_cost, large_secs };
+        if is_for_choosing(&item) { choosing.push(case) } else { reporting.push(case) }
     }
     if choosing.len() + reporting.len() < MIN_ITEMS || choosing.is_empty() || reporting.is_empty() {
         return Err(Fault::new(
@@ -279,6 +284,7 @@ mod tests {
     use super::super::tests::evaluation;
     use super::*;
     use crate::scoring::random::Random;
+    use crate::scoring::{ItemResult, Items};
 
     /// The small model is right as often as it says, the large one nine times in ten.
     fn models() -> (Evaluation, Evaluation) {
@@ -354,7 +360,10 @@ mod tests {
     #[test]
     fn too_few_items_are_refused() {
         let (mut large, mut small) = models();
-        (large.items, small.items) = (large.items[..10].to_vec(), small.items[..10].to_vec());
+        for model in [&mut large, &mut small] {
+            let few: Vec<ItemResult> = (0..10).map(|index| model.items.get(index).expect("an item")).collect();
+            model.items = Items::of(few).expect("items");
+        }
         assert!(cascade(&large, &small, None, &CascadeOptions::default()).is_err());
     }
 }

@@ -446,12 +446,35 @@ impl Gate {
         let Some(value) = value else {
             return self.unmeasured(slice);
         };
+        let [low, high] = self.exact(value, comparison);
         let (verdict, reason) = match (self.min, self.max) {
-            (Some(min), _) if value < min => (Verdict::Fail, format!("{value:.6} is less than {min}")),
-            (_, Some(max)) if value > max => (Verdict::Fail, format!("{value:.6} is more than {max}")),
+            (Some(min), _) if high < min => (Verdict::Fail, format!("{value:.6} is less than {min}")),
+            (_, Some(max)) if low > max => (Verdict::Fail, format!("{value:.6} is more than {max}")),
+            (min, max) if min.is_some_and(|min| low < min) || max.is_some_and(|max| high > max) => {
+                let reason = format!(
+                    "{value:.6} comes from kept predictions of the baseline, the exact value lies between {low:.6} and \
+                     {high:.6}: evaluate without kept predictions, or keep more"
+                );
+                (Verdict::Undecided, reason)
+            }
             _ => (Verdict::Pass, format!("{value:.6} is within the limit")),
         };
         self.result(slice, Some(value), interval, n, verdict, reason)
+    }
+
+    /// Between what the exact value lies: kept predictions of a baseline bound distances, and a bound is no pass.
+    fn exact(&self, value: f64, comparison: &Comparison) -> [f64; 2] {
+        let distance = comparison.text.as_ref().and_then(|text| text.distance.as_ref());
+        let Some(kept) = distance.and_then(|distance| distance.kept).filter(|kept| kept.tail_mass_mean > 0.0) else {
+            return [value, value];
+        };
+        match self.metric.as_str() {
+            "kld_mean" => [value, kept.kld_mean_at_most],
+            "reverse_kld_mean" => [value, f64::INFINITY],
+            "acceptance_mean" => [0.0, value],
+            metric if metric.starts_with("kld_") => [value, f64::INFINITY],
+            _ => [value, value],
+        }
     }
 
     /// What was measured, with its interval where it has one.

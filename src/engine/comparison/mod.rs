@@ -6,6 +6,7 @@
 //! says which of many candidates are worth a look.
 
 pub mod cascade;
+mod flips;
 pub mod gates;
 mod paired;
 pub mod pareto;
@@ -22,6 +23,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 pub use cascade::{Cascade, CascadeOptions, cascade};
+pub use flips::{Flip, Flips};
 pub use gates::{Gate, GateResult, GateSet, Verdict};
 pub use paired::{ComparisonOptions, IntervalMethod, Paired, SliceComparison, VersusRest};
 pub use pareto::{ParetoPoint, pareto_front};
@@ -33,25 +35,10 @@ use paired::{Pair, Pairs};
 use super::error::{Fault, Result, Stage};
 use super::evaluation::{Evaluation, ModelRef, Reliability, Written};
 use super::progress::Progress;
-use super::scoring::{ItemResult, TextResult};
+use super::scoring::{Item, TextResult};
 
 /// Version of the document.
 pub const COMPARISON_VERSION: u32 = 1;
-
-/// An item whose correctness changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Flip {
-    pub id: String,
-    pub task: String,
-    pub slice: String,
-    /// True if the candidate is right where the baseline was wrong.
-    pub gained: bool,
-    /// What would have been right.
-    #[serde(default)]
-    pub wanted: String,
-    pub baseline_prediction: String,
-    pub candidate_prediction: String,
-}
 
 /// A candidate against its baseline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,7 +99,8 @@ pub struct Comparison {
     /// The candidate's weights in memory.
     #[serde(default)]
     pub resident_bytes: u64,
-    pub flips: Vec<Flip>,
+    /// Items that went from right to wrong and back; their texts stay on disk.
+    pub flips: Flips,
     /// Items that only one of both answered; they count nowhere.
     pub unpaired_items: usize,
     /// What a reader must know, one sentence each.
@@ -150,7 +138,7 @@ pub fn compare(
     if unpaired_items > 0 {
         warnings.push(format!("{unpaired_items} items were answered by only one of the models and are left out"));
     }
-    let truncated = pairs.iter().filter(|(a, b)| a.truncated || b.truncated).count();
+    let truncated = pairs.iter().filter(|(a, b)| a.is_truncated() || b.is_truncated()).count();
     if truncated > 0 {
         warnings.push(format!("{truncated} items are longer than the context and lost their beginning"));
     }
@@ -166,20 +154,7 @@ pub fn compare(
     let worst = slices.iter().min_by(|a, b| a.paired.difference.total_cmp(&b.paired.difference));
     let worst_slice = worst.map(SliceComparison::name);
     let views = views::views(&pairs, options, progress)?;
-    let flips = pairs
-        .all
-        .iter()
-        .filter(|(a, b)| a.correct != b.correct)
-        .map(|(a, b)| Flip {
-            id: a.id.clone(),
-            task: a.task.clone(),
-            slice: a.slice.clone(),
-            gained: b.correct,
-            wanted: b.wanted.clone(),
-            baseline_prediction: a.prediction.clone(),
-            candidate_prediction: b.prediction.clone(),
-        })
-        .collect();
+    let flips = Flips::among(&pairs.all, &baseline.items, &candidate.items);
 
     let text = text_against(baseline, candidate, &mut warnings);
     let (decode_speed_ratio, prefill_speed_ratio) = speed_ratios(baseline, candidate, &mut warnings);
@@ -204,7 +179,7 @@ pub fn compare(
         slices,
         worst_slice,
         views,
-        written: written::compare(&pairs.all),
+        written: written::compare(&pairs.all)?,
         candidate_written: candidate.written.clone(),
         baseline_written: baseline.written.clone(),
         baseline_reliability: baseline.reliability.clone(),
@@ -224,26 +199,26 @@ pub fn compare(
 
 /// Pairs items by id, in the baseline's order, and counts those without a partner.
 fn pair<'a>(baseline: &'a Evaluation, candidate: &'a Evaluation) -> Result<(Vec<Pair<'a>>, usize)> {
-    let mut partners: HashMap<&str, &ItemResult> = HashMap::with_capacity(candidate.items.len());
-    for item in &candidate.items {
-        if partners.insert(&item.id, item).is_some() {
-            return Err(Fault::new(Stage::Comparison, format!("the id {:?} occurs twice", item.id))
+    let mut partners: HashMap<[u8; 16], Item<'_>> = HashMap::with_capacity(candidate.items.len());
+    for item in candidate.items.iter() {
+        if partners.insert(item.id_hash(), item).is_some() {
+            return Err(Fault::new(Stage::Comparison, format!("the id {:?} occurs twice", item.read()?.id))
                 .fix("evaluate the candidate again")
                 .file(&candidate.model.path)
                 .into());
         }
     }
     let mut pairs = Vec::with_capacity(baseline.items.len());
-    for item in &baseline.items {
-        let Some(partner) = partners.remove(item.id.as_str()) else {
+    for item in baseline.items.iter() {
+        let Some(partner) = partners.remove(&item.id_hash()) else {
             continue;
         };
-        if (&item.task, &item.slice, &item.metric) != (&partner.task, &partner.slice, &partner.metric) {
+        if (item.task(), item.slice(), item.metric()) != (partner.task(), partner.slice(), partner.metric()) {
             return Err(Fault::new(
                 Stage::Comparison,
                 "baseline and candidate have different tasks, slices or metrics for the same id",
             )
-            .at(format!("item {:?}", item.id))
+            .at(format!("item {:?}", item.read()?.id))
             .fix("evaluate both with the same tasks file")
             .into());
         }

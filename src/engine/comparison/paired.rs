@@ -1,20 +1,17 @@
 //! Two models on the same items: accuracies, difference, interval, test and flips of all items or of some.
 
-use std::collections::HashMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::resample::{self, Cluster};
 use super::stats;
 use crate::error::Result;
 use crate::progress::Progress;
-use crate::scoring::ItemResult;
-use crate::scoring::answers::is_refusal;
+use crate::scoring::Item;
 
 /// Below this many differing items the score interval is used: a bootstrap of a handful is too sure.
 const FEW_DISCORDANT: u64 = 10;
 /// A pair of results of the same item.
-pub(super) type Pair<'a> = (&'a ItemResult, &'a ItemResult);
+pub(super) type Pair<'a> = (Item<'a>, Item<'a>);
 
 /// How intervals are made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,18 +128,21 @@ fn mean_of(clusters: &[Cluster]) -> (f64, f64) {
 /// All pairs, each with the group that it is drawn with.
 pub(super) struct Pairs<'a> {
     pub all: Vec<Pair<'a>>,
-    /// Numbers of the groups, in the order of their names, so that the seed means the same everywhere.
+    /// Numbers of the groups, in the order of their names' hashes: no statistic depends on that order.
     clusters: Vec<u32>,
 }
 
 impl<'a> Pairs<'a> {
     pub fn new(all: Vec<Pair<'a>>) -> Self {
-        let name = |pair: &Pair<'a>| pair.0.group.as_deref().map_or((1_u8, pair.0.id.as_str()), |group| (0, group));
-        let mut names: Vec<(u8, &str)> = all.iter().map(name).collect();
-        names.sort_unstable();
-        names.dedup();
-        let numbers: HashMap<(u8, &str), u32> = names.into_iter().zip(0..).collect();
-        let clusters = all.iter().map(|pair| numbers[&name(pair)]).collect();
+        let mut order: Vec<u32> = (0..all.len() as u32).collect();
+        let name = |index: u32| all[index as usize].0.cluster();
+        order.sort_unstable_by_key(|&index| (name(index), index));
+        let mut clusters = vec![0; all.len()];
+        let mut number = 0;
+        for (nth, &index) in order.iter().enumerate() {
+            number += u32::from(nth > 0 && name(index) != name(order[nth - 1]));
+            clusters[index as usize] = number;
+        }
         Self { all, clusters }
     }
 
@@ -153,7 +153,7 @@ impl<'a> Pairs<'a> {
         order
             .chunk_by(|a, b| a.0 == b.0)
             .map(|group| {
-                let difference = |&(_, member): &(u32, usize)| self.all[member].1.score - self.all[member].0.score;
+                let difference = |&(_, member): &(u32, usize)| self.all[member].1.score() - self.all[member].0.score();
                 (group.iter().map(difference).sum(), group.len() as u32)
             })
             .collect()
@@ -180,15 +180,16 @@ impl<'a> Pairs<'a> {
         let pairs: Vec<Pair<'_>> = members.iter().map(|&member| self.all[member]).collect();
         let n = pairs.len();
         let sum = |score: &dyn Fn(&Pair<'_>) -> f64| pairs.iter().map(score).sum::<f64>();
-        let baseline_sum = sum(&|(item, _)| item.score);
-        let candidate_sum = sum(&|(_, item)| item.score);
+        let baseline_sum = sum(&|(item, _)| item.score());
+        let candidate_sum = sum(&|(_, item)| item.score());
         let count = |test: &dyn Fn(&Pair<'_>) -> bool| pairs.iter().filter(|&pair| test(pair)).count() as u64;
-        let right_to_wrong = count(&|(a, b)| a.correct && !b.correct);
-        let wrong_to_right = count(&|(a, b)| !a.correct && b.correct);
+        let right_to_wrong = count(&|(a, b)| a.is_correct() && !b.is_correct());
+        let wrong_to_right = count(&|(a, b)| !a.is_correct() && b.is_correct());
         // Graded scores may differ where correctness does not.
-        let lower = count(&|(a, b)| b.score < a.score);
-        let higher = count(&|(a, b)| b.score > a.score);
-        let is_binary = pairs.iter().all(|(a, b)| [a.score, b.score].iter().all(|&score| score == 0.0 || score == 1.0));
+        let lower = count(&|(a, b)| b.score() < a.score());
+        let higher = count(&|(a, b)| b.score() > a.score());
+        let is_binary =
+            pairs.iter().all(|(a, b)| [a.score(), b.score()].iter().all(|&score| score == 0.0 || score == 1.0));
 
         let clusters = self.clusters_of(members);
         let is_grouped = clusters.len() < n;
@@ -222,8 +223,8 @@ impl<'a> Pairs<'a> {
             right_to_wrong,
             wrong_to_right,
             flip_fraction: flips as f64 / n as f64,
-            baseline_refusal_fraction: count(&|(item, _)| is_refusal(&item.prediction)) as f64 / n as f64,
-            candidate_refusal_fraction: count(&|(_, item)| is_refusal(&item.prediction)) as f64 / n as f64,
+            baseline_refusal_fraction: count(&|(item, _)| item.is_refusal()) as f64 / n as f64,
+            candidate_refusal_fraction: count(&|(_, item)| item.is_refusal()) as f64 / n as f64,
             mcnemar_p: stats::mcnemar(right_to_wrong, wrong_to_right),
             mcnemar_p_holm: None,
             versus_rest: None,

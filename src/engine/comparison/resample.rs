@@ -3,7 +3,15 @@
 //! Resampling n items with replacement and counting how often each *different* outcome was drawn is a
 //! multinomial draw. Items that are only lost, kept or gained have three outcomes, so a resample of
 //! 100,000 of them is two binomial draws and not 100,000: the same distribution, not an approximation.
-//! Where there are many different outcomes (graded scores), items are drawn one by one.
+//!
+//! Where there are many different outcomes (graded scores), up to some thousand items are drawn one by one.
+//! More of them are counted in bins of equal width, and a resample draws how often each bin was drawn, as
+//! above. What lies within a bin is its mean and, for all bins together, one normal draw with just the variance
+//! that so many draws from these bins have. So mean and variance of a resample are exact, and so is how they
+//! depend on the bins; only the third moment *within* a bin is taken for zero. With a range of r and B bins that
+//! changes the skewness of the mean of n items by less than (r / B σ)³ / √n: for grades spread evenly over
+//! −1 to 1, 32 bins and 5,000 items by less than 6e-5, and the ends of a 95 % interval by less than half of
+//! that, in standard errors.
 
 use rayon::prelude::*;
 
@@ -21,28 +29,58 @@ const MAX_OUTCOMES: usize = 64;
 /// A sum of differences over a number of items that are drawn together.
 pub type Cluster = (f64, u32);
 
-/// Clusters as what a resample needs of them.
-enum Population<'a> {
-    /// Different outcomes with their counts, the most frequent first.
-    Outcomes(Vec<(Cluster, u64)>),
-    /// Every cluster; true where each is one item.
-    Clusters(&'a [Cluster], bool),
+/// Clusters up to which they are drawn one by one where they have many outcomes.
+const MAX_DRAWN: usize = 2048;
+/// Bins of equal width that more of them are counted in, for every size of a cluster.
+const BINS: usize = 32;
+/// Sizes of clusters up to which bins are made.
+const MAX_SIZES: usize = 8;
+
+/// Clusters that a resample takes for equal.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Outcome {
+    /// The sum of differences of one, or the mean of these.
+    difference: f64,
+    /// Variance of the sums of differences around that.
+    variance: f64,
+    /// Items of each.
+    size: u32,
+    /// How many there are.
+    count: u64,
 }
 
-impl<'a> Population<'a> {
-    fn of(clusters: &'a [Cluster]) -> Self {
-        let mut outcomes: Vec<(Cluster, u64)> = Vec::new();
-        for &cluster in clusters {
-            if let Some((_, count)) = outcomes.iter_mut().find(|(known, _)| *known == cluster) {
-                *count += 1;
-            } else if outcomes.len() == MAX_OUTCOMES {
-                return Self::Clusters(clusters, clusters.iter().all(|&(_, count)| count == 1));
-            } else {
-                outcomes.push((cluster, 1));
-            }
-        }
-        // Ordered by value among equals, so that the order of the items means nothing.
-        outcomes.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.0.total_cmp(&b.0.0)).then(a.0.1.cmp(&b.0.1)));
+/// Clusters as what a resample needs of them.
+enum Population {
+    /// Different outcomes, the most frequent first.
+    Outcomes(Vec<Outcome>),
+    /// Every cluster in the order of its value; true where each is one item.
+    Clusters(Vec<Cluster>, bool),
+}
+
+impl Population {
+    fn of(clusters: &[Cluster]) -> Self {
+        // Ordered by value, so that the order of the items means nothing.
+        let mut sorted = clusters.to_vec();
+        sorted.sort_unstable_by(|a, b| a.1.cmp(&b.1).then(a.0.total_cmp(&b.0)));
+        let equal = |a: &Cluster, b: &Cluster| a.1 == b.1 && a.0 == b.0;
+        let different = sorted.chunk_by(equal).take(MAX_OUTCOMES + 1).count();
+        let mut outcomes: Vec<Outcome> = if different <= MAX_OUTCOMES {
+            let exact = |group: &[Cluster]| Outcome {
+                difference: group[0].0,
+                variance: 0.0,
+                size: group[0].1,
+                count: group.len() as u64,
+            };
+            sorted.chunk_by(equal).map(exact).collect()
+        } else if sorted.len() > MAX_DRAWN && sorted.chunk_by(|a, b| a.1 == b.1).count() <= MAX_SIZES {
+            sorted.chunk_by(|a, b| a.1 == b.1).flat_map(bins).collect()
+        } else {
+            let is_single = sorted.iter().all(|&(_, count)| count == 1);
+            return Self::Clusters(sorted, is_single);
+        };
+        outcomes.sort_by(|a, b| {
+            b.count.cmp(&a.count).then(a.difference.total_cmp(&b.difference)).then(a.size.cmp(&b.size))
+        });
         Self::Outcomes(outcomes)
     }
 
@@ -50,16 +88,21 @@ impl<'a> Population<'a> {
     fn draw(&self, random: &mut Random) -> f64 {
         match self {
             Self::Outcomes(outcomes) => {
-                let mut left: u64 = outcomes.iter().map(|(_, count)| count).sum();
+                let mut left: u64 = outcomes.iter().map(|outcome| outcome.count).sum();
                 let mut weight = left;
-                let (mut sum, mut items) = (0.0, 0_u64);
-                for &((difference, size), count) in outcomes {
+                let (mut sum, mut items, mut variance) = (0.0, 0_u64, 0.0);
+                for outcome in outcomes {
+                    let count = outcome.count;
                     let drawn =
                         if count == weight { left } else { binomial(left, count as f64 / weight as f64, random) };
-                    sum += difference * drawn as f64;
-                    items += u64::from(size) * drawn;
+                    sum += outcome.difference * drawn as f64;
+                    variance += outcome.variance * drawn as f64;
+                    items += u64::from(outcome.size) * drawn;
                     left -= drawn;
                     weight -= count;
+                }
+                if variance > 0.0 {
+                    sum += variance.sqrt() * normal(random);
                 }
                 sum / items.max(1) as f64
             }
@@ -83,6 +126,27 @@ impl<'a> Population<'a> {
             }
         }
     }
+}
+
+/// Clusters of one size, in the order of their value, in bins of equal width; none is empty.
+fn bins(clusters: &[Cluster]) -> Vec<Outcome> {
+    let (least, most) = (clusters[0].0, clusters[clusters.len() - 1].0);
+    let bin = |value: f64| (((value - least) / (most - least) * BINS as f64) as usize).min(BINS - 1);
+    clusters
+        .chunk_by(|a, b| bin(a.0) == bin(b.0))
+        .map(|members| {
+            let count = members.len() as f64;
+            let difference = members.iter().map(|member| member.0).sum::<f64>() / count;
+            let variance = members.iter().map(|member| (member.0 - difference).powi(2)).sum::<f64>() / count;
+            Outcome { difference, variance, size: members[0].1, count: members.len() as u64 }
+        })
+        .collect()
+}
+
+/// A draw from the standard normal distribution (Box and Muller 1958).
+fn normal(random: &mut Random) -> f64 {
+    let radius = (-2.0 * (1.0 - random.unit()).ln()).sqrt();
+    radius * (std::f64::consts::TAU * random.unit()).cos()
 }
 
 /// Mean differences of `resamples` resamples, in a fixed order for every number of threads.
@@ -258,6 +322,35 @@ mod tests {
         let exact = (1.0_f64 / 3.0 / 900.0).sqrt();
         assert!(mean_few.abs() < 1.5e-3 && mean_many.abs() < 1.5e-3, "{mean_few} {mean_many}");
         assert!((few / exact - 1.0).abs() < 0.04 && (many / exact - 1.0).abs() < 0.04, "{few} {many} {exact}");
+    }
+
+    #[test]
+    fn many_grades_in_bins_are_drawn_as_one_by_one() {
+        // Skewed grades, singly and in clusters of two sizes, as bins and as all the clusters themselves.
+        let mut random = Random::new(5, 5);
+        let grades: Vec<f64> = (0..4000).map(|_| random.unit().powi(3) - 0.4).collect();
+        let singles: Vec<Cluster> = grades.iter().map(|&grade| (grade, 1)).collect();
+        let grouped: Vec<Cluster> =
+            grades.iter().enumerate().map(|(i, &grade)| (grade * (1 + i % 2) as f64, 1 + (i % 2) as u32)).collect();
+        for clusters in [singles, grouped] {
+            let binned = Population::of(&clusters);
+            let Population::Outcomes(outcomes) = &binned else { panic!("bins") };
+            assert!(outcomes.len() <= 2 * BINS && outcomes.iter().all(|outcome| outcome.count > 0));
+            let total: f64 = outcomes.iter().map(|outcome| outcome.difference * outcome.count as f64).sum();
+            assert!((total - clusters.iter().map(|cluster| cluster.0).sum::<f64>()).abs() < 1e-9);
+            let is_single = clusters.iter().all(|cluster| cluster.1 == 1);
+            let each = Population::Clusters(clusters, is_single);
+            let moments = |population: &Population| {
+                let mut random = Random::new(6, 1);
+                let means: Vec<f64> = (0..8000).map(|_| population.draw(&mut random)).collect();
+                let mean = means.iter().sum::<f64>() / 8000.0;
+                (mean, (means.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / 7999.0).sqrt())
+            };
+            let ((mean_a, spread_a), (mean_b, spread_b)) = (moments(&binned), moments(&each));
+            // Five standard errors of either figure over 8,000 resamples.
+            assert!((mean_a - mean_b).abs() < 5.0 * spread_b * (2.0_f64 / 8000.0).sqrt(), "{mean_a} {mean_b}");
+            assert!((spread_a / spread_b - 1.0).abs() < 5.0 / 8000.0_f64.sqrt(), "{spread_a} {spread_b}");
+        }
     }
 
     #[test]

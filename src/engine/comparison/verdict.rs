@@ -19,7 +19,9 @@ pub(super) fn sentence(comparison: &Comparison) -> String {
     if let Some(overall) = &comparison.overall {
         parts.push(format!("accuracy {} points", points(overall)));
     } else if let Some(distance) = comparison.text.as_ref().and_then(|text| text.distance.as_ref()) {
-        parts.push(format!("KLD {}", units::significant(distance.kld_mean)));
+        // What was kept of the baseline's predictions bounds the distance from below.
+        let bound = if distance.kept.is_some_and(|kept| kept.tail_mass_mean > 0.0) { "at least " } else { "" };
+        parts.push(format!("KLD {bound}{}", units::significant(distance.kld_mean)));
         parts.push(format!("same top token {}", units::percent(distance.same_top_fraction)));
     }
     let mut text = format!("{}: {}", comparison.candidate.name, parts.join(", "));

@@ -1,6 +1,6 @@
 //! Items cut into slices: by task, and by whatever else is known of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use super::paired::{ComparisonOptions, Pairs, SliceComparison};
 use super::stats;
 use crate::error::Result;
 use crate::progress::Progress;
-use crate::scoring::ItemResult;
+use crate::scoring::Item;
 
 /// A field with more values than this is a name, not a property.
 const MAX_VALUES: usize = 40;
@@ -25,11 +25,11 @@ pub struct SliceView {
 
 /// Pairs of each task, slice and metric, in order of first appearance; none is empty.
 pub(super) fn by_slice(pairs: &Pairs<'_>) -> Vec<Vec<usize>> {
-    let mut places = HashMap::new();
+    let labels = pairs.all.iter().map(|(item, _)| item.label() + 1).max().unwrap_or(0);
+    let mut places = vec![None; labels];
     let mut slices: Vec<Vec<usize>> = Vec::new();
     for (index, (item, _)) in pairs.all.iter().enumerate() {
-        let key = (item.task.as_str(), item.slice.as_str(), item.metric.as_str());
-        let place = *places.entry(key).or_insert_with(|| {
+        let place = *places[item.label()].get_or_insert_with(|| {
             slices.push(Vec::new());
             slices.len() - 1
         });
@@ -47,12 +47,12 @@ pub(super) fn slice_comparison(
     progress: &Progress,
 ) -> Result<SliceComparison> {
     let (first, _) = pairs.all[members[0]];
-    let is_mixed = members.iter().any(|&member| pairs.all[member].0.metric != first.metric);
+    let is_mixed = members.iter().any(|&member| pairs.all[member].0.metric() != first.metric());
     let (task, slice) =
-        name.map_or_else(|| (first.task.clone(), first.slice.clone()), |(by, value)| (by.to_owned(), value));
+        name.map_or_else(|| (first.task().to_owned(), first.slice().to_owned()), |(by, value)| (by.to_owned(), value));
     let mut paired = pairs.paired(members, options, progress)?;
     paired.versus_rest = pairs.versus_rest(members);
-    let metric = if is_mixed { "mixed".to_owned() } else { first.metric.clone() };
+    let metric = if is_mixed { "mixed".to_owned() } else { first.metric().to_owned() };
     Ok(SliceComparison { task, slice, metric, paired })
 }
 
@@ -84,23 +84,22 @@ fn rarity(count: u32) -> (u32, String) {
 }
 
 /// The slice of an item in one cut, with what orders it.
-type Cut = Box<dyn Fn(&ItemResult) -> Option<(u32, String)>>;
+type Cut = Box<dyn Fn(&Item<'_>) -> Option<(u32, String)>>;
 
 /// Every cut that divides the items: by each field, by the prompt's length, by rare tokens.
 pub(super) fn views(pairs: &Pairs<'_>, options: &ComparisonOptions, progress: &Progress) -> Result<Vec<SliceView>> {
-    let fields: BTreeSet<&str> =
-        pairs.all.iter().flat_map(|(item, _)| item.fields.keys()).map(String::as_str).collect();
+    let fields: BTreeSet<&str> = pairs.all.first().into_iter().flat_map(|(item, _)| item.fields()).collect();
     let mut cuts: Vec<(String, Cut)> = fields
         .into_iter()
         .map(|field| {
             let name = field.to_owned();
-            let cut: Cut = Box::new(move |item| Some((0, item.fields.get(&name)?.clone())));
+            let cut: Cut = Box::new(move |item| Some((0, item.field(&name)?.to_owned())));
             (field.to_owned(), cut)
         })
         .collect();
     let known = |count: u32| Some(count).filter(|&count| count > 0);
-    cuts.push(("prompt length".to_owned(), Box::new(move |item| Some(doubling(known(item.prompt_tokens)?, 16)))));
-    cuts.push(("rarest token".to_owned(), Box::new(move |item| Some(rarity(known(item.rarest_token_count)?)))));
+    cuts.push(("prompt length".to_owned(), Box::new(move |item| Some(doubling(known(item.prompt_tokens())?, 16)))));
+    cuts.push(("rarest token".to_owned(), Box::new(move |item| Some(rarity(known(item.rarest_token_count())?)))));
     let mut views = Vec::new();
     for (by, cut) in cuts {
         let mut members: BTreeMap<(u32, String), Vec<usize>> = BTreeMap::new();
@@ -126,6 +125,7 @@ pub(super) fn views(pairs: &Pairs<'_>, options: &ComparisonOptions, progress: &P
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scoring::{ItemResult, Items};
 
     #[test]
     fn ranges_double_and_are_named_by_their_edges() {
@@ -150,10 +150,10 @@ mod tests {
             prompt_tokens: if id < 50 { 20 } else { 90 },
             ..ItemResult::default()
         };
-        let base: Vec<ItemResult> = (0..200).map(|id| item(id, true)).collect();
-        let candidate: Vec<ItemResult> =
-            (0..200).map(|id| item(id, !id.is_multiple_of(4) || id.is_multiple_of(8))).collect();
-        let pairs = Pairs::new(base.iter().zip(&candidate).collect());
+        let base = Items::of((0..200).map(|id| item(id, true))).expect("items");
+        let candidate =
+            Items::of((0..200).map(|id| item(id, !id.is_multiple_of(4) || id.is_multiple_of(8)))).expect("items");
+        let pairs = Pairs::new(base.iter().zip(candidate.iter()).collect());
         let options = ComparisonOptions { resamples: 500, ..ComparisonOptions::default() };
         let views = views(&pairs, &options, &Progress::default()).expect("views");
         let names: Vec<&str> = views.iter().map(|view| view.by.as_str()).collect();

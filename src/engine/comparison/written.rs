@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::paired::Pair;
+use crate::error::Result;
 
 /// Both models' greedy texts after the same prompts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,34 +25,32 @@ pub fn first_divergence(a: &[u32], b: &[u32]) -> Option<usize> {
     (same < a.len().max(b.len())).then_some(same)
 }
 
-/// Compares all texts that both wrote; `None` where there is none.
-pub(super) fn compare(pairs: &[Pair<'_>]) -> Option<WrittenComparison> {
-    let texts: Vec<&Pair<'_>> =
-        pairs.iter().filter(|(a, b)| !(a.token_ids.is_empty() && b.token_ids.is_empty())).collect();
-    if texts.is_empty() {
-        return None;
+/// Compares all texts that both wrote, each read from where it lies; `None` where there is none.
+pub(super) fn compare(pairs: &[Pair<'_>]) -> Result<Option<WrittenComparison>> {
+    let (mut texts, mut base, mut own) = (0_usize, 0.0, 0.0);
+    let mut divergences = Vec::new();
+    for (a, b) in pairs.iter().filter(|(a, b)| a.tokens() + b.tokens() > 0) {
+        texts += 1;
+        base += f64::from(a.tokens());
+        own += f64::from(b.tokens());
+        if let Some(place) = first_divergence(&a.read()?.token_ids, &b.read()?.token_ids) {
+            divergences.push(place as f64);
+        }
     }
-    let mut divergences: Vec<f64> = texts
-        .iter()
-        .filter_map(|(a, b)| first_divergence(&a.token_ids, &b.token_ids))
-        .map(|place| place as f64)
-        .collect();
     divergences.sort_unstable_by(f64::total_cmp);
-    let tokens = |own: fn(&Pair<'_>) -> usize| texts.iter().map(|pair| own(pair)).sum::<usize>() as f64;
-    let (base, own) = (tokens(|(a, _)| a.token_ids.len()), tokens(|(_, b)| b.token_ids.len()));
-    Some(WrittenComparison {
-        n: texts.len(),
-        identical_fraction: 1.0 - divergences.len() as f64 / texts.len() as f64,
+    Ok((texts > 0).then(|| WrittenComparison {
+        n: texts,
+        identical_fraction: 1.0 - divergences.len() as f64 / texts as f64,
         first_divergence_median: (!divergences.is_empty())
             .then(|| crate::scoring::text_stats::quantile(&divergences, 0.5)),
-        length_ratio: own / base.max(1.0),
-    })
+        length_ratio: own / f64::max(base, 1.0),
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scoring::ItemResult;
+    use crate::scoring::{ItemResult, Items};
 
     #[test]
     fn texts_part_where_their_tokens_do() {
@@ -59,8 +58,10 @@ mod tests {
         assert_eq!(first_divergence(&[1, 2, 3], &[1, 2]), Some(2));
         assert_eq!(first_divergence(&[], &[1]), Some(0));
         let text = |ids: &[u32]| ItemResult { token_ids: ids.to_vec(), ..ItemResult::default() };
-        let (a, b) = ([text(&[1, 2]), text(&[1, 2, 3, 4]), text(&[])], [text(&[1, 2]), text(&[1, 9]), text(&[])]);
-        let written = compare(&a.iter().zip(&b).collect::<Vec<_>>()).expect("texts");
+        let held = |texts: [ItemResult; 3]| Items::of(texts).expect("items");
+        let (a, b) =
+            (held([text(&[1, 2]), text(&[1, 2, 3, 4]), text(&[])]), held([text(&[1, 2]), text(&[1, 9]), text(&[])]));
+        let written = compare(&a.iter().zip(b.iter()).collect::<Vec<_>>()).expect("read").expect("texts");
         assert_eq!((written.n, written.identical_fraction, written.first_divergence_median), (2, 0.5, Some(1.0)));
         assert!((written.length_ratio - 4.0 / 6.0).abs() < 1e-12);
     }

@@ -185,7 +185,7 @@ fn all_slices_of_the_demo() {
     let tasks = TaskSet::read(&repository("assets/demo/tasks.jsonl")).expect("tasks");
     let start = std::time::Instant::now();
     let items = score_tasks(&demo.model, &demo.tokenizer, &tasks, &Progress::default()).expect("scores");
-    for slice in super::slices(&items) {
+    for slice in super::slices(&crate::scoring::Items::of(items.clone()).expect("items")) {
         println!("{} / {}: {} {:.3} of {}", slice.task, slice.slice, slice.metric, slice.accuracy, slice.n);
     }
     println!("{:.1} s", start.elapsed().as_secs_f64());

@@ -1,80 +1,115 @@
 //! Finished items on disk, so that an evaluation that was interrupted goes on where it was.
 //!
 //! One result a line in a file that is called after the evaluation's key: another model, other tasks or options
-//! have another key and so another file. A last line that was cut off by a crash is left out.
+//! have another key and so another file. A last line that was cut off by a crash is left out. The same file is
+//! where the texts of finished items are read from ([`Items`]); without a folder they are in a temporary one.
 
-use std::collections::HashSet;
-use std::io::Write as _;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::scoring::tasks::score_remaining;
-use crate::scoring::{ItemResult, TaskSet, TextCodec, TokenModel, score_tasks};
+use crate::scoring::items::{Place, read_lines};
+use crate::scoring::tasks::{Lot, rarest_counts, score_remaining};
+use crate::scoring::{ItemResult, ItemWriter, Items, TaskSet, TextCodec, TokenModel};
 
-/// Items that are scored between two writes: seconds of work, and enough to pack batches well.
-const AT_ONCE: usize = 256;
-
-fn path_of(folder: &Path, key: &str) -> PathBuf {
-    folder.join(format!("{}.items.jsonl", key.get(..32).unwrap_or(key)))
+/// A file of a folder that is called after a key.
+pub(super) fn path_of(folder: &Path, key: &str, ending: &str) -> PathBuf {
+    folder.join(format!("{}.{ending}", key.get(..32).unwrap_or(key)))
 }
 
-/// What was finished before, and how many bytes of the file that is.
-fn read(path: &Path) -> Result<(Vec<ItemResult>, u64)> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
-        Err(err) => return Err(Error::io("read", path)(err)),
-    };
-    let (mut items, mut good) = (Vec::new(), 0);
-    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-        let whole = line.ends_with(b"\n").then(|| serde_json::from_slice::<ItemResult>(line).ok()).flatten();
-        let Some(item) = whole else { break };
-        items.push(item);
-        good += line.len() as u64;
+/// Items with what scoring those that were not finished before took.
+#[derive(Debug)]
+pub(super) struct Scored {
+    pub items: Items,
+    /// Tokens read and written for them.
+    pub tokens: u64,
+    /// Right answers among them.
+    pub correct: u64,
+}
+
+/// The journal's file while items are added to it.
+struct Journal {
+    path: PathBuf,
+    file: File,
+    end: u64,
+}
+
+impl Journal {
+    /// Opens a journal, takes in what was finished before and cuts off what is not whole.
+    fn open(path: PathBuf, tasks: &TaskSet, writer: &mut ItemWriter) -> Result<Self> {
+        let places: HashMap<&str, usize> = tasks.items.iter().map(|item| item.id.as_str()).zip(0..).collect();
+        let end = read_lines(&path, &mut |item, place| {
+            if let Some(&index) = places.get(item.id.as_str()) {
+                writer.put(index, &item, place);
+            }
+        })?;
+        let failed = || Error::io("write", &path);
+        let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(failed())?;
+        file.set_len(end).map_err(failed())?;
+        Ok(Self { path, file, end })
     }
-    Ok((items, good))
+
+    /// Writes a lot's lines, as a whole and down to the disk.
+    fn keep(&mut self, indices: &[usize], scored: &[ItemResult], writer: &mut ItemWriter) -> Result<()> {
+        let failed = || Error::io("write", &self.path);
+        let mut text = Vec::new();
+        for (&index, item) in indices.iter().zip(scored) {
+            let start = text.len();
+            serde_json::to_writer(&mut text, item).map_err(|err| failed()(err.into()))?;
+            let place = Place { offset: self.end + start as u64, length: (text.len() - start) as u32 };
+            writer.put(index, item, place);
+            text.push(b'\n');
+        }
+        let at_end = self.file.seek(SeekFrom::Start(self.end));
+        at_end.and_then(|_| self.file.write_all(&text)).and_then(|()| self.file.sync_data()).map_err(failed())?;
+        self.end += text.len() as u64;
+        Ok(())
+    }
 }
 
-/// Items with those among them that were finished in an earlier run.
-pub(super) struct Kept {
-    pub items: Vec<ItemResult>,
-    pub from_before: HashSet<String>,
-}
-
-/// Scores items, keeping them in `folder` as they come; without a folder nothing is kept.
+/// Scores items, keeping them in `folder` as they come; without a folder nothing is kept for another run.
+///
+/// Memory holds a few numbers of each item and the texts of one lot.
 pub(super) fn score(
     model: &dyn TokenModel,
     codec: &dyn TextCodec,
     tasks: &TaskSet,
     journal: Option<(&Path, &str)>,
     progress: &Progress,
-) -> Result<Kept> {
-    let Some((folder, key)) = journal else {
-        let items = score_tasks(model, codec, tasks, progress)?;
-        return Ok(Kept { items, from_before: HashSet::new() });
-    };
-    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    let path = path_of(folder, key);
-    let (done, good) = read(&path)?;
-    let mut file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(Error::io("write", &path))?;
-    file.set_len(good).map_err(Error::io("write", &path))?;
-    let mut keep = |items: &[ItemResult]| -> Result<()> {
-        let mut text = Vec::new();
-        for item in items {
-            serde_json::to_writer(&mut text, item).map_err(|err| Error::io("write", &path)(err.into()))?;
-            text.push(b'\n');
+) -> Result<Scored> {
+    let count = tasks.items.len();
+    let mut writer = ItemWriter::with_capacity(count);
+    let mut journal = match journal {
+        Some((folder, key)) => {
+            std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+            Some(Journal::open(path_of(folder, key, "items.jsonl"), tasks, &mut writer)?)
         }
-        let end = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0));
-        end.and_then(|_| file.write_all(&text)).and_then(|()| file.sync_data()).map_err(Error::io("write", &path))
+        None => None,
     };
-    let items = score_remaining(model, codec, tasks, &done, AT_ONCE, &mut keep, progress)?;
-    Ok(Kept { items, from_before: done.into_iter().map(|item| item.id).collect() })
+    let lot = if journal.is_some() { Lot::KEPT } else { Lot::HELD };
+    let done: Vec<Option<f64>> = (0..count).map(|index| writer.score(index)).collect();
+    let (mut tokens, mut correct) = (0, 0);
+    let mut keep = |indices: &[usize], scored: Vec<ItemResult>| -> Result<()> {
+        for item in &scored {
+            tokens += u64::from(item.prompt_tokens) + item.token_ids.len() as u64;
+            correct += u64::from(item.correct);
+        }
+        match &mut journal {
+            Some(journal) => journal.keep(indices, &scored, &mut writer),
+            None => indices.iter().zip(&scored).try_for_each(|(&index, item)| writer.store(index, item)),
+        }
+    };
+    score_remaining(model, codec, tasks, &done, lot, &mut keep, progress)?;
+    writer.set_rarest(&rarest_counts(model, codec, tasks, progress)?);
+    let items = match &journal {
+        Some(journal) => writer.finish_in(&journal.path)?,
+        None => writer.finish()?,
+    };
+    Ok(Scored { items, tokens, correct })
 }
 
 #[cfg(test)]
@@ -135,8 +170,9 @@ mod tests {
         assert!(
             score(&model(all / 2), &codec, &tasks, journal, &Progress::default()).is_err_and(|err| err.is_cancelled())
         );
-        let path = path_of(folder.path(), "0123456789abcdef0123456789abcdef");
-        let kept = read(&path).expect("journal").0.len();
+        let path = path_of(folder.path(), "0123456789abcdef0123456789abcdef", "items.jsonl");
+        let lines = || std::fs::read_to_string(&path).expect("journal").lines().count();
+        let kept = lines();
         assert!((256..1000).contains(&kept), "{kept}");
         // A line cut off by a crash is scored again.
         let mut bytes = std::fs::read(&path).expect("read");
@@ -146,12 +182,13 @@ mod tests {
         let progress = Progress::default();
         let resumed = score(&rest, &codec, &tasks, journal, &progress).expect("scores");
         assert_eq!(resumed.items, expected);
-        assert_eq!(resumed.from_before.len(), kept - 1);
+        assert_eq!(lines(), 1000);
         assert_eq!(progress.snapshot().done, 1000);
         assert!(rest.read.load(Ordering::Relaxed) < all * (1001 - kept) / 1000 + 100);
         let nothing = model(0);
         nothing.read.store(1, Ordering::Relaxed);
         let again = score(&nothing, &codec, &tasks, journal, &Progress::default()).expect("nothing to do");
-        assert_eq!((again.items, again.from_before.len()), (expected, 1000));
+        assert_eq!((lines(), again.tokens, again.correct), (1000, 0, 0));
+        assert_eq!(again.items, expected);
     }
 }

@@ -8,6 +8,7 @@ mod journal;
 mod reliability;
 mod run;
 
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ pub use run::{Baseline, EvaluationOptions, Subject, evaluate, key};
 use super::error::{Error, Fault, Result, Stage};
 use super::scoring::energy::EnergyUse;
 use super::scoring::text_stats::mean_and_stderr;
-use super::scoring::{ItemResult, SeedAgreement, SpeedResult, TextResult};
+use super::scoring::{Item, Items, SeedAgreement, SpeedResult, TextResult};
 
 /// Version of the document; a higher one is refused.
 pub const EVALUATION_VERSION: u32 = 1;
@@ -127,9 +128,9 @@ pub struct Evaluation {
     /// What scoring the items took, where a counter could be read or a power was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy: Option<EnergyUse>,
-    /// Every item, in the order of the tasks file.
+    /// Every item, in the order of the tasks file; texts stay on disk.
     #[serde(default)]
-    pub items: Vec<ItemResult>,
+    pub items: Items,
     /// The same for the baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baseline: Option<Box<Evaluation>>,
@@ -139,10 +140,10 @@ impl Evaluation {
     /// Mean score of all items, as a fraction.
     pub fn accuracy(&self) -> Option<f64> {
         let count = self.items.len();
-        (count > 0).then(|| self.items.iter().map(|item| item.score).sum::<f64>() / count as f64)
+        (count > 0).then(|| self.items.iter().map(|item| item.score()).sum::<f64>() / count as f64)
     }
 
-    /// Reads a document, of which nothing is taken on trust.
+    /// Reads a document, of which nothing is taken on trust. Its items go from the file to [`Items`] one by one.
     pub fn read(path: &Path) -> Result<Self> {
         let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
         if length > MAX_FILE_BYTES {
@@ -151,22 +152,26 @@ impl Evaluation {
                 .file(path)
                 .into());
         }
-        let text = std::fs::read(path).map_err(Error::io("read", path))?;
-        Self::parse(&text, path)
+        let open = || std::fs::File::open(path).map(BufReader::new).map_err(Error::io("read", path));
+        let refuse = |err: serde_json::Error| Self::refuse(&err, path);
+        Self::check_version(&serde_json::from_reader(open()?).map_err(refuse)?, path)?;
+        Ok(serde_json::from_reader(open()?).map_err(refuse)?)
     }
 
     /// Reads a document from memory; `path` is for messages.
     pub fn parse(json: &[u8], path: &Path) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Header {
-            version: u32,
-        }
-        let refuse = |err: serde_json::Error| {
-            Fault::new(Stage::Evaluation, format!("not an evaluation document: {err}"))
-                .fix("give a file that `lapidary evaluate` wrote")
-                .file(path)
-        };
-        let header: Header = serde_json::from_slice(json).map_err(refuse)?;
+        let refuse = |err: serde_json::Error| Self::refuse(&err, path);
+        Self::check_version(&serde_json::from_slice(json).map_err(refuse)?, path)?;
+        Ok(serde_json::from_slice(json).map_err(refuse)?)
+    }
+
+    fn refuse(err: &serde_json::Error, path: &Path) -> Fault {
+        Fault::new(Stage::Evaluation, format!("not an evaluation document: {err}"))
+            .fix("give a file that `lapidary evaluate` wrote")
+            .file(path)
+    }
+
+    fn check_version(header: &Header, path: &Path) -> Result<()> {
         if header.version > EVALUATION_VERSION {
             return Err(Fault::new(
                 Stage::Evaluation,
@@ -176,46 +181,55 @@ impl Evaluation {
             .file(path)
             .into());
         }
-        Ok(serde_json::from_slice(json).map_err(refuse)?)
+        Ok(())
     }
 }
 
+/// What is read of a document before the rest.
+#[derive(Deserialize)]
+struct Header {
+    version: u32,
+}
+
 /// Accuracy of every task, slice and metric, in order of first appearance.
-pub fn slices(items: &[ItemResult]) -> Vec<SliceResult> {
+pub fn slices(items: &Items) -> Vec<SliceResult> {
     group(items)
         .into_iter()
         .map(|members| {
             let first = members[0];
-            let (accuracy, accuracy_stderr) = mean_and_stderr(members.iter().map(|item| item.score));
-            let mean = |value: &dyn Fn(&ItemResult) -> Option<f64>| {
-                let values: Vec<f64> = members.iter().filter_map(|item| value(item)).collect();
-                (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+            let (accuracy, accuracy_stderr) = mean_and_stderr(members.iter().map(|item| item.score()));
+            let mean = |value: &dyn Fn(&Item<'_>) -> Option<f64>| {
+                let (mut sum, mut count) = (0.0, 0_usize);
+                for value in members.iter().filter_map(value) {
+                    sum += value;
+                    count += 1;
+                }
+                (count > 0).then(|| sum / count as f64)
             };
             let share = |right: Option<bool>| right.map(|right| f64::from(u8::from(right)));
             SliceResult {
-                task: first.task.clone(),
-                slice: first.slice.clone(),
-                metric: first.metric.clone(),
+                task: first.task().to_owned(),
+                slice: first.slice().to_owned(),
+                metric: first.metric().to_owned(),
                 n: members.len(),
                 accuracy,
                 accuracy_stderr,
-                acc_norm: mean(&|item| share(item.correct_norm)),
-                acc_bytes: mean(&|item| share(item.correct_bytes)),
-                brier: mean(&|item| item.brier),
-                f1: mean(&|item| item.f1),
-                truncated: members.iter().filter(|item| item.truncated).count(),
+                acc_norm: mean(&|item| share(item.is_correct_norm())),
+                acc_bytes: mean(&|item| share(item.is_correct_bytes())),
+                brier: mean(&|item| item.brier()),
+                f1: mean(&|item| item.f1()),
+                truncated: members.iter().filter(|item| item.is_truncated()).count(),
             }
         })
         .collect()
 }
 
 /// Items of each task, slice and metric together, in order of first appearance; no group is empty.
-fn group(items: &[ItemResult]) -> Vec<Vec<&ItemResult>> {
-    let mut places = std::collections::HashMap::new();
-    let mut groups: Vec<Vec<&ItemResult>> = Vec::new();
-    for item in items {
-        let key = (item.task.as_str(), item.slice.as_str(), item.metric.as_str());
-        let place = *places.entry(key).or_insert_with(|| {
+fn group(items: &Items) -> Vec<Vec<Item<'_>>> {
+    let mut places = vec![None; items.labels()];
+    let mut groups: Vec<Vec<Item<'_>>> = Vec::new();
+    for item in items.iter() {
+        let place = *places[item.label()].get_or_insert_with(|| {
             groups.push(Vec::new());
             groups.len() - 1
         });

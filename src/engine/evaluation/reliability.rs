@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::scoring::ItemResult;
+use crate::scoring::{Item, Items};
 
 /// Bins of the diagram.
 const BINS: usize = 15;
@@ -59,8 +59,8 @@ fn gap(bins: &[ReliabilityBin], count: usize) -> f64 {
 }
 
 /// The diagram of all multiple-choice items; `None` where there is none.
-pub fn reliability(items: &[ItemResult]) -> Option<Reliability> {
-    let mut sure: Vec<Sure> = items.iter().filter_map(|item| Some((item.confidence()?, item.correct))).collect();
+pub fn reliability(items: &Items) -> Option<Reliability> {
+    let mut sure: Vec<Sure> = items.iter().filter_map(|item| Some((item.confidence()?, item.is_correct()))).collect();
     if sure.is_empty() {
         return None;
     }
@@ -78,7 +78,7 @@ pub fn reliability(items: &[ItemResult]) -> Option<Reliability> {
         .chunks(count.div_ceil(BINS))
         .map(|members| bin_of(members, members[0].0, members[members.len() - 1].0))
         .collect();
-    let briers: Vec<f64> = items.iter().filter_map(|item| item.brier).collect();
+    let briers: Vec<f64> = items.iter().filter_map(|item| item.brier()).collect();
     let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / count as f64;
     let confidence = mean(&mut sure.iter().map(|(confidence, _)| *confidence));
     let accuracy = mean(&mut sure.iter().map(|(_, correct)| f64::from(u8::from(*correct))));
@@ -107,19 +107,19 @@ pub struct Written {
 }
 
 /// Stability of all written texts; `None` where there is none.
-pub fn written(items: &[ItemResult]) -> Option<Written> {
-    let texts: Vec<&ItemResult> = items.iter().filter(|item| item.ended.is_some()).collect();
+pub fn written(items: &Items) -> Option<Written> {
+    let texts: Vec<Item<'_>> = items.iter().filter(|item| item.ended().is_some()).collect();
     if texts.is_empty() {
         return None;
     }
     let count = texts.len() as f64;
-    let share = |test: &dyn Fn(&ItemResult) -> bool| texts.iter().filter(|item| test(item)).count() as f64 / count;
-    let repeated = |item: &ItemResult| item.repeated_fraction.unwrap_or(0.0);
+    let share = |test: &dyn Fn(&Item<'_>) -> bool| texts.iter().filter(|item| test(item)).count() as f64 / count;
+    let repeated = |item: &Item<'_>| item.repeated_fraction().unwrap_or(0.0);
     Some(Written {
         n: texts.len(),
-        tokens_mean: texts.iter().map(|item| item.token_ids.len() as f64).sum::<f64>() / count,
-        end_of_text_failure_fraction: share(&|item| item.ended == Some(false)),
-        repeated_fraction: texts.iter().map(|item| repeated(item)).sum::<f64>() / count,
+        tokens_mean: texts.iter().map(|item| f64::from(item.tokens())).sum::<f64>() / count,
+        end_of_text_failure_fraction: share(&|item| item.ended() == Some(false)),
+        repeated_fraction: texts.iter().map(repeated).sum::<f64>() / count,
         looping_fraction: share(&|item| repeated(item) > 0.5),
     })
 }
@@ -127,7 +127,12 @@ pub fn written(items: &[ItemResult]) -> Option<Written> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scoring::ItemResult;
     use crate::scoring::random::Random;
+
+    fn held(items: impl IntoIterator<Item = ItemResult>) -> Items {
+        Items::of(items).expect("items")
+    }
 
     fn item(confidence: f64, correct: bool) -> ItemResult {
         let scores = vec![confidence.ln(), (1.0 - confidence).ln()];
@@ -145,19 +150,19 @@ mod tests {
                 })
                 .collect()
         };
-        let calibrated = reliability(&simulate(0.0, &mut random)).expect("items");
+        let calibrated = reliability(&held(simulate(0.0, &mut random))).expect("items");
         assert!(calibrated.ece < 0.01 && calibrated.adaptive_ece < 0.012, "{calibrated:?}");
-        let sure = reliability(&simulate(0.2, &mut random)).expect("items");
+        let sure = reliability(&held(simulate(0.2, &mut random))).expect("items");
         assert!((sure.ece - 0.2).abs() < 0.01 && (sure.overconfidence - 0.2).abs() < 0.01, "{}", sure.ece);
         assert_eq!(sure.bins.iter().map(|bin| bin.n).sum::<usize>(), 40_000);
-        assert!(reliability(&[ItemResult::default()]).is_none());
+        assert!(reliability(&held([ItemResult::default()])).is_none());
     }
 
     #[test]
     fn an_ece_by_hand() {
         // 0.9 sure, half right; 0.6 sure, all right: (2·0.4 + 2·0.4) / 4.
         let items = [item(0.9, true), item(0.9, false), item(0.6, true), item(0.6, true)];
-        let diagram = reliability(&items).expect("items");
+        let diagram = reliability(&held(items)).expect("items");
         assert!((diagram.ece - 0.4).abs() < 1e-12, "{}", diagram.ece);
         assert_eq!(diagram.bins.len(), 2);
     }
@@ -171,7 +176,7 @@ mod tests {
             ..ItemResult::default()
         };
         let all = [text(true, 0.0), text(false, 0.9), text(false, 0.1), text(true, 0.0), ItemResult::default()];
-        let written = written(&all).expect("texts");
+        let written = written(&held(all)).expect("texts");
         assert_eq!((written.n, written.end_of_text_failure_fraction, written.looping_fraction), (4, 0.5, 0.25));
         assert!((written.repeated_fraction - 0.25).abs() < 1e-12);
     }

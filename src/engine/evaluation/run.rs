@@ -10,8 +10,8 @@ use crate::model::{Model, Tokenizer};
 use crate::progress::Progress;
 use crate::scoring::energy::{EnergyMeter, EnergyUse};
 use crate::scoring::{
-    ItemResult, ScoredText, SeedOptions, SpeedOptions, TaskSet, TextCodec, TextOptions, TextSource, TokenModel, speed,
-    stability,
+    Items, KeptBaseline, KeptOptions, ScoredText, SeedOptions, SpeedOptions, TaskSet, TextCodec, TextOptions,
+    TextSource, TokenModel, speed, stability,
 };
 use crate::units;
 
@@ -98,8 +98,11 @@ pub struct EvaluationOptions {
     pub speed: Option<SpeedOptions>,
     /// Writes items several times with different seeds to see whether the model agrees with itself.
     pub seeds: Option<SeedOptions>,
-    /// Folder in which finished items are kept, so that an interrupted evaluation goes on where it was.
+    /// Folder in which finished items and windows are kept, so that an interrupted evaluation goes on where it was.
     pub journal: Option<PathBuf>,
+    /// Keeps the baseline's predictions on the text, and takes distances from what is kept; `None` runs both models
+    /// side by side, which is exact.
+    pub kept: Option<KeptOptions>,
     /// A power to estimate energy with, in watts, where no counter can be read; no part of the key.
     pub watts: Option<f64>,
     /// What computes, for the key.
@@ -114,6 +117,7 @@ impl Default for EvaluationOptions {
             speed: Some(SpeedOptions::default()),
             seeds: None,
             journal: None,
+            kept: None,
             watts: None,
             device: "cpu".to_owned(),
         }
@@ -148,6 +152,9 @@ pub fn key(
     part(&options.device);
     if let Some(seeds) = &options.seeds {
         part(&format!("{seeds:?}"));
+    }
+    if let (Some(kept), Some(_), Some(_)) = (&options.kept, baseline_id, text) {
+        part(&format!("top {}", kept.k));
     }
     hasher.finalize().to_hex().to_string()
 }
@@ -191,14 +198,26 @@ pub fn evaluate(
                 .fix("evaluate them one by one and compare bits per byte")
                 .into());
             }
-            let (base, own) = prepared.score_pair(baseline.subject.model, subject.model, progress)?;
+            let journal = text_journal(options, &document.key);
+            let (model, journal) = (baseline.subject.model, journal.as_deref());
+            let (base, own) = match &options.kept {
+                Some(kept) => {
+                    let mut kept =
+                        KeptBaseline::open_or_make(&prepared, model, &baseline.subject.id, &text.hash, kept, progress)?;
+                    prepared.score_kept(&mut kept, subject.model, journal, progress)?
+                }
+                None => prepared.score_pair_on(model, subject.model, journal, progress)?,
+            };
             (reference.text, reference.text_tokens_per_second) = (Some(base), None);
             document.text = Some(own);
         } else {
             let started = Instant::now();
-            document.text = Some(prepared.score(subject.model, progress)?);
-            let read: usize = prepared.windows.iter().map(|window| window.ids.len()).sum();
-            document.text_tokens_per_second = Some(read as f64 / started.elapsed().as_secs_f64().max(1e-9));
+            let journal = text_journal(options, &document.key);
+            let (result, read) = prepared.score_on(subject.model, journal.as_deref(), progress)?;
+            document.text = Some(result);
+            // Of windows that were finished before, nothing is known of the time.
+            document.text_tokens_per_second =
+                (read > 0).then(|| read as f64 / started.elapsed().as_secs_f64().max(1e-9));
         }
     }
     if let Some(items) = items {
@@ -241,17 +260,16 @@ fn score(
     journal: Option<(&Path, &str)>,
     options: &EvaluationOptions,
     progress: &Progress,
-) -> Result<(Vec<ItemResult>, Option<EnergyUse>)> {
+) -> Result<(Items, Option<EnergyUse>)> {
     let meter = EnergyMeter::start(options.watts);
     let kept = journal::score(subject.model, subject.codec, items, journal, progress)?;
     let energy = meter.stop();
-    let fresh = kept.items.iter().filter(|item| !kept.from_before.contains(&item.id));
-    let (mut tokens, mut correct) = (0, 0);
-    for item in fresh {
-        tokens += u64::from(item.prompt_tokens) + item.token_ids.len() as u64;
-        correct += u64::from(item.correct);
-    }
-    Ok((kept.items, energy.and_then(|energy| EnergyUse::new(energy, tokens, correct))))
+    Ok((kept.items, energy.and_then(|energy| EnergyUse::new(energy, kept.tokens, kept.correct))))
+}
+
+/// Where scored windows of the evaluation with this key are kept.
+fn text_journal(options: &EvaluationOptions, key: &str) -> Option<PathBuf> {
+    options.journal.as_deref().map(|folder| journal::path_of(folder, key, "text.bin"))
 }
 
 /// The windows of a text for a subject; the default window follows the model's context.
@@ -285,7 +303,7 @@ fn blank(
         size: subject.size(),
         speed: None,
         energy: None,
-        items: Vec::new(),
+        items: Items::default(),
         baseline: None,
     }
 }

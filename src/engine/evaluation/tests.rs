@@ -107,9 +107,11 @@ fn a_known_baseline_gives_the_same_document_without_its_tasks_being_scored_again
     assert_eq!(run(Some(&alone)), fresh);
     // Proof that the known one is used: a mark on it arrives.
     let mut marked = alone.clone();
-    marked.items[0].prediction = "from before".to_owned();
+    let mut items = marked.items.to_vec().expect("items");
+    items[0].prediction = "from before".to_owned();
+    marked.items = Items::of(items).expect("items");
     let reused = run(Some(&marked)).baseline.expect("baseline");
-    assert_eq!(reused.items[0].prediction, "from before");
+    assert_eq!(reused.items.get(0).expect("a result").prediction, "from before");
     // Another key is not used.
     marked.key = "another".to_owned();
     assert_eq!(run(Some(&marked)), fresh);
@@ -124,6 +126,13 @@ fn the_key_changes_with_all_that_results_depend_on() {
     other.text.context = Some(32);
     let mut sampled = options.clone();
     sampled.max_items_per_slice = Some(5);
+    let mut kept = options.clone();
+    kept.kept = Some(crate::scoring::KeptOptions { folder: "k".into(), k: 8 });
+    assert_eq!(base, key("a", None, Some(&tasks), Some(&text), &kept), "alone there is no distance");
+    assert_ne!(
+        key("a", Some("b"), Some(&tasks), Some(&text), &options),
+        key("a", Some("b"), Some(&tasks), Some(&text), &kept)
+    );
     for different in [
         key("b", None, Some(&tasks), Some(&text), &options),
         key("a", Some("b"), Some(&tasks), Some(&text), &options),

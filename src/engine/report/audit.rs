@@ -154,7 +154,7 @@ impl AuditEntry {
         entry.joules_are_estimated = energy.is_some_and(|energy| energy.is_estimate);
         // Two operations for every weight and token that was scored or read.
         let tokens = evaluation.text.as_ref().map_or(0, |text| text.tokens)
-            + evaluation.items.iter().map(|item| item.prompt_tokens as usize + item.token_ids.len()).sum::<usize>();
+            + evaluation.items.iter().map(|item| (item.prompt_tokens() + item.tokens()) as usize).sum::<usize>();
         entry.flop = Some(2.0 * evaluation.size.weight_count as f64 * tokens as f64);
         entry
     }

@@ -103,7 +103,16 @@ th { color: var(--dim); font-weight: 600; } .number { text-align: right; font-va
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; font: 13px/1.45 'JetBrains Mono', monospace; }
 figure { margin: 1rem 0; } figcaption { color: var(--dim); font-size: .9em; } svg { max-width: 100%; height: auto; color: var(--ink); }
 details { margin: .8rem 0; } summary { cursor: pointer; }
-@media print { main { max-width: none; padding: 0; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; } details { display: block; } }
+@page { size: A4; margin: 16mm 14mm 18mm; @bottom-right { content: counter(page) \" / \" counter(pages); font: 8pt sans-serif; color: #5c6470; } }
+@media print {
+:root { color-scheme: light; --ink: #1c1f24; --dim: #5c6470; --line: #d8dce2; --paper: #ffffff; --soft: #f4f6f8; }
+body { font-size: 10pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; } main { max-width: none; padding: 0; }
+h1, h2, h3, summary { break-after: avoid; } p, li { orphans: 3; widows: 3; }
+figure, tr { break-inside: avoid; } thead { display: table-header-group; } svg { max-height: 200mm; }
+table { width: 100%; font-size: 8pt; } th, td { padding: 1.5pt 3pt; } th, th.number { overflow-wrap: normal; white-space: normal; } td:first-child { overflow-wrap: break-word; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; overflow: visible; font-size: 8pt; }
+details { display: block; } details::details-content { content-visibility: visible; block-size: auto; }
+}
 ";
 
 /// Text that means nothing to HTML.
@@ -244,6 +253,7 @@ mod tests {
         let html = document().to_html();
         assert!(html.contains("&lt;script&gt;") && !html.contains("<script>") && html.contains("A &lt;b&gt; &amp; c"));
         assert!(html.contains("<td class=\"number\">−1.0</td>") && !html.contains("empty"));
+        assert!(html.contains("@media print") && html.contains("counter(page) \" / \""));
         assert!(!html.contains("http://") && !html.contains("https://"), "the file needs nothing else");
     }
 

@@ -223,6 +223,11 @@ pub(super) fn text(text: &TextResult) -> Table {
         }
         let reverse = format!("{:.6}", distance.reverse_kld_mean);
         table.row(["Mean    reverse KLD".to_owned(), reverse, format!("{:.6}", distance.reverse_kld_mean_stderr)]);
+        if let Some(kept) = &distance.kept {
+            // Named beside the mean that it bounds: a lower bound alone would flatter the candidate.
+            let name = format!("Mean    KLD at most (from the baseline's top {})", kept.k);
+            table.row([name, format!("{:.6}", kept.kld_mean_at_most), String::new()]);
+        }
         let acceptance = format!("{:.6}", distance.acceptance_mean);
         table.row(["Mean    Σ min(p, q)".to_owned(), acceptance, format!("{:.6}", distance.acceptance_mean_stderr)]);
     }
@@ -410,25 +415,32 @@ pub(super) fn scorecard(document: &mut Document, card: &Scorecard) {
 
 /// The items that went from right to wrong, with both outputs.
 pub(super) fn flips(document: &mut Document, comparison: &Comparison) {
-    let (gained, lost): (Vec<_>, Vec<_>) = comparison.flips.iter().partition(|flip| flip.gained);
-    if lost.is_empty() && gained.is_empty() {
+    let lost = comparison.flips.losses().count();
+    let gained = comparison.flips.len() - lost;
+    if comparison.flips.is_empty() {
         return;
     }
     let cut = |text: &str| text.chars().take(MAX_LETTERS).collect::<String>();
     document.section("Flips");
-    document.text(format!("{} items went from right to wrong, {} from wrong to right.", lost.len(), gained.len()));
+    document.text(format!("{lost} items went from right to wrong, {gained} from wrong to right."));
     let mut table = Table::new(&["item", "slice", "wanted", "baseline", "candidate"]);
-    for flip in lost.iter().take(MAX_FLIPS) {
-        table.row([
-            flip.id.clone(),
-            format!("{}/{}", flip.task, flip.slice),
-            cut(&flip.wanted),
-            cut(&flip.baseline_prediction),
-            cut(&flip.candidate_prediction),
-        ]);
+    for index in comparison.flips.losses().take(MAX_FLIPS) {
+        match comparison.flips.get(index) {
+            Ok(flip) => table.row([
+                flip.id.clone(),
+                format!("{}/{}", flip.task, flip.slice),
+                cut(&flip.wanted),
+                cut(&flip.baseline_prediction),
+                cut(&flip.candidate_prediction),
+            ]),
+            Err(err) => {
+                document.text(format!("Their texts cannot be shown: {err}"));
+                break;
+            }
+        }
     }
     if !table.rows.is_empty() {
-        let title = format!("From right to wrong ({} of {})", table.rows.len(), lost.len());
+        let title = format!("From right to wrong ({} of {lost})", table.rows.len());
         document.blocks.push(Block::Details(title, vec![Block::Table(table)]));
     }
 }

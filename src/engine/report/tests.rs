@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::comparison::tests::pair_of_models;
-use crate::comparison::{ComparisonOptions, GateSet, compare, speculation};
+use crate::comparison::{ComparisonOptions, Flip, Flips, GateSet, compare, speculation};
 use crate::progress::Progress;
 
 fn input() -> ReportInput {
@@ -13,8 +13,10 @@ fn input() -> ReportInput {
         compare(&baseline, &evaluation, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
     let gates = "[[gate]]\nmetric = \"accuracy\"\nslice = \"*\"\nmax_loss = 0.02\n";
     comparison.apply_gates(&GateSet::parse(gates, Path::new("g")).expect("gates"));
-    let lost = comparison.flips.iter_mut().find(|flip| !flip.gained).expect("a loss");
+    let mut flips: Vec<Flip> = comparison.flips.iter().collect::<Result<_>>().expect("flips");
+    let lost = flips.iter_mut().find(|flip| !flip.gained).expect("a loss");
     lost.candidate_prediction = "<img src=x onerror=alert(1)>".into();
+    comparison.flips = Flips::of(flips).expect("flips");
     let plan = Source {
         what: "plan".into(),
         path: "plan.toml".into(),

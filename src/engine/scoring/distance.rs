@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::sketch::{Moments, PairMoments, Quantiles};
 use super::softmax::TokenDistance;
 use super::text_stats::finite;
+use super::top_k::KeptFrom;
 
 /// Bins of the KLD over the position in the window.
 const POSITION_BINS: usize = 16;
@@ -161,6 +162,9 @@ pub struct TextDistance {
     /// False where the stream was too long for exact quantiles, which then are within 0.1 %.
     #[serde(default)]
     pub quantiles_are_exact: bool,
+    /// Where the baseline's predictions were kept and not made anew: how exact the distances are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<KeptFrom>,
 }
 
 /// Counts of tokens by the common logarithm of their KLD.
@@ -338,6 +342,7 @@ impl DistanceStats {
             kld_by_token_count: bins(&self.by_count, |bin| 2_f64.powi(bin as i32)),
             kld_by_confidence: bins(&self.by_confidence, |bin| bin as f64 / CONFIDENCE_BINS as f64),
             quantiles_are_exact: self.klds.is_exact(),
+            kept: None,
             kld_histogram: self.histogram,
         }
     }

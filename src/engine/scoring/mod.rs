@@ -12,6 +12,7 @@ pub mod distance;
 pub mod energy;
 pub mod few_shot;
 pub mod generation;
+pub mod items;
 mod join;
 pub mod kernel_rates;
 pub mod kernel_speed;
@@ -28,7 +29,9 @@ pub mod stability;
 mod task_files;
 pub mod tasks;
 pub mod text;
+mod text_journal;
 pub mod text_stats;
+pub mod top_k;
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -37,6 +40,7 @@ mod layout_tests;
 
 pub use distance::{DistanceBin, KldHistogram, Percentiles, TextDistance};
 pub use generation::{GenerateOptions, GeneratedToken, Generation, generate};
+pub use items::{Item, ItemWriter, Items};
 pub use softmax::{TokenDistance, token_distance};
 pub use speculative::{Drafting, SpeculativeGeneration, speculate};
 pub use speed::{SpeedOptions, SpeedResult};
@@ -45,6 +49,7 @@ pub use stability::{SeedAgreement, SeedOptions};
 pub use tasks::{ItemResult, TaskItem, TaskKind, TaskSet, score_tasks};
 pub use text::{Convention, ScoredText, TextOptions, TextSource};
 pub use text_stats::{TextResult, mean_and_stderr};
+pub use top_k::{KeptBaseline, KeptFrom, KeptOptions};
 
 use super::error::{Fault, Result, Stage};
 pub use super::model::fit::BATCH_TOKENS;

@@ -118,6 +118,37 @@ pub struct TokenDistance {
     pub confidence: f64,
 }
 
+impl TokenDistance {
+    /// How many numbers it is.
+    pub(super) const NUMBERS: usize = 8;
+    /// Which of them is the KLD.
+    pub(super) const KLD: usize = 2;
+
+    /// As numbers, in the order of the fields.
+    pub(super) fn numbers(self) -> [f64; Self::NUMBERS] {
+        let same_top = f64::from(u8::from(self.same_top));
+        let (delta_p, reverse_kld) = (self.delta_p, self.reverse_kld);
+        [self.baseline_nll, self.nll, self.kld, same_top, delta_p, reverse_kld, self.overlap, self.confidence]
+    }
+
+    /// Back from the first of some numbers.
+    ///
+    /// # Panics
+    /// Where there are fewer than [`Self::NUMBERS`].
+    pub(super) fn of_numbers(numbers: &[f64]) -> Self {
+        Self {
+            baseline_nll: numbers[0],
+            nll: numbers[1],
+            kld: numbers[2],
+            same_top: numbers[3] > 0.5,
+            delta_p: numbers[4],
+            reverse_kld: numbers[5],
+            overlap: numbers[6],
+            confidence: numbers[7],
+        }
+    }
+}
+
 /// Compares two rows of logits; `None` if one is not finite, or the lengths or `target` do not fit.
 ///
 /// With `a`, `b` the logits less their maxima and `A`, `B` the sums of their exponentials:

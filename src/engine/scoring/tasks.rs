@@ -5,7 +5,7 @@
 //! text, a number or a yes or no are fields that results can be sliced by; longer ones are notes.
 //! Files of the common benchmarks come in through `task_files.rs`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -450,64 +450,89 @@ pub(super) fn fields_of(others: BTreeMap<String, serde_json::Value>) -> BTreeMap
     short.take(MAX_FIELDS).collect()
 }
 
-/// Scores all items with packed batches; results come in the items' order.
+/// Scores all items with packed batches and holds every result; results come in the items' order.
+///
+/// For the few items that a search asks about; an evaluation holds [`super::Items`] instead.
 pub fn score_tasks(
     model: &dyn TokenModel,
     codec: &dyn TextCodec,
     tasks: &TaskSet,
     progress: &Progress,
 ) -> Result<Vec<ItemResult>> {
-    score_remaining(model, codec, tasks, &[], usize::MAX, &mut |_| Ok(()), progress)
+    let mut results: Vec<Option<ItemResult>> = vec![None; tasks.items.len()];
+    let none = vec![None; tasks.items.len()];
+    let mut keep = |indices: &[usize], scored: Vec<ItemResult>| -> Result<()> {
+        for (&index, result) in indices.iter().zip(scored) {
+            results[index] = Some(result);
+        }
+        Ok(())
+    };
+    score_remaining(model, codec, tasks, &none, Lot::ALL, &mut keep, progress)?;
+    let mut results: Vec<ItemResult> = results.into_iter().flatten().collect();
+    for (result, count) in results.iter_mut().zip(rarest_counts(model, codec, tasks, progress)?) {
+        result.rarest_token_count = count;
+    }
+    Ok(results)
 }
 
-/// The same without scoring those that are `done`, at most `at_once` items at a time and fewer where they are long;
-/// `on_scored` is told of each lot, so that it can be kept if the rest never comes.
+/// Takes a lot's results with their places among all items.
+pub type OnScored<'a> = dyn FnMut(&[usize], Vec<ItemResult>) -> Result<()> + 'a;
+
+/// Scores the items that have no score in `done`, a lot at a time; `on_scored` takes each lot and decides what stays.
 pub fn score_remaining(
     model: &dyn TokenModel,
     codec: &dyn TextCodec,
     tasks: &TaskSet,
-    done: &[ItemResult],
-    at_once: usize,
-    on_scored: &mut dyn FnMut(&[ItemResult]) -> Result<()>,
+    done: &[Option<f64>],
+    lot: Lot,
+    on_scored: &mut OnScored<'_>,
     progress: &Progress,
-) -> Result<Vec<ItemResult>> {
+) -> Result<()> {
     let special = chat::SpecialCodec(codec);
     let codec = if tasks.has_special_tokens { &special } else { codec };
-    let known: HashMap<&str, &ItemResult> = done.iter().map(|result| (result.id.as_str(), result)).collect();
-    let mut results: Vec<Option<ItemResult>> =
-        tasks.items.iter().map(|item| known.get(item.id.as_str()).map(|&result| result.clone())).collect();
-    let remaining: Vec<usize> = (0..results.len()).filter(|&index| results[index].is_none()).collect();
+    let remaining: Vec<usize> = (0..tasks.items.len()).filter(|&index| done[index].is_none()).collect();
     progress.begin(Phase::ScoringTasks, tasks.items.len() as u64, Unit::Items);
-    progress.resume((results.len() - remaining.len()) as u64);
-    progress.tally(Figure::Accuracy, results.iter().flatten().map(|result| result.score));
-    for lot in lots(&tasks.items, &remaining, at_once) {
-        let items: Vec<&TaskItem> = lot.iter().map(|&index| &tasks.items[index]).collect();
-        let scored = score_items(model, codec, &items, progress)?;
-        on_scored(&scored)?;
-        for (&index, result) in lot.iter().zip(scored) {
-            results[index] = Some(result);
-        }
+    progress.resume((tasks.items.len() - remaining.len()) as u64);
+    progress.tally(Figure::Accuracy, done.iter().flatten().copied());
+    for indices in lots(&tasks.items, &remaining, lot) {
+        let items: Vec<&TaskItem> = indices.iter().map(|&index| &tasks.items[index]).collect();
+        on_scored(indices, score_items(model, codec, &items, progress)?)?;
     }
-    let mut results: Vec<ItemResult> = results.into_iter().flatten().collect();
-    count_rare_tokens(codec, &mut results, model.vocab())?;
-    Ok(results)
+    Ok(())
 }
 
-/// Prompts of a lot together: some thousand tokens, which is minutes of the largest models.
-const LOT_BYTES: usize = 32 << 10;
+/// How much is scored between two writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lot {
+    /// Most items.
+    pub items: usize,
+    /// Most bytes of prompts; a single item may have more.
+    pub bytes: usize,
+}
 
-/// Cuts the items with these indices into lots of at most `at_once` items and, beyond the first, [`LOT_BYTES`].
-fn lots<'a>(items: &[TaskItem], mut indices: &'a [usize], at_once: usize) -> Vec<&'a [usize]> {
+impl Lot {
+    /// Everything at once.
+    pub const ALL: Self = Self { items: usize::MAX, bytes: usize::MAX };
+    /// Seconds of work: what a crash may cost. 32 KiB of prompts are some thousand tokens, which is minutes of the
+    /// largest models.
+    pub const KEPT: Self = Self { items: 256, bytes: 32 << 10 };
+    /// What is scored at once where nothing is kept: enough that the last batch of each lot, which is not full, costs
+    /// nothing, and few enough that results do not pile up.
+    pub const HELD: Self = Self { items: 8192, bytes: 8 << 20 };
+}
+
+/// Cuts the items with these indices into lots of one item at least.
+fn lots<'a>(items: &[TaskItem], mut indices: &'a [usize], lot: Lot) -> Vec<&'a [usize]> {
     let mut lots = Vec::new();
     while !indices.is_empty() {
-        let mut bytes = 0;
+        let mut bytes = 0_usize;
         let fits = |index: &&usize| {
-            bytes += items[**index].kind.prompt().len();
-            bytes <= LOT_BYTES
+            bytes = bytes.saturating_add(items[**index].kind.prompt().len());
+            bytes <= lot.bytes
         };
-        let by_bytes = if at_once == usize::MAX { indices.len() } else { indices.iter().take_while(fits).count() };
-        let (lot, rest) = indices.split_at(by_bytes.clamp(1, at_once.max(1)));
-        lots.push(lot);
+        let by_bytes = indices.iter().take(lot.items).take_while(fits).count();
+        let (first, rest) = indices.split_at(by_bytes.max(1));
+        lots.push(first);
         indices = rest;
     }
     lots
@@ -536,20 +561,41 @@ fn score_items(
     Ok(results.into_iter().flatten().collect())
 }
 
-/// Notes for every item how often the rarest token of its right answer occurs in all right answers.
-fn count_rare_tokens(codec: &dyn TextCodec, results: &mut [ItemResult], vocab: usize) -> Result<()> {
-    let encoded: Vec<Vec<u32>> =
-        results.par_iter().map(|result| codec.encode(&result.wanted)).collect::<Result<_>>()?;
-    let mut counts = vec![0_u32; vocab];
-    for id in encoded.iter().flatten() {
-        if let Some(count) = counts.get_mut(*id as usize) {
-            *count += 1;
+/// Answers that are encoded at once.
+const ENCODED: usize = 4096;
+
+/// For every item how often the rarest token of its right answer occurs in all right answers.
+///
+/// Answers are encoded twice, some thousand at a time, so that their tokens are never held together.
+pub(crate) fn rarest_counts(
+    model: &dyn TokenModel,
+    codec: &dyn TextCodec,
+    tasks: &TaskSet,
+    progress: &Progress,
+) -> Result<Vec<u32>> {
+    let special = chat::SpecialCodec(codec);
+    let codec = if tasks.has_special_tokens { &special } else { codec };
+    let mut counts = vec![0_u32; model.vocab()];
+    let mut rarest = Vec::with_capacity(tasks.items.len());
+    for is_counting in [true, false] {
+        for items in tasks.items.chunks(ENCODED) {
+            progress.check()?;
+            let encoded: Vec<Vec<u32>> =
+                items.par_iter().map(|item| codec.encode(item.kind.wanted())).collect::<Result<_>>()?;
+            for ids in encoded {
+                if !is_counting {
+                    rarest.push(ids.iter().filter_map(|&id| counts.get(id as usize)).copied().min().unwrap_or(0));
+                    continue;
+                }
+                for id in ids {
+                    if let Some(count) = counts.get_mut(id as usize) {
+                        *count += 1;
+                    }
+                }
+            }
         }
     }
-    for (result, ids) in results.iter_mut().zip(&encoded) {
-        result.rarest_token_count = ids.iter().filter_map(|&id| counts.get(id as usize)).copied().min().unwrap_or(0);
-    }
-    Ok(())
+    Ok(rarest)
 }
 
 #[cfg(test)]
@@ -603,17 +649,18 @@ mod tests {
 
     #[test]
     fn lots_are_bounded_by_items_and_by_text_and_leave_nothing_out() {
-        let long = "p".repeat(LOT_BYTES / 3);
+        let long = "p".repeat(Lot::KEPT.bytes / 3);
         let lines: Vec<String> = (0..20)
             .map(|i| CHOICE.replace("\"a\"", &format!("\"{i}\"")).replace("\"p\"", &format!("\"{long}\"")))
             .collect();
         let items = parse(&lines.join("\n")).expect("items").items;
         let indices: Vec<usize> = (0..20).collect();
-        let sizes = |at_once| lots(&items, &indices, at_once).iter().map(|lot| lot.len()).collect::<Vec<_>>();
-        assert_eq!(sizes(256), [3, 3, 3, 3, 3, 3, 2]);
-        assert_eq!(sizes(2), [2; 10]);
-        assert_eq!(sizes(usize::MAX), [20]);
-        assert_eq!(lots(&items, &indices, 256).concat(), indices);
+        let sizes = |lot| lots(&items, &indices, lot).iter().map(|lot| lot.len()).collect::<Vec<_>>();
+        assert_eq!(sizes(Lot::KEPT), [3, 3, 3, 3, 3, 3, 2]);
+        assert_eq!(sizes(Lot { items: 2, ..Lot::KEPT }), [2; 10]);
+        assert_eq!(sizes(Lot { items: 7, bytes: 1 }), [1; 20]);
+        assert_eq!(sizes(Lot::ALL), [20]);
+        assert_eq!(lots(&items, &indices, Lot::KEPT).concat(), indices);
     }
 
     #[test]

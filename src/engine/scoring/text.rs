@@ -4,6 +4,7 @@
 //! result carries it. Both models read the same batch one after the other, and of their logits
 //! only a few numbers per token stay.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,25 +16,42 @@ use super::multiple_choice::runs;
 use super::rows::{gather, rows_at_once};
 use super::sketch::Moments;
 use super::softmax::{RowSum, TokenDistance, token_distance};
+use super::text_journal::TextJournal;
 use super::text_stats::TextResult;
+use super::top_k::{KeptBaseline, KeptDistance, KeptFrom};
 use super::{TextCodec, TokenModel, check_ids, not_finite};
 use crate::error::{Error, Fault, Result, Stage};
 use crate::model::Batch;
 use crate::progress::{Figure, Phase, Progress, Unit};
 
 /// Some scored rows of a text.
-struct Scored<'a> {
+pub(super) struct Scored<'a> {
     /// Each model's logits, rows × vocabulary.
-    logits: &'a [Vec<f32>],
+    pub logits: &'a [Vec<f32>],
     /// The rows' true tokens.
-    targets: &'a [u32],
-    /// Where in its window each true token stands.
-    positions: &'a [u32],
-    vocab: usize,
+    pub targets: &'a [u32],
+    /// Number of the first of them among all scored tokens.
+    pub first: usize,
+    pub vocab: usize,
 }
 
 /// Takes scored rows as they come, in the order of the text.
 type Visit<'a> = dyn FnMut(&Scored<'_>) -> Result<()> + 'a;
+
+/// Is told of every run whose rows are all scored, by its number.
+type OnRun<'a> = dyn FnMut(usize) -> Result<()> + 'a;
+
+/// Makes numbers of scored rows; `None` where logits are not finite.
+type Compute<'a, const N: usize> = dyn FnMut(&Scored<'_>) -> Result<Vec<Option<[f64; N]>>> + 'a;
+
+/// How tokens are scored, whatever the numbers of a token are.
+struct Scoring<'a> {
+    models: &'a [&'a dyn TokenModel],
+    /// Where finished runs are kept.
+    journal: Option<&'a Path>,
+    /// The running figure and which of a token's numbers it is the mean of.
+    figure: (Figure, usize),
+}
 
 /// Largest text file.
 const MAX_FILE_BYTES: u64 = 1 << 30;
@@ -245,20 +263,25 @@ impl ScoredText {
 
     /// Perplexity of one model.
     pub fn score(&self, model: &dyn TokenModel, progress: &Progress) -> Result<TextResult> {
+        self.score_on(model, None, progress).map(|(result, _)| result)
+    }
+
+    /// The same, going on where a `journal` ends; with the tokens that were read for it now.
+    pub fn score_on(
+        &self,
+        model: &dyn TokenModel,
+        journal: Option<&Path>,
+        progress: &Progress,
+    ) -> Result<(TextResult, usize)> {
         let mut nlls = Moments::default();
-        self.for_each_chunk(&[model], progress, &mut |rows| {
-            let scored: Vec<Option<f64>> = rows.logits[0]
-                .par_chunks_exact(rows.vocab)
-                .zip(rows.targets)
-                .map(|(row, &target)| Some(-RowSum::of(row)?.log_prob(row[target as usize])))
-                .collect();
-            progress.tally(Figure::Perplexity, scored.iter().flatten().copied());
-            for nll in scored {
-                nlls.push(nll.ok_or_else(|| not_finite("a token of the text"))?);
-            }
-            Ok(())
-        })?;
-        Ok(TextResult::new(self, &nlls, None))
+        let scoring = Scoring { models: &[model], journal, figure: (Figure::Perplexity, 0) };
+        let mut compute = |rows: &Scored<'_>| -> Result<Vec<Option<[f64; 1]>>> {
+            let rows = rows.logits[0].par_chunks_exact(rows.vocab).zip(rows.targets);
+            Ok(rows.map(|(row, &target)| Some([-RowSum::of(row)?.log_prob(row[target as usize])])).collect())
+        };
+        let mut take = |[nll]: &[f64; 1], _: u32, _: u32| nlls.push(*nll);
+        let read = self.score_tokens(&scoring, &mut compute, &mut take, progress)?;
+        Ok((TextResult::new(self, &nlls, None), read))
     }
 
     /// How often each token occurs among those that are scored.
@@ -279,50 +302,160 @@ impl ScoredText {
         candidate: &dyn TokenModel,
         progress: &Progress,
     ) -> Result<(TextResult, TextResult)> {
-        if baseline.vocab() != candidate.vocab() {
-            return Err(Fault::new(
-                Stage::Evaluation,
-                format!("the baseline has {} tokens, the candidate {}", baseline.vocab(), candidate.vocab()),
-            )
-            .fix("evaluate them one by one and compare bits per byte")
-            .into());
-        }
+        self.score_pair_on(baseline, candidate, None, progress)
+    }
+
+    /// The same, going on where a `journal` ends.
+    pub fn score_pair_on(
+        &self,
+        baseline: &dyn TokenModel,
+        candidate: &dyn TokenModel,
+        journal: Option<&Path>,
+        progress: &Progress,
+    ) -> Result<(TextResult, TextResult)> {
+        check_vocabularies(baseline.vocab(), candidate.vocab())?;
         let counts = self.token_counts(baseline.vocab());
         let mut distances = DistanceStats::new(self.context);
-        self.for_each_chunk(&[baseline, candidate], progress, &mut |rows| {
-            let scored: Vec<Option<TokenDistance>> = rows.logits[0]
-                .par_chunks_exact(rows.vocab)
-                .zip(rows.logits[1].par_chunks_exact(rows.vocab))
-                .zip(rows.targets)
-                .map(|((baseline, candidate), &target)| token_distance(baseline, candidate, target))
-                .collect();
-            progress.tally(Figure::Kld, scored.iter().flatten().map(|distance| distance.kld));
-            for ((distance, &target), &position) in scored.into_iter().zip(rows.targets).zip(rows.positions) {
-                let distance = distance.ok_or_else(|| not_finite("a token of the text"))?;
-                distances.push(&distance, position, counts[target as usize]);
-            }
-            Ok(())
-        })?;
+        let scoring = Scoring { models: &[baseline, candidate], journal, figure: (Figure::Kld, TokenDistance::KLD) };
+        let mut compute = |rows: &Scored<'_>| -> Result<Vec<Option<[f64; TokenDistance::NUMBERS]>>> {
+            let baseline = rows.logits[0].par_chunks_exact(rows.vocab);
+            let rows = baseline.zip(rows.logits[1].par_chunks_exact(rows.vocab)).zip(rows.targets);
+            let distance = |((baseline, candidate), &target): ((&[f32], &[f32]), &u32)| {
+                token_distance(baseline, candidate, target).map(TokenDistance::numbers)
+            };
+            Ok(rows.map(distance).collect())
+        };
+        let mut take = |numbers: &[f64; TokenDistance::NUMBERS], target: u32, position: u32| {
+            distances.push(&TokenDistance::of_numbers(numbers), position, counts[target as usize]);
+        };
+        self.score_tokens(&scoring, &mut compute, &mut take, progress)?;
         let nlls = distances.nlls();
         Ok((TextResult::new(self, &nlls.a, None), TextResult::new(self, &nlls.b, Some(distances.finish()))))
     }
 
-    /// Runs models over the windows and hands out logits of the scored rows, a bounded number at a time.
-    fn for_each_chunk(&self, models: &[&dyn TokenModel], progress: &Progress, visit: &mut Visit<'_>) -> Result<()> {
+    /// The same from kept predictions of the baseline, which is not run; [`super::top_k`] says what that changes.
+    pub fn score_kept(
+        &self,
+        baseline: &mut KeptBaseline,
+        candidate: &dyn TokenModel,
+        journal: Option<&Path>,
+        progress: &Progress,
+    ) -> Result<(TextResult, TextResult)> {
+        const ALL: usize = TokenDistance::NUMBERS + 2;
+        check_vocabularies(baseline.vocab(), candidate.vocab())?;
+        let (counts, k) = (self.token_counts(candidate.vocab()), baseline.k());
+        let mut distances = DistanceStats::new(self.context);
+        let (mut tail, mut hidden) = (Moments::default(), Moments::default());
+        let scoring = Scoring { models: &[candidate], journal, figure: (Figure::Kld, TokenDistance::KLD) };
+        let mut compute = |rows: &Scored<'_>| -> Result<Vec<Option<[f64; ALL]>>> {
+            let numbers = |kept: KeptDistance| {
+                let mut all = [0.0; ALL];
+                all[..TokenDistance::NUMBERS].copy_from_slice(&kept.distance.numbers());
+                all[TokenDistance::NUMBERS..].copy_from_slice(&[kept.tail_mass, kept.hidden]);
+                all
+            };
+            Ok(baseline.distances(rows)?.into_iter().map(|kept| kept.map(numbers)).collect())
+        };
+        let mut take = |numbers: &[f64; ALL], target: u32, position: u32| {
+            distances.push(&TokenDistance::of_numbers(numbers), position, counts[target as usize]);
+            tail.push(numbers[TokenDistance::NUMBERS]);
+            hidden.push(numbers[TokenDistance::NUMBERS + 1]);
+        };
+        self.score_tokens(&scoring, &mut compute, &mut take, progress)?;
+        let nlls = distances.nlls();
+        let mut distance = distances.finish();
+        let kld_mean_at_most = distance.kld_mean + hidden.mean();
+        distance.kept = Some(KeptFrom { k, tail_mass_mean: tail.mean(), kld_mean_at_most });
+        Ok((TextResult::new(self, &nlls.a, None), TextResult::new(self, &nlls.b, Some(distance))))
+    }
+
+    /// Gives every scored token's numbers to `take` once, with the token and its position in the window: those of
+    /// finished runs from the journal, the others as the models make them. Tells how many tokens were read now.
+    fn score_tokens<const N: usize>(
+        &self,
+        scoring: &Scoring<'_>,
+        compute: &mut Compute<'_, N>,
+        take: &mut dyn FnMut(&[f64; N], u32, u32),
+        progress: &Progress,
+    ) -> Result<usize> {
+        let (figure, number) = scoring.figure;
+        let scored = |window: &Window| window.ids.len() - window.scored_from;
+        let tokens: Vec<usize> =
+            self.runs().into_iter().map(|run| self.windows[run].iter().map(scored).sum()).collect();
+        let mut places = self.windows.iter().flat_map(|window| {
+            (window.scored_from..window.ids.len()).map(|position| (window.ids[position], position as u32))
+        });
+        let mut take = |numbers: &[f64; N]| {
+            if let Some((target, position)) = places.next() {
+                take(numbers, target, position);
+            }
+        };
+        let mut before = Vec::new();
+        let mut journal = match scoring.journal {
+            Some(path) => Some(TextJournal::open(path, &tokens, &mut |numbers| {
+                before.push(numbers[number]);
+                take(numbers);
+            })?),
+            None => None,
+        };
+        let finished = journal.as_ref().map_or(0, TextJournal::runs);
+        let pending: RefCell<Vec<[f64; N]>> = RefCell::default();
+        let mut visit = |rows: &Scored<'_>| -> Result<()> {
+            progress.tally(figure, before.drain(..));
+            let computed = compute(rows)?;
+            progress.tally(figure, computed.iter().flatten().map(|numbers| numbers[number]));
+            for numbers in computed {
+                let numbers = numbers.ok_or_else(|| not_finite("a token of the text"))?;
+                take(&numbers);
+                pending.borrow_mut().push(numbers);
+            }
+            Ok(())
+        };
+        let mut on_run = |_: usize| -> Result<()> {
+            let numbers = pending.take();
+            journal.as_mut().map_or(Ok(()), |journal| journal.keep(&numbers))
+        };
+        self.for_each_chunk(scoring.models, finished, progress, &mut visit, &mut on_run)
+    }
+
+    /// Windows that are read together, the same ones every time.
+    fn runs(&self) -> Vec<std::ops::Range<usize>> {
         let costs: Vec<usize> = self.windows.iter().map(|window| window.ids.len()).collect();
-        progress.begin(Phase::ScoringText, costs.iter().sum::<usize>() as u64, Unit::Tokens);
-        for run in runs(&costs) {
+        runs(&costs)
+    }
+
+    /// Runs models over the windows, the first `finished` runs left out, and hands out logits of the scored rows, a
+    /// bounded number at a time. Tells how many tokens were read.
+    pub(super) fn for_each_chunk(
+        &self,
+        models: &[&dyn TokenModel],
+        finished: usize,
+        progress: &Progress,
+        visit: &mut Visit<'_>,
+        on_run: &mut OnRun<'_>,
+    ) -> Result<usize> {
+        let tokens_of = |run: &std::ops::Range<usize>| -> usize {
+            self.windows[run.clone()].iter().map(|window| window.ids.len()).sum()
+        };
+        let all = self.runs();
+        let done: usize = all[..finished].iter().map(tokens_of).sum();
+        let total: usize = all.iter().map(tokens_of).sum();
+        progress.begin(Phase::ScoringText, total as u64, Unit::Tokens);
+        progress.resume(done as u64);
+        let mut first = self.windows[..all.get(finished).map_or(self.windows.len(), |run| run.start)]
+            .iter()
+            .map(|window| window.ids.len() - window.scored_from)
+            .sum();
+        for (number, run) in all.into_iter().enumerate().skip(finished) {
             let mut batch = Batch::default();
             let mut rows = Vec::new();
             let mut targets = Vec::new();
-            let mut positions = Vec::new();
             for window in &self.windows[run] {
                 let start = batch.ids.len();
                 // The last token is predicted but never read.
                 batch.push(&window.ids[..window.ids.len() - 1], None, None);
                 rows.extend((window.scored_from..window.ids.len()).map(|position| start + position - 1));
                 targets.extend_from_slice(&window.ids[window.scored_from..]);
-                positions.extend(window.scored_from as u32..window.ids.len() as u32);
             }
             let mut hidden = Vec::with_capacity(models.len());
             for model in models {
@@ -331,19 +464,29 @@ impl ScoredText {
             }
             let vocab = models[0].vocab();
             let at_once = rows_at_once(vocab * models.len());
-            let chunks = rows.chunks(at_once).zip(targets.chunks(at_once)).zip(positions.chunks(at_once));
-            for ((rows, targets), positions) in chunks {
+            for (rows, targets) in rows.chunks(at_once).zip(targets.chunks(at_once)) {
                 let mut logits = Vec::with_capacity(models.len());
                 for (model, hidden) in models.iter().zip(&hidden) {
                     progress.check()?;
                     logits.push(model.logits(&gather(hidden, model.width(), rows.iter().copied()))?);
                 }
-                visit(&Scored { logits: &logits, targets, positions, vocab })?;
+                visit(&Scored { logits: &logits, targets, first, vocab })?;
+                first += targets.len();
             }
+            on_run(number)?;
             progress.advance(batch.ids.len() as u64 + batch.segments.len() as u64);
         }
-        Ok(())
+        Ok(total - done)
     }
+}
+
+fn check_vocabularies(baseline: usize, candidate: usize) -> Result<()> {
+    if baseline == candidate {
+        return Ok(());
+    }
+    Err(Fault::new(Stage::Evaluation, format!("the baseline has {baseline} tokens, the candidate {candidate}"))
+        .fix("evaluate them one by one and compare bits per byte")
+        .into())
 }
 
 #[cfg(test)]
