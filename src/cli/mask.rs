@@ -117,12 +117,14 @@ impl Mask {
                 "--quantize makes integers that the target {target} does not hold: leave --target out"
             )));
         }
+        let device = session.device()?;
         let options = MaskOptions {
             method: self.method,
             pattern: self.pattern,
             sample: sample.as_ref(),
             most_bytes: self.memory,
             format: self.quantize.map(Format::dtype),
+            device: Some(&device),
         };
         let (view, mask) = masked(&checkpoint, &options, &session.progress)?;
         let mut plan = Plan::new(target, None);

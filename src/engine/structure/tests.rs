@@ -31,6 +31,7 @@ fn made_up(config: &ModelConfig, metric: Metric, seed: u64) -> UnitScores {
         label: Label::Predicted,
         text_hash: None,
         tokens: 0,
+        device: None,
         layers: random::score(config, seed),
     }
 }
