@@ -214,7 +214,7 @@ pub(super) fn shares(checkpoint: &Checkpoint, device: &ModelDevice) -> Shares {
 
 /// Bytes that are left for matrices beside keys, values and activations.
 pub(super) fn room(checkpoint: &Checkpoint, device: &ModelDevice) -> u64 {
-    match (device.memory, &checkpoint.config) {
+    match (device.free_memory(), &checkpoint.config) {
         (Some(memory), Some(config)) => Needs::new(config, 0, config.context.min(USUAL_CONTEXT)).room(memory),
         _ => u64::MAX,
     }
