@@ -105,9 +105,7 @@ mod cuda {
         let stream = device.cuda_stream();
         // What was given back is free once the work before it is done.
         stream.synchronize().ok()?;
-        let context = stream.context();
-        context.bind_to_thread().ok()?;
-        context.mem_get_info().ok().map(|(free, _)| free as u64)
+        stream.context().mem_get_info().ok().map(|(free, _)| free as u64)
     }
 
     fn open() -> Vec<ModelDevice> {
