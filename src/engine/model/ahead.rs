@@ -4,6 +4,9 @@
 //! A thread of its own makes those that come next, at most so many bytes ahead and at least one, while the
 //! present one is multiplied. Where somebody leaves the order (a run that begins at a later layer), what
 //! was made is dropped and the thread goes on behind what was asked for.
+//!
+//! What overlaps with products is decoding, staging and, where a device copies beside its work, the copy. On CUDA
+//! candle has one stream, in which copies and products take turns.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};

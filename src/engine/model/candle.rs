@@ -4,7 +4,7 @@
 //! without a word (candle #2168, #3568). How weights are held is [`Precision`]: for gradients all in
 //! f32; for runs as they lie in the file, block formats multiplied by candle's own quantized kernels
 //! where it has them. What does not fit the device stays on the host and goes up for each product, while
-//! those before are multiplied ([`super::ahead`]).
+//! those before are multiplied.
 //! The stream between the layers is f32 everywhere.
 
 use std::collections::HashMap;

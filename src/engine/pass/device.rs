@@ -85,6 +85,8 @@ impl<'a> Machine<'a> {
                 Ok(count) => return Ok(count),
                 Err(failure) => {
                     self.give_up(tensor, &failure);
+                    // It was counted when its encoder was made.
+                    self.state.borrow_mut().tensors -= 1;
                     *slot = None;
                 }
             }
@@ -114,7 +116,6 @@ impl<'a> Machine<'a> {
     fn give_up(&self, tensor: &TensorInfo, failure: &str) {
         tracing::info!("{}: {failure}; the CPU goes on", tensor.name);
         let mut state = self.state.borrow_mut();
-        state.tensors = state.tensors.saturating_sub(1);
         state.failure.get_or_insert(format!("{failure} (at {})", tensor.name));
     }
 }
