@@ -296,7 +296,7 @@ impl Candle {
     }
 }
 
-/// Brings a matrix up.
+/// Brings a matrix up. Takes no thread of a pool: one of those may be waiting for it.
 fn bring_up(device: &Device, precision: Precision, stored: &StoredMatrix) -> Result<Weights> {
     let shape = (stored.rows, stored.cols);
     let dense = |values: candle_core::Result<Tensor>| values.map(Weights::Dense);
