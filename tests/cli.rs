@@ -236,6 +236,25 @@ fn devices_say_what_runs_where_and_whether_a_model_fits() {
     assert_eq!((&candle["is_chosen"], &candle["will_run"]), (&true.into(), &Value::from(vec!["models"])));
     assert!(document["fit"]["weight_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{document}");
     assert!(document["fit_sentence"].as_str().is_some_and(|text| text.contains("candle")), "{document}");
+    assert!(document["always_cpu"].as_str().is_some_and(|text| text.contains("SparseGPT")), "{document}");
+}
+
+#[test]
+fn a_plan_says_what_fits_and_what_would_be_streamed() {
+    let limit = ["--memory", "1GiB", "--context", "128"];
+    let of = |format: &str, device: &str| {
+        json(["plan", "demo", "--format", format, "--device", device].into_iter().chain(limit))
+    };
+    let small = of("q8_0", "candle on");
+    assert_eq!(small["fit"]["context"], 128);
+    assert_eq!(small["fit"]["streamed_bytes"], 0);
+    assert!(small["fit_sentence"].as_str().is_some_and(|text| text.contains("candle on the CPU")), "{small}");
+    // candle's CPU path widens 16-bit weights to f32 and keeps q8_0 packed: 34 bytes of 32 weights.
+    let large = of("bf16", "candle on");
+    let bytes = |document: &Value| document["fit"]["weight_bytes"].as_u64().expect("bytes");
+    assert_eq!(bytes(&large) / 128 * 34, bytes(&small));
+    let cpu = of("bf16", "cpu");
+    assert_eq!((&cpu["fit"]["device"], bytes(&cpu) * 2), (&"CPU".into(), bytes(&large)));
 }
 
 #[test]

@@ -219,6 +219,13 @@ fn a_plan_is_kept_compared_and_turned_legal_from_its_menus() {
     assert_eq!(window.document().plan().recipe().map(|recipe| recipe.name()), Some("Q4_K_M"));
     window.harness.key_press(eframe::egui::Key::Escape);
     window.harness.run();
+    window.click(Role::Button, "What fits which device");
+    // The list of devices is there one frame after it was asked for.
+    window.harness.run();
+    assert!(window.state().devices.is_some());
+    assert!(window.says("models run here") && window.says("keys and values of"));
+    window.harness.key_press(eframe::egui::Key::Escape);
+    window.harness.run();
     window.click(Role::Button, "Legality for export targets");
     window.click(Role::Button, "Nearest legal for gptq");
     assert_eq!(window.document().plan().target(), lapidary::engine::plan::Target::Gptq);

@@ -8,16 +8,14 @@ use serde::Serialize;
 use super::PATH_HELP;
 use super::output::{Table, printable};
 use super::session::{Answer, Result, Session};
-use crate::engine::checkpoint::Checkpoint;
-use crate::engine::device::{self, Device, Listed, ModelDevice};
-use crate::engine::model::candle::Precision;
-use crate::engine::model::fit::{self, Fit, USUAL_CONTEXT};
+use crate::engine::device::{self, ALWAYS_CPU, Device, Listed};
+use crate::engine::model::fit::{Fit, ModelPlace, USUAL_CONTEXT};
 use crate::engine::units::{self, or_dash};
 
 /// List the devices and say what will run where
 ///
 /// `auto` takes a real GPU for each kind of work that it does faster than the CPU here; what computes in software is used
-/// only where it is named. With PATH, says whether that model fits the device that models run on.
+/// only where it is named. With PATH, says whether that model fits where models run; `lapidary plan` says it of what a plan makes.
 #[derive(Debug, Args)]
 pub(super) struct Devices {
     #[arg(value_name = "PATH", help = PATH_HELP)]
@@ -31,9 +29,11 @@ pub(super) struct Devices {
 struct Document {
     version: u32,
     devices: Vec<Listed>,
+    /// What no device takes from the CPU, as a sentence.
+    always_cpu: &'static str,
     /// Weights a second, where `auto` chose between a GPU and the CPU.
     rates: Option<Measured>,
-    /// How the model at PATH fits the device that models run on.
+    /// How the model at PATH fits where models run.
     fit: Option<Fit>,
     /// The same as a sentence.
     fit_sentence: Option<String>,
@@ -42,26 +42,21 @@ struct Document {
 impl Devices {
     pub fn run(&self, session: &Session) -> Result<Answer> {
         let device = session.device()?;
-        let fit = match (&self.path, device.models()) {
-            (Some(path), Some(models)) => Some(fit_of(&session.open(path)?, models, self.context)?),
-            _ => None,
+        let fit = match &self.path {
+            Some(path) => Some(Fit::of_checkpoint(&session.open(path)?, self.context, &model_place(&device))?),
+            None => None,
         };
-        let fit_sentence = match (&self.path, &fit) {
-            (None, _) => None,
-            (_, Some(fit)) => Some(fit.sentence()),
-            (_, None) => Some("Models run on the CPU, in the machine's memory".to_owned()),
-        };
+        let fit_sentence = fit.as_ref().map(Fit::sentence);
         let devices = device::list(session.device_wish())?;
-        let document = Document { version: 1, devices, rates: rates(&device), fit, fit_sentence };
+        let document =
+            Document { version: 1, devices, always_cpu: ALWAYS_CPU, rates: rates(&device), fit, fit_sentence };
         session.answer(&document, || text(&document))
     }
 }
 
-/// How a checkpoint fits a device as it lies on disk.
-fn fit_of(checkpoint: &Checkpoint, models: &ModelDevice, context: usize) -> Result<Fit> {
-    let config = checkpoint.require_config()?;
-    let bytes = fit::device_bytes(checkpoint, Precision::of(models));
-    Ok(Fit::new(config, bytes, context.min(config.context).max(1), models))
+/// Where models run.
+pub(super) fn model_place(device: &Device) -> ModelPlace {
+    device.models().map_or_else(ModelPlace::cpu, ModelPlace::from)
 }
 
 #[cfg(feature = "gpu")]
@@ -94,7 +89,7 @@ fn text(document: &Document) -> String {
         ]);
     }
     let fit = document.fit_sentence.as_ref().map_or_else(String::new, |fit| format!("\n{fit}\n"));
-    format!("{}{fit}", table.render())
+    format!("{}\n{}\n{fit}", table.render(), document.always_cpu)
 }
 
 #[cfg(test)]
@@ -115,10 +110,11 @@ mod tests {
         };
         let devices = vec![listed("One", &[]), listed("Two", &["models"])];
         let fit_sentence = Some("Two (8 GiB): fits".to_owned());
-        let text = text(&Document { version: 1, devices, rates: None, fit: None, fit_sentence });
+        let text =
+            text(&Document { version: 1, devices, always_cpu: ALWAYS_CPU, rates: None, fit: None, fit_sentence });
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines.iter().any(|line| line.starts_with("One") && line.ends_with('–')), "{text}");
         assert!(lines.iter().any(|line| line.starts_with("Two") && line.trim_end().ends_with("models")), "{text}");
-        assert!(text.contains("8.00 GiB") && text.ends_with("fits\n"), "{text}");
+        assert!(text.contains("8.00 GiB") && text.contains(ALWAYS_CPU) && text.ends_with("fits\n"), "{text}");
     }
 }

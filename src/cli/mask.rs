@@ -105,12 +105,14 @@ impl Mask {
             )));
         }
         let sample = self.sample(session, &checkpoint)?;
+        let device = session.device()?;
         let mask = MaskOptions {
             method: self.method,
             pattern: self.pattern,
             sample: sample.as_ref(),
             most_bytes: self.memory,
             format: self.quantize.map(Format::dtype),
+            device: Some(&device),
         };
         let options = MaskPass { mask, recipe: self.recipe, target: self.target, compact_zeros: !self.dense };
         let done = pass::masked(&checkpoint, &options, &self.output, &session.progress)?;

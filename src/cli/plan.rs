@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::PATH_HELP;
 use super::budget::{Budget, BudgetSection};
+use super::devices::model_place;
 use super::output::{self, Table};
 use super::plan_diff;
 use super::prune::{PruneArgs, PruneSection};
@@ -17,9 +18,11 @@ use crate::engine::calibration::Importance;
 use crate::engine::checkpoint::{Checkpoint, Role};
 use crate::engine::error::{Fault, Stage};
 use crate::engine::format;
+use crate::engine::model::fit::Fit;
 use crate::engine::pass;
 use crate::engine::plan::budget::predicted_damage;
 use crate::engine::plan::legality::{self, Issue, legality};
+use crate::engine::plan::room::fit_on;
 use crate::engine::plan::speed::{SpeedModel, SpeedPrediction};
 use crate::engine::plan::standing::{self, Check, Facts};
 use crate::engine::plan::{
@@ -160,6 +163,10 @@ struct Document<'a> {
     checks: Vec<Check>,
     /// How fast the file will be here; null until `lapidary bench --rates` has run once.
     predicted_speed: Option<SpeedPrediction>,
+    /// How the result fits where models run; null where it is no network that runs here.
+    fit: Option<Fit>,
+    /// The same as a sentence.
+    fit_sentence: Option<String>,
     /// What each export target would not take.
     targets: Vec<TargetSection>,
     tensors: Vec<TensorRow>,
@@ -202,6 +209,7 @@ impl MakePlan {
         }
         resolved.warnings.iter().for_each(|warning| session.warn(warning));
         let predicted_speed = speed.as_ref().and_then(|speed| speed.predict(&checkpoint, &resolved));
+        let fit = fit_on(&checkpoint, &plan, &resolved, &model_place(&session.device()?));
         let document = Document {
             version: 1,
             path: &checkpoint.path,
@@ -222,6 +230,8 @@ impl MakePlan {
             checks: checks(&checkpoint, &plan, &resolved, predicted_speed, table.as_ref()),
             constraints: plan.constraints(),
             predicted_speed,
+            fit_sentence: fit.as_ref().map(Fit::sentence),
+            fit,
             targets: targets(&plan, &checkpoint)?,
             prune,
             budget,
@@ -263,6 +273,9 @@ impl MakePlan {
                 units::significant(speed.decode_tokens_per_second),
                 units::significant(speed.prefill_tokens_per_second)
             ));
+        }
+        if let Some(fit) = &document.fit_sentence {
+            text.push_str(&format!("{fit}\n"));
         }
         for check in &document.checks {
             text.push_str(&format!("{}: {} ({})\n", check.what, check.standing.name(), check.sentence()));

@@ -291,6 +291,7 @@ impl PruneArgs {
             compensate: self.compensate,
             start: start.clone(),
             start_means: start_means.clone(),
+            device: session.device()?,
         };
         let mut failure = None;
         let mut keep = |step: &Step| {

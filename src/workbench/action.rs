@@ -127,7 +127,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, in menu order.
-    pub const ALL: [Self; 64] = [
+    pub const ALL: [Self; 65] = [
         Self::OpenFile,
         Self::OpenFolder,
         Self::OpenPath,

@@ -131,6 +131,7 @@ fn run(input: &MaskInput, context: &Context) -> Result<Outcome> {
         sample: sample.as_ref(),
         most_bytes: USUAL_MEMORY,
         format: input.request.quantize.map(Format::dtype),
+        device: Some(&context.device),
     };
     let options = MaskPass { mask, recipe: None, target: None, compact_zeros: true };
     let done = pass::masked(checkpoint, &options, &input.output, &context.progress)?;

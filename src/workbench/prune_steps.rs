@@ -53,6 +53,7 @@ pub(super) fn run(input: &StepsInput, context: &Context) -> Result<Outcome> {
         compensate: request.compensate,
         start: input.start.clone(),
         start_means: input.start_means.clone(),
+        device: context.device.clone(),
     };
     let multiple = |layer: usize| input.multiples.get(layer).copied().unwrap_or(1);
     let fingerprint = checkpoint.fingerprint.clone();

@@ -79,8 +79,20 @@ def models(files):
                 print(f"{os.path.basename(file):28} {threads:>7} {test:>6} {mine[test]:9.2f} {peer[test]:9.2f} {mine[test] / peer[test]:6.2f}")
 
 
+def seconds_between(log, first, last):
+    """Time between two lines of llama.cpp's log, which begin with minutes.seconds.milliseconds.microseconds; where its two streams meet, lines do not."""
+    stamps = []
+    for word in (first, last):
+        found = re.search(rf"(\d+)\.(\d\d)\.(\d{{3}})\.(\d{{3}}) \w (?:\w+: )?{word}", log)
+        if not found:
+            return None
+        minutes, seconds, milli, micro = (int(part) for part in found.groups())
+        stamps.append(60 * minutes + seconds + milli / 1e3 + micro / 1e6)
+    return stamps[1] - stamps[0]
+
+
 def texts(text, files):
-    """Tokens of a text read a second. Ours is the whole scoring of it, theirs the evaluation of its batches alone."""
+    """Tokens of a text read and scored a second, on both sides without loading the model."""
     context, chunks = int(os.environ["CONTEXT"]), int(os.environ["CHUNKS"])
     scored = chunks * (context - context // 2 - 1)
     print(f"{'file':28} {'threads':>7} {'ours t/s':>9} {'llama.cpp':>9} {'ratio':>6} {'PPL':>10} {'llama.cpp':>10}   best of {ROUNDS}, load {load():.1f} before")
@@ -99,12 +111,12 @@ def texts(text, files):
                     if done.returncode:
                         sys.exit(done.stderr[-2000:])
                     said = done.stdout + done.stderr
-                    rate = re.search(r"prompt eval time\s*=\s*([\d.]+) ms /\s*(\d+) tokens", said)
-                    if rate:
+                    took = seconds_between(said, "calculating perplexity", "Final estimate")
+                    if took:
                         break
                 else:
-                    sys.exit("llama-perplexity did not print its prompt eval time in five runs")
-                peer = max(peer, 1e3 * float(rate[2]) / float(rate[1]))
+                    sys.exit("llama-perplexity did not log when it began and ended in five runs")
+                peer = max(peer, chunks * context / took)
                 figures[1] = float(re.search(r"Final estimate: PPL = ([\d.]+)", said)[1])
             print(f"{os.path.basename(file):28} {threads:>7} {mine:9.1f} {peer:9.1f} {mine / peer:6.2f} {figures[0]:10.4f} {figures[1]:10.4f}")
 

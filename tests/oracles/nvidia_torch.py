@@ -138,6 +138,15 @@ def summary(folder):
         except (OSError, ValueError):
             return {}
 
+    def find(document, key):
+        """The first number of this name, however deep."""
+        if isinstance(document, dict):
+            if isinstance(document.get(key), (int, float)):
+                return document[key]
+            document = list(document.values())
+        found = (find(part, key) for part in document) if isinstance(document, list) else ()
+        return next((value for value in found if value is not None), None)
+
     print("\n## Figures\n")
     torch = read("torch")
     bandwidth = torch.get("memory_bytes_per_second")
@@ -150,13 +159,28 @@ def summary(folder):
             share = f"{rate * 2 / bandwidth:.3f}" if bandwidth else "not known"
             print(f"| {form} | {rate / 1e9:.3f} | {rate / cpu if cpu else float('nan'):.2f} | {share} |")
     print("\n| tokens a second | prefill 512 | decode 128 |\n|---|---|---|")
-    for recipe in ("BF16", "Q8_0", "Q4_K_M"):
+    speed = lambda run: f"{run['prefill_tokens_per_second']:.0f} | {run['decode_tokens_per_second']:.1f}"
+    for recipe in ("BF16", "Q8_0", "Q4_K_S"):
         for where in ("device", "cpu"):
             run = read(f"bench_{recipe}_{where}")
             if run:
-                print(f"| ours, {recipe}, {run['device']} | {run['prefill_tokens_per_second']:.0f} | {run['decode_tokens_per_second']:.1f} |")
+                print(f"| ours, {recipe}, {run['device']} | {speed(run)} |")
+        run = read(f"candle_{recipe}")
+        if run:
+            print(f"| candle's products alone, {recipe}, {run['device']} | {speed(run)} |")
     if torch:
         print(f"| torch {torch['torch']}, bf16, {torch['device']} | {torch['prefill_tokens_per_second']:.0f} | {torch['decode_tokens_per_second']:.1f} |")
+    print("\n| model in | perplexity on the device | on the CPU | difference |\n|---|---|---|---|")
+    for path in sorted(folder.glob("format_*_device.json")):
+        form = path.stem.removeprefix("format_").removesuffix("_device")
+        ours, cpu = (find(read(f"format_{form}_{where}"), "perplexity") for where in ("device", "cpu"))
+        if ours and cpu:
+            print(f"| {form} | {ours:.5f} | {cpu:.5f} | {ours / cpu - 1:+.2e} |")
+    times = dict(line.split("\t") for line in (folder / "times.tsv").read_text().splitlines())
+    print("\n| work | seconds on the device | on the CPU | times the CPU |\n|---|---|---|---|")
+    for work in ("kld", "fisher", "mask", "evaluate"):
+        ours, cpu = (float(times.get(f"{work}_{where}", "nan")) for where in ("device", "cpu"))
+        print(f"| {work} | {ours:.2f} | {cpu:.2f} | {cpu / ours:.2f} |")
     one, other = read("kld_map_device"), read("kld_map_cpu")
     pairs = [(a["value"], b["value"]) for r, s in zip(one.get("rows", []), other.get("rows", []))
              for a, b in zip(r["cells"], s["cells"]) if a and b and b["value"] > 0]

@@ -5,7 +5,7 @@ use eframe::egui::{Align, Button, Layout, MenuBar, Ui};
 
 use crate::app::context::Cx;
 use crate::app::theme::{Type, UiTokens as _};
-use crate::engine::device::Listed;
+use crate::engine::device::{ALWAYS_CPU, Listed};
 use crate::engine::units;
 use crate::workbench::{Action, Command, Group, Shortcut};
 
@@ -110,7 +110,8 @@ fn device_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         }
     });
     response
-        .on_hover_text("Where scans, profiles, passes and models run; a device that fails leaves its work to the CPU");
+        .on_hover_text("Where scans, profiles, passes and models run; a device that fails leaves its work to the CPU")
+        .on_hover_text(ALWAYS_CPU);
 }
 
 /// A device and what there is to say of it.
@@ -124,7 +125,8 @@ fn entry_ui(ui: &mut Ui, cx: &mut Cx<'_>, name: &str, about: &str, wish: &str, i
 
 /// Interface, memory and work of a device, in one line.
 fn about(device: &Listed) -> String {
-    let memory = device.memory.map(|memory| format!("{} free", units::bytes(memory)));
+    let word = if device.kind == "cpu" { "in the machine" } else { "free" };
+    let memory = device.memory.map(|memory| format!("{} {word}", units::bytes(memory)));
     let kind = if device.kind == "software" { Some("computes in software, for tests".to_owned()) } else { None };
     let interface = Some(device.interface.clone()).filter(|interface| !interface.is_empty());
     let runs = Some(format!("can run {}", device.runs.join(", ")));

@@ -16,6 +16,7 @@ pub mod overview;
 pub mod plan;
 mod plan_budget;
 mod plan_constraints;
+mod plan_fits;
 mod plan_formats;
 mod plan_frontier;
 mod plan_history;

@@ -9,7 +9,7 @@ use egui_extras::{Column, TableBuilder};
 
 use super::common::{self, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
 use super::plan_frontier::{self, damage_text, recipe_of};
-use super::{plan_budget, plan_constraints, plan_history, plan_many, plan_target};
+use super::{plan_budget, plan_constraints, plan_fits, plan_history, plan_many, plan_target};
 use crate::app::context::Cx;
 use crate::app::plots::frontier::{Frontier, Kind, Spot, frontier_ui};
 use crate::app::theme::{Type, UiTokens as _, space};
@@ -46,6 +46,7 @@ pub struct Memory {
     constraints: plan_constraints::Memory,
     history: plan_history::Memory,
     targets: plan_target::Memory,
+    fits: plan_fits::Memory,
 }
 
 /// The tensors of one layer, or those outside all layers.
@@ -194,6 +195,9 @@ fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut M
             .on_hover_text("Bits per weight and shape rules of every format, and the model's size in each")
             .accessible_name("Formats side by side");
         plan_target::targets_ui(ui, cx, document, &memory.targets);
+        if let Ok(resolved) = &document.resolved {
+            plan_fits::fits_ui(ui, cx, document, resolved, &mut memory.fits);
+        }
         plan_history::history_ui(ui, cx, document, &mut memory.history);
         if document.resolved.is_ok() {
             plan_constraints::toggle_ui(ui, &mut memory.constraints);

@@ -37,6 +37,10 @@ const MODELS: &str = "models";
 /// What the CPU can do.
 const ALL: [&str; 4] = ["error scans of formats", "profiles", "passes", MODELS];
 
+/// What the CPU does whatever device is chosen, as a sentence.
+pub const ALWAYS_CPU: &str = "Always on the CPU: sums over activations and SparseGPT's sweep, scores of units from weights, \
+statistics of logits, planning and files; searches of k-quants and by importance too, unless the plan says search = \"device\"";
+
 /// A device as it is listed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Listed {
@@ -48,7 +52,7 @@ pub struct Listed {
     pub interface: String,
     /// The driver and its version; the instruction level of the CPU.
     pub driver: String,
-    /// Bytes of its own memory, where the system tells.
+    /// Bytes of its own memory, or of the machine's for the CPU, where the system tells.
     pub memory: Option<u64>,
     /// What it can do.
     pub runs: Vec<&'static str>,
@@ -56,6 +60,23 @@ pub struct Listed {
     pub will_run: Vec<&'static str>,
     /// True if anything will.
     pub is_chosen: bool,
+}
+
+impl Listed {
+    /// True if models can run on it.
+    pub fn runs_models(&self) -> bool {
+        self.runs.contains(&MODELS)
+    }
+
+    /// True if models run there now.
+    pub fn will_run_models(&self) -> bool {
+        self.will_run.contains(&MODELS)
+    }
+
+    /// Name and interface.
+    pub fn in_words(&self) -> String {
+        if self.interface.is_empty() { self.name.clone() } else { format!("{} ({})", self.name, self.interface) }
+    }
 }
 
 /// Where work runs: devices that are opened when they are first needed, and the CPU for all that they do not do.
@@ -325,6 +346,13 @@ pub fn prepare() {
     gpu::quiet_loader();
 }
 
+/// Bytes of the machine's memory, where the system tells: on Linux.
+pub fn machine_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// The names of all devices.
 fn names() -> Vec<String> {
     let models = model_devices().into_iter().map(|device| device.name);
@@ -371,7 +399,7 @@ pub fn list(wish: &str) -> Result<Vec<Listed>> {
         kind: "cpu",
         interface: String::new(),
         driver: crate::kernels::Level::detect().name().to_owned(),
-        memory: None,
+        memory: machine_memory(),
         runs: ALL.to_vec(),
         is_chosen: all.iter().all(|device| !device.is_chosen),
         will_run,

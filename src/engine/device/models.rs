@@ -23,6 +23,16 @@ impl ModelDevice {
         &self.handle
     }
 
+    /// Bytes that are free now, where the system tells: other models may have come and gone since the device was
+    /// opened.
+    pub(crate) fn free_memory(&self) -> Option<u64> {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(device) = &self.handle {
+            return cuda::free_bytes(device).or(self.memory);
+        }
+        self.memory
+    }
+
     /// Name and interface.
     pub fn in_words(&self) -> String {
         format!("{} ({})", self.name, self.interface)
@@ -74,13 +84,31 @@ mod cuda {
     //! NVIDIA's devices. The libraries are loaded when they are asked for, and may be missing: what
     //! loads them panics then, which happens on a thread of its own and ends as "there is none".
 
+    use std::sync::OnceLock;
+
+    use candle_core::CudaDevice;
+
     use super::{Device, ModelDevice};
 
     /// The thread whose panics are expected.
     const THREAD: &str = "cuda probe";
 
-    /// Devices in the driver's order.
+    /// Devices in the driver's order; opened once, since each has a stream and handles of its libraries.
     pub(super) fn devices() -> Vec<ModelDevice> {
+        static FOUND: OnceLock<Vec<ModelDevice>> = OnceLock::new();
+        let found = FOUND.get_or_init(open).iter().cloned();
+        found.map(|device| ModelDevice { memory: device.free_memory(), ..device }).collect()
+    }
+
+    /// Bytes that are free on a device now.
+    pub(super) fn free_bytes(device: &CudaDevice) -> Option<u64> {
+        let stream = device.cuda_stream();
+        // What was given back is free once the work before it is done.
+        stream.synchronize().ok()?;
+        stream.context().mem_get_info().ok().map(|(free, _)| free as u64)
+    }
+
+    fn open() -> Vec<ModelDevice> {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             if std::thread::current().name() != Some(THREAD) {
@@ -104,7 +132,7 @@ mod cuda {
         let stream = device.cuda_stream();
         let context = stream.context();
         let name = context.name().unwrap_or_else(|_| format!("CUDA device {ordinal}"));
-        let memory = context.mem_get_info().ok().map(|(free, _)| free as u64);
+        let memory = free_bytes(device);
         Some(ModelDevice { name, interface: "CUDA", memory, is_real: true, handle })
     }
 }

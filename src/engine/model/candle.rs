@@ -3,9 +3,11 @@
 //! Composed operations only: candle's fused softmax, norm and rotary embedding drop gradients
 //! without a word (candle #2168, #3568). How weights are held is [`Precision`]: for gradients all in
 //! f32; for runs as they lie in the file, block formats multiplied by candle's own quantized kernels
-//! where it has them. What does not fit the device stays on the host and goes up for each product.
+//! where it has them. What does not fit the device stays on the host and goes up for each product, while
+//! those before are multiplied.
 //! The stream between the layers is f32 everywhere.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -18,6 +20,7 @@ use crate::error::{Error, Fault, Result, Stage};
 use crate::format::{self, Dtype};
 use crate::kernels::attention::Heads;
 
+use super::ahead::Ahead;
 use super::backend::{Angles, Backend, StoredMatrix};
 use super::{Batch, KvCache};
 
@@ -43,6 +46,8 @@ pub struct Candle {
     room: Arc<AtomicU64>,
     /// The 16-bit type of the matrices that were loaded in one.
     half: Arc<OnceLock<DType>>,
+    /// What brings matrices up before they are multiplied, where they do not all stay.
+    uplift: Arc<OnceLock<Uplift>>,
     /// Makes every product fail.
     #[cfg(test)]
     is_broken: Arc<std::sync::atomic::AtomicBool>,
@@ -80,10 +85,26 @@ impl Linear {
         }
     }
 
-    /// True if the matrix goes up for every product.
-    pub(super) fn is_streamed(&self) -> bool {
-        matches!(self.weights, Weights::Streamed(_))
+    /// The matrix on the host, where it goes up for every product.
+    pub(super) fn streamed(&self) -> Option<&Arc<StoredMatrix>> {
+        match &self.weights {
+            Weights::Streamed(stored) => Some(stored),
+            _ => None,
+        }
     }
+}
+
+/// Matrices that come up in the order in which they are multiplied.
+#[derive(Debug)]
+struct Uplift {
+    /// The place of each in the order, by its address on the host, where it stays as long as its model.
+    places: HashMap<usize, usize>,
+    ahead: Ahead<Weights>,
+}
+
+/// The address of a matrix on the host.
+fn address(stored: &Arc<StoredMatrix>) -> usize {
+    Arc::as_ptr(stored).addr()
 }
 
 /// candle's error as one of ours: the CPU can do the same.
@@ -123,6 +144,7 @@ impl Candle {
             precision,
             room: Arc::new(AtomicU64::new(room)),
             half: Arc::default(),
+            uplift: Arc::default(),
             #[cfg(test)]
             is_broken: Arc::default(),
             mask: Arc::default(),
@@ -156,35 +178,29 @@ impl Candle {
         }
     }
 
-    /// Brings a matrix up.
-    fn weights(&self, stored: &StoredMatrix) -> Result<Weights> {
-        let shape = (stored.rows, stored.cols);
-        let form = Self::form(self.precision, stored.dtype);
-        if let Form::Half = form {
-            let _ = self.half.set(if stored.dtype == Dtype::F16 { DType::F16 } else { DType::BF16 });
-        }
-        let up = || match form {
-            Form::Packed(kind) => {
-                let storage = QStorage::from_data(stored.bytes.as_slice().into(), &self.device, kind)?;
-                QMatMul::from_qtensor(QTensor::new(storage, shape)?).map(Weights::Quantized)
-            }
-            Form::Half if stored.dtype == Dtype::F16 => {
-                let values: Vec<f16> = stored.bytes.as_chunks::<2>().0.iter().map(|&b| f16::from_le_bytes(b)).collect();
-                Tensor::from_vec(values, shape, &self.device).map(Weights::Dense)
-            }
-            Form::Half => {
-                let values: Vec<bf16> =
-                    stored.bytes.as_chunks::<2>().0.iter().map(|&b| bf16::from_le_bytes(b)).collect();
-                Tensor::from_vec(values, shape, &self.device).map(Weights::Dense)
-            }
-            Form::Wide => {
-                let mut values = vec![0.0; stored.rows * stored.cols];
-                // Asked for before.
-                format::decode_rows(stored.dtype, stored.cols, &stored.bytes, &mut values);
-                Tensor::from_vec(values, shape, &self.device).map(Weights::Dense)
-            }
+    /// Lets matrices that go up for every product do so while others are multiplied, in the order of
+    /// `streamed` over and over, at most `ahead` bytes before they are asked for.
+    pub(super) fn stream_ahead(&self, streamed: Vec<Arc<StoredMatrix>>, ahead: u64) {
+        let bytes = |stored: &Arc<StoredMatrix>| {
+            let count = (stored.rows * stored.cols) as u64;
+            Self::held_bytes(self.precision, stored.dtype, count, stored.bytes.len() as u64)
         };
-        up().map_err(failed)
+        let sizes = streamed.iter().map(bytes).collect();
+        let places = streamed.iter().map(address).zip(0..).collect();
+        let (device, precision) = (self.device.clone(), self.precision);
+        let make = move |index: usize| bring_up(&device, precision, &streamed[index]);
+        if let Some(ahead) = Ahead::new(sizes, ahead, make) {
+            // Once a model; a second order would be the same.
+            let _ = self.uplift.set(Uplift { places, ahead });
+        }
+    }
+
+    /// A matrix that goes up for a product: already there, or brought up now.
+    fn streamed(&self, stored: &Arc<StoredMatrix>) -> Result<Weights> {
+        let uplift = self.uplift.get();
+        let place = uplift.and_then(|uplift| Some((uplift, *uplift.places.get(&address(stored))?)));
+        let found = place.and_then(|(uplift, place)| uplift.ahead.take(place));
+        found.unwrap_or_else(|| bring_up(&self.device, self.precision, stored))
     }
 
     /// Takes a matrix over: up, if there is room.
@@ -199,12 +215,15 @@ impl Candle {
         let bytes = Self::held_bytes(self.precision, stored.dtype, count, stored.bytes.len() as u64);
         let room = self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(bytes));
         let stored = Arc::new(stored);
+        if let Form::Half = form {
+            let _ = self.half.set(if stored.dtype == Dtype::F16 { DType::F16 } else { DType::BF16 });
+        }
         if room.is_err() {
             let bytes = stored.bytes.len() as u64;
             let host = is_table.then(|| Arc::clone(&stored));
             return Ok(Linear { weights: Weights::Streamed(stored), host, rows, bytes });
         }
-        let weights = self.weights(&stored)?;
+        let weights = bring_up(&self.device, self.precision, &stored)?;
         let host = (is_table && matches!(form, Form::Packed(_))).then_some(stored);
         Ok(Linear { weights, host, rows, bytes })
     }
@@ -231,7 +250,7 @@ impl Candle {
                     || narrow(&narrow(x)?.to_dtype(matrix.dtype())?.matmul(&matrix.t()?)?)?.to_dtype(DType::F32);
                 product()
             }
-            Weights::Streamed(stored) => return self.product(&self.weights(stored)?, x),
+            Weights::Streamed(stored) => return self.product(&self.streamed(stored)?, x),
         };
         product.map_err(failed)
     }
@@ -275,6 +294,34 @@ impl Candle {
         *slot = Some(((run, all), mask.clone()));
         Ok(mask)
     }
+}
+
+/// Brings a matrix up. Takes no thread of a pool: one of those may be waiting for it.
+fn bring_up(device: &Device, precision: Precision, stored: &StoredMatrix) -> Result<Weights> {
+    let shape = (stored.rows, stored.cols);
+    let dense = |values: candle_core::Result<Tensor>| values.map(Weights::Dense);
+    let pairs = || stored.bytes.as_chunks::<2>().0.iter();
+    let up = || match Candle::form(precision, stored.dtype) {
+        Form::Packed(kind) => {
+            let storage = QStorage::from_data(stored.bytes.as_slice().into(), device, kind)?;
+            QMatMul::from_qtensor(QTensor::new(storage, shape)?).map(Weights::Quantized)
+        }
+        Form::Half if stored.dtype == Dtype::F16 => {
+            let values: Vec<f16> = pairs().map(|&pair| f16::from_le_bytes(pair)).collect();
+            dense(Tensor::from_vec(values, shape, device))
+        }
+        Form::Half => {
+            let values: Vec<bf16> = pairs().map(|&pair| bf16::from_le_bytes(pair)).collect();
+            dense(Tensor::from_vec(values, shape, device))
+        }
+        Form::Wide => {
+            let mut values = vec![0.0; stored.rows * stored.cols];
+            // Asked for before.
+            format::decode_rows(stored.dtype, stored.cols, &stored.bytes, &mut values);
+            dense(Tensor::from_vec(values, shape, device))
+        }
+    };
+    up().map_err(failed)
 }
 
 /// How a matrix is held on the device.

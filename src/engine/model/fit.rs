@@ -4,13 +4,67 @@ use serde::Serialize;
 
 use super::candle::{Candle, Precision};
 use crate::checkpoint::{Checkpoint, ModelConfig};
-use crate::device::ModelDevice;
+use crate::device::{Listed, ModelDevice, machine_memory};
+use crate::error::Result;
+use crate::format::Dtype;
+use crate::units;
 
 /// Tokens that one batch holds, more or less: enough rows for fast linears, few enough for short waits.
 pub const BATCH_TOKENS: usize = 1536;
 
 /// Part of a device's memory that is left to the driver and to the gaps between allocations.
 const SPARE_SHARE: f64 = 0.08;
+
+/// Most bytes of weights that are brought up before they are multiplied, where they do not all stay up.
+const MOST_AHEAD: u64 = 2 << 30;
+
+/// A place that models run on, as far as what fits there depends on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelPlace {
+    /// Its name in words.
+    pub name: String,
+    /// Bytes that it has; none where the system does not tell.
+    pub memory: Option<u64>,
+    /// How a device holds weights; none for the CPU, which holds them as they are stored.
+    pub precision: Option<Precision>,
+}
+
+impl ModelPlace {
+    /// The CPU with the machine's memory.
+    pub fn cpu() -> Self {
+        Self { name: "CPU".to_owned(), memory: machine_memory(), precision: None }
+    }
+
+    /// A device of a list; none where no model runs on it.
+    pub fn of(device: &Listed) -> Option<Self> {
+        if !device.runs_models() {
+            return None;
+        }
+        let precision = match device.kind {
+            "cpu" => None,
+            "software" => Some(Precision::Wide),
+            _ => Some(Precision::Stored),
+        };
+        Some(Self { name: device.in_words(), memory: device.memory, precision })
+    }
+
+    /// Bytes that a matrix of `count` weights takes there, of which a file has `stored` bytes.
+    pub fn held_bytes(&self, dtype: Dtype, count: u64, stored: u64) -> u64 {
+        self.precision.map_or(stored, |precision| Candle::held_bytes(precision, dtype, count, stored))
+    }
+
+    /// Bytes of a checkpoint's matrices there.
+    pub fn weight_bytes(&self, checkpoint: &Checkpoint) -> u64 {
+        let matrices = checkpoint.tensors.iter().filter(|tensor| tensor.shape.len() == 2);
+        matrices.map(|tensor| self.held_bytes(tensor.dtype, tensor.weight_count(), tensor.byte_count)).sum()
+    }
+}
+
+impl From<&ModelDevice> for ModelPlace {
+    fn from(device: &ModelDevice) -> Self {
+        Self { name: device.in_words(), memory: device.memory, precision: Some(Precision::of(device)) }
+    }
+}
 
 /// Bytes that a run needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -23,53 +77,101 @@ pub struct Needs {
     pub activation_bytes: u64,
 }
 
-/// How a model fits a device.
+/// How a model fits a place.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Fit {
-    /// The device.
+    /// The device, or the CPU.
     pub device: String,
     /// Bytes that it has; null where the system does not tell.
     pub memory_bytes: Option<u64>,
+    /// Tokens of the longest sequence that room is left for.
+    pub context: usize,
     /// What the model needs.
     #[serde(flatten)]
     pub needs: Needs,
-    /// Weights that have to be streamed layer by layer.
+    /// Weights that have to be streamed layer by layer: on a device.
     pub streamed_bytes: u64,
+    /// What is missing: on the CPU, where nothing is streamed.
+    pub missing_bytes: u64,
 }
 
 impl Fit {
-    /// The fit of a model with matrices of `weight_bytes` under a context.
-    pub fn new(config: &ModelConfig, weight_bytes: u64, context: usize, device: &ModelDevice) -> Self {
+    /// The fit of a model with matrices of `weight_bytes`, as the place holds them, under a context.
+    pub fn new(config: &ModelConfig, weight_bytes: u64, context: usize, place: &ModelPlace) -> Self {
+        let context = context.min(config.context).max(1);
         let needs = Needs::new(config, weight_bytes, context);
-        let streamed_bytes = device.memory.map_or(0, |memory| weight_bytes.saturating_sub(needs.room(memory)));
-        Self { device: device.in_words(), memory_bytes: device.memory, needs, streamed_bytes }
-    }
-
-    /// True if all weights stay on the device.
-    pub fn fits(&self) -> bool {
-        self.streamed_bytes == 0
-    }
-
-    /// The verdict as a sentence.
-    pub fn sentence(&self) -> String {
-        use crate::units::bytes;
-        let Needs { weight_bytes, kv_bytes, activation_bytes } = self.needs;
-        let needs = format!(
-            "weights {}, keys and values {}, activations {}",
-            bytes(weight_bytes),
-            bytes(kv_bytes),
-            bytes(activation_bytes)
-        );
-        match self.memory_bytes {
-            None => format!("{}: {needs}; how much memory it has is not known", self.device),
-            Some(memory) if self.fits() => format!("{} ({}): {needs}: fits", self.device, bytes(memory)),
-            Some(memory) => format!(
-                "{} ({}): {needs}: {} of the weights are streamed layer by layer",
-                self.device,
-                bytes(memory),
-                bytes(self.streamed_bytes)
-            ),
+        let room = place.memory.map_or(u64::MAX, |memory| needs.room(memory));
+        let is_cpu = place.precision.is_none();
+        let stay = if is_cpu { room } else { Shares::of(room, weight_bytes).stay };
+        let rest = weight_bytes.saturating_sub(stay);
+        Self {
+            device: place.name.clone(),
+            memory_bytes: place.memory,
+            context,
+            needs,
+            streamed_bytes: if is_cpu { 0 } else { rest },
+            missing_bytes: if is_cpu { rest } else { 0 },
         }
+    }
+
+    /// The fit of a checkpoint as it lies on disk.
+    ///
+    /// # Errors
+    /// A checkpoint that is no network that runs here.
+    pub fn of_checkpoint(checkpoint: &Checkpoint, context: usize, place: &ModelPlace) -> Result<Self> {
+        Ok(Self::new(checkpoint.require_config()?, place.weight_bytes(checkpoint), context, place))
+    }
+
+    /// True if all weights stay there.
+    pub fn fits(&self) -> bool {
+        self.streamed_bytes == 0 && self.missing_bytes == 0
+    }
+
+    /// What it needs, without the place's name.
+    pub fn needs_in_words(&self) -> String {
+        let Needs { weight_bytes, kv_bytes, activation_bytes } = self.needs;
+        format!(
+            "weights {}, keys and values of {} tokens {}, activations {}",
+            units::bytes(weight_bytes),
+            self.context,
+            units::bytes(kv_bytes),
+            units::bytes(activation_bytes)
+        )
+    }
+
+    /// What comes of it.
+    pub fn verdict(&self) -> String {
+        match self.memory_bytes {
+            None => "how much memory it has is not known".to_owned(),
+            Some(_) if self.fits() => "fits".to_owned(),
+            Some(_) if self.missing_bytes > 0 => {
+                format!("{} too much: the system will swap, or stop the program", units::bytes(self.missing_bytes))
+            }
+            Some(_) => format!("{} of the weights are streamed layer by layer", units::bytes(self.streamed_bytes)),
+        }
+    }
+
+    /// Place, needs and verdict as a sentence.
+    pub fn sentence(&self) -> String {
+        let memory = self.memory_bytes.map_or_else(String::new, |memory| format!(" ({})", units::bytes(memory)));
+        format!("{}{memory}: {}: {}", self.device, self.needs_in_words(), self.verdict())
+    }
+}
+
+/// What becomes of the room for weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shares {
+    /// Bytes of matrices that stay.
+    pub(super) stay: u64,
+    /// Bytes of those that come up for each product, held before they are asked for.
+    pub(super) ahead: u64,
+}
+
+impl Shares {
+    /// All for what stays, if that is enough; else a part is for what comes and goes.
+    pub(super) fn of(room: u64, weight_bytes: u64) -> Self {
+        let ahead = if weight_bytes <= room { 0 } else { (room / 8).min(MOST_AHEAD) };
+        Self { stay: room - ahead, ahead }
     }
 }
 
@@ -105,42 +207,75 @@ impl Needs {
 /// The context that memory is set aside for where nobody says.
 pub const USUAL_CONTEXT: usize = 2048;
 
-/// Bytes of a device that matrices may take.
+/// Bytes of a device that a checkpoint's matrices may take, those that come and go among them.
+pub(super) fn shares(checkpoint: &Checkpoint, device: &ModelDevice) -> Shares {
+    Shares::of(room(checkpoint, device), ModelPlace::from(device).weight_bytes(checkpoint))
+}
+
+/// Bytes that are left for matrices beside keys, values and activations.
 pub(super) fn room(checkpoint: &Checkpoint, device: &ModelDevice) -> u64 {
-    match (device.memory, &checkpoint.config) {
+    match (device.free_memory(), &checkpoint.config) {
         (Some(memory), Some(config)) => Needs::new(config, 0, config.context.min(USUAL_CONTEXT)).room(memory),
         _ => u64::MAX,
     }
 }
 
-/// Bytes of a checkpoint's matrices as a device holds them.
-pub fn device_bytes(checkpoint: &Checkpoint, precision: Precision) -> u64 {
-    let matrices = checkpoint.tensors.iter().filter(|tensor| tensor.shape.len() == 2);
-    matrices.map(|tensor| Candle::held_bytes(precision, tensor.dtype, tensor.weight_count(), tensor.byte_count)).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::bytes;
 
-    fn device(memory: Option<u64>) -> ModelDevice {
-        ModelDevice::for_test(memory)
+    fn demo() -> Checkpoint {
+        let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("assets/demo");
+        Checkpoint::open(&folder).expect("the demo opens")
+    }
+
+    fn place(memory: Option<u64>, precision: Option<Precision>) -> ModelPlace {
+        ModelPlace { name: "One".to_owned(), memory, precision }
     }
 
     #[test]
     fn a_model_larger_than_the_memory_is_streamed_and_that_is_said_beforehand() {
-        let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("assets/demo");
-        let checkpoint = Checkpoint::open(&folder).expect("the demo opens");
-        let config = checkpoint.config.as_ref().expect("has a network");
-        let weights = device_bytes(&checkpoint, Precision::Stored);
-        let large = Fit::new(config, weights, 512, &device(Some(1 << 40)));
+        let demo = demo();
+        let fit = |memory| Fit::of_checkpoint(&demo, 512, &place(memory, Some(Precision::Stored))).expect("a network");
+        let large = fit(Some(1 << 40));
         assert!(large.fits() && large.sentence().ends_with("fits"), "{}", large.sentence());
         let needs = large.needs;
-        let tight = needs.kv_bytes + needs.activation_bytes + weights / 2;
-        let small = Fit::new(config, weights, 512, &device(Some(tight)));
+        let tight = needs.kv_bytes + needs.activation_bytes + needs.weight_bytes / 2;
+        let small = fit(Some(tight));
         assert!(!small.fits() && small.sentence().contains("streamed"), "{}", small.sentence());
-        assert!(small.sentence().contains(&bytes(small.streamed_bytes)));
-        assert!(Fit::new(config, weights, 512, &device(None)).fits());
+        assert!(small.sentence().contains(&units::bytes(small.streamed_bytes)));
+        assert!(fit(None).fits());
+    }
+
+    #[test]
+    fn the_cpu_streams_nothing_and_says_what_is_missing() {
+        let demo = demo();
+        let fit = |memory| Fit::of_checkpoint(&demo, 512, &place(Some(memory), None)).expect("a network");
+        let needs = fit(1 << 40).needs;
+        assert_eq!(needs.weight_bytes, place(None, Some(Precision::Stored)).weight_bytes(&demo), "bf16 either way");
+        let small = fit(needs.kv_bytes + needs.activation_bytes);
+        assert!(!small.fits() && small.streamed_bytes == 0, "{small:?}");
+        // 8 % are left to the system, so that not even keys, values and activations leave room.
+        assert_eq!(small.missing_bytes, needs.weight_bytes);
+        assert!(small.sentence().contains("swap"), "{}", small.sentence());
+    }
+
+    #[test]
+    fn what_comes_and_goes_has_a_part_of_the_room_only_where_not_everything_stays() {
+        assert_eq!(Shares::of(800, 800), Shares { stay: 800, ahead: 0 });
+        assert_eq!(Shares::of(800, 801), Shares { stay: 700, ahead: 100 });
+        let large = Shares::of(64 << 30, 65 << 30);
+        assert_eq!(large, Shares { stay: (64 << 30) - MOST_AHEAD, ahead: MOST_AHEAD });
+        assert_eq!(Shares::of(0, 1), Shares { stay: 0, ahead: 0 });
+    }
+
+    #[test]
+    fn more_context_needs_more_and_none_beyond_the_models_own() {
+        let demo = demo();
+        let fit = |context| Fit::of_checkpoint(&demo, context, &place(None, None)).expect("a network");
+        let own = demo.config.as_ref().expect("a network").context;
+        assert!(fit(64).needs.kv_bytes < fit(128).needs.kv_bytes);
+        assert_eq!(fit(own), fit(own * 4));
+        assert_eq!(fit(128).needs.kv_bytes, 2 * fit(64).needs.kv_bytes);
     }
 }

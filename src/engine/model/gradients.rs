@@ -9,6 +9,7 @@ use candle_core::{Tensor, Var};
 
 use super::backend::Site;
 use super::candle::{Candle, Linear, Precision, failed};
+use super::fit::ModelPlace;
 use super::llama::{Hooks, Llama, Start};
 use super::{Batch, load};
 use crate::checkpoint::{Checkpoint, ModelConfig, Role};
@@ -74,7 +75,8 @@ impl Differentiable {
     fn load_either(checkpoint: &Checkpoint, device: &Device, is_frozen: bool, progress: &Progress) -> Result<Self> {
         if let Some(models) = device.models() {
             // Weights, and as much again for their gradients.
-            let wanted = super::fit::device_bytes(checkpoint, Precision::Full) * if is_frozen { 1 } else { 2 };
+            let place = ModelPlace { precision: Some(Precision::Full), ..models.into() };
+            let wanted = place.weight_bytes(checkpoint) * if is_frozen { 1 } else { 2 };
             if wanted <= super::fit::room(checkpoint, models) {
                 let backend = Candle::new(models.handle().clone(), Precision::Full, u64::MAX);
                 match Self::load_onto(checkpoint, backend, is_frozen, progress) {

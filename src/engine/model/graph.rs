@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::candle::{Candle, Precision};
+use super::candle::{Candle, Linear, Precision};
 use super::llama::Llama;
 use super::native::Native;
 use super::{KvCache, load};
@@ -63,12 +63,15 @@ impl Graph {
     /// Loads the weights onto the device for models, if there is one, else for the CPU.
     pub(super) fn load(checkpoint: &Checkpoint, device: &Device, progress: &Progress) -> Result<Self> {
         if let Some(models) = device.models() {
-            let room = super::fit::room(checkpoint, models);
-            let backend = Candle::new(models.handle().clone(), Precision::of(models), room);
+            let shares = super::fit::shares(checkpoint, models);
+            let backend = Candle::new(models.handle().clone(), Precision::of(models), shares.stay);
             match load::llama(checkpoint, backend, progress) {
                 Ok(graph) => {
+                    let streamed: Vec<_> = graph.multiplied().filter_map(Linear::streamed).cloned().collect();
+                    let count = streamed.len();
+                    graph.backend.stream_ahead(streamed, shares.ahead);
                     return Ok(Self::Device(Box::new(OnDevice {
-                        streamed: graph.matrices().filter(|matrix| matrix.is_streamed()).count(),
+                        streamed: count,
                         graph,
                         name: models.in_words(),
                         checkpoint: checkpoint.clone(),

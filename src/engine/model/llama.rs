@@ -283,12 +283,17 @@ impl<B: Backend> Llama<B> {
         Ok(single(self.backend.linears(&[(head, None)], hidden)?))
     }
 
-    /// Every matrix, the embedding and the head among them.
-    pub(super) fn matrices(&self) -> impl Iterator<Item = &B::Linear> {
+    /// Every matrix that a run multiplies, in its order, the head last.
+    pub(super) fn multiplied(&self) -> impl Iterator<Item = &B::Linear> {
         let layers = self.layers.iter().flat_map(|layer| {
             [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down].map(|affine| &affine.0)
         });
-        std::iter::once(&self.embedding).chain(&self.head).chain(layers)
+        layers.chain(std::iter::once(self.head.as_ref().unwrap_or(&self.embedding)))
+    }
+
+    /// Every matrix, the embedding among them.
+    fn matrices(&self) -> impl Iterator<Item = &B::Linear> {
+        self.head.as_ref().map(|_| &self.embedding).into_iter().chain(self.multiplied())
     }
 
     /// Bytes of all matrices in memory.

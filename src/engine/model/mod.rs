@@ -4,6 +4,7 @@
 //! many sequences into one run: the linears see all tokens at once, attention keeps the sequences
 //! apart. Families and devices are each one file.
 
+mod ahead;
 pub mod backend;
 pub mod candle;
 pub mod fit;

@@ -9,6 +9,10 @@ use crate::error::Result;
 use crate::format::{Dtype, Encoding};
 
 use super::rtn;
+#[cfg(not(feature = "gpu"))]
+pub(super) use absent::OnDevice;
+#[cfg(feature = "gpu")]
+pub(super) use encoding::OnDevice;
 
 /// The device of a pass with what became of it.
 pub(super) struct Machine<'a> {
@@ -24,16 +28,6 @@ struct State {
     /// Tensors that the device encoded.
     tensors: usize,
 }
-
-/// An encoder of one tensor on the device.
-#[cfg(feature = "gpu")]
-pub(super) struct OnDevice<'a> {
-    encoder: crate::format::gpu::DeviceEncoder<'a>,
-}
-
-/// There is none in this build.
-#[cfg(not(feature = "gpu"))]
-pub(super) struct OnDevice<'a>(std::marker::PhantomData<&'a ()>);
 
 impl<'a> Machine<'a> {
     pub(super) fn new(device: &'a Device, searches: bool) -> Self {
@@ -82,34 +76,36 @@ impl<'a> Machine<'a> {
         source: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<usize> {
-        if let Some(count) = self.try_convert(slot, tensor, to, how, source, out) {
-            return Ok(count);
+        if let Some(on_device) = slot.as_mut()
+            && let (Some(in_bytes), Some(out_bytes)) = (tensor.dtype.row_bytes(how.row_len), to.row_bytes(how.row_len))
+        {
+            out.clear();
+            out.resize(source.len() / in_bytes.max(1) * out_bytes, 0);
+            match on_device.encode(how.first_row, source, out) {
+                Ok(count) => return Ok(count),
+                Err(failure) => {
+                    self.give_up(tensor, &failure);
+                    // It was counted when its encoder was made.
+                    self.state.borrow_mut().tensors -= 1;
+                    *slot = None;
+                }
+            }
         }
         rtn::convert(&tensor.name, tensor.dtype, to, how, source, out)
     }
-}
 
-#[cfg(feature = "gpu")]
-impl<'a> Machine<'a> {
     /// An encoder for a tensor's rows, if the device is to make them.
     pub(super) fn encoder(&self, tensor: &TensorInfo, to: Dtype, how: Encoding<'a>) -> Option<OnDevice<'a>> {
-        use crate::device::rates::Work;
-        use crate::format::gpu::{DeviceEncoder, can_encode};
-
         /// Fewer weights are encoded before they are up.
         const LEAST_WEIGHTS: u64 = 1 << 12;
         if self.state.borrow().failure.is_some() || tensor.weight_count() < LEAST_WEIGHTS {
             return None;
         }
-        let format = crate::format::of_dtype(to).filter(|format| can_encode(*format, &how, self.searches))?;
-        let gpu = self.device.gpu_for(Work::Encoding)?;
-        match DeviceEncoder::new(gpu, tensor.dtype, format, how) {
+        match OnDevice::open(self.device, tensor.dtype, to, how, self.searches) {
             Ok(encoder) => {
-                self.state.borrow_mut().tensors += 1;
-                Some(OnDevice { encoder })
+                self.state.borrow_mut().tensors += usize::from(encoder.is_some());
+                encoder
             }
-            // Rows that are too long for it are no failure of the device.
-            Err(crate::kernels::gpu::Failure::TooLarge(_) | crate::kernels::gpu::Failure::Missing(_)) => None,
             Err(failure) => {
                 self.give_up(tensor, &failure);
                 None
@@ -117,55 +113,80 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn give_up(&self, tensor: &TensorInfo, failure: &crate::kernels::gpu::Failure) {
+    fn give_up(&self, tensor: &TensorInfo, failure: &str) {
         tracing::info!("{}: {failure}; the CPU goes on", tensor.name);
         let mut state = self.state.borrow_mut();
-        state.tensors = state.tensors.saturating_sub(1);
         state.failure.get_or_insert(format!("{failure} (at {})", tensor.name));
     }
+}
 
-    /// The rows by the device; none where the CPU has to make them.
-    fn try_convert(
-        &self,
-        slot: &mut Option<OnDevice<'a>>,
-        tensor: &TensorInfo,
-        to: Dtype,
-        how: &Encoding<'_>,
-        source: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Option<usize> {
-        let on_device = slot.as_mut()?;
-        let (in_bytes, out_bytes) = (tensor.dtype.row_bytes(how.row_len)?, to.row_bytes(how.row_len)?);
-        out.clear();
-        out.resize(source.len() / in_bytes.max(1) * out_bytes, 0);
-        match on_device.encoder.encode(how.first_row, source, out) {
-            Ok(count) => Some(count),
-            Err(failure) => {
-                self.give_up(tensor, &failure);
-                *slot = None;
-                None
+#[cfg(feature = "gpu")]
+mod encoding {
+    //! Encoding by the device for kernels.
+
+    use crate::device::Device;
+    use crate::device::rates::Work;
+    use crate::format::gpu::{DeviceEncoder, can_encode};
+    use crate::format::{self, Dtype, Encoding};
+    use crate::kernels::gpu::Failure;
+
+    /// An encoder of one tensor on the device.
+    pub(in crate::pass) struct OnDevice<'a>(DeviceEncoder<'a>);
+
+    impl<'a> OnDevice<'a> {
+        /// An encoder from one type to another, if the device is to do it; or why it failed.
+        pub(super) fn open(
+            device: &'a Device,
+            from: Dtype,
+            to: Dtype,
+            how: Encoding<'a>,
+            searches: bool,
+        ) -> Result<Option<Self>, String> {
+            let format = format::of_dtype(to).filter(|format| can_encode(*format, &how, searches));
+            let Some(format) = format else { return Ok(None) };
+            let Some(gpu) = device.gpu_for(Work::Encoding) else { return Ok(None) };
+            match DeviceEncoder::new(gpu, from, format, how) {
+                Ok(encoder) => Ok(Some(Self(encoder))),
+                // Rows that are too long for it are no failure of the device.
+                Err(Failure::TooLarge(_) | Failure::Missing(_)) => Ok(None),
+                Err(failure) => Err(failure.to_string()),
             }
+        }
+
+        /// Encodes rows, as [`DeviceEncoder::encode`]; or why the device failed.
+        pub(super) fn encode(&mut self, first_row: usize, source: &[u8], out: &mut [u8]) -> Result<usize, String> {
+            self.0.encode(first_row, source, out).map_err(|failure| failure.to_string())
         }
     }
 }
 
 #[cfg(not(feature = "gpu"))]
-impl<'a> Machine<'a> {
-    /// None: this build has only the CPU.
-    pub(super) fn encoder(&self, _: &TensorInfo, _: Dtype, _: Encoding<'a>) -> Option<OnDevice<'a>> {
-        None
-    }
+mod absent {
+    //! What stands in where this build has only the CPU.
 
-    fn try_convert(
-        &self,
-        _: &mut Option<OnDevice<'a>>,
-        _: &TensorInfo,
-        _: Dtype,
-        _: &Encoding<'_>,
-        _: &[u8],
-        _: &mut Vec<u8>,
-    ) -> Option<usize> {
-        None
+    use std::convert::Infallible;
+    use std::marker::PhantomData;
+
+    use crate::device::Device;
+    use crate::format::{Dtype, Encoding};
+
+    /// There is none.
+    pub(in crate::pass) struct OnDevice<'a>(Infallible, PhantomData<&'a ()>);
+
+    impl<'a> OnDevice<'a> {
+        pub(super) fn open(
+            _: &'a Device,
+            _: Dtype,
+            _: Dtype,
+            _: Encoding<'a>,
+            _: bool,
+        ) -> Result<Option<Self>, String> {
+            Ok(None)
+        }
+
+        pub(super) fn encode(&mut self, _: usize, _: &[u8], _: &mut [u8]) -> Result<usize, String> {
+            match self.0 {}
+        }
     }
 }
 

@@ -36,7 +36,7 @@ fn zeros_are_left_out_of_the_file_and_are_there_when_it_is_read() {
     let progress = Progress::default();
     for (name, pattern, bits) in [("24", Pattern::TWO_OF_FOUR, 9.0), ("share", Pattern::Share(0.7), 5.8)] {
         let method = MaskMethod::Magnitude;
-        let options = MaskOptions { method, pattern, sample: None, most_bytes: 0, format: None };
+        let options = MaskOptions { method, pattern, sample: None, most_bytes: 0, format: None, device: None };
         let (view, _) = masked(&demo, &options, &progress).expect("masks");
         // Read through a mask it is f32; the bf16 that the weights came from holds every value.
         let mut plan = Plan::new(Target::HuggingFace, None);
@@ -96,6 +96,7 @@ fn what_the_target_cannot_hold_is_refused_before_the_sweep() {
             sample: None,
             most_bytes: 1 << 30,
             format: dtype,
+            device: None,
         };
         let options = MaskPass { mask, recipe: None, target: Some(target), compact_zeros: true };
         let refused = super::masked(&demo, &options, &output, &Progress::default()).expect_err("refused").to_string();

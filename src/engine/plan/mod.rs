@@ -51,6 +51,7 @@ mod prune;
 mod prune_text;
 pub mod recipe;
 mod resolve;
+pub mod room;
 mod shapes;
 pub mod speed;
 pub mod standing;

@@ -74,14 +74,14 @@ impl Window {
     }
 }
 
-/// Scores of every layer; counts windows as [`Phase::MeasuringGradients`].
+/// Scores of every layer, and what computed; counts windows as [`Phase::MeasuringGradients`].
 pub(super) fn score(
     checkpoint: &Checkpoint,
     metric: Metric,
     sample: &Sample,
     device: &Device,
     progress: &Progress,
-) -> Result<Vec<LayerScores>> {
+) -> Result<(Vec<LayerScores>, String)> {
     let model = Differentiable::load(checkpoint, device, progress)?;
     let config: &ModelConfig = &model.config;
     let tensors: HashMap<(Option<usize>, Role), usize> = checkpoint
@@ -114,7 +114,7 @@ pub(super) fn score(
         windows.push(layers.into_iter().map(|layer| layer.finish(scored)).collect());
         progress.advance(ids.len() as u64);
     }
-    Ok((0..config.layers.len()).map(|layer| average(&windows, layer)).collect())
+    Ok(((0..config.layers.len()).map(|layer| average(&windows, layer)).collect(), model.device()))
 }
 
 /// Means over windows of one layer's scores.

@@ -92,6 +92,7 @@ mod tests {
             label: Label::Predicted,
             text_hash: None,
             tokens: 0,
+            device: None,
             layers: vec![layer; 3],
         };
         (config, scores)

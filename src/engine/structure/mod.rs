@@ -155,6 +155,9 @@ pub struct UnitScores {
     pub text_hash: Option<String>,
     /// Tokens looked at.
     pub tokens: u64,
+    /// What read the text, where one was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// One entry a layer.
     pub layers: Vec<LayerScores>,
 }
@@ -255,16 +258,19 @@ pub fn scores(
                 .into());
         }
     };
-    let mut means = None;
+    let (mut means, mut ran_on) = (None, None);
     let on_cpu = Device::default();
     let device = options.device.unwrap_or(&on_cpu);
     let layers = match (metric, sample) {
         (Metric::Taylor | Metric::MaskGradient | Metric::Fisher, Some(sample)) => {
-            gradient::score(checkpoint, metric, sample, device, progress)?
+            let (layers, device) = gradient::score(checkpoint, metric, sample, device, progress)?;
+            ran_on = Some(device);
+            layers
         }
         (Metric::Minitron | Metric::Wanda | Metric::Flap, Some(sample)) => {
             let model = Model::load_on(checkpoint, device, progress)?;
             let seen = Activations::watch(&model, sample, progress)?;
+            ran_on = Some(model.device());
             drop(model);
             means = Some(seen.means());
             match metric {
@@ -284,6 +290,7 @@ pub fn scores(
         label: Label::Predicted,
         text_hash: sample.map(|sample| sample.text_hash.clone()),
         tokens: sample.map_or(0, Sample::tokens),
+        device: ran_on,
         layers,
     };
     Ok((scores, means))

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::limits::{Baseline, SliceLimit, SliceLoss};
 use super::{Activations, InputMeans, LayerScores, Metric, Sample, ScoreOptions, Take, UnitScores, scores, select};
 use crate::checkpoint::{Checkpoint, LayerUnits, Removal, Role, Structure};
+use crate::device::Device;
 use crate::error::{Fault, Result, Stage};
 use crate::kernels::ops;
 use crate::model::{Batch, Model};
@@ -43,6 +44,8 @@ pub struct ScheduleOptions {
     pub start: Removal,
     /// The means of what goes already, where biases keep them.
     pub start_means: Option<Arc<InputMeans>>,
+    /// Where the models run that score and measure.
+    pub device: Device,
 }
 
 /// One step.
@@ -62,6 +65,8 @@ pub struct Step {
     pub kld: f64,
     /// Its standard error over windows.
     pub kld_stderr: f64,
+    /// What computed.
+    pub device: String,
     /// What the watched slice loses, where one is; of several the one that loses most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slice: Option<SliceLoss>,
@@ -95,7 +100,8 @@ pub fn schedule(
     }
     let config = checkpoint.require_config()?;
     let illegal = |fault: crate::checkpoint::IllegalRemoval| Fault::new(Stage::Plan, fault.cause).fix(fault.remedy);
-    let whole = Model::load(checkpoint, progress)?;
+    let load = |checkpoint: &Checkpoint| Model::load_on(checkpoint, &options.device, progress);
+    let whole = load(checkpoint)?;
     let slices = options.slice.as_ref().map(|limit| Baseline::new(checkpoint, &whole, limit, progress)).transpose()?;
     let mut structure = Structure::new(config, &options.start).map_err(illegal)?;
     let mut removal = structure.removal();
@@ -107,12 +113,13 @@ pub fn schedule(
             Some(known) => known,
             None => {
                 let view = left_by(checkpoint, &structure, options.compensate.then_some(&*means), progress)?;
-                let score_options = ScoreOptions { sample: Some(sample), seed: options.seed, device: None };
+                let score_options =
+                    ScoreOptions { sample: Some(sample), seed: options.seed, device: Some(&options.device) };
                 let (own, seen) = scores(&view, options.metric, &score_options, progress)?;
                 if options.compensate {
                     let seen = match seen {
                         Some(seen) => seen,
-                        None => Activations::watch(&Model::load(&view, progress)?, sample, progress)?.means(),
+                        None => Activations::watch(&load(&view)?, sample, progress)?.means(),
                     };
                     means = Arc::new(in_original_means(&structure, &seen, &means));
                 }
@@ -128,7 +135,7 @@ pub fn schedule(
             continue;
         }
         let view = left_by(checkpoint, &next_structure, options.compensate.then_some(&*means), progress)?;
-        let pruned = Model::load(&view, progress)?;
+        let pruned = load(&view)?;
         let (kld, kld_stderr) = divergence(&whole, &pruned, held_out, progress)?;
         let slice = slices.as_ref().map(|slices| slices.loss(&pruned, progress)).transpose()?;
         let is_over = options.max_kld.is_some_and(|most| kld > most)
@@ -140,6 +147,7 @@ pub fn schedule(
             layer_weights: next_structure.config.layer_weights(),
             kld,
             kld_stderr,
+            device: pruned.device(),
             slice,
         };
         if is_over {
@@ -307,6 +315,7 @@ mod tests {
             compensate: false,
             start: Removal::default(),
             start_means: None,
+            device: Device::default(),
         }
     }
 

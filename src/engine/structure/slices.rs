@@ -200,6 +200,7 @@ mod tests {
             label: Label::Predicted,
             text_hash: None,
             tokens: 0,
+            device: None,
             layers: vec![layer],
         }
     }

@@ -16,6 +16,7 @@ use super::activations::{self, shared_input};
 use super::masks::{Pattern, mask_row};
 use super::{Activations, Sample, sparse_gpt};
 use crate::checkpoint::{Checkpoint, Role, RowMap, TensorInfo};
+use crate::device::Device;
 use crate::error::{Fault, Result, Stage};
 use crate::format::{self, Dtype, Format, Granularity, IntScheme};
 use crate::kernels::ints::{Grid, ScaleChoice};
@@ -93,6 +94,8 @@ pub struct MaskOptions<'a> {
     pub most_bytes: u64,
     /// The integers, by group or channel, that SparseGPT brings what stays to.
     pub format: Option<Dtype>,
+    /// Where the text is read; none for the CPU, which does all else.
+    pub device: Option<&'a Device>,
 }
 
 /// What was masked.
@@ -114,6 +117,9 @@ pub struct MaskReport {
     pub weights: u64,
     /// Sum over matrices of `½ tr(ΔW H ΔWᵀ)`, where the method has second moments.
     pub loss: Option<f64>,
+    /// What read the text, where the method looks at one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// [`STATEMENT`].
     pub statement: Cow<'static, str>,
 }
@@ -201,7 +207,7 @@ pub fn masked(
     options: &MaskOptions<'_>,
     progress: &Progress,
 ) -> Result<(Checkpoint, MaskReport)> {
-    let MaskOptions { method, pattern, sample, most_bytes, format } = *options;
+    let MaskOptions { method, pattern, sample, most_bytes, format, device } = *options;
     let scheme = format.map(|dtype| scheme_of(method, dtype)).transpose()?;
     let subjects: Vec<&TensorInfo> =
         checkpoint.tensors.iter().filter(|tensor| tensor.role.is_layer_linear() && tensor.shape.len() == 2).collect();
@@ -214,7 +220,9 @@ pub fn masked(
     };
     let mut maps: BTreeMap<String, Arc<dyn RowMap>> = BTreeMap::new();
     let mut rows = BTreeMap::new();
-    let mut loss = None;
+    let (mut loss, mut ran_on) = (None, None);
+    let on_cpu = Device::default();
+    let load = || Model::load_on(checkpoint, device.unwrap_or(&on_cpu), progress);
     match method {
         MaskMethod::Magnitude => {
             progress.begin(Phase::MeasuringWeights, weights, Unit::Items);
@@ -230,9 +238,10 @@ pub fn masked(
         }
         MaskMethod::Wanda => {
             let sample = need(sample)?;
-            let model = Model::load(checkpoint, progress)?;
+            let model = load()?;
             let roles = [Role::Q, Role::O, Role::Gate, Role::Down];
             let seen = Activations::watch_roles(&model, &sample, &roles, progress)?;
+            ran_on = Some(model.device());
             for tensor in &subjects {
                 let Some(layer) = tensor.layer else { continue };
                 let norms = seen.of(layer, tensor.role).mean_squares().map(|square| square.sqrt() as f32).collect();
@@ -246,7 +255,11 @@ pub fn masked(
                     .file(&checkpoint.path)
                     .into());
             }
-            let made = sparse_gpt(checkpoint, &subjects, pattern, scheme, &need(sample)?, progress)?;
+            let sample = need(sample)?;
+            check_groups(&subjects, scheme)?;
+            let model = load()?;
+            let made = sparse_gpt(checkpoint, &model, &subjects, pattern, scheme, &sample, progress)?;
+            ran_on = Some(model.device());
             (maps, rows) = (made.maps, made.rows);
             loss = Some(made.loss);
         }
@@ -259,6 +272,7 @@ pub fn masked(
         tensors: maps.len() + rows.len(),
         weights,
         loss,
+        device: ran_on,
         statement: STATEMENT.into(),
     };
     let hash = sample.map_or("", |sample| sample.text_hash.as_str());
@@ -329,27 +343,33 @@ impl Grids {
     }
 }
 
+/// Refuses matrices whose rows do not fill the groups that the sweep brings weights to.
+fn check_groups(subjects: &[&TensorInfo], scheme: Option<IntScheme>) -> Result<()> {
+    let Some(scheme) = scheme else { return Ok(()) };
+    let is_filled = |tensor: &TensorInfo| Dtype::Int(scheme).row_bytes(tensor.row_len()).is_some();
+    match subjects.iter().find(|tensor| !is_filled(tensor)) {
+        None => Ok(()),
+        Some(tensor) => {
+            let cause = format!("rows of {} do not fill the groups of {}", tensor.row_len(), scheme.id());
+            Err(Fault::new(Stage::Sensitivity, cause).at(&tensor.name).fix("use a smaller group").into())
+        }
+    }
+}
+
 /// Sweeps layer by layer, so that the second moments of one layer are in memory at a time.
 fn sparse_gpt(
     checkpoint: &Checkpoint,
+    model: &Model,
     subjects: &[&TensorInfo],
     pattern: Pattern,
     scheme: Option<IntScheme>,
     sample: &Sample,
     progress: &Progress,
 ) -> Result<Made> {
-    if let Some(scheme) = scheme {
-        let is_filled = |tensor: &TensorInfo| Dtype::Int(scheme).row_bytes(tensor.row_len()).is_some();
-        if let Some(tensor) = subjects.iter().find(|tensor| !is_filled(tensor)) {
-            let cause = format!("rows of {} do not fill the groups of {}", tensor.row_len(), scheme.id());
-            return Err(Fault::new(Stage::Sensitivity, cause).at(&tensor.name).fix("use a smaller group").into());
-        }
-    }
-    let model = Model::load(checkpoint, progress)?;
     let mut made = Made::default();
     for layer in 0..model.config.layers.len() {
         let moments: Mutex<BTreeMap<Role, Vec<f64>>> = Mutex::default();
-        activations::run(&model, sample, progress, &mut |input, _| {
+        activations::run(model, sample, progress, &mut |input, _| {
             if let (true, Some(&first), Ok(mut moments)) =
                 (input.layer == Some(layer), input.roles.first(), moments.lock())
             {
@@ -429,7 +449,14 @@ mod tests {
         for method in MaskMethod::ALL {
             assert_eq!(MaskMethod::find(method.name()), Some(method));
             let make = |pattern| {
-                let options = MaskOptions { method, pattern, sample: Some(&sample), most_bytes: 1 << 30, format: None };
+                let options = MaskOptions {
+                    method,
+                    pattern,
+                    sample: Some(&sample),
+                    most_bytes: 1 << 30,
+                    format: None,
+                    device: None,
+                };
                 masked(&demo, &options, &progress).expect("masks")
             };
             let (view, report) = make(Pattern::TWO_OF_FOUR);
@@ -464,6 +491,7 @@ mod tests {
             sample: None,
             most_bytes: 0,
             format: None,
+            device: None,
         };
         let refused = |options: &MaskOptions<'_>| masked(&demo, options, &progress).expect_err("refused").to_string();
         assert!(refused(&options).contains("needs a text"));
@@ -488,6 +516,7 @@ mod tests {
                 sample: Some(&sample),
                 most_bytes: 1 << 30,
                 format: None,
+                device: None,
             };
             let options = MaskOptions { format: Some(format.dtype()), ..options };
             let (joint, report) = masked(&demo, &options, &progress).expect("masks");
@@ -497,6 +526,7 @@ mod tests {
                 let values = decode(&joint, tensor).expect("decodes");
                 assert!(values.chunks_exact(4).all(|group| zeros(group) >= 2), "{}", tensor.name);
             }
+            assert_eq!(report.device.as_deref(), Some("cpu"));
             let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("pool");
             let (again, _) = pool.install(|| masked(&demo, &options, &progress).expect("masks"));
             let bytes = |checkpoint: &Checkpoint| {

@@ -31,6 +31,7 @@ fn made_up(config: &ModelConfig, metric: Metric, seed: u64) -> UnitScores {
         label: Label::Predicted,
         text_hash: None,
         tokens: 0,
+        device: None,
         layers: random::score(config, seed),
     }
 }
@@ -291,4 +292,61 @@ fn random_is_worse_than_flap_and_taylor_at_equal_weights() {
             assert!(loss < mean - 2.0 * stderr, "{} {loss} against {mean} ± {stderr}", metric.name());
         }
     }
+}
+
+#[test]
+fn scores_masks_and_steps_read_their_text_on_the_device_that_is_chosen() {
+    use super::masks::Pattern;
+    use super::schedule::{ScheduleOptions, schedule};
+    use super::study::{MaskMethod, MaskOptions, masked};
+    use crate::checkpoint::{Checkpoint, Removal};
+    use crate::device::{Device, ModelDevice};
+    use crate::progress::Progress;
+
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo");
+    let demo = Checkpoint::open(&folder).expect("opens");
+    let text = crate::scoring::TextSource::read(&folder.join("calibration.txt")).expect("reads");
+    let codec = crate::model::Tokenizer::of_checkpoint(&demo).expect("tokenizer");
+    let options = SampleOptions { context: Some(64), max_windows: Some(2) };
+    let sample = Sample::new(&text, &codec, demo.require_config().expect("config"), &options).expect("cuts");
+    let progress = Progress::default();
+    let device = Device::for_models(ModelDevice::for_test(None));
+    let of = |device: &Device| {
+        let options = ScoreOptions { sample: Some(&sample), seed: 0, device: Some(device) };
+        let (scores, _) = scores(&demo, Metric::Wanda, &options, &progress).expect("scores");
+        let options = MaskOptions {
+            method: MaskMethod::Wanda,
+            pattern: Pattern::TWO_OF_FOUR,
+            sample: Some(&sample),
+            most_bytes: 0,
+            format: None,
+            device: Some(device),
+        };
+        let (_, mask) = masked(&demo, &options, &progress).expect("masks");
+        let options = ScheduleOptions {
+            metric: Metric::Flap,
+            seed: 0,
+            take: Take { channels: 0.25, ..Take::default() },
+            steps: 1,
+            max_kld: None,
+            slice: None,
+            compensate: false,
+            start: Removal::default(),
+            start_means: None,
+            device: device.clone(),
+        };
+        let found = schedule(&demo, &sample, &sample, &options, &|_| 8, &progress, &mut |_| ()).expect("runs");
+        (scores, mask.device, found.steps[0].device.clone(), found.steps[0].kld)
+    };
+    let (there, here) = (of(&device), of(&Device::default()));
+    for (found, name) in [(&there, "candle on the CPU (candle)"), (&here, "cpu")] {
+        let said = [found.0.device.as_deref(), found.1.as_deref(), Some(found.2.as_str())];
+        assert_eq!(said, [Some(name); 3]);
+    }
+    for (there, here) in there.0.layers.iter().zip(&here.0.layers) {
+        for (there, here) in there.channels.iter().zip(&here.channels) {
+            assert!((there - here).abs() <= 1e-3 * here.abs(), "{there} {here}");
+        }
+    }
+    assert!((there.3 - here.3).abs() <= 0.05 * here.3, "{} {}", there.3, here.3);
 }

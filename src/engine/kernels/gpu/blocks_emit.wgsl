@@ -85,13 +85,9 @@ fn write_block(at: u32, row: u32, column: u32) {
 
 @compute @workgroup_size(64)
 fn encode(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = place.y;
-    let column = (place.x * LANES + lane) * RUN;
-    if column < params.row_len {
-        for (var i = 0u; i < RUN; i++) {
-            x[i] = load(row * params.row_len + column + i);
-        }
-        code_block(row, column);
+    if code_lane(place, lane) {
+        let row = place.y;
+        let column = (place.x * LANES + lane) * RUN;
         write_block(row * params.row_bytes + column / RUN * BYTES, row, column);
         end_run(row);
     }

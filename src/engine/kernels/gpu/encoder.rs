@@ -52,7 +52,7 @@ struct Slot {
     readback: wgpu::Buffer,
 }
 
-/// An encoder in progress: up to two pieces are on the device.
+/// An encoder in progress: up to three pieces are on the device.
 #[derive(Debug)]
 pub struct Encoder<'d> {
     device: &'d Device,

@@ -10,7 +10,7 @@
 //!
 //! A device is listed by [`adapters`] and opened as a [`Device`], with an
 //! adapter and a queue of its own, apart from the window's. [`Scanner`], [`Encoder`]
-//! and the two of `statistics` stream a tensor's rows through it, two pieces of a bounded size at a time.
+//! and the two of `statistics` stream a tensor's rows through it, three pieces of a bounded size at a time.
 
 mod adapter;
 mod device;

@@ -176,6 +176,20 @@ impl Recipe {
         }
     }
 
+    /// How a block of 32 weights is written: its place in the order of `blocks_emit.wgsl`, and its bytes.
+    fn block_layout(self) -> (usize, usize) {
+        match self {
+            Self::Q4_0 => (0, 18),
+            Self::Q4_1 => (1, 20),
+            Self::Q5_0 => (2, 22),
+            Self::Q5_1 => (3, 24),
+            Self::Q8_0 => (4, 34),
+            Self::Mxfp4 => (5, 17),
+            // iq4_nl, the only other one that [`Self::block`] is called for.
+            _ => (6, 18),
+        }
+    }
+
     /// The shaders, for columns with or without importance.
     pub(super) fn program(self, is_weighted: bool) -> Program {
         let means = |program| self.by_row_means(program);
@@ -198,17 +212,17 @@ impl Recipe {
             Self::Q5K => superblock(3, 32, 176, is_weighted),
             Self::Q6K => superblock(4, 16, 210, is_weighted),
             Self::Iq4Xs => superblock(5, 32, 136, is_weighted),
-            Self::Iq4Nl => block(Layout::Iq4Nl, is_weighted, "nonlinear(row, column)"),
-            Self::Q4_0 if is_weighted => means(block(Layout::Q4_0, true, "weighted_around(row, column, 8.0)")),
-            Self::Q5_0 if is_weighted => means(block(Layout::Q5_0, true, "weighted_around(row, column, 16.0)")),
-            Self::Q4_1 if is_weighted => means(block(Layout::Q4_1, true, "weighted_above(row, column, 15.0)")),
-            Self::Q5_1 if is_weighted => means(block(Layout::Q5_1, true, "weighted_above(row, column, 31.0)")),
-            Self::Q4_0 => block(Layout::Q4_0, false, "around(8.0)"),
-            Self::Q5_0 => block(Layout::Q5_0, false, "around(16.0)"),
-            Self::Q4_1 => block(Layout::Q4_1, false, "above(15.0)"),
-            Self::Q5_1 => block(Layout::Q5_1, false, "above(31.0)"),
-            Self::Q8_0 => block(Layout::Q8_0, false, "bytes()"),
-            Self::Mxfp4 => block(Layout::Mxfp4, false, "microscaled()"),
+            Self::Iq4Nl => self.block(is_weighted, "nonlinear(row, column)"),
+            Self::Q4_0 if is_weighted => means(self.block(true, "weighted_around(row, column, 8.0)")),
+            Self::Q5_0 if is_weighted => means(self.block(true, "weighted_around(row, column, 16.0)")),
+            Self::Q4_1 if is_weighted => means(self.block(true, "weighted_above(row, column, 15.0)")),
+            Self::Q5_1 if is_weighted => means(self.block(true, "weighted_above(row, column, 31.0)")),
+            Self::Q4_0 => self.block(false, "around(8.0)"),
+            Self::Q5_0 => self.block(false, "around(16.0)"),
+            Self::Q4_1 => self.block(false, "above(15.0)"),
+            Self::Q5_1 => self.block(false, "above(31.0)"),
+            Self::Q8_0 => self.block(false, "bytes()"),
+            Self::Mxfp4 => self.block(false, "microscaled()"),
             Self::Table { table, is_nested } => tables(table, is_nested),
         }
     }
@@ -217,6 +231,22 @@ impl Recipe {
         let shader = Constants::default().count("MODE", mode).number("TOP", 0.0).with(&[include_str!("plain.wgsl")]);
         let scan = include_str!("plain_main.wgsl");
         Program { before: None, shader, scan, emit: None, columns: 2048, group: 0, is_given: false }
+    }
+
+    /// A block a lane.
+    fn block(self, is_weighted: bool, call: &str) -> Program {
+        const RUN: usize = 32;
+        let (layout, bytes) = self.block_layout();
+        let code = format!("fn code_block(row: u32, column: u32) {{ {call}; }}");
+        let is_search = is_weighted || self == Self::Iq4Nl;
+        let parts: &[&str] = if is_search {
+            &[SEARCH, include_str!("weighted.wgsl"), &code]
+        } else {
+            &[include_str!("blocks.wgsl"), &code]
+        };
+        let constants = Constants::default().count("RUN", RUN).flag("WEIGHTED", is_weighted);
+        let constants = constants.count("LAYOUT", layout).count("BYTES", bytes);
+        blocks(constants.with(parts), RUN)
     }
 
     fn by_row_means(self, program: Program) -> Program {
@@ -279,49 +309,12 @@ fn scaled(constants: &Constants, group: usize, scales: Scales) -> Program {
     }
 }
 
-/// How a block of 32 weights is written, in the order of `blocks_emit.wgsl`.
-#[derive(Clone, Copy)]
-enum Layout {
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    Q8_0,
-    Mxfp4,
-    Iq4Nl,
-}
-
-impl Layout {
-    fn bytes(self) -> usize {
-        match self {
-            Self::Mxfp4 => 17,
-            Self::Q4_0 | Self::Iq4Nl => 18,
-            Self::Q4_1 => 20,
-            Self::Q5_0 => 22,
-            Self::Q5_1 => 24,
-            Self::Q8_0 => 34,
-        }
-    }
-}
-
-/// A block a lane.
-fn block(layout: Layout, is_weighted: bool, call: &str) -> Program {
-    const RUN: usize = 32;
-    let code = format!("fn code_block(row: u32, column: u32) {{ {call}; }}");
-    let is_search = is_weighted || matches!(layout, Layout::Iq4Nl);
-    let parts: &[&str] =
-        if is_search { &[SEARCH, include_str!("weighted.wgsl"), &code] } else { &[include_str!("blocks.wgsl"), &code] };
-    let constants = Constants::default().count("RUN", RUN).flag("WEIGHTED", is_weighted);
-    let shader = constants.count("LAYOUT", layout as usize).count("BYTES", layout.bytes()).with(parts);
-    blocks(shader, RUN)
-}
-
 /// The entries of a shader that has a block a lane.
 fn blocks(shader: String, run: usize) -> Program {
     Program {
         before: None,
-        shader,
-        scan: include_str!("blocks_main.wgsl"),
+        shader: shader + include_str!("blocks_lane.wgsl"),
+        scan: include_str!("lanes_main.wgsl"),
         emit: Some(include_str!("blocks_emit.wgsl")),
         columns: 64 * run,
         group: 0,
@@ -334,7 +327,7 @@ fn superblock(kind: usize, run: usize, bytes: usize, is_weighted: bool) -> Progr
     Program {
         before: None,
         shader: constants.count("BYTES", bytes).with(&[SEARCH, include_str!("superblocks.wgsl")]),
-        scan: include_str!("superblocks_main.wgsl"),
+        scan: include_str!("lanes_main.wgsl"),
         emit: Some(include_str!("superblocks_emit.wgsl")),
         columns: 64 * run,
         group: 0,

@@ -29,7 +29,7 @@ struct Slot {
     readback: wgpu::Buffer,
 }
 
-/// A scan in progress: up to two pieces are on the device.
+/// A scan in progress: up to three pieces are on the device.
 #[derive(Debug)]
 pub struct Scanner<'d> {
     device: &'d Device,

@@ -7,8 +7,9 @@ use super::job::Params;
 /// Weights of a piece: what goes up at a time, and what one dispatch works on.
 pub const PIECE_WEIGHTS: usize = 1 << 20;
 
-/// Pieces on the device at the same time: one goes up while the other is computed.
-pub(super) const SLOTS: usize = 2;
+/// Pieces on the device at the same time: one goes up while the second is computed and the third comes back. With
+/// [`PIECE_WEIGHTS`] this bounds the bytes that are on their way, whatever the size of a tensor.
+pub(super) const SLOTS: usize = 3;
 
 /// Most workgroups along one dimension.
 pub(super) const SIDE_BY_SIDE: usize = 32_768;
