@@ -105,6 +105,11 @@ impl TensorInfo {
         self.shape.iter().rev().skip(1).product()
     }
 
+    /// True if its bytes lie one after another in the file, so that rows may be read in other lengths than its own.
+    pub(crate) fn lies_flat(&self) -> bool {
+        self.parts.is_none() && self.view.is_none()
+    }
+
     /// Bits per weight as stored.
     pub fn bits_per_weight(&self) -> f64 {
         super::units::bits_per_weight(self.byte_count, self.weight_count())

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::*;
 use crate::checkpoint::{FolderWriter, SafeTensor};
 use crate::format::Dtype;
+use crate::profile::{ProfileOptions, profile_tensor};
 use crate::structure::masks::Pattern;
 use crate::structure::study::{MaskMethod, MaskOptions, masked};
 
@@ -71,6 +72,19 @@ fn zeros_are_left_out_of_the_file_and_are_there_when_it_is_read() {
         let dense = Checkpoint::open(&dense).expect("opens");
         let up = "model.layers.4.mlp.up_proj.weight";
         assert_eq!(rows(&dense, up, 0..512), rows(&view, up, 0..512));
+        // And profiled: what is left out of the file is counted as the zeros that it is.
+        for name in [up, "model.layers.0.self_attn.k_proj.weight"] {
+            let [dense, compact] = [&dense, &written].map(|checkpoint| {
+                let tensor = checkpoint.tensor(name).expect("a linear");
+                profile_tensor(checkpoint, tensor, &ProfileOptions::default(), &progress).expect("profiles")
+            });
+            assert_eq!((&dense.histogram, dense.zero_count), (&compact.histogram, compact.zero_count), "{name}");
+            assert_eq!(
+                (dense.min, dense.max, &dense.channels),
+                (compact.min, compact.max, &compact.channels),
+                "{name}"
+            );
+        }
     }
     // Weights without zeros are stored as they are.
     let plain = folder.path().join("plain");

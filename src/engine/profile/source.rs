@@ -34,8 +34,11 @@ impl<'a> Source<'a> {
     /// The units of `tensor`.
     pub(super) fn new(checkpoint: &'a Checkpoint, tensor: &TensorInfo) -> Result<Self> {
         let mut view = tensor.clone();
-        // Rows of types with parameters cannot be cut: what a group shares lies at their end.
-        let is_short = tensor.dtype.is_scheme() || (!tensor.dtype.is_plain() && tensor.row_len() <= LONG_ROW);
+        // Rows of types with parameters cannot be cut: what a group shares lies at their end. Neither can
+        // rows that are put together when they are read.
+        let is_short = tensor.dtype.is_scheme()
+            || !tensor.lies_flat()
+            || (!tensor.dtype.is_plain() && tensor.row_len() <= LONG_ROW);
         let mut together = 1;
         if let Some(heads) = tensor.permuted_heads {
             together = (tensor.row_count() / heads.max(1)).max(1);

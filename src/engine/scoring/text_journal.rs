@@ -149,8 +149,11 @@ mod tests {
         Stopping { inner, read: AtomicUsize::new(0), most }
     }
 
+    /// Scores a text with a model, keeping finished runs in a file where one is named.
+    type Scoring<'a> = dyn Fn(&Stopping, Option<&Path>, &Progress) -> Result<TextResult> + 'a;
+
     /// Stops a scoring after two runs, goes on, and asks a third time for what is all there.
-    fn interrupted(score: &dyn Fn(&Stopping, Option<&Path>, &Progress) -> Result<TextResult>, path: &Path) {
+    fn interrupted(score: &Scoring<'_>, path: &Path) {
         let whole = stopping(usize::MAX);
         let expected = score(&whole, None, &Progress::default()).expect("scores");
         let runs = whole.read.into_inner();
