@@ -715,6 +715,13 @@ fn units_are_scored_on_two_slices_once_and_their_difference_prunes() {
         assert_eq!(gone.iter().copied().collect::<Vec<_>>(), Vec::from_iter(least), "layer {layer}");
     }
 
+    // A quarter of 512 channels is half a block of the plan's k-quants: none goes, and that is said.
+    let take = Take { share: Share::Layer, channels: 0.25, ..Take::default() };
+    let edit = UnitEdit::Lowest { by: by.clone(), over: None, take };
+    bench.apply(Command::EditUnits { edit, what: "channels out".to_owned() });
+    let said = |bench: &Workbench| bench.state().notices.iter().any(|notice| notice.text.contains("in blocks of 256"));
+    assert!(said(&bench));
+
     // Scored once; found again with the project; dropped with the text that they were of.
     bench.apply(Command::ScoreSlices(vec![second.clone(), first.clone()]));
     let document = bench.state().document.as_ref().expect("open");

@@ -11,7 +11,7 @@ use super::jobs::JobKind;
 use super::prune_steps::{self, StepsInput};
 use super::state::{Document, Level};
 use super::{measure_tasks, project, tasks};
-use crate::engine::checkpoint::Removal;
+use crate::engine::checkpoint::{ModelConfig, Removal};
 use crate::engine::error::{Fault, Result, Stage};
 use crate::engine::format::Dtype;
 use crate::engine::model::Tokenizer;
@@ -179,6 +179,7 @@ impl Workbench {
 
     /// Changes what the plan takes away, as one step of history.
     pub(super) fn edit_units(&mut self, edit: UnitEdit, what: String) -> Result<()> {
+        let mut note = None;
         self.change_plan(what, |document, plan| {
             let checkpoint = &document.checkpoint;
             match edit {
@@ -192,11 +193,17 @@ impl Workbench {
                     })?;
                     let multiples = channel_multiples(document, plan)?;
                     let multiple = |layer: usize| multiples.get(layer).copied().unwrap_or(1);
-                    let removal = select(checkpoint.require_config()?, &scores, &take, &multiple)?;
+                    let config = checkpoint.require_config()?;
+                    let removal = select(config, &scores, &take, &multiple)?;
+                    note = note_of_rounding(config, &take, &removal, &multiples);
                     plan.set_removal(checkpoint, removal)
                 }
             }
-        })
+        })?;
+        if let Some(note) = note {
+            self.state.notify(Level::Info, note);
+        }
+        Ok(())
     }
 }
 
@@ -269,6 +276,20 @@ impl Document {
         }
         self.cannot_run()
     }
+}
+
+/// Says why no channel went although some should.
+fn note_of_rounding(config: &ModelConfig, take: &Take, removal: &Removal, multiples: &[usize]) -> Option<String> {
+    let went = removal.units.values().any(|own| !own.channels.is_empty());
+    let multiple = multiples.iter().copied().max().filter(|&multiple| multiple > 1)?;
+    let channels = config.layers.iter().map(|layer| layer.mlp_channels).max()?;
+    (take.channels > 0.0 && !went).then(|| {
+        format!(
+            "No channel went: the plan's formats need them in blocks of {multiple}, and {:.0} % of {channels} is less. \
+             Take more, or choose a format of smaller blocks for down",
+            100.0 * take.channels
+        )
+    })
 }
 
 /// How many channels of each layer go together, so that the blocks of its `down` stay whole.
