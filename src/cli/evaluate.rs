@@ -143,13 +143,7 @@ impl Material {
         let sampled = self.options.max_items_per_slice.map(|count| tasks.sample(count));
         let items = &sampled.as_ref().unwrap_or(tasks).items;
         let mut counts: Vec<(String, usize)> = vec![("all".to_owned(), items.len())];
-        for item in items {
-            let name = format!("{}/{}", item.task, item.slice);
-            match counts.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, count)) => *count += 1,
-                None => counts.push((name, 1)),
-            }
-        }
+        counts.extend(items.slices().map(|slice| (slice.name(), slice.items)));
         counts.into_iter().map(|(slice, items)| Detectable::new(slice, items)).collect()
     }
 

@@ -111,8 +111,8 @@ impl Document {
         let mixture = self.calibration_info.iter().flat_map(|info| &info.mixture);
         let domains: BTreeSet<&str> =
             mixture.map(|share| share.domain.as_str()).filter(|domain| !domain.is_empty()).collect();
-        let items = self.tasks.iter().flat_map(|tasks| &tasks.items);
-        let of_tasks: BTreeSet<String> = items.map(|item| format!("{}/{}", item.task, item.slice)).collect();
+        let slices = self.tasks.iter().flat_map(|tasks| tasks.items.slices());
+        let of_tasks: BTreeSet<String> = slices.map(|slice| slice.name()).collect();
         let domains = domains.into_iter().map(|domain| Slice::Domain(domain.to_owned()));
         domains.chain(of_tasks.into_iter().map(Slice::Tasks)).collect()
     }

@@ -128,9 +128,10 @@ fn pruning_the_heads_of_long_range_recall_shows_in_its_slice_and_not_in_the_aver
     let model = Model::load(&checkpoint, &progress).expect("loads");
     let config = checkpoint.require_config().expect("a network");
     // Items that the evaluation below does not have.
+    let ids = |tasks: &TaskSet| -> Vec<String> { tasks.items.iter().map(|item| item.expect("an item").id).collect() };
+    let (all, held_out) = (ids(&tasks), ids(&tasks.sample(40)));
     let mut seen = tasks.clone();
-    let held_out = tasks.sample(40);
-    seen.items.retain(|item| held_out.items.iter().all(|other| other.id != item.id));
+    seen.items = tasks.items.pick((0..all.len()).filter(|&index| !held_out.contains(&all[index])));
     let text = GroupedText::of_tasks(&codec, &seen, config.context, config.vocab, 12_000).expect("items");
     let metric = &lapidary::engine::sensitivity::heads::GROUP_ABLATION;
     let table = units::measure(&checkpoint, &model, &text, metric, &Default::default(), &progress, &mut |_| {});
@@ -153,7 +154,7 @@ fn pruning_the_heads_of_long_range_recall_shows_in_its_slice_and_not_in_the_aver
     }
 
     let lines = std::fs::read_to_string(checkpoint.path.join("tasks.jsonl")).expect("tasks");
-    let is_chosen = |line: &&str| held_out.items.iter().any(|item| line.contains(&format!("\"{}\"", item.id)));
+    let is_chosen = |line: &&str| held_out.iter().any(|id| line.contains(&format!("\"{id}\"")));
     let few: String = lines.lines().filter(is_chosen).map(|line| format!("{line}\n")).collect();
     let path = window.folder.path().join("held_out.jsonl");
     std::fs::write(&path, few).expect("writes");

@@ -99,7 +99,7 @@ fn slice_ui(ui: &mut Ui, document: &Document, memory: &mut Memory) {
     };
     // A list and no menu: a menu within this one would close it.
     ScrollArea::vertical().max_height(180.0).show(ui, |ui| {
-        let names: BTreeSet<String> = tasks.items.iter().map(|item| format!("{}/{}", item.task, item.slice)).collect();
+        let names: BTreeSet<String> = tasks.items.slices().map(|slice| slice.name()).collect();
         for name in [None, Some("*".to_owned())].into_iter().chain(names.into_iter().map(Some)) {
             if ui.selectable_label(memory.slice == name, text(name.as_deref())).clicked() {
                 memory.slice = name;

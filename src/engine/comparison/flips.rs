@@ -1,12 +1,11 @@
 //! Items whose correctness changed: which ones is held, what both models said is read when somebody looks.
 
-use serde::de::{Error as _, SeqAccess, Visitor};
-use serde::ser::{Error as _, SerializeSeq as _};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::paired::Pair;
 use crate::error::Result;
-use crate::scoring::{ItemResult, ItemWriter, Items};
+use crate::scoring::{ItemResult, ItemWriter, Items, lists};
 
 /// An item whose correctness changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,34 +151,14 @@ impl PartialEq for Flips {
 
 impl Serialize for Flips {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(Some(self.len()))?;
-        for flip in self.iter() {
-            list.serialize_element(&flip.map_err(S::Error::custom)?)?;
-        }
-        list.end()
+        lists::serialize(self.len(), self.iter(), serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Flips {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct List;
-
-        impl<'de> Visitor<'de> for List {
-            type Value = Flips;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a list of flips")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Flips, A::Error> {
-                let mut writer = FlipWriter::default();
-                while let Some(flip) = list.next_element::<Flip>()? {
-                    writer.push(flip).map_err(A::Error::custom)?;
-                }
-                writer.finish().map_err(A::Error::custom)
-            }
-        }
-
-        deserializer.deserialize_seq(List)
+        let mut writer = FlipWriter::default();
+        lists::deserialize("flips", deserializer, |flip: Flip| writer.push(flip))?;
+        writer.finish().map_err(D::Error::custom)
     }
 }

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::scoring::items::{Place, read_lines};
-use crate::scoring::tasks::{Lot, rarest_counts, score_remaining};
+use crate::scoring::items::{Place, hash_of, read_lines};
+use crate::scoring::lots::{Lot, rarest_counts, score_remaining};
 use crate::scoring::{ItemResult, ItemWriter, Items, TaskSet, TextCodec, TokenModel};
 
 /// A file of a folder that is called after a key.
@@ -40,10 +40,11 @@ struct Journal {
 impl Journal {
     /// Opens a journal, takes in what was finished before and cuts off what is not whole.
     fn open(path: PathBuf, tasks: &TaskSet, writer: &mut ItemWriter) -> Result<Self> {
-        let places: HashMap<&str, usize> = tasks.items.iter().map(|item| item.id.as_str()).zip(0..).collect();
+        let places =
+            if std::fs::metadata(&path).is_ok_and(|file| file.len() > 0) { places(tasks)? } else { HashMap::new() };
         let end = read_lines(&path, &mut |item, place| {
-            if let Some(&index) = places.get(item.id.as_str()) {
-                writer.put(index, &item, place);
+            if let Some(&index) = places.get(&hash_of(&item.id)) {
+                writer.put(index as usize, &item, place);
             }
         })?;
         let failed = || Error::io("write", &path);
@@ -69,6 +70,15 @@ impl Journal {
         self.end += text.len() as u64;
         Ok(())
     }
+}
+
+/// The items' places by the hashes of their ids.
+fn places(tasks: &TaskSet) -> Result<HashMap<[u8; 16], u32>> {
+    let mut places = HashMap::with_capacity(tasks.items.len());
+    for (item, index) in tasks.items.iter().zip(0..) {
+        places.insert(hash_of(&item?.id), index);
+    }
+    Ok(places)
 }
 
 /// Scores items, keeping them in `folder` as they come; without a folder nothing is kept for another run.

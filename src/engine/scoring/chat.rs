@@ -119,8 +119,7 @@ impl ChatTemplate {
     /// The tasks with every prompt as a user's turn. White space in front of what is scored goes away, since
     /// the assistant's turn begins there.
     pub fn apply(&self, tasks: &TaskSet) -> Result<TaskSet> {
-        let mut tasks = tasks.clone();
-        for item in &mut tasks.items {
+        let items = tasks.items.map(|item| {
             item.kind.map_prompts(&mut |prompt| self.render(&[("user", prompt.trim())]))?;
             if let TaskKind::MultipleChoice { choices, .. } = &mut item.kind {
                 for choice in choices {
@@ -129,11 +128,11 @@ impl ChatTemplate {
                     }
                 }
             }
-        }
+            Ok(())
+        })?;
         let parts = format!("{} chat {}", tasks.hash, blake3::hash(self.source.as_bytes()).to_hex());
-        tasks.hash = blake3::hash(parts.as_bytes()).to_hex().to_string();
-        tasks.has_special_tokens = true;
-        Ok(tasks)
+        let hash = blake3::hash(parts.as_bytes()).to_hex().to_string();
+        Ok(TaskSet { path: tasks.path.clone(), hash, items, has_special_tokens: true })
     }
 }
 
@@ -169,9 +168,13 @@ mod tests {
         let line = r#"{"id":"a","task":"t","slice":"s","type":"multiple_choice","prompt":"Q?","choices":[" x"," y"],"answer":1}"#;
         let tasks = TaskSet::parse(line.as_bytes(), Path::new("t")).expect("tasks");
         let chat = ChatTemplate::new(TEMPLATE, "</s>").expect("template").apply(&tasks).expect("applied");
-        assert_ne!(chat.hash, tasks.hash);
-        assert!(chat.has_special_tokens && chat.items[0].kind.prompt().starts_with("<|USER|>"));
-        assert_eq!(chat.items[0].kind.wanted(), "y");
+        // Results are found again by this hash.
+        let parts = format!("{} chat {}", tasks.hash, blake3::hash(TEMPLATE.as_bytes()).to_hex());
+        assert_eq!(chat.hash, blake3::hash(parts.as_bytes()).to_hex().to_string());
+        let kind = chat.items.get(0).expect("an item").kind;
+        assert!(chat.has_special_tokens && kind.prompt().starts_with("<|USER|>"));
+        assert_eq!(kind.wanted(), "y");
+        assert_eq!(tasks.items.get(0).expect("an item").kind.prompt(), "Q?");
     }
 
     #[test]

@@ -168,7 +168,8 @@ fn judge(codec: &dyn TextCodec, item: &TaskItem, joined: &Joined, ids: &[u32], c
 #[cfg(test)]
 mod tests {
     use super::super::fake::{FakeCodec, FakeModel};
-    use super::super::tasks::{TaskSet, score_tasks};
+    use super::super::lots::score_tasks;
+    use super::super::tasks::TaskSet;
     use super::*;
 
     fn greedy_text(model: &FakeModel, prompt: &[u32], count: usize) -> (Vec<u32>, String) {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
+use super::items::hash_of;
 use super::random::Random;
 use super::tasks::{TaskItem, TaskKind, TaskSet};
 use crate::error::{Fault, Result, Stage};
@@ -33,23 +34,14 @@ fn fault(cause: String, path: &Path) -> Fault {
 /// # Errors
 /// Where an example is one of the items, by id or by prompt, or where there are too few.
 pub fn with_examples(tasks: &TaskSet, examples: &TaskSet, count: usize, seed: u64) -> Result<TaskSet> {
-    let ids: HashSet<&str> = tasks.items.iter().map(|item| item.id.as_str()).collect();
-    let prompts: HashSet<&str> = tasks.items.iter().map(|item| item.kind.prompt()).filter(|p| !p.is_empty()).collect();
-    for example in &examples.items {
-        if ids.contains(example.id.as_str()) || prompts.contains(example.kind.prompt()) {
-            return Err(fault(format!("the example {:?} is also one of the items", example.id), &examples.path)
-                .fix("take the examples from another split: an item that shows its own answer measures nothing")
-                .into());
-        }
+    check_apart(tasks, examples)?;
+    let mut by_task: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for index in 0..examples.items.len() {
+        by_task.entry(examples.items.slice_of(index).task).or_default().push(index);
     }
-    let mut by_task: BTreeMap<&str, Vec<&TaskItem>> = BTreeMap::new();
-    for example in &examples.items {
-        by_task.entry(&example.task).or_default().push(example);
-    }
-    let everything: Vec<&TaskItem> = examples.items.iter().collect();
+    let everything: Vec<usize> = (0..examples.items.len()).collect();
     let mut prefixes: BTreeMap<String, String> = BTreeMap::new();
-    let mut tasks = tasks.clone();
-    for item in &mut tasks.items {
+    let items = tasks.items.map(|item| {
         if !prefixes.contains_key(&item.task) {
             let pool = by_task.get(item.task.as_str()).unwrap_or(&everything);
             if pool.len() < count {
@@ -60,21 +52,44 @@ pub fn with_examples(tasks: &TaskSet, examples: &TaskSet, count: usize, seed: u6
                 .fix("ask for fewer, or give more examples")
                 .into());
             }
-            let texts: Vec<String> = draw(pool, count, seed).into_iter().map(worked).collect();
+            let drawn = examples.items.read(&draw(pool, count, seed))?;
+            let texts: Vec<String> = drawn.iter().map(worked).collect();
             prefixes.insert(item.task.clone(), format!("{}{BETWEEN}", texts.join(BETWEEN)));
         }
-        let prefix = prefixes[&item.task].clone();
-        item.kind.map_prompts(&mut |prompt| Ok(format!("{prefix}{prompt}")))?;
-    }
+        let prefix = &prefixes[&item.task];
+        item.kind.map_prompts(&mut |prompt| Ok(format!("{prefix}{prompt}")))
+    })?;
     let parts = format!("{} few-shot {count} {seed} {}", tasks.hash, examples.hash);
-    tasks.hash = blake3::hash(parts.as_bytes()).to_hex().to_string();
-    Ok(tasks)
+    let hash = blake3::hash(parts.as_bytes()).to_hex().to_string();
+    Ok(TaskSet { hash, items, ..tasks.clone() })
+}
+
+/// Refuses examples that are among the items, by id or by prompt.
+fn check_apart(tasks: &TaskSet, examples: &TaskSet) -> Result<()> {
+    let (mut ids, mut prompts) = (HashSet::new(), HashSet::new());
+    for item in tasks.items.iter() {
+        let item = item?;
+        ids.insert(hash_of(&item.id));
+        // Without a prompt there is nothing that an example could give away.
+        if !item.kind.prompt().is_empty() {
+            prompts.insert(hash_of(item.kind.prompt()));
+        }
+    }
+    for example in examples.items.iter() {
+        let example = example?;
+        if ids.contains(&hash_of(&example.id)) || prompts.contains(&hash_of(example.kind.prompt())) {
+            return Err(fault(format!("the example {:?} is also one of the items", example.id), &examples.path)
+                .fix("take the examples from another split: an item that shows its own answer measures nothing")
+                .into());
+        }
+    }
+    Ok(())
 }
 
 /// `count` different ones in random order.
-fn draw<'a>(pool: &[&'a TaskItem], count: usize, seed: u64) -> Vec<&'a TaskItem> {
+fn draw(pool: &[usize], count: usize, seed: u64) -> Vec<usize> {
     let mut random = Random::new(seed, 0);
-    let mut left: Vec<&TaskItem> = pool.to_vec();
+    let mut left = pool.to_vec();
     (0..count.min(pool.len())).map(|_| left.swap_remove((random.unit() * left.len() as f64) as usize)).collect()
 }
 
@@ -97,13 +112,17 @@ mod tests {
     fn examples_stand_in_front_with_their_answers() {
         let (tasks, examples) = (set("test", 3), set("train", 5));
         let shots = with_examples(&tasks, &examples, 2, 7).expect("examples");
-        let prompt = shots.items[0].kind.prompt();
+        let first = shots.items.get(0).expect("an item");
+        let prompt = first.kind.prompt();
         assert!(prompt.ends_with("\n\ntest Q0:") && prompt.matches("train Q").count() == 2, "{prompt}");
-        let first = prompt.lines().next().expect("a line");
-        let number = first.trim_start_matches("train Q").split(':').next().expect("a number");
-        assert_eq!(first, format!("train Q{number}: A{number}"));
-        assert_eq!(with_examples(&tasks, &examples, 2, 7).expect("again").items, shots.items);
-        assert_ne!(shots.hash, tasks.hash);
+        let line = prompt.lines().next().expect("a line");
+        let number = line.trim_start_matches("train Q").split(':').next().expect("a number");
+        assert_eq!(line, format!("train Q{number}: A{number}"));
+        let again = with_examples(&tasks, &examples, 2, 7).expect("again").items;
+        assert_eq!(again.to_vec().expect("items"), shots.items.to_vec().expect("items"));
+        // Results are found again by this hash.
+        let parts = format!("{} few-shot 2 7 {}", tasks.hash, examples.hash);
+        assert_eq!(shots.hash, blake3::hash(parts.as_bytes()).to_hex().to_string());
     }
 
     #[test]

@@ -7,20 +7,20 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead as _, Read as _, Seek as _, SeekFrom, Write as _};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::BufRead as _;
+use std::path::Path;
+use std::sync::Arc;
 
-use serde::de::{Error as _, SeqAccess, Visitor};
-use serde::ser::{Error as _, SerializeSeq as _};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::ItemResult;
 use super::answers::is_refusal;
+use super::spool::{Spill, Texts};
+use super::{ItemResult, lists};
 use crate::error::{Error, Fault, Result, Stage};
 
-/// Bytes of texts that are kept in memory before they go to a temporary file.
-const IN_MEMORY: usize = 4 << 20;
+pub(crate) use super::spool::Place;
+
 /// A field with more different values than this is a name: nothing can be sliced by it.
 const MAX_VALUES: usize = 4096;
 /// Most fields that items can be sliced by.
@@ -112,13 +112,6 @@ pub(crate) fn hash_of(name: &str) -> [u8; 16] {
     first
 }
 
-/// Where an item's JSON lies among the texts.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
-    pub offset: u64,
-    pub length: u32,
-}
-
 /// Task, slice and metric, of which there are few.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Label {
@@ -159,79 +152,6 @@ impl Column {
             self.codes.resize(index + 1, 0);
         }
         self.codes[index] = code;
-    }
-}
-
-/// Where the results are written out.
-#[derive(Debug)]
-enum Texts {
-    Memory(Vec<u8>),
-    File(Mutex<File>, PathBuf),
-}
-
-impl Texts {
-    fn read(&self, offset: u64, length: u32) -> Result<Vec<u8>> {
-        let length = length as usize;
-        match self {
-            Self::Memory(bytes) => {
-                let start = offset as usize;
-                Ok(bytes.get(start..start + length).unwrap_or_default().to_vec())
-            }
-            Self::File(file, path) => {
-                let mut bytes = vec![0; length];
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes));
-                read.map_err(Error::io("read results of items from", path))?;
-                Ok(bytes)
-            }
-        }
-    }
-}
-
-/// Texts as they are written: memory first, then a temporary file.
-#[derive(Debug, Default)]
-struct Spill {
-    memory: Vec<u8>,
-    file: Option<File>,
-    /// Bytes in the file.
-    written: u64,
-}
-
-/// What messages call the temporary file.
-const TEMPORARY: &str = "a temporary file";
-
-impl Spill {
-    fn push(&mut self, item: &ItemResult) -> Result<Place> {
-        let start = self.memory.len();
-        serde_json::to_writer(&mut self.memory, item)
-            .map_err(|err| Fault::new(Stage::Evaluation, format!("a result cannot be written out: {err}")))?;
-        let place = Place { offset: self.written + start as u64, length: (self.memory.len() - start) as u32 };
-        if self.memory.len() > IN_MEMORY {
-            self.flush()?;
-        }
-        Ok(place)
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        let failed = || Error::io("write results of items to", Path::new(TEMPORARY));
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => none.insert(tempfile::tempfile().map_err(failed())?),
-        };
-        file.write_all(&self.memory).map_err(failed())?;
-        self.written += self.memory.len() as u64;
-        self.memory.clear();
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Texts> {
-        if self.file.is_some() {
-            self.flush()?;
-        }
-        Ok(match self.file {
-            Some(file) => Texts::File(Mutex::new(file), TEMPORARY.into()),
-            None => Texts::Memory(self.memory),
-        })
     }
 }
 
@@ -327,8 +247,7 @@ impl ItemWriter {
 
     /// The items, whose texts lie in a file at the places that were given.
     pub(crate) fn finish_in(self, path: &Path) -> Result<Items> {
-        let file = File::open(path).map_err(Error::io("read", path))?;
-        Ok(self.with(Texts::File(Mutex::new(file), path.to_owned())))
+        Ok(self.with(Texts::open(path)?))
     }
 
     fn with(mut self, texts: Texts) -> Items {
@@ -555,7 +474,7 @@ impl<'a> Item<'a> {
     /// Where that file cannot be read, or was changed.
     pub fn read(&self) -> Result<ItemResult> {
         let row = self.row();
-        let bytes = self.table.texts.read(row.offset, row.length)?;
+        let bytes = self.table.texts.read(Place { offset: row.offset, length: row.length })?;
         let mut item: ItemResult =
             serde_json::from_slice(&bytes).ok().filter(|item: &ItemResult| hash_of(&item.id) == row.id).ok_or_else(
                 || Fault::new(Stage::Evaluation, "the results of items were changed on disk").fix("evaluate again"),
@@ -589,7 +508,7 @@ pub(crate) fn read_lines(path: &Path, take: &mut dyn FnMut(ItemResult, Place)) -
 
 impl Default for Items {
     fn default() -> Self {
-        ItemWriter::default().with(Texts::Memory(Vec::new()))
+        ItemWriter::default().with(Texts::default())
     }
 }
 
@@ -613,35 +532,15 @@ impl PartialEq for Items {
 
 impl Serialize for Items {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(Some(self.len()))?;
-        for item in self.iter() {
-            list.serialize_element(&item.read().map_err(S::Error::custom)?)?;
-        }
-        list.end()
+        lists::serialize(self.len(), self.iter().map(|item| item.read()), serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Items {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct List;
-
-        impl<'de> Visitor<'de> for List {
-            type Value = Items;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a list of results of items")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Items, A::Error> {
-                let mut writer = ItemWriter::default();
-                while let Some(item) = list.next_element::<ItemResult>()? {
-                    writer.push(&item).map_err(A::Error::custom)?;
-                }
-                writer.finish().map_err(A::Error::custom)
-            }
-        }
-
-        deserializer.deserialize_seq(List)
+        let mut writer = ItemWriter::default();
+        lists::deserialize("results of items", deserializer, |item: ItemResult| writer.push(&item))?;
+        writer.finish().map_err(D::Error::custom)
     }
 }
 

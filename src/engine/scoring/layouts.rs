@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::tasks::{DEFAULT_THOUGHT_TOKENS, TaskItem, TaskKind, fields_of};
+use super::task_lines::fields_of;
+use super::tasks::{DEFAULT_THOUGHT_TOKENS, TaskItem, TaskKind};
 use crate::error::{Fault, Stage};
 
 /// A row of a table, by column.

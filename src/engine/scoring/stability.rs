@@ -54,24 +54,18 @@ pub fn seed_agreement(
 ) -> Result<Option<SeedAgreement>> {
     let special = chat::SpecialCodec(codec);
     let codec = if tasks.has_special_tokens { &special } else { codec };
-    let written: Vec<(&TaskKind, usize)> = tasks
-        .items
-        .iter()
-        .filter_map(|item| match &item.kind {
-            TaskKind::ExactMatch { answer: text, .. } | TaskKind::Generate { reference: text, .. } => {
-                Some((&item.kind, codec.encode(text).map_or(MAX_TOKENS, |ids| ids.len()).clamp(1, MAX_TOKENS)))
-            }
-            TaskKind::ChainOfThought { max_tokens, .. } => Some((&item.kind, (*max_tokens).min(MAX_TOKENS))),
-            TaskKind::MultipleChoice { .. } | TaskKind::MultipleContext { .. } => None,
-        })
-        .collect();
+    let written: Vec<usize> = (0..tasks.items.len()).filter(|&index| tasks.items.is_written(index)).collect();
     let count = options.items.min(written.len());
     if count == 0 || options.seeds == 0 {
         return Ok(None);
     }
     let (mut agreement, mut unanimous) = (0.0, 0_usize);
     for nth in 0..count {
-        let (kind, max_tokens) = written[nth * written.len() / count];
+        let kind = tasks.items.get(written[nth * written.len() / count])?.kind;
+        let max_tokens = match &kind {
+            TaskKind::ChainOfThought { max_tokens, .. } => (*max_tokens).min(MAX_TOKENS),
+            other => codec.encode(other.wanted()).map_or(MAX_TOKENS, |ids| ids.len()).clamp(1, MAX_TOKENS),
+        };
         let mut answers_of: HashMap<String, usize> = HashMap::new();
         for seed in 0..options.seeds {
             let generating = GenerateOptions {
@@ -82,7 +76,7 @@ pub fn seed_agreement(
                 ..GenerateOptions::default()
             };
             let text = generate(model, codec, kind.prompt(), &generating, progress, &mut |_| {})?.text;
-            let answer = match kind {
+            let answer = match &kind {
                 TaskKind::ChainOfThought { stop, .. } => answers::final_answer(answers::until_stop(&text, stop)),
                 _ => text.trim().to_owned(),
             };

@@ -2,19 +2,28 @@
 //!
 //! A line of JSONL with a `type` is an item of our own; other rows, and those of CSV and Parquet, are rows of a
 //! benchmark ([`super::layouts`]). A folder is all files below it in the order of their names; the name of a
-//! file is its task.
+//! file is its task. Files are read line by line or row by row, and what they say goes where [`TaskItems`] keeps
+//! it, so that memory holds no file.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::{Field, Row as ParquetRow};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::items::hash_of;
 use super::layouts::{Row, item_of_row};
-use super::tasks::{MAX_FILE_BYTES, MAX_ITEMS, TaskItem, TaskSet};
+use super::line_reader::{Hashing, Lines, MAX_LINE_BYTES};
+use super::task_lines::item_of_line;
+use super::tasks::{TaskItem, TaskSet};
+use super::{TaskItemWriter, TaskItems, task_parquet};
 use crate::error::{Error, Fault, Result, Stage};
 
+/// Largest tasks file. As much may go into a temporary file; what is larger was meant for something else.
+const MAX_FILE_BYTES: u64 = 8 << 30;
+/// Most items.
+const MAX_ITEMS: usize = 1_000_000;
 /// Most files of a folder.
 const MAX_FILES: usize = 4096;
 /// Folders below the one that was named.
@@ -22,7 +31,7 @@ const MAX_DEPTH: usize = 4;
 /// Files that are read.
 const EXTENSIONS: [&str; 3] = ["jsonl", "csv", "parquet"];
 
-fn fault(path: &Path, place: impl Into<Option<String>>, cause: impl Into<String>) -> Fault {
+pub(super) fn fault(path: &Path, place: impl Into<Option<String>>, cause: impl Into<String>) -> Fault {
     let fault =
         Fault::new(Stage::Tasks, cause).fix("give JSONL, CSV or Parquet with the columns of a benchmark").file(path);
     match place.into() {
@@ -31,41 +40,92 @@ fn fault(path: &Path, place: impl Into<Option<String>>, cause: impl Into<String>
     }
 }
 
+/// Items as they are read from one file or many, with the ids that were used.
+#[derive(Default)]
+struct Intake {
+    writer: TaskItemWriter,
+    ids: HashSet<[u8; 16]>,
+}
+
+impl Intake {
+    /// Takes the next item in; `located` adds its place to a fault.
+    fn take(&mut self, item: &TaskItem, located: impl FnOnce(Fault) -> Fault) -> Result<()> {
+        if self.writer.len() == MAX_ITEMS {
+            let many = Fault::new(Stage::Tasks, format!("there are more than {MAX_ITEMS} items"));
+            return Err(located(many.fix("split the file")).into());
+        }
+        if !self.ids.insert(hash_of(&item.id)) {
+            let twice = Fault::new(Stage::Tasks, format!("the id {:?} was used before", item.id));
+            return Err(located(twice.fix("give every item its own id: ids pair items between models")).into());
+        }
+        self.writer.push(item)
+    }
+
+    fn finish(self) -> Result<TaskItems> {
+        // The ids go before the list of items is made as long as it is.
+        drop(self.ids);
+        self.writer.finish()
+    }
+}
+
+/// Takes the rows of one file in as items.
+struct Rows<'a> {
+    path: &'a Path,
+    task: String,
+    count: usize,
+    intake: &'a mut Intake,
+}
+
+impl<'a> Rows<'a> {
+    fn new(path: &'a Path, intake: &'a mut Intake) -> Self {
+        Self { path, task: task_name(path), count: 0, intake }
+    }
+
+    fn take(&mut self, row: Row) -> Result<()> {
+        let located = |fault: Fault| fault.at(format!("row {}", self.count + 1)).file(self.path);
+        let item = item_of_row(row, &self.task, self.count).map_err(located)?;
+        self.intake.take(&item, located)?;
+        self.count += 1;
+        Ok(())
+    }
+}
+
 /// Reads a file, or all files of a folder.
 pub(super) fn read(path: &Path) -> Result<TaskSet> {
-    if !path.is_dir() {
-        return read_file(path);
+    let mut intake = Intake::default();
+    let hash = if path.is_dir() { read_folder(path, &mut intake)? } else { read_file(path, &mut intake)? };
+    Ok(TaskSet { path: path.to_owned(), hash, items: intake.finish()?, has_special_tokens: false })
+}
+
+/// Checks items of our own in the bytes of a file.
+pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<TaskSet> {
+    let mut intake = Intake::default();
+    let hash = read_jsonl(bytes, Some(false), &mut Rows::new(path, &mut intake))?;
+    if intake.writer.is_empty() {
+        return Err(no_items(path).into());
     }
+    Ok(TaskSet { path: path.to_owned(), hash, items: intake.finish()?, has_special_tokens: false })
+}
+
+fn no_items(path: &Path) -> Fault {
+    Fault::new(Stage::Tasks, "the file has no items")
+        .fix("write one JSON object a line with id, task, slice, type and prompt")
+        .file(path)
+}
+
+/// Takes the items of all files below a folder; the hash of their hashes.
+fn read_folder(path: &Path, intake: &mut Intake) -> Result<String> {
     let mut files = Vec::new();
     find_files(path, 0, &mut files)?;
     files.sort();
-    let mut ids = HashSet::new();
     let mut hasher = blake3::Hasher::new();
-    let mut items: Vec<TaskItem> = Vec::new();
     for file in &files {
-        let set = read_file(file)?;
-        hasher.update(set.hash.as_bytes());
-        for item in set.items {
-            if !ids.insert(item.id.clone()) {
-                return Err(fault(file, None, format!("the id {:?} was used before", item.id))
-                    .fix("give every item its own id: ids pair items between models")
-                    .into());
-            }
-            items.push(item);
-        }
-        if items.len() > MAX_ITEMS {
-            return Err(fault(path, None, format!("the folder has more than {MAX_ITEMS} items")).into());
-        }
+        hasher.update(read_file(file, intake)?.as_bytes());
     }
-    if items.is_empty() {
+    if files.is_empty() {
         return Err(fault(path, None, "the folder has no tasks").into());
     }
-    Ok(TaskSet {
-        path: path.to_owned(),
-        hash: hasher.finalize().to_hex().to_string(),
-        items,
-        has_special_tokens: false,
-    })
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn extension(path: &Path) -> String {
@@ -89,34 +149,33 @@ fn find_files(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(
     Ok(())
 }
 
-fn read_file(path: &Path) -> Result<TaskSet> {
-    let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+/// Takes the items of a file, of which there is one at least; the BLAKE3 of its bytes in hex.
+fn read_file(path: &Path, intake: &mut Intake) -> Result<String> {
+    let failed = || Error::io("read", path);
+    let mut file = File::open(path).map_err(failed())?;
+    let length = file.metadata().map_err(failed())?.len();
     if length > MAX_FILE_BYTES {
         return Err(Fault::new(Stage::Tasks, format!("the file has {length} bytes, more than {MAX_FILE_BYTES}"))
             .fix("split it, or score a sample of its items")
             .file(path)
             .into());
     }
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    let kind = extension(path);
-    if kind != "csv" && kind != "parquet" && !is_rows(&bytes) {
-        return TaskSet::parse(&bytes, path);
-    }
-    let rows = match kind.as_str() {
-        "csv" => csv_rows(&bytes, path)?,
-        "parquet" => parquet_rows(&bytes, path)?,
-        _ => json_rows(&bytes, path)?,
+    let before = intake.writer.len();
+    let mut rows = Rows::new(path, intake);
+    let (hash, none) = match extension(path).as_str() {
+        "csv" => (read_csv(file, &mut rows)?, fault(path, None, "the file has no rows")),
+        "parquet" => {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(&mut file).map_err(failed())?;
+            task_parquet::read_rows(file, path, &mut |row| rows.take(row))?;
+            (hasher.finalize().to_hex().to_string(), fault(path, None, "the file has no rows"))
+        }
+        _ => (read_jsonl(file, None, &mut rows)?, no_items(path)),
     };
-    let task = task_name(path);
-    let items = rows.into_iter().enumerate().map(|(number, row)| {
-        item_of_row(row, &task, number).map_err(|err| Error::from(err.at(format!("row {}", number + 1)).file(path)))
-    });
-    let items = items.collect::<Result<Vec<TaskItem>>>()?;
-    if items.is_empty() {
-        return Err(fault(path, None, "the file has no rows").into());
+    if intake.writer.len() == before {
+        return Err(none.into());
     }
-    let hash = blake3::hash(&bytes).to_hex().to_string();
-    Ok(TaskSet { path: path.to_owned(), hash, items, has_special_tokens: false })
+    Ok(hash)
 }
 
 /// A task's name from its file: `abstract_algebra_test.csv` is `abstract_algebra`.
@@ -130,126 +189,87 @@ fn task_name(path: &Path) -> String {
     bare.unwrap_or(&name).to_owned()
 }
 
-/// True for JSONL whose first object is no item of our own.
-fn is_rows(bytes: &[u8]) -> bool {
-    let first = bytes.split(|&byte| byte == b'\n').find(|line| !line.trim_ascii().is_empty());
-    let row = first.and_then(|line| serde_json::from_slice::<Row>(line.trim_ascii()).ok());
-    row.is_some_and(|row| !["type", "task", "slice"].iter().any(|key| row.contains_key(*key)))
-}
-
-fn json_rows(bytes: &[u8], path: &Path) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
-        if line.trim_ascii().is_empty() {
+/// Takes the lines of a file; where nobody knows whether they are rows of a benchmark, the first one says it.
+fn read_jsonl(file: impl Read, mut are_rows: Option<bool>, rows: &mut Rows<'_>) -> Result<String> {
+    let path = rows.path;
+    let mut lines = Lines::new(file);
+    while lines.advance().map_err(Error::io("read", path))? {
+        let located = |fault: Fault| fault.at(format!("line {}", lines.number())).file(path);
+        let line = lines.text().map_err(located)?;
+        if line.trim().is_empty() {
             continue;
         }
-        check_count(rows.len(), path)?;
-        rows.push(
-            serde_json::from_slice(line)
-                .map_err(|err| fault(path, format!("line {}", index + 1), format!("not a JSON object: {err}")))?,
-        );
-    }
-    Ok(rows)
-}
-
-fn check_count(count: usize, path: &Path) -> Result<()> {
-    if count < MAX_ITEMS {
-        Ok(())
-    } else {
-        Err(fault(path, None, format!("the file has more than {MAX_ITEMS} rows")).fix("split it").into())
-    }
-}
-
-fn csv_rows(bytes: &[u8], path: &Path) -> Result<Vec<Row>> {
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(bytes);
-    let mut header: Option<Vec<String>> = None;
-    let mut subject = None;
-    let mut rows = Vec::new();
-    for record in reader.records() {
-        let record = record.map_err(|err| {
-            let line = err.position().map(|position| format!("line {}", position.line()));
-            fault(path, line, format!("not CSV: {err}"))
-        })?;
-        if header.is_none() {
-            // MMLU's own files have no header: question, four choices, the right letter.
-            let bare =
-                record.len() == 6 && record.get(5).is_some_and(|cell| ["A", "B", "C", "D"].contains(&cell.trim()));
-            if bare {
-                header = Some(["question", "A", "B", "C", "D", "answer"].map(str::to_owned).to_vec());
-                subject = Some(task_name(path));
-            } else {
-                header =
-                    Some(record.iter().map(|cell| cell.trim().trim_start_matches('\u{feff}').to_owned()).collect());
-                continue;
-            }
+        if *are_rows.get_or_insert_with(|| is_row(line)) {
+            let row = serde_json::from_str(line);
+            rows.take(row.map_err(|err| located(fault(path, None, format!("not a JSON object: {err}"))))?)?;
+        } else {
+            let item = item_of_line(line).map_err(located)?;
+            rows.intake.take(&item, located)?;
         }
-        check_count(rows.len(), path)?;
-        let columns = header.iter().flatten().cloned();
-        let mut row: Row =
-            columns.zip(&record).map(|(column, cell)| (column, Value::String(cell.to_owned()))).collect();
-        if let Some(subject) = &subject {
+    }
+    Ok(lines.hash())
+}
+
+/// True for an object that is no item of our own.
+fn is_row(line: &str) -> bool {
+    let row = serde_json::from_str::<Row>(line);
+    row.is_ok_and(|row| !["type", "task", "slice"].iter().any(|key| row.contains_key(*key)))
+}
+
+/// What the cells of a CSV file are.
+struct Header {
+    columns: Vec<String>,
+    /// For MMLU's own files, which say their subject in their name alone.
+    subject: Option<String>,
+}
+
+impl Header {
+    /// The header that the first row is, or that of MMLU's own files, which have none: question, four choices, the
+    /// right letter.
+    fn of(first: &csv::StringRecord, path: &Path) -> Self {
+        let is_letter = |cell: &str| ["A", "B", "C", "D"].contains(&cell.trim());
+        if first.len() == 6 && first.get(5).is_some_and(is_letter) {
+            let columns = ["question", "A", "B", "C", "D", "answer"].map(str::to_owned).to_vec();
+            return Self { columns, subject: Some(task_name(path)) };
+        }
+        let name = |cell: &str| cell.trim().trim_start_matches('\u{feff}').to_owned();
+        Self { columns: first.iter().map(name).collect(), subject: None }
+    }
+
+    fn row(&self, record: &csv::StringRecord) -> Row {
+        let columns = self.columns.iter().cloned();
+        let mut row: Row = columns.zip(record).map(|(column, cell)| (column, Value::String(cell.to_owned()))).collect();
+        if let Some(subject) = &self.subject {
             row.insert("subject".to_owned(), Value::String(subject.clone()));
         }
-        rows.push(row);
+        row
     }
-    Ok(rows)
 }
 
-/// Rows of a Parquet file; what its reader does not survive is a fault of the file.
-fn parquet_rows(bytes: &[u8], path: &Path) -> Result<Vec<Row>> {
-    std::panic::catch_unwind(|| read_parquet(bytes, path))
-        .unwrap_or_else(|_| Err(fault(path, None, "the Parquet file is damaged").into()))
-}
-
-fn read_parquet(bytes: &[u8], path: &Path) -> Result<Vec<Row>> {
-    let refuse = |err: parquet::errors::ParquetError| {
-        let cause = format!("the Parquet file cannot be read: {err}");
-        fault(path, None, cause).fix("write it with Snappy, gzip or zstd, or without compression, or as JSONL")
-    };
-    let reader = SerializedFileReader::new(bytes::Bytes::copy_from_slice(bytes)).map_err(refuse)?;
-    let mut rows = Vec::new();
-    for row in reader.get_row_iter(None).map_err(refuse)? {
-        check_count(rows.len(), path)?;
-        rows.push(object(&row.map_err(refuse)?, 0));
-    }
-    Ok(rows)
-}
-
-/// Levels of nesting that are followed; benchmarks have two.
-const MAX_NESTING: usize = 8;
-
-fn object(row: &ParquetRow, depth: usize) -> Row {
-    row.get_column_iter().map(|(name, field)| (name.clone(), value(field, depth))).collect()
-}
-
-fn value(field: &Field, depth: usize) -> Value {
-    match field {
-        _ if depth > MAX_NESTING => Value::Null,
-        Field::Bool(truth) => Value::Bool(*truth),
-        Field::Byte(number) => Value::from(*number),
-        Field::Short(number) => Value::from(*number),
-        Field::Int(number) => Value::from(*number),
-        Field::Long(number) => Value::from(*number),
-        Field::UByte(number) => Value::from(*number),
-        Field::UShort(number) => Value::from(*number),
-        Field::UInt(number) => Value::from(*number),
-        Field::ULong(number) => Value::from(*number),
-        Field::Float(number) => Value::from(*number),
-        Field::Double(number) => Value::from(*number),
-        Field::Str(text) => Value::String(text.clone()),
-        Field::Bytes(bytes) => Value::String(String::from_utf8_lossy(bytes.data()).into_owned()),
-        Field::Group(row) => Value::Object(object(row, depth + 1)),
-        Field::ListInternal(list) => {
-            Value::Array(list.elements().iter().map(|field| value(field, depth + 1)).collect())
+fn read_csv(file: impl Read, rows: &mut Rows<'_>) -> Result<String> {
+    let path = rows.path;
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(Hashing::new(file, MAX_LINE_BYTES));
+    let mut record = csv::StringRecord::new();
+    let mut header: Option<Header> = None;
+    loop {
+        let line = reader.position().line();
+        let is_there = reader.read_record(&mut record).map_err(|err| {
+            let line = err.position().map_or(line, csv::Position::line);
+            fault(path, format!("line {line}"), format!("not CSV: {err}"))
+        })?;
+        if !is_there {
+            return Ok(reader.get_ref().hash());
         }
-        Field::MapInternal(map) => {
-            let entries = map.entries().iter().map(|(key, field)| {
-                let key = value(key, depth + 1);
-                (key.as_str().map_or_else(|| key.to_string(), str::to_owned), value(field, depth + 1))
-            });
-            Value::Object(entries.collect::<Map<String, Value>>())
+        reader.get_mut().renew();
+        match &header {
+            Some(header) => rows.take(header.row(&record))?,
+            None => {
+                let first = header.insert(Header::of(&record, path));
+                if first.subject.is_some() {
+                    rows.take(first.row(&record))?;
+                }
+            }
         }
-        _ => Value::Null,
     }
 }
 
@@ -257,7 +277,13 @@ fn value(field: &Field, depth: usize) -> Value {
 mod tests {
     use super::*;
     use crate::scoring::TaskKind;
-    use std::sync::Arc;
+
+    const CHOICE: &str =
+        r#"{"id":"a","task":"t","slice":"s","type":"multiple_choice","prompt":"p","choices":["x","y"],"answer":1}"#;
+
+    fn parse_text(text: &str) -> Result<TaskSet> {
+        TaskSet::parse(text.as_bytes(), Path::new("tasks.jsonl"))
+    }
 
     fn folder() -> tempfile::TempDir {
         tempfile::tempdir().expect("folder")
@@ -269,12 +295,15 @@ mod tests {
         let path = folder.path().join("abstract_algebra_test.csv");
         std::fs::write(&path, "\"What, then?\",1,2,3,4,C\nWhy?,a,b,c,d,A\n").expect("write");
         let set = TaskSet::read(&path).expect("tasks");
-        assert_eq!((set.items.len(), set.items[0].task.as_str()), (2, "abstract_algebra"));
-        assert!(set.items[0].kind.prompt().contains("about abstract algebra.\n\nWhat, then?\nA. 1"));
-        assert_eq!(set.items[0].kind.wanted(), " C");
+        let first = set.items.get(0).expect("an item");
+        assert_eq!((set.items.len(), first.task.as_str()), (2, "abstract_algebra"));
+        assert!(first.kind.prompt().contains("about abstract algebra.\n\nWhat, then?\nA. 1"));
+        assert_eq!(first.kind.wanted(), " C");
         let path = folder.path().join("piqa.csv");
         std::fs::write(&path, "\u{feff}goal,sol1,sol2,label\nDry,sun,rain,1\n").expect("write");
-        assert_eq!(TaskSet::read(&path).expect("tasks").items[0].kind.wanted(), " rain");
+        let set = TaskSet::read(&path).expect("tasks");
+        assert_eq!(set.items.get(0).expect("an item").kind.wanted(), " rain");
+        assert_eq!(set.hash, blake3::hash(&std::fs::read(&path).expect("read")).to_hex().to_string());
         std::fs::write(&path, "goal,sol1,sol2,label\nDry,sun\n").expect("write");
         let error = TaskSet::read(&path).expect_err("short").to_string();
         assert!(error.contains("line 2"), "{error}");
@@ -290,54 +319,84 @@ mod tests {
         std::fs::write(folder.path().join("more/gsm8k_test.jsonl"), format!("{gsm}\n\n{gsm}\n")).expect("write");
         std::fs::write(folder.path().join("readme.txt"), "not tasks").expect("write");
         let set = TaskSet::read(folder.path()).expect("tasks");
-        let ids: Vec<&str> = set.items.iter().map(|item| item.id.as_str()).collect();
+        let items = set.items.to_vec().expect("items");
+        let ids: Vec<&str> = items.iter().map(|item| item.id.as_str()).collect();
         assert_eq!(ids, ["a", "gsm8k-0", "gsm8k-1"]);
-        assert_eq!(set.items[0].fields["language"], "de");
-        assert!(matches!(set.items[1].kind, TaskKind::ChainOfThought { .. }));
+        assert_eq!(items[0].fields["language"], "de");
+        assert!(matches!(items[1].kind, TaskKind::ChainOfThought { .. }));
+        // Of a folder the hash is that of its files' hashes.
+        let hash_of = |text: &str| blake3::hash(text.as_bytes()).to_hex().to_string();
+        let both = format!("{}{}", hash_of(own), hash_of(&format!("{gsm}\n\n{gsm}\n")));
+        assert_eq!(set.hash, hash_of(&both));
         std::fs::write(folder.path().join("c.jsonl"), own).expect("write");
         assert!(TaskSet::read(folder.path()).expect_err("twice").to_string().contains("was used before"));
     }
 
     #[test]
-    fn parquet_of_the_hub_is_read_with_its_lists_and_groups() {
-        use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
-        use parquet::file::properties::WriterProperties;
-        use parquet::file::writer::SerializedFileWriter;
-        let schema = "message schema {
-            OPTIONAL BYTE_ARRAY question (UTF8);
-            OPTIONAL GROUP choices (LIST) { REPEATED GROUP list { OPTIONAL BYTE_ARRAY element (UTF8); } }
-            OPTIONAL INT64 answer;
-        }";
-        let schema = Arc::new(parquet::schema::parser::parse_message_type(schema).expect("schema"));
-        let properties = WriterProperties::builder().set_compression(parquet::basic::Compression::SNAPPY).build();
-        let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties)).expect("writer");
-        let mut group = writer.next_row_group().expect("group");
-        let bytes = |text: &str| ByteArray::from(text);
-        let mut column = group.next_column().expect("column").expect("question");
-        column
-            .typed::<ByteArrayType>()
-            .write_batch(&[bytes("1+1?"), bytes("2+2?")], Some(&[1, 1]), None)
-            .expect("write");
-        column.close().expect("close");
-        let mut column = group.next_column().expect("column").expect("choices");
-        let choices: Vec<ByteArray> = ["2", "3", "5", "4"].map(bytes).to_vec();
-        column.typed::<ByteArrayType>().write_batch(&choices, Some(&[3, 3, 3, 3]), Some(&[0, 1, 0, 1])).expect("write");
-        column.close().expect("close");
-        let mut column = group.next_column().expect("column").expect("answer");
-        column.typed::<Int64Type>().write_batch(&[0, 1], Some(&[1, 1]), None).expect("write");
-        column.close().expect("close");
-        group.close().expect("close");
-        let folder = folder();
-        let path = folder.path().join("mmlu.parquet");
-        std::fs::write(&path, writer.into_inner().expect("bytes")).expect("write");
-        let set = TaskSet::read(&path).expect("tasks");
-        assert_eq!(set.items.len(), 2);
-        assert_eq!(set.items[1].kind.prompt(), "2+2?\nA. 5\nB. 4\nAnswer:");
-        assert_eq!(set.items[1].kind.wanted(), " B");
-        let whole = std::fs::read(&path).expect("read");
-        for end in [0, 4, whole.len() / 2, whole.len() - 1] {
-            std::fs::write(&path, &whole[..end]).expect("write");
-            assert!(TaskSet::read(&path).is_err());
+    fn blank_lines_and_extra_keys_are_allowed() {
+        let text = format!("\u{feff}{CHOICE}\n\n{}\n", CHOICE.replace("\"a\"", "\"b\",\"note\":[1]"));
+        assert_eq!(parse_text(&text).expect("two items").items.len(), 2);
+    }
+
+    #[test]
+    fn every_error_names_its_line_and_what_to_do() {
+        let bad = [
+            (CHOICE.to_owned(), "was used before"),
+            ("{".to_owned(), "column"),
+            ("[]".to_owned(), "column"),
+            (CHOICE.replace("\"a\"", "\"b\"").replace("\"answer\":1", "\"answer\":2"), "there are 2 choices"),
+            (CHOICE.replace("\"a\"", "\"b\"").replace("\"answer\":1", "\"answer\":-1"), "there are 2 choices"),
+            (CHOICE.replace("\"a\"", "\"b\"").replace(",\"y\"", ""), "1 entries"),
+            (CHOICE.replace("\"a\"", "\"b\"").replace("multiple_choice", "essay"), "unknown"),
+            (CHOICE.replace("\"a\"", "\"b\"").replace("\"prompt\":\"p\",", ""), "`prompt` is missing"),
+            (CHOICE.replace("\"a\"", "\"\""), "`id` has 0 bytes"),
+            (r#"{"id":"b","task":"t","slice":"s","type":"exact_match","prompt":"","answer":7}"#.into(), "not a string"),
+            (r#"{"id":"b","task":"t","slice":"s","type":"exact_match","prompt":"","answer":" "}"#.into(), "not blank"),
+            (r#"{"id":"b","task":"t","slice":"s","type":"generate","prompt":""}"#.into(), "`reference` is missing"),
+        ];
+        for (line, expected) in bad {
+            let text = parse_text(&format!("{CHOICE}\n\n{line}\n")).expect_err(&line).to_string();
+            assert!(text.contains("line 3") && text.contains(expected), "{line}: {text}");
         }
+    }
+
+    #[test]
+    fn text_that_is_not_utf8_is_located() {
+        let fault = TaskSet::parse(b"\n\xff", Path::new("t")).expect_err("not UTF-8").to_string();
+        assert!(fault.contains("line 2"), "{fault}");
+        assert!(parse_text("\n").is_err());
+    }
+
+    #[test]
+    fn rows_of_jsonl_may_begin_with_a_mark_and_say_where_they_are_wrong() {
+        let folder = folder();
+        let path = folder.path().join("piqa.jsonl");
+        let row = r#"{"goal":"Dry","sol1":"sun","sol2":"rain","label":1}"#;
+        std::fs::write(&path, format!("\u{feff}\n{row}\r\n\n{row}")).expect("write");
+        let set = TaskSet::read(&path).expect("tasks");
+        let ids: Vec<String> = set.items.iter().map(|item| item.expect("an item").id).collect();
+        assert_eq!(ids, ["piqa-0", "piqa-1"]);
+        assert_eq!(set.hash, blake3::hash(&std::fs::read(&path).expect("read")).to_hex().to_string());
+        std::fs::write(&path, format!("{row}\n\n{{")).expect("write");
+        let error = TaskSet::read(&path).expect_err("cut").to_string();
+        assert!(error.contains("line 3") && error.contains("not a JSON object"), "{error}");
+        std::fs::write(&path, format!("{row}\n\n{}", row.replace(":1}", ":2}"))).expect("write");
+        let error = TaskSet::read(&path).expect_err("no third choice").to_string();
+        assert!(error.contains("row 2") && error.contains("2 choices"), "{error}");
+    }
+
+    #[test]
+    fn what_is_too_long_is_refused_before_it_is_read() {
+        let folder = folder();
+        let long = "p".repeat(MAX_LINE_BYTES);
+        let error = parse_text(&format!("{CHOICE}\n{}", CHOICE.replace("\"p\"", &format!("\"{long}\""))));
+        let error = error.expect_err("long").to_string();
+        let bytes = CHOICE.len() - 1 + MAX_LINE_BYTES;
+        assert!(error.contains("line 2") && error.contains(&format!("{bytes} bytes, more than")), "{error}");
+        // A quotation mark that is never closed makes one row of all that follows.
+        let path = folder.path().join("piqa.csv");
+        std::fs::write(&path, format!("goal,sol1,sol2,label\nDry,sun,rain,1\nDry,\"{long}{long}")).expect("write");
+        let error = TaskSet::read(&path).expect_err("open").to_string();
+        assert!(error.contains("line 3") && error.contains("quotation mark"), "{error}");
     }
 }

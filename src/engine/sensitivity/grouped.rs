@@ -73,26 +73,24 @@ impl GroupedText {
         vocab: usize,
         most_tokens: usize,
     ) -> Result<Self> {
-        let mut slices: BTreeMap<String, Vec<(&str, String)>> = BTreeMap::new();
-        for item in &tasks.items {
-            let answer = match &item.kind {
-                TaskKind::MultipleChoice { choices, answer, .. } => choices.get(*answer).cloned().unwrap_or_default(),
-                TaskKind::MultipleContext { continuation, .. } => continuation.clone(),
-                TaskKind::ExactMatch { answer, .. } | TaskKind::ChainOfThought { answer, .. } => answer.clone(),
-                TaskKind::Generate { reference, .. } => reference.clone(),
-            };
-            slices.entry(format!("{} / {}", item.task, item.slice)).or_default().push((item.kind.prompt(), answer));
+        let mut slices: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for index in 0..tasks.items.len() {
+            let slice = tasks.items.slice_of(index);
+            slices.entry(format!("{} / {}", slice.task, slice.slice)).or_default().push(index);
         }
         let groups: Vec<String> = slices.keys().cloned().collect();
         let (mut windows, mut labels, mut run) = (Vec::new(), Vec::new(), 0);
         let longest = slices.values().map(Vec::len).max().unwrap_or(0);
         'items: for turn in 0..longest {
             for (group, items) in slices.values().enumerate() {
-                let Some((prompt, answer)) = items.get(turn) else { continue };
+                let Some(&index) = items.get(turn) else { continue };
                 if run >= most_tokens {
                     break 'items;
                 }
-                let Some(window) = item_window(codec, prompt, answer, model_context)? else { continue };
+                let kind = tasks.items.get(index)?.kind;
+                let Some(window) = item_window(codec, kind.prompt(), scored_text(&kind), model_context)? else {
+                    continue;
+                };
                 check_ids(&window.ids, vocab)?;
                 run += window.ids.len();
                 labels.extend(std::iter::repeat_n(group as u16, window.ids.len() - window.scored_from));
@@ -185,6 +183,14 @@ fn domains_of_tokens(codec: &dyn TextCodec, documents: &Documents, ids: &[u32], 
     let last = labels.last().copied().unwrap_or_default();
     labels.resize(ids.len(), last);
     Ok(labels)
+}
+
+/// What follows the prompt of an item in a text where it is answered rightly.
+fn scored_text(kind: &TaskKind) -> &str {
+    match kind {
+        TaskKind::MultipleContext { continuation, .. } => continuation,
+        other => other.wanted(),
+    }
 }
 
 /// BOS, prompt and answer, of which the answer is scored; none where they do not fit.

@@ -8,7 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Fault, Result, Stage};
 use crate::model::{Model, Tokenizer};
 use crate::progress::Progress;
-use crate::scoring::{ItemResult, TaskSet, mean_and_stderr, score_tasks};
+use crate::scoring::{TaskSet, mean_and_stderr, task_scores};
 
 /// A limit on what one slice, or each of all, may lose.
 #[derive(Clone, Debug)]
@@ -27,11 +27,10 @@ impl SliceLimit {
     pub fn new(tasks: &TaskSet, name: &str, max_loss: f64) -> Result<Self> {
         let mut own = tasks.clone();
         if name != "*" {
-            own.items.retain(|item| item.slice == name || format!("{}/{}", item.task, item.slice) == name);
+            own.items = tasks.items.of_slices(|slice| slice.slice == name || slice.name() == name);
         }
         if own.items.is_empty() {
-            let known: BTreeSet<String> =
-                tasks.items.iter().map(|item| format!("{}/{}", item.task, item.slice)).collect();
+            let known: BTreeSet<String> = tasks.items.slices().map(|slice| slice.name()).collect();
             let known: Vec<String> = known.into_iter().collect();
             return Err(Fault::new(Stage::Tasks, format!("no item is of the slice {name:?}"))
                 .fix(format!("the slices are {}, or * for each of them", known.join(", ")))
@@ -61,7 +60,8 @@ pub struct SliceLoss {
 pub(super) struct Baseline<'a> {
     limit: &'a SliceLimit,
     codec: Tokenizer,
-    items: Vec<ItemResult>,
+    /// Of every item.
+    scores: Vec<f64>,
 }
 
 impl<'a> Baseline<'a> {
@@ -72,29 +72,26 @@ impl<'a> Baseline<'a> {
         progress: &Progress,
     ) -> Result<Self> {
         let codec = Tokenizer::of_checkpoint(checkpoint)?;
-        let items = score_tasks(whole, &codec, &limit.tasks, progress)?;
-        Ok(Self { limit, codec, items })
+        let scores = task_scores(whole, &codec, &limit.tasks, progress)?;
+        Ok(Self { limit, codec, scores })
     }
 
     /// What the slice loses, or that of all which loses most; the first of equals.
     pub(super) fn loss(&self, pruned: &Model, progress: &Progress) -> Result<SliceLoss> {
-        let items = score_tasks(pruned, &self.codec, &self.limit.tasks, progress)?;
-        let mut slices: Vec<((&str, &str), Vec<f64>)> = Vec::new();
-        for (before, after) in self.items.iter().zip(&items) {
-            let key = (before.task.as_str(), before.slice.as_str());
-            let lost = before.score - after.score;
-            match slices.iter_mut().find(|slice| slice.0 == key) {
-                Some(slice) => slice.1.push(lost),
-                None => slices.push((key, vec![lost])),
-            }
+        let items = &self.limit.tasks.items;
+        let scores = task_scores(pruned, &self.codec, &self.limit.tasks, progress)?;
+        let mut slices: Vec<Vec<f64>> = vec![Vec::new(); items.labels()];
+        for (index, (before, after)) in self.scores.iter().zip(&scores).enumerate() {
+            slices[items.label(index)].push(before - after);
         }
         let mut worst: Option<SliceLoss> = None;
-        for ((task, slice), lost) in slices {
+        for (label, lost) in slices.iter().enumerate().filter(|(_, lost)| !lost.is_empty()) {
             let (loss, loss_stderr) = mean_and_stderr(lost.iter().copied());
             if worst.as_ref().is_none_or(|worst| loss > worst.loss) {
+                let slice = items.slice(label);
                 worst = Some(SliceLoss {
-                    task: task.to_owned(),
-                    slice: slice.to_owned(),
+                    task: slice.task.to_owned(),
+                    slice: slice.slice.to_owned(),
                     n: lost.len(),
                     loss,
                     loss_stderr,

@@ -78,7 +78,7 @@ impl SliceSources<'_> {
             }
             Slice::Tasks(name) => {
                 let mut own = self.tasks.cloned().ok_or_else(missing)?;
-                own.items.retain(|item| format!("{}/{}", item.task, item.slice) == *name);
+                own.items = own.items.of_slices(|slice| slice.name() == *name);
                 if own.items.is_empty() {
                     return Err(missing().into());
                 }
