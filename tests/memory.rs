@@ -128,7 +128,7 @@ fn ten_times_the_questions_take_no_more_than_their_places() {
     let (first, held_few, most_few) = read_questions(&path, few);
     drop(first);
     let (tasks, held, most) = read_questions(&path, many);
-    // What stays is a row of each: neither its 4 KiB nor its id.
+    // What stays is a row of each: neither its 4 KiB nor the hash of its id.
     let more = held.saturating_sub(held_few);
     assert!(more <= (many - few) * task_items::ROW_BYTES + NOISE, "{more} bytes for {} questions more", many - few);
     assert!(task_items::ROW_BYTES <= 32 && held_few <= few * task_items::ROW_BYTES + NOISE, "{held_few}");

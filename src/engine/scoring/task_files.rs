@@ -20,8 +20,8 @@ use super::tasks::{TaskItem, TaskSet};
 use super::{TaskItemWriter, TaskItems, task_parquet};
 use crate::error::{Error, Fault, Result, Stage};
 
-/// Largest tasks file. As much may go into a temporary file; what is larger was meant for something else.
-const MAX_FILE_BYTES: u64 = 8 << 30;
+/// Largest tasks file: seconds to read, and as much may go into a temporary file. A folder may have many.
+const MAX_FILE_BYTES: u64 = 2 << 30;
 /// Most items.
 const MAX_ITEMS: usize = 1_000_000;
 /// Most files of a folder.
