@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::activations::{self, shared_input};
-use super::masks::{Pattern, mask_row};
+use super::masks::{Pattern, Smallest, mask_row};
 use super::{Activations, Sample, sparse_gpt};
 use crate::checkpoint::{Checkpoint, Role, RowMap, TensorInfo};
 use crate::device::Device;
@@ -132,26 +132,6 @@ impl MaskReport {
     }
 }
 
-/// The smallest weights of a tensor: those below a magnitude, and of those that have it the first.
-#[derive(Debug)]
-struct Smallest {
-    magnitude: f32,
-    /// Index within the tensor after the last weight of just this magnitude that goes.
-    ties_until: usize,
-}
-
-impl RowMap for Smallest {
-    fn map(&self, row: usize, values: &mut [f32]) {
-        let first = row * values.len();
-        for (at, value) in values.iter_mut().enumerate() {
-            let size = value.abs();
-            if size < self.magnitude || (size == self.magnitude && first + at < self.ties_until) {
-                *value = 0.0;
-            }
-        }
-    }
-}
-
 /// Rows masked by themselves.
 #[derive(Debug)]
 struct Rows {
@@ -180,20 +160,6 @@ fn decode(checkpoint: &Checkpoint, tensor: &TensorInfo) -> Result<Vec<f32>> {
     let mut values = Vec::new();
     checkpoint.decode_rows(tensor, 0..tensor.row_count(), &mut Vec::new(), &mut values)?;
     Ok(values)
-}
-
-fn smallest(checkpoint: &Checkpoint, tensor: &TensorInfo, share: f64) -> Result<Smallest> {
-    let values = decode(checkpoint, tensor)?;
-    let count = (values.len() as f64 * share).floor() as usize;
-    if count == 0 {
-        return Ok(Smallest { magnitude: 0.0, ties_until: 0 });
-    }
-    let mut sizes: Vec<f32> = values.iter().map(|value| value.abs()).collect();
-    let (below, magnitude, _) = sizes.select_nth_unstable_by(count - 1, f32::total_cmp);
-    let magnitude = *magnitude;
-    let ties = 1 + below.iter().filter(|size| **size == magnitude).count();
-    let ties_until = values.iter().enumerate().filter(|(_, value)| value.abs() == magnitude).nth(ties - 1);
-    Ok(Smallest { magnitude, ties_until: ties_until.map_or(0, |(index, _)| index + 1) })
 }
 
 /// Reads `checkpoint` through a mask on the linears of its layers. SparseGPT holds the masked matrices in
@@ -229,7 +195,7 @@ pub fn masked(
             for tensor in &subjects {
                 progress.check()?;
                 let map: Arc<dyn RowMap> = match pattern {
-                    Pattern::Share(share) => Arc::new(smallest(checkpoint, tensor, share)?),
+                    Pattern::Share(share) => Arc::new(Smallest::of(&decode(checkpoint, tensor)?, share)),
                     Pattern::Blocks { .. } => Arc::new(Rows { norms: None, pattern }),
                 };
                 maps.insert(tensor.name.clone(), map);
