@@ -18,6 +18,7 @@ mod judging;
 mod masking;
 mod measure;
 mod measure_tasks;
+mod opening;
 mod planning;
 mod poll;
 mod printing;

@@ -147,6 +147,53 @@ fn the_candidate_drafts_in_the_playground() {
     assert!(window.says("accepted") && window.says("the same text as the original's alone"));
 }
 
+/// Answers the window's question for a path and reads what was written there.
+fn save_as(window: &mut Window, name: &str) -> String {
+    let path = window.folder.path().join(name);
+    let field = window.harness.get_by_role_and_label(Role::TextInput, "Path of a file or folder");
+    field.focus();
+    window.harness.run();
+    window.harness.key_press_modifiers(ctrl(), Key::A);
+    window.harness.run();
+    let field = window.harness.get_by_role_and_label(Role::TextInput, "Path of a file or folder");
+    field.type_text(&path.display().to_string());
+    window.harness.run();
+    window.click(Role::Button, "OK");
+    std::fs::read_to_string(&path).unwrap_or_else(|err| panic!("{name}: {err}; {:?}", window.errors()))
+}
+
+#[test]
+fn plots_and_tables_of_the_comparison_are_saved() {
+    // So high that every card is seen.
+    let mut window = Window::with(Start::Run, vec2(1440.0, 6000.0), Executor::Inline);
+    window.show(View::Compare);
+    let offered = [
+        "Size against accuracy",
+        "Accuracy by slice, Q2_K",
+        "Speed and memory of Q2_K",
+        "Distribution of KLD per token",
+        "KLD over the position in the window",
+        "Qualities of ",
+        "Scorecard",
+    ];
+    for name in offered {
+        assert!(window.says(&format!("Save: {name}")), "{name}");
+    }
+    if std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some() {
+        // The system's own dialog would open; without one the path is typed.
+        return;
+    }
+    let slices = window.document().runs[0].comparison.as_ref().expect("compared").slices.len();
+    window.click(Role::Button, "Save: Accuracy by slice, Q2_K");
+    window.click(Role::Button, "Save numbers as CSV…");
+    let csv = save_as(&mut window, "slices.csv");
+    assert_eq!(csv.lines().count(), 1 + slices);
+    assert!(csv.starts_with("slice,items,baseline_percent,") && csv.contains(",mcnemar_p,mcnemar_p_holm,verdict\r\n"));
+    window.click(Role::Button, "Save: Scorecard");
+    let csv = save_as(&mut window, "scorecard.csv");
+    assert!(csv.starts_with("kind,name,items,original_percent,candidate_percent,kept,from\r\nability,"), "{csv}");
+}
+
 #[test]
 fn the_report_is_shown_and_each_of_its_files_is_written() {
     let mut window = Window::new(Start::Run);
@@ -164,17 +211,7 @@ fn the_report_is_shown_and_each_of_its_files_is_written() {
         ("Sheet as Markdown…", "annex.md", "# "),
     ] {
         window.click(Role::Button, button);
-        let path = window.folder.path().join(name);
-        let field = window.harness.get_by_role_and_label(Role::TextInput, "Path of a file or folder");
-        field.focus();
-        window.harness.run();
-        window.harness.key_press_modifiers(ctrl(), Key::A);
-        window.harness.run();
-        let field = window.harness.get_by_role_and_label(Role::TextInput, "Path of a file or folder");
-        field.type_text(&path.display().to_string());
-        window.harness.run();
-        window.click(Role::Button, "OK");
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|err| panic!("{name}: {err}; {:?}", window.errors()));
+        let text = save_as(&mut window, name);
         assert!(text.starts_with(beginning), "{name}: {}", &text[..text.floor_char_boundary(80)]);
     }
     let html = std::fs::read_to_string(window.folder.path().join("report.html")).expect("written");

@@ -246,7 +246,7 @@ pub fn dialogs_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
     for plot in export::take(ui.ctx()) {
         match plot {
             Ok(plot) => cx.memory.dialogs.ask_save_plot(plot),
-            Err(err) => cx.send(Command::Warn(format!("The picture cannot be taken: {err}"))),
+            Err(sentence) => cx.send(Command::Warn(sentence)),
         }
     }
     let memory = &mut cx.memory.dialogs;

@@ -17,15 +17,15 @@ use crate::app::widgets::icons;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     /// Names with units, in snake case.
-    pub columns: Vec<&'static str>,
+    pub columns: Vec<String>,
     /// Cells, as many a row as there are columns.
     pub rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// An empty table.
-    pub fn new(columns: &[&'static str]) -> Self {
-        Self { columns: columns.to_vec(), rows: Vec::new() }
+    pub fn new(columns: &[&str]) -> Self {
+        Self { columns: columns.iter().map(|&name| name.to_owned()).collect(), rows: Vec::new() }
     }
 
     /// Adds a row.
@@ -162,6 +162,7 @@ pub fn take(ctx: &Context) -> Vec<Result<Saved, String>> {
         let (done, waker) = (done.clone(), ctx.clone());
         capture_png(ctx, rect, move |png| {
             let saved = png.map(|bytes| Saved { stem, format: Format::Png, bytes });
+            let saved = saved.map_err(|err| format!("The picture cannot be taken: {err}"));
             done.lock().unwrap_or_else(PoisonError::into_inner).push(saved);
             waker.request_repaint();
         });
@@ -172,30 +173,24 @@ pub fn take(ctx: &Context) -> Vec<Result<Saved, String>> {
 
 /// Hands over a text that was written, so that the window asks where it goes. It comes out of [`take`].
 pub fn hand_over(ctx: &Context, saved: Saved) {
+    hand_over_or_tell(ctx, Ok(saved));
+}
+
+fn hand_over_or_tell(ctx: &Context, saved: Result<Saved, String>) {
     let done = with_outbox(ctx, |outbox| outbox.done.clone());
-    done.lock().unwrap_or_else(PoisonError::into_inner).push(Ok(saved));
+    done.lock().unwrap_or_else(PoisonError::into_inner).push(saved);
     ctx.request_repaint();
 }
 
 /// Offers to save a plot that has been drawn: a small button in its corner, seen under the pointer or
 /// the keyboard's focus, and the same as a context menu. What was chosen comes out of [`take`].
 pub fn offer_ui(ui: &mut Ui, response: &Response, plot: &dyn Plot) {
-    let corner = response.rect.right_top() + vec2(-BUTTON - 2.0, 2.0);
-    let place = Rect::from_min_size(corner, Vec2::splat(BUTTON));
     if !ui.is_rect_visible(response.rect) {
         return;
     }
-    let button = ui.interact(place, response.id.with("save"), Sense::click());
-    button.widget_info(|| WidgetInfo::labeled(Role::Button, true, format!("Save: {}", plot.title())));
+    let button = corner_button(ui, response, &plot.title());
     let popup = Popup::menu(&button);
-    if popup.is_open() || button.has_focus() || response.contains_pointer() || button.contains_pointer() {
-        let tokens = ui.tokens();
-        let fill = if button.hovered() || popup.is_open() { tokens.raised_hover } else { tokens.raised };
-        let outline = if button.has_focus() { tokens.accent } else { tokens.outline };
-        let stroke = Stroke::new(1.0, outline);
-        ui.painter().rect(place, space::RADIUS, fill, stroke, StrokeKind::Inside);
-        icons::paint(ui.painter(), icons::Icon::More, place.center(), 14.0, tokens.text);
-    }
+    paint_corner(ui, response, &button, popup.is_open());
     let chosen = popup.show(formats_ui).and_then(|shown| shown.inner).or_else(|| menu(response));
     let Some(format) = chosen else { return };
     let stem = stem(&plot.title());
@@ -215,8 +210,46 @@ pub fn offer_ui(ui: &mut Ui, response: &Response, plot: &dyn Plot) {
     hand_over(ui.ctx(), Saved { stem, format, bytes });
 }
 
+/// Offers to save the numbers of a table that is shown within `response`, such as a card: the small button of
+/// [`offer_ui`], which asks for no format, since there is only CSV. `table` is made when it is wanted; where it
+/// cannot be, its error is a sentence.
+pub fn offer_table_ui(ui: &mut Ui, response: &Response, title: &str, table: impl FnOnce() -> Result<Table, String>) {
+    if !ui.is_rect_visible(response.rect) {
+        return;
+    }
+    let button = corner_button(ui, response, title);
+    paint_corner(ui, response, &button, false);
+    if button.on_hover_text(Format::Csv.text()).clicked() {
+        let saved =
+            table().map(|table| Saved { stem: stem(title), format: Format::Csv, bytes: table.csv().into_bytes() });
+        hand_over_or_tell(ui.ctx(), saved);
+    }
+}
+
 /// Side of the button in a plot's corner.
 const BUTTON: f32 = 20.0;
+
+/// The button in the corner of what can be saved.
+fn corner_button(ui: &Ui, response: &Response, title: &str) -> Response {
+    let corner = response.rect.right_top() + vec2(-BUTTON - 2.0, 2.0);
+    let place = Rect::from_min_size(corner, Vec2::splat(BUTTON));
+    let button = ui.interact(place, response.id.with("save"), Sense::click());
+    button.widget_info(|| WidgetInfo::labeled(Role::Button, true, format!("Save: {title}")));
+    button
+}
+
+/// Paints it where the pointer or the keyboard's focus is.
+fn paint_corner(ui: &Ui, response: &Response, button: &Response, is_open: bool) {
+    if !(is_open || button.has_focus() || response.contains_pointer() || button.contains_pointer()) {
+        return;
+    }
+    let tokens = ui.tokens();
+    let fill = if button.hovered() || is_open { tokens.raised_hover } else { tokens.raised };
+    let outline = if button.has_focus() { tokens.accent } else { tokens.outline };
+    let stroke = Stroke::new(1.0, outline);
+    ui.painter().rect(button.rect, space::RADIUS, fill, stroke, StrokeKind::Inside);
+    icons::paint(ui.painter(), icons::Icon::More, button.rect.center(), 14.0, tokens.text);
+}
 
 /// A file name out of a title: `histogram-of-model-layers-0-mlp`.
 fn stem(title: &str) -> String {
@@ -272,7 +305,7 @@ fn crop_png(image: &ColorImage, rect: Rect, pixels_per_point: f32) -> Result<Vec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use eframe::egui::{Color32, pos2};
+    use eframe::egui::{Color32, Event, Modifiers, PointerButton, RawInput, pos2};
 
     #[test]
     fn csv_quotes_what_needs_it() {
@@ -299,6 +332,43 @@ mod tests {
             crate::app::testing::frame(&ctx, 0.0, |_| ());
         }
         assert!(take(&ctx).is_empty() && waiting() == 0);
+    }
+
+    /// What comes of a click on the corner button of something that is shown.
+    fn saved_by_a_click(table: impl Fn() -> Result<Table, String>) -> Vec<Result<Saved, String>> {
+        let ctx = crate::app::testing::context();
+        let button = std::cell::Cell::new(pos2(0.0, 0.0));
+        let click = |pressed| Event::PointerButton {
+            pos: button.get(),
+            button: PointerButton::Primary,
+            pressed,
+            modifiers: Modifiers::NONE,
+        };
+        // What is under the pointer is known from the frame before.
+        for frame in 0..4 {
+            let events = match frame {
+                0 => Vec::new(),
+                1 => vec![Event::PointerMoved(button.get())],
+                step => vec![click(step == 2)],
+            };
+            let input = RawInput { time: Some(f64::from(frame) * 0.05), events, ..RawInput::default() };
+            let mut output = ctx.run_ui(input, |ui| {
+                let (rect, response) = ui.allocate_exact_size(vec2(200.0, 100.0), Sense::hover());
+                button.set(rect.right_top() + vec2(-BUTTON / 2.0 - 2.0, BUTTON / 2.0 + 2.0));
+                offer_table_ui(ui, &response, "Speed, memory", &table);
+            });
+            output.textures_delta.clear();
+        }
+        take(&ctx)
+    }
+
+    #[test]
+    fn a_click_in_the_corner_saves_a_table_or_says_why_not() {
+        let mut table = Table::new(&["a"]);
+        table.row(["1".to_owned()]);
+        let saved = Saved { stem: "speed-memory".to_owned(), format: Format::Csv, bytes: b"a\r\n1\r\n".to_vec() };
+        assert_eq!(saved_by_a_click(|| Ok(table.clone())), [Ok(saved)]);
+        assert_eq!(saved_by_a_click(|| Err("Gone".to_owned())), [Err("Gone".to_owned())]);
     }
 
     #[test]

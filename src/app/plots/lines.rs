@@ -20,6 +20,8 @@ pub struct Line {
     pub candidate: Option<usize>,
     /// From left to right.
     pub points: Vec<[f64; 2]>,
+    /// What else is known of each point, as [`Lines::details`] names it.
+    pub details: Vec<Vec<f64>>,
 }
 
 /// Lines with their axes.
@@ -32,6 +34,8 @@ pub struct Lines {
     pub y: String,
     /// True where equal x and y is what one hopes for; both axes then go from 0 to 1.
     pub has_diagonal: bool,
+    /// What the table has of each point beside its place: names with units, in snake case.
+    pub details: &'static [&'static str],
     pub lines: Vec<Line>,
 }
 
@@ -71,14 +75,26 @@ impl Plot for Lines {
     }
 
     fn table(&self) -> Table {
-        let mut table = Table::new(&["line", "x", "y"]);
+        let (x, y) = (column(&self.x), column(&self.y));
+        let mut table = Table::new(&["line", &x, &y]);
+        table.columns.extend(self.details.iter().map(|&name| name.to_owned()));
         for line in &self.lines {
-            for point in &line.points {
-                table.row([line.name.clone(), cell(point[0]), cell(point[1])]);
+            for (index, point) in line.points.iter().enumerate() {
+                let details = line.details.get(index).map(Vec::as_slice).unwrap_or_default();
+                let mut row = vec![line.name.clone(), cell(point[0]), cell(point[1])];
+                // Every row has every column.
+                row.extend((0..self.details.len()).map(|at| details.get(at).copied().map(cell).unwrap_or_default()));
+                table.rows.push(row);
             }
         }
         table
     }
+}
+
+/// The name of a column for an axis: `mean KLD, nats` is `mean_kld_nats`.
+fn column(axis: &str) -> String {
+    let words = axis.replace('%', " percent ").replace(['\'', '’'], "").to_lowercase();
+    words.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty()).collect::<Vec<_>>().join("_")
 }
 
 /// Draws the lines as wide as there is room, with the numbers under the pointer.
@@ -107,15 +123,18 @@ mod tests {
 
     #[test]
     fn the_table_has_every_point_and_a_diagonal_fixes_the_axes() {
-        let line = Line { name: "a".to_owned(), candidate: None, points: vec![[0.5, 0.4], [0.9, 0.7]] };
+        let points = vec![[0.5, 0.4], [0.9, 0.7]];
+        let line = Line { name: "a".to_owned(), candidate: None, points, details: vec![vec![12.0]] };
         let mut lines = Lines {
             title: "t".to_owned(),
-            x: "x".to_owned(),
-            y: "y".to_owned(),
+            x: "the original's, %".to_owned(),
+            y: "mean KLD, nats".to_owned(),
             has_diagonal: true,
+            details: &["items"],
             lines: vec![line],
         };
-        assert_eq!(lines.table().rows.len(), 2);
+        let csv = "line,the_originals_percent,mean_kld_nats,items\r\na,0.5,0.4,12\r\na,0.9,0.7,\r\n";
+        assert_eq!(lines.table().csv(), csv);
         assert_eq!((lines.axes().0.scale.min, lines.axes().1.scale.max), (0.0, 1.0));
         lines.has_diagonal = false;
         assert!(lines.axes().1.scale.max < 0.9);

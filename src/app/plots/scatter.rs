@@ -166,8 +166,10 @@ impl Plot for Scatter {
             "half_width_points",
             "decode_tokens_per_second",
             "predicted",
+            "on_the_front",
         ]);
-        for point in &self.points {
+        let front = pareto(&self.points);
+        for (index, point) in self.points.iter().enumerate() {
             table.row([
                 point.name.clone(),
                 cell(point.size_mib),
@@ -175,6 +177,7 @@ impl Plot for Scatter {
                 point.half_width.map(cell).unwrap_or_default(),
                 point.tokens_per_second.map(cell).unwrap_or_default(),
                 point.is_predicted.to_string(),
+                front.contains(&index).to_string(),
             ]);
         }
         table
@@ -236,6 +239,9 @@ mod tests {
         let points = [point(8.0, 90.0), point(3.0, 88.0), point(4.0, 85.0), point(2.0, 60.0)];
         assert_eq!(pareto(&points), [3, 1, 0]);
         assert_eq!(pareto(&[point(1.0, f64::NAN)]), [] as [usize; 0]);
+        let table = Scatter { points: points.into(), metric: "accuracy, %".to_owned() }.table();
+        assert_eq!(table.rows.iter().map(|row| row[6].as_str()).collect::<Vec<_>>(), ["true", "true", "false", "true"]);
+        assert_eq!(table.rows[0][..3], ["", "8", "90"]);
     }
 
     proptest! {

@@ -10,7 +10,7 @@ use super::export::{self, Table, cell};
 use super::frame::readout;
 use crate::app::theme::{Tokens, Type, UiTokens as _, space};
 use crate::app::widgets::State;
-use crate::engine::units::minus;
+use crate::engine::units::{self, minus};
 
 /// One slice, in percent and percentage points.
 #[derive(Clone, Debug)]
@@ -21,14 +21,22 @@ pub struct SliceRow {
     pub items: usize,
     /// The baseline's accuracy.
     pub baseline: f64,
+    /// Its own interval.
+    pub baseline_interval: [f64; 2],
     /// The candidate's accuracy.
     pub candidate: f64,
+    /// Its own interval.
+    pub candidate_interval: [f64; 2],
     /// Candidate less baseline, in points.
     pub difference: f64,
     /// Lower end of its interval.
     pub low: f64,
     /// Upper end of its interval.
     pub high: f64,
+    /// Chance of flips at least as lopsided where nothing changed: McNemar's exact test.
+    pub p: f64,
+    /// The same, corrected for the number of slices by Holm's method, where it was.
+    pub p_holm: Option<f64>,
     /// What the gate says, where there is one.
     pub verdict: Option<State>,
 }
@@ -234,10 +242,16 @@ impl Plot for Slices {
             "slice",
             "items",
             "baseline_percent",
+            "baseline_low_percent",
+            "baseline_high_percent",
             "candidate_percent",
+            "candidate_low_percent",
+            "candidate_high_percent",
             "difference_points",
             "low_points",
             "high_points",
+            "mcnemar_p",
+            "mcnemar_p_holm",
             "verdict",
         ]);
         for row in &self.rows {
@@ -245,10 +259,16 @@ impl Plot for Slices {
                 row.name.clone(),
                 row.items.to_string(),
                 cell(row.baseline),
+                cell(row.baseline_interval[0]),
+                cell(row.baseline_interval[1]),
                 cell(row.candidate),
+                cell(row.candidate_interval[0]),
+                cell(row.candidate_interval[1]),
                 cell(row.difference),
                 cell(row.low),
                 cell(row.high),
+                cell(row.p),
+                row.p_holm.map(cell).unwrap_or_default(),
                 row.verdict.map(|verdict| verdict.word().to_owned()).unwrap_or_default(),
             ]);
         }
@@ -293,11 +313,13 @@ pub fn slices_ui(ui: &mut Ui, slices: &Slices) -> Option<usize> {
     let painter = ui.painter_at(rect.expand(1.0));
     slices.draw_all(&mut PainterCanvas::new(&painter), rect, tokens);
     if let (Some(row), Some(pointer)) = (pointed, ui.ctx().pointer_hover_pos()) {
+        let corrected = row.p_holm.map_or_else(String::new, |p| format!(", corrected {}", units::significant(p)));
         let lines = [
             ("original", format!("{:.1} %", row.baseline)),
             (slices.name.as_str(), format!("{:.1} %", row.candidate)),
             ("difference", format!("{} points", signed(row.difference))),
             ("interval", format!("{} to {}", signed(row.low), signed(row.high))),
+            ("McNemar p", units::significant(row.p) + &corrected),
             ("items", row.items.to_string()),
         ];
         readout(ui, rect, pointer, &row.name, &lines);
@@ -315,12 +337,31 @@ mod tests {
             name: name.to_owned(),
             items: 100,
             baseline: 90.0,
+            baseline_interval: [82.5, 94.5],
             candidate: 90.0 + difference,
+            candidate_interval: [80.0, 95.0],
             difference,
             low: difference - 1.0,
             high: difference + 1.0,
+            p: 0.25,
+            p_holm: Some(0.5),
             verdict: Some(State::Pass),
         }
+    }
+
+    #[test]
+    fn the_table_has_every_slice_with_intervals_and_both_p() {
+        let plain = SliceRow { p_holm: None, verdict: None, ..row("b, c", 0.5) };
+        let slices = Slices { name: "q4".to_owned(), candidate: 0, rows: vec![row("a", -3.0), plain] };
+        let csv = slices.table().csv();
+        let lines: Vec<&str> = csv.lines().collect();
+        let names = "slice,items,baseline_percent,baseline_low_percent,baseline_high_percent,candidate_percent,\
+            candidate_low_percent,candidate_high_percent,difference_points,low_points,high_points,mcnemar_p,\
+            mcnemar_p_holm,verdict";
+        assert_eq!(lines[0], names);
+        assert_eq!(lines[1], "a,100,90,82.5,94.5,87,80,95,-3,-4,-2,0.25,0.5,pass");
+        assert_eq!(lines[2], "\"b, c\",100,90,82.5,94.5,90.5,80,95,0.5,-0.5,1.5,0.25,,");
+        assert_eq!(lines.len(), 3);
     }
 
     #[test]

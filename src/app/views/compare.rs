@@ -9,8 +9,10 @@ use super::common::{action_button_ui, candidate_index, caption_ui, focus_picker_
 use super::compare_data::{self, Model};
 use super::compare_more;
 use super::compare_parts;
+use super::compare_tables;
 use crate::app::context::Cx;
 use crate::app::plots::distribution::{Distribution, distribution_ui};
+use crate::app::plots::export::offer_table_ui;
 use crate::app::plots::scatter::{Scatter, scatter_ui};
 use crate::app::plots::slices::{Slices, slices_ui};
 use crate::app::theme::{Type, UiTokens as _, space};
@@ -283,7 +285,7 @@ fn speed_ui(ui: &mut Ui, document: &Document, run: &Run) {
     let Some(evaluation) = &run.evaluation else { return };
     let own = evaluation.baseline.as_deref().or(document.baseline.as_deref());
     let (Some(speed), Some(baseline)) = (&evaluation.speed, own.and_then(|own| own.speed.as_ref())) else { return };
-    card_ui(ui, |ui| {
+    let card = card_ui(ui, |ui| {
         section_ui(ui, "Speed and memory");
         Grid::new("speed").num_columns(4).spacing(vec2(space::L, space::XS)).show(ui, |ui| {
             head_ui(ui, "", false);
@@ -322,6 +324,10 @@ fn speed_ui(ui: &mut Ui, document: &Document, run: &Run) {
             ),
         );
     });
+    if let Some(own) = own {
+        let title = format!("Speed and memory of {}", run.name);
+        offer_table_ui(ui, &card.response, &title, || Ok(compare_tables::speed(own, evaluation)));
+    }
 }
 
 fn line_ui(ui: &mut Ui, name: &str, before: String, after: String, ratio: f64) {
@@ -338,11 +344,11 @@ fn flips_ui(ui: &mut Ui, comparison: &Comparison, memory: &mut Memory) {
     if comparison.flips.is_empty() {
         return;
     }
-    card_ui(ui, |ui| {
-        let title = match &memory.slice {
-            Some(slice) => format!("Changed answers in {slice}"),
-            None => "Changed answers".to_owned(),
-        };
+    let title = match &memory.slice {
+        Some(slice) => format!("Changed answers in {slice}"),
+        None => "Changed answers".to_owned(),
+    };
+    let card = card_ui(ui, |ui| {
         let gained = memory.flips.iter().filter(|index| comparison.flips.is_gain(**index)).count();
         section_with_ui(ui, &title, |ui| {
             caption_ui(ui, format!("{} lost, {gained} gained", memory.flips.len() - gained));
@@ -361,6 +367,7 @@ fn flips_ui(ui: &mut Ui, comparison: &Comparison, memory: &mut Memory) {
             memory.flips_shown = most + 4 * FLIPS;
         }
     });
+    offer_table_ui(ui, &card.response, &title, || compare_tables::flips(&comparison.flips, &memory.flips));
 }
 
 impl Memory {

@@ -73,14 +73,19 @@ fn row(slice: &SliceComparison, comparison: &Comparison) -> SliceRow {
     let paired = &slice.paired;
     let name = slice.name();
     let [low, high] = paired.difference_interval;
+    let percent = |interval: [f64; 2]| interval.map(|end| end * 100.0);
     let verdicts = comparison.gates.iter().filter(|gate| gate.slice.as_deref() == Some(&name));
     SliceRow {
         items: paired.n,
         baseline: paired.baseline_accuracy * 100.0,
+        baseline_interval: percent(paired.baseline_interval),
         candidate: paired.candidate_accuracy * 100.0,
+        candidate_interval: percent(paired.candidate_interval),
         difference: paired.difference * 100.0,
         low: low * 100.0,
         high: high * 100.0,
+        p: paired.mcnemar_p,
+        p_holm: paired.mcnemar_p_holm,
         verdict: verdicts.map(|gate| gate.verdict).max().map(state),
         name,
     }
@@ -99,6 +104,7 @@ pub(super) fn reliability(comparison: &Comparison, candidate: usize) -> Option<L
             name: name.to_owned(),
             candidate,
             points: reliability.bins.iter().map(|bin| [bin.confidence, bin.accuracy]).collect(),
+            details: reliability.bins.iter().map(|bin| vec![bin.from, bin.to, bin.n as f64]).collect(),
         })
     };
     let lines: Vec<Line> = [
@@ -113,6 +119,7 @@ pub(super) fn reliability(comparison: &Comparison, candidate: usize) -> Option<L
         x: "confidence".to_owned(),
         y: "accuracy".to_owned(),
         has_diagonal: true,
+        details: &["from", "to", "items"],
         lines,
     })
 }
@@ -124,6 +131,8 @@ pub(super) const KLD_OVER: [&str; 3] = ["position", "token count", "confidence"]
 /// confidence, in the order of [`KLD_OVER`].
 pub(super) fn kld_over(distance: &TextDistance, name: &str, candidate: usize) -> [Option<Lines>; 3] {
     let middle = |bin: &DistanceBin| (bin.from + bin.to) / 2.0;
+    let details =
+        |bin: &DistanceBin| vec![bin.from, bin.to, bin.tokens as f64, bin.kld_mean_stderr, bin.same_top_fraction];
     let lines = |title: &str, x: &str, bins: &[DistanceBin], place: &dyn Fn(&DistanceBin) -> f64| {
         let points: Vec<[f64; 2]> = bins.iter().map(|bin| [place(bin), bin.kld_mean]).collect();
         (points.len() > 1).then(|| Lines {
@@ -131,7 +140,13 @@ pub(super) fn kld_over(distance: &TextDistance, name: &str, candidate: usize) ->
             x: x.to_owned(),
             y: "mean KLD, nats".to_owned(),
             has_diagonal: false,
-            lines: vec![Line { name: name.to_owned(), candidate: Some(candidate), points }],
+            details: &["from", "to", "tokens", "mean_kld_stderr_nats", "same_top_fraction"],
+            lines: vec![Line {
+                name: name.to_owned(),
+                candidate: Some(candidate),
+                points,
+                details: bins.iter().map(details).collect(),
+            }],
         })
     };
     [
@@ -201,7 +216,7 @@ pub(super) fn flips(comparison: &Comparison, slice: Option<&str>) -> Vec<usize> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::engine::comparison::{ComparisonOptions, compare};
     use crate::engine::evaluation::{EVALUATION_VERSION, ModelRef, SizeResult, slices as slices_of};
@@ -255,7 +270,7 @@ mod tests {
         }
     }
 
-    fn compared() -> (Evaluation, Evaluation, Comparison) {
+    pub fn compared() -> (Evaluation, Evaluation, Comparison) {
         let (baseline, candidate) = (evaluation("base", 8, |_| false), evaluation("small", 2, |id| id < 10));
         let options = ComparisonOptions { resamples: 200, ..ComparisonOptions::default() };
         let comparison = compare(&baseline, &candidate, &options, &Progress::new(None)).expect("compares");
@@ -296,6 +311,13 @@ mod tests {
         assert_eq!(slices.rows[0].name, "facts/rare");
         assert_eq!(slices.rows[0].difference, -50.0);
         assert!(slices.rows[0].high < 0.0);
+        // Ten flips, all losses: 2 · 0.5¹⁰; of two slices the smaller p counts twice, and no flips are no evidence.
+        let close = |value: f64, expected: f64| (value - expected).abs() < 1e-12;
+        assert!(close(slices.rows[0].p, 2.0 / 1024.0), "{}", slices.rows[0].p);
+        assert!(slices.rows[0].p_holm.is_some_and(|p| close(p, 4.0 / 1024.0)), "{:?}", slices.rows[0].p_holm);
+        assert_eq!((slices.rows[1].p, slices.rows[1].p_holm), (1.0, Some(1.0)));
+        let [low, high] = slices.rows[0].candidate_interval;
+        assert!(low < 50.0 && high > 50.0 && (low + high - 100.0).abs() < 1e-9, "Wilson's is even about a half");
         assert_eq!(slices.rows[1].difference, 0.0);
         assert_eq!(flips(&comparison, None).len(), 10);
         assert_eq!(flips(&comparison, Some("facts/rare")).len(), 10);

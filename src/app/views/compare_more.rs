@@ -4,12 +4,15 @@ use eframe::egui::{Grid, Ui, vec2};
 
 use super::common::{caption_ui, figure_ui, head_ui};
 use super::compare_data;
+use super::compare_tables;
 use crate::app::context::Cx;
+use crate::app::plots::export::offer_table_ui;
 use crate::app::plots::lines::{Line, Lines, lines_ui};
 use crate::app::theme::{Type, space};
 use crate::app::widgets::{
     KeyValue, card_ui, key_values_ui, number_with_interval, pill_ui, quiet_button_ui, section_with_ui,
 };
+use crate::engine::comparison::cascade::CascadePoint;
 use crate::engine::comparison::scorecard::{Scorecard, scorecard};
 use crate::engine::comparison::{Cascade, CascadeOptions, Comparison, ParetoPoint, cascade, pareto_front};
 use crate::engine::evaluation::Evaluation;
@@ -45,7 +48,7 @@ impl More {
     /// Abilities and axes, the smallest named.
     pub fn card_ui(&self, ui: &mut Ui) {
         let Some(card) = &self.card else { return };
-        card_ui(ui, |ui| {
+        let shown = card_ui(ui, |ui| {
             section_with_ui(ui, "Scorecard", |ui| {
                 if let Some((name, value)) = &card.least {
                     caption_ui(ui, format!("the least: {name}, {value:.3}"));
@@ -78,6 +81,7 @@ impl More {
                 .collect();
             key_values_ui(ui, &lines);
         });
+        offer_table_ui(ui, &shown.response, "Scorecard", || Ok(compare_tables::scorecard(card)));
     }
 
     /// The candidate first, the original where it is not sure.
@@ -104,15 +108,35 @@ impl More {
 /// Points lost against the original, over the cost.
 fn curve(found: &Cascade, name: &str, candidate: usize) -> Lines {
     let loss = |accuracy: f64| ((found.baseline_accuracy - accuracy) * 100.0).max(0.0);
-    let mut points: Vec<[f64; 2]> =
-        found.curve.iter().map(|point| [point.cost_ratio * 100.0, loss(point.accuracy)]).collect();
-    points.sort_by(|one, other| one[0].total_cmp(&other[0]));
+    let mut curve: Vec<&CascadePoint> = found.curve.iter().collect();
+    curve.sort_by(|one, other| one.cost_ratio.total_cmp(&other.cost_ratio));
+    let details = |point: &&CascadePoint| {
+        vec![
+            point.threshold,
+            point.escalated_fraction * 100.0,
+            point.accuracy * 100.0,
+            point.mean_secs,
+            point.useless_escalation_fraction * 100.0,
+        ]
+    };
     Lines {
         title: format!("Cascade of {name} and the original"),
         x: "cost of an item over the original's, %".to_owned(),
         y: "lost, points".to_owned(),
         has_diagonal: false,
-        lines: vec![Line { name: name.to_owned(), candidate: Some(candidate), points }],
+        details: &[
+            "least_confidence_kept",
+            "escalated_percent",
+            "accuracy_percent",
+            "mean_secs",
+            "useless_escalation_percent",
+        ],
+        lines: vec![Line {
+            name: name.to_owned(),
+            candidate: Some(candidate),
+            points: curve.iter().map(|point| [point.cost_ratio * 100.0, loss(point.accuracy)]).collect(),
+            details: curve.iter().map(details).collect(),
+        }],
     }
 }
 
@@ -125,7 +149,7 @@ pub(super) fn all_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
     }
     let points: Vec<ParetoPoint> = compared.iter().map(|(_, comparison)| point_of(comparison)).collect();
     let front = pareto_front(&points);
-    card_ui(ui, |ui| {
+    let card = card_ui(ui, |ui| {
         section_with_ui(ui, "All candidates", |ui| {
             caption_ui(ui, "differences in points with 95 % intervals, paired with the original");
         });
@@ -135,7 +159,7 @@ pub(super) fn all_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
                 head_ui(ui, head, (1..=5).contains(&index));
             }
             ui.end_row();
-            for ((run, comparison), is_on_front) in compared.iter().zip(front) {
+            for ((run, comparison), &is_on_front) in compared.iter().zip(&front) {
                 if quiet_button_ui(ui, &run.name).on_hover_text("Look at this candidate").clicked() {
                     cx.send(Command::FocusRun(Some(run.id)));
                 }
@@ -167,6 +191,10 @@ pub(super) fn all_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
                 ui.end_row();
             }
         });
+    });
+    offer_table_ui(ui, &card.response, "All candidates", || {
+        let named = compared.iter().map(|(run, comparison)| (run.name.as_str(), *comparison));
+        Ok(compare_tables::candidates(named.zip(front)))
     });
 }
 

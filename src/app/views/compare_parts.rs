@@ -5,6 +5,8 @@ use eframe::egui::{Align, Grid, Label, Layout, Sense, Ui, vec2};
 
 use super::common::{caption_ui, head_ui};
 use super::compare_data;
+use super::compare_tables;
+use crate::app::plots::export::offer_table_ui;
 use crate::app::plots::lines::{Lines, lines_ui};
 use crate::app::plots::radar::{Radar, radar_ui};
 use crate::app::plots::slices::{Slices, slices_ui};
@@ -150,8 +152,9 @@ pub(super) fn draft_ui(ui: &mut Ui, comparison: &Comparison, run: &Run) {
     let speeds = run.evaluation.as_ref().and_then(|own| own.speed.as_ref().zip(own.baseline.as_ref()?.speed.as_ref()));
     let (Some(distance), Some((draft, target))) = (distance, speeds) else { return };
     let found = speculation(distance.acceptance_mean, distance.same_top_fraction, draft.tpot_secs, target.tpot_secs);
-    card_ui(ui, |ui| {
-        section_ui(ui, "As a draft for the original (predicted)");
+    let title = "As a draft for the original (predicted)";
+    let card = card_ui(ui, |ui| {
+        section_ui(ui, title);
         let percent = |share: f64| format!("{:.1}", share * 100.0);
         let hint = "Mean overlap of both next-token distributions: Σ min(p, q)";
         let best = |length: usize, speed_up: f64| match length {
@@ -167,6 +170,7 @@ pub(super) fn draft_ui(ui: &mut Ui, comparison: &Comparison, run: &Run) {
         ];
         key_values_ui(ui, &lines);
     });
+    offer_table_ui(ui, &card.response, title, || Ok(compare_tables::drafts(&found)));
 }
 
 /// Every verdict as a pill, the gate that leaves least room marked, and what to go back to after a failure.

@@ -5,6 +5,7 @@ pub mod compare;
 mod compare_data;
 mod compare_more;
 mod compare_parts;
+mod compare_tables;
 pub mod heads;
 mod heads_edits;
 mod heads_masks;

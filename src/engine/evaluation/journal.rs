@@ -125,44 +125,15 @@ pub(super) fn score(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Batch, KvCache};
-    use crate::scoring::fake::{FakeCodec, FakeModel};
+    use crate::scoring::fake::{Asked, FakeCodec, FakeModel, Hooked};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Counts its tokens and fails after some.
-    struct Failing {
-        inner: FakeModel,
-        read: AtomicUsize,
-        most: usize,
-    }
-
-    impl TokenModel for Failing {
-        fn vocab(&self) -> usize {
-            self.inner.vocab()
-        }
-
-        fn width(&self) -> usize {
-            self.inner.width()
-        }
-
-        fn context(&self) -> usize {
-            self.inner.context()
-        }
-
-        fn hidden(&self, batch: &Batch, caches: &mut [KvCache], progress: &Progress) -> Result<Vec<f32>> {
-            if self.read.fetch_add(batch.ids.len(), Ordering::Relaxed) > self.most {
-                return Err(Error::Cancelled);
-            }
-            self.inner.hidden(batch, caches, progress)
-        }
-
-        fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-            self.inner.logits(hidden)
-        }
-    }
-
-    fn model(most: usize) -> Failing {
-        Failing { inner: FakeModel::default(), read: AtomicUsize::new(0), most }
+    /// A model that counts its tokens in `read` and fails after `most`.
+    fn failing(read: &AtomicUsize, most: usize) -> Hooked<impl Fn(Asked<'_>) -> Result<()> + Sync> {
+        Hooked::new(FakeModel::default(), move |asked| match asked {
+            Asked::Hidden(batch) if read.fetch_add(batch.ids.len(), Ordering::Relaxed) > most => Err(Error::Cancelled),
+            _ => Ok(()),
+        })
     }
 
     #[test]
@@ -174,12 +145,12 @@ mod tests {
         let codec = FakeCodec::default();
         let folder = tempfile::tempdir().expect("folder");
         let journal = Some((folder.path(), "0123456789abcdef0123456789abcdef"));
-        let whole = model(usize::MAX);
+        let read = AtomicUsize::new(0);
+        let whole = failing(&read, usize::MAX);
         let expected = score(&whole, &codec, &tasks, None, &Progress::default()).expect("scores").items;
-        let all = whole.read.load(Ordering::Relaxed);
-        assert!(
-            score(&model(all / 2), &codec, &tasks, journal, &Progress::default()).is_err_and(|err| err.is_cancelled())
-        );
+        let all = read.swap(0, Ordering::Relaxed);
+        let stopped = score(&failing(&read, all / 2), &codec, &tasks, journal, &Progress::default());
+        assert!(stopped.is_err_and(|err| err.is_cancelled()));
         let path = path_of(folder.path(), "0123456789abcdef0123456789abcdef", "items.jsonl");
         let lines = || std::fs::read_to_string(&path).expect("journal").lines().count();
         let kept = lines();
@@ -188,16 +159,14 @@ mod tests {
         let mut bytes = std::fs::read(&path).expect("read");
         bytes.truncate(bytes.len() - 5);
         std::fs::write(&path, &bytes).expect("write");
-        let rest = model(usize::MAX);
+        read.store(0, Ordering::Relaxed);
         let progress = Progress::default();
-        let resumed = score(&rest, &codec, &tasks, journal, &progress).expect("scores");
+        let resumed = score(&whole, &codec, &tasks, journal, &progress).expect("scores");
         assert_eq!(resumed.items, expected);
         assert_eq!(lines(), 1000);
         assert_eq!(progress.snapshot().done, 1000);
-        assert!(rest.read.load(Ordering::Relaxed) < all * (1001 - kept) / 1000 + 100);
-        let nothing = model(0);
-        nothing.read.store(1, Ordering::Relaxed);
-        let again = score(&nothing, &codec, &tasks, journal, &Progress::default()).expect("nothing to do");
+        assert!(read.swap(1, Ordering::Relaxed) < all * (1001 - kept) / 1000 + 100);
+        let again = score(&failing(&read, 0), &codec, &tasks, journal, &Progress::default()).expect("nothing to do");
         assert_eq!((lines(), again.tokens, again.correct), (1000, 0, 0));
         assert_eq!(again.items, expected);
     }

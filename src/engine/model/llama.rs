@@ -2,6 +2,8 @@
 //!
 //! Source: Touvron et al., "LLaMA", 2023; shapes may differ from layer to layer.
 
+use std::ops::Range;
+
 use crate::checkpoint::{ModelConfig, Role};
 use crate::error::Result;
 use crate::kernels::attention::Heads;
@@ -178,11 +180,8 @@ impl<B: Backend> Llama<B> {
     ) -> Result<B::Rows> {
         let backend = &self.backend;
         let turns = backend.turns(self.angles(&batch.positions(caches)))?;
-        let (first, mut x) = match start {
-            Start::Embedding => {
-                let table = hooks.linear(None, Role::Embedding, &self.embedding);
-                (0, backend.embed(table, &batch.ids)?)
-            }
+        let (first, x) = match start {
+            Start::Embedding => (0, self.embed(batch, hooks)?),
             Start::Layer(layer, input) => (layer, input),
             Start::Output { layer, input, mixed } => {
                 let middle = self.output(layer, input, mixed, hooks)?;
@@ -191,15 +190,7 @@ impl<B: Backend> Llama<B> {
             Start::Mlp { layer, middle } => (layer + 1, self.mlp(layer, middle, hooks)?),
             Start::Down { layer, middle, gated } => (layer + 1, self.down(layer, middle, &gated, hooks)?),
         };
-        for layer in first..self.layers.len() {
-            hooks.keep(layer, Place::Input, &x);
-            if hooks.removed_layers.contains(&layer) {
-                continue;
-            }
-            let mixed = self.mix(layer, &x, batch, caches, &turns, hooks)?;
-            let middle = self.output(layer, x, mixed, hooks)?;
-            x = self.mlp(layer, middle, hooks)?;
-        }
+        let x = self.through(first..self.layers.len(), x, batch, caches, &turns, hooks)?;
         hooks.keep(self.layers.len(), Place::Input, &x);
         for segment in &batch.segments {
             if let Some(cache) = segment.cache {
@@ -207,6 +198,50 @@ impl<B: Backend> Llama<B> {
             }
         }
         backend.rms_norm(&x, &self.norm, self.config.norm_eps)
+    }
+
+    /// Runs a batch without caches up to what layer `end` is given: from the tokens, or from what an earlier layer
+    /// is given.
+    pub(super) fn run_to(
+        &self,
+        batch: &Batch,
+        from: Option<(usize, B::Rows)>,
+        end: usize,
+        hooks: &mut Hooks<'_, B>,
+    ) -> Result<B::Rows> {
+        let turns = self.backend.turns(self.angles(&batch.positions(&[])))?;
+        let (first, x) = match from {
+            Some(from) => from,
+            None => (0, self.embed(batch, hooks)?),
+        };
+        self.through(first..end, x, batch, &mut [], &turns, hooks)
+    }
+
+    /// What the first layer is given.
+    fn embed(&self, batch: &Batch, hooks: &Hooks<'_, B>) -> Result<B::Rows> {
+        self.backend.embed(hooks.linear(None, Role::Embedding, &self.embedding), &batch.ids)
+    }
+
+    /// Takes rows through some layers.
+    fn through(
+        &self,
+        layers: Range<usize>,
+        mut x: B::Rows,
+        batch: &Batch,
+        caches: &mut [KvCache],
+        turns: &B::Turns,
+        hooks: &mut Hooks<'_, B>,
+    ) -> Result<B::Rows> {
+        for layer in layers {
+            hooks.keep(layer, Place::Input, &x);
+            if hooks.removed_layers.contains(&layer) {
+                continue;
+            }
+            let mixed = self.mix(layer, &x, batch, caches, turns, hooks)?;
+            let middle = self.output(layer, x, mixed, hooks)?;
+            x = self.mlp(layer, middle, hooks)?;
+        }
+        Ok(x)
     }
 
     /// Attention: what the heads of a layer give.

@@ -427,7 +427,33 @@ impl Model {
         progress: &Progress,
         watch: &mut dyn FnMut(LinearInput<'_>),
     ) -> Result<()> {
-        on_graph!(self, &mut [], graph => watching(graph, batch, progress, watch))
+        on_graph!(self, &mut [], graph => watching(graph, batch, &Way::Whole, progress, watch)).map(|_| ())
+    }
+
+    /// Runs a batch without caches up to what layer `end` is given, which it answers, tokens × hidden, and shows
+    /// `watch` what the linears on the way multiply. The way begins at the tokens, or at a layer that `from` names
+    /// with what it is given. A run in parts gives the values of a whole one to the last bit.
+    ///
+    /// # Errors
+    /// Layers that the model does not have, states of another batch, a token beyond the vocabulary, cancel, or a
+    /// device that failed after it had shown something.
+    pub fn watch_layers(
+        &self,
+        batch: &Batch,
+        from: Option<(usize, &[f32])>,
+        end: usize,
+        progress: &Progress,
+        watch: &mut dyn FnMut(LinearInput<'_>),
+    ) -> Result<Vec<f32>> {
+        let layers = self.config.layers.len();
+        let is_part = end <= layers && from.is_none_or(|(first, _)| first <= end);
+        if !is_part || from.is_some_and(|(_, states)| states.len() != batch.ids.len() * self.config.hidden) {
+            let first = from.map_or(0, |(first, _)| first);
+            let cause = format!("no run of this batch goes from layer {first} to {end} of {layers}");
+            let remedy = "begin with what that layer was given by the same batch";
+            return Err(Fault::new(Stage::Model, cause).fix(remedy).into());
+        }
+        on_graph!(self, &mut [], graph => watching(graph, batch, &Way::To { from, end }, progress, watch))
     }
 
     /// Runs a batch without caches with something changed, from the last place that `inputs` knows.
@@ -506,12 +532,22 @@ fn keeping<B: Swaps>(
     Ok((graph.backend.rows_into(rows)?, B::keep(layers)))
 }
 
+/// How far a watched run goes.
+enum Way<'a> {
+    /// From the tokens to the head.
+    Whole,
+    /// From the tokens, or a layer with what it is given, to what another layer is given.
+    To { from: Option<(usize, &'a [f32])>, end: usize },
+}
+
+/// Answers the states where the way ends; none after the head.
 fn watching<B: Backend>(
     graph: &Llama<B>,
     batch: &Batch,
+    way: &Way<'_>,
     progress: &Progress,
     watch: &mut dyn FnMut(LinearInput<'_>),
-) -> Result<()> {
+) -> Result<Vec<f32>> {
     let tokens = batch.ids.len().max(1);
     let shown = std::cell::Cell::new(false);
     // The graph only lends its hooks, so the caller's state changes behind a cell.
@@ -524,8 +560,18 @@ fn watching<B: Backend>(
     };
     let in_layer = |layer: usize, roles: &[Role], rows: &B::Rows| show(Some(layer), roles, rows);
     let mut hooks = Hooks { linear_input: Some(&in_layer), progress: Some(progress), ..Hooks::default() };
-    let rows = graph.run(batch, &mut [], Start::Embedding, &mut hooks);
-    let done = rows.and_then(|rows| show(None, &[Role::Head], &rows));
+    let done = match *way {
+        Way::Whole => {
+            let rows = graph.run(batch, &mut [], Start::Embedding, &mut hooks);
+            rows.and_then(|rows| show(None, &[Role::Head], &rows)).map(|()| Vec::new())
+        }
+        Way::To { from, end } => {
+            let rows = |states: &[f32]| graph.backend.rows_from(states.to_vec(), graph.config.hidden);
+            let from = from.map(|(layer, states)| rows(states).map(|rows| (layer, rows))).transpose();
+            let rows = from.and_then(|from| graph.run_to(batch, from, end, &mut hooks));
+            rows.and_then(|rows| graph.backend.rows_into(rows))
+        }
+    };
     match done {
         // What was shown was added up already: the batch must not be run again.
         Err(err) if err.is_of_device() && shown.get() => {

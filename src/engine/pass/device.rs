@@ -192,7 +192,9 @@ mod absent {
 
 #[cfg(all(test, feature = "gpu"))]
 mod tests {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
+
+    use tempfile::TempDir;
 
     use crate::checkpoint::Checkpoint;
     use crate::device::Device;
@@ -205,15 +207,33 @@ mod tests {
         Checkpoint::open(&folder).expect("the demo opens")
     }
 
-    fn pass(text: &str, output: &Path, device: Device) -> PassReport {
-        let demo = demo();
-        let resolved = resolve(&Plan::parse(text, None).expect("a plan"), &demo).expect("resolves");
-        // Small chunks, so that rows other than the first come first.
-        let options = PassOptions { device, chunk_weights: 100_000, ..PassOptions::default() };
-        run(&demo, &resolved, output, &options, &Progress::default()).expect("writes")
+    /// What a pass wrote.
+    struct Written {
+        report: PassReport,
+        path: PathBuf,
+        /// All files of the candidate, one after another.
+        bytes: Vec<u8>,
+        _folder: TempDir,
     }
 
-    /// All files of a candidate, one after another.
+    /// The demo by a plan for `target` of which `rest` is the rest, written with a device.
+    fn pass(target: &str, rest: &str, device: Device) -> Written {
+        let demo = demo();
+        let text = format!("version = 1\ntarget = \"{target}\"\n{rest}\n");
+        let resolved = resolve(&Plan::parse(&text, None).expect("a plan"), &demo).expect("resolves");
+        // Small chunks, so that rows other than the first come first.
+        let options = PassOptions { device, chunk_weights: 100_000, ..PassOptions::default() };
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join(if target == "gguf" { "written.gguf" } else { "written" });
+        let report = run(&demo, &resolved, &path, &options, &Progress::default()).expect("writes");
+        Written { report, bytes: bytes(&path), path, _folder: folder }
+    }
+
+    /// The same with the device and with the CPU alone.
+    fn passes(target: &str, rest: &str, device: Device) -> [Written; 2] {
+        [device, Device::default()].map(|device| pass(target, rest, device))
+    }
+
     fn bytes(path: &Path) -> Vec<u8> {
         if path.is_file() {
             return std::fs::read(path).expect("reads");
@@ -227,7 +247,6 @@ mod tests {
     #[test]
     #[ignore = "needs a graphics driver"]
     fn a_pass_on_a_gpu_writes_the_bytes_of_the_cpu() {
-        let folder = tempfile::tempdir().expect("a folder");
         let gpu = Device::any_for_test();
         for (target, format, method) in [
             ("gguf", "q8_0", "rtn"),
@@ -244,49 +263,38 @@ mod tests {
             ("compressed-tensors", "fp8_e4m3_channel", "rtn"),
             ("bitsandbytes", "nf4_dq", "rtn"),
         ] {
-            let text = format!(
-                "version = 1\ntarget = \"{target}\"\n[default]\nformat = \"{format}\"\nmethod = \"{method}\"\n"
-            );
-            let at = |name: &str| {
-                folder.path().join(format!("{format}_{name}{}", if target == "gguf" { ".gguf" } else { "" }))
-            };
-            let expected = pass(&text, &at("cpu"), Device::default());
-            let found = pass(&text, &at("gpu"), gpu.clone());
+            let rest = format!("[default]\nformat = \"{format}\"\nmethod = \"{method}\"");
+            let [found, expected] = passes(target, &rest, gpu.clone());
+            assert!(found.bytes == expected.bytes, "{format} {method}");
+            let (found, expected) = (found.report, expected.report);
             assert_eq!((expected.device, expected.device_tensors), (None, 0));
             assert_eq!(found.device_tensors > 20, format != "q4_k", "{format}: {} tensors", found.device_tensors);
             assert!(found.warnings == expected.warnings, "{format}: {:?}", found.warnings);
-            assert!(bytes(&at("gpu")) == bytes(&at("cpu")), "{format} {method}");
         }
     }
 
     #[test]
     #[ignore = "needs a graphics driver"]
     fn a_search_on_a_gpu_is_recorded_in_plan_report_and_file() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let text = "version = 1\ntarget = \"gguf\"\nsearch = \"device\"\n[default]\nformat = \"q4_k\"\n";
-        let path = folder.path().join("searched.gguf");
-        let report = pass(text, &path, Device::any_for_test());
+        let rest = "search = \"device\"\n[default]\nformat = \"q4_k\"";
+        let [searched, plain] = passes("gguf", rest, Device::any_for_test());
+        let report = &searched.report;
         assert!(report.device_tensors > 20 && report.device.is_some(), "{report:?}");
-        let file = String::from_utf8_lossy(&bytes(&path)).into_owned();
-        assert!(file.contains("lapidary.search_device"));
-        let candidate = Checkpoint::open(&path).expect("opens");
+        let is_recorded = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains("lapidary.search_device");
+        assert!(is_recorded(&searched.bytes));
+        assert!(!is_recorded(&plain.bytes), "the CPU made it");
+        let candidate = Checkpoint::open(&searched.path).expect("opens");
         assert_eq!(candidate.tensors.len(), demo().tensors.len());
-        let plain = folder.path().join("plain.gguf");
-        pass(text, &plain, Device::default());
-        assert!(!String::from_utf8_lossy(&bytes(&plain)).contains("lapidary.search_device"), "the CPU made it");
     }
 
     #[test]
     #[ignore = "needs a graphics driver"]
     fn a_gpu_that_fails_in_a_pass_leaves_it_to_the_cpu_with_a_message() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let text = "version = 1\ntarget = \"gguf\"\n[default]\nformat = \"q8_0\"\n";
         let gpu = Device::any_for_test();
         gpu.break_for_test();
-        let (broken, plain) = (folder.path().join("broken.gguf"), folder.path().join("plain.gguf"));
-        let report = pass(text, &broken, gpu);
-        pass(text, &plain, Device::default());
-        assert!(bytes(&broken) == bytes(&plain));
+        let [broken, plain] = passes("gguf", "[default]\nformat = \"q8_0\"", gpu);
+        assert!(broken.bytes == plain.bytes);
+        let report = broken.report;
         assert_eq!(report.device_tensors, 0);
         assert!(report.warnings.iter().any(|warning| warning.contains("was given up")), "{:?}", report.warnings);
     }

@@ -195,3 +195,49 @@ impl TokenModel for FakeModel {
         Ok(hidden.chunks_exact(2).flat_map(|row| self.row(row[0] as u32)).collect())
     }
 }
+
+/// What a [`Hooked`] model is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Asked<'a> {
+    /// Hidden states of a batch, which is not run yet.
+    Hidden(&'a Batch),
+    /// So many logits, rows × vocabulary, which are not made yet.
+    Logits(usize),
+}
+
+/// A [`FakeModel`] that tells a closure of what it is asked for, and answers with the closure's error if there
+/// is one.
+pub(crate) struct Hooked<F> {
+    inner: FakeModel,
+    hook: F,
+}
+
+impl<F: Fn(Asked<'_>) -> Result<()> + Sync> Hooked<F> {
+    pub fn new(inner: FakeModel, hook: F) -> Self {
+        Self { inner, hook }
+    }
+}
+
+impl<F: Fn(Asked<'_>) -> Result<()> + Sync> TokenModel for Hooked<F> {
+    fn vocab(&self) -> usize {
+        self.inner.vocab()
+    }
+
+    fn width(&self) -> usize {
+        self.inner.width()
+    }
+
+    fn context(&self) -> usize {
+        self.inner.context()
+    }
+
+    fn hidden(&self, batch: &Batch, caches: &mut [KvCache], progress: &Progress) -> Result<Vec<f32>> {
+        (self.hook)(Asked::Hidden(batch))?;
+        self.inner.hidden(batch, caches, progress)
+    }
+
+    fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
+        (self.hook)(Asked::Logits(hidden.len() / self.width() * self.vocab()))?;
+        self.inner.logits(hidden)
+    }
+}

@@ -491,9 +491,10 @@ fn check_vocabularies(baseline: usize, candidate: usize) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake::{FakeCodec, FakeModel};
+    use super::super::fake::{Asked, FakeCodec, FakeModel, Hooked};
     use super::*;
     use proptest::prelude::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn source(len: usize) -> TextSource {
         let text: String = (0..len).map(|i| char::from(b'c' + (i * i % 23) as u8)).collect();
@@ -504,43 +505,26 @@ mod tests {
         TextOptions { convention, context: Some(context), max_tokens: None }
     }
 
-    /// Notes how many logits were asked for at once.
-    struct Watched(FakeModel, std::sync::atomic::AtomicUsize);
-
-    impl TokenModel for Watched {
-        fn vocab(&self) -> usize {
-            self.0.vocab()
-        }
-
-        fn width(&self) -> usize {
-            self.0.width()
-        }
-
-        fn context(&self) -> usize {
-            self.0.context()
-        }
-
-        fn hidden(&self, batch: &Batch, caches: &mut [crate::model::KvCache], progress: &Progress) -> Result<Vec<f32>> {
-            self.0.hidden(batch, caches, progress)
-        }
-
-        fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-            let logits = self.0.logits(hidden)?;
-            self.1.fetch_max(logits.len(), std::sync::atomic::Ordering::Relaxed);
-            Ok(logits)
-        }
+    /// A model of a million tokens that notes how many logits were asked for at once.
+    fn watched(noise: f32, most: &AtomicUsize) -> Hooked<impl Fn(Asked<'_>) -> Result<()> + Sync> {
+        Hooked::new(FakeModel { vocab: 1 << 20, noise, ..FakeModel::default() }, move |asked| {
+            if let Asked::Logits(count) = asked {
+                most.fetch_max(count, Ordering::Relaxed);
+            }
+            Ok(())
+        })
     }
 
     #[test]
     fn logits_of_a_large_vocabulary_are_streamed_and_never_all_held() {
-        let model = |noise| Watched(FakeModel { vocab: 1 << 20, noise, ..FakeModel::default() }, 0.into());
-        let (base, candidate) = (model(0.0), model(1.0));
+        let most = [AtomicUsize::new(0), AtomicUsize::new(0)];
+        let (base, candidate) = (watched(0.0, &most[0]), watched(1.0, &most[1]));
         let options = options(Convention::NonOverlapping, 32);
         let text = ScoredText::new(&FakeCodec::default(), &source(70), 32, 1 << 20, &options).expect("windows");
         let (_, own) = text.score_pair(&base, &candidate, &Progress::default()).expect("scores");
         assert!(own.tokens >= 60 && own.distance.is_some());
         // 60 tokens of a million logits would be 240 MiB a model; both together hold at most 64 MiB.
-        let held = base.1.into_inner() + candidate.1.into_inner();
+        let held: usize = most.iter().map(|most| most.load(Ordering::Relaxed)).sum();
         assert!(held * 4 <= 64 << 20, "{held}");
     }
 

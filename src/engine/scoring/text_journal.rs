@@ -103,68 +103,41 @@ fn numbers<const N: usize>(bytes: &[u8]) -> [f64; N] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake::{FakeCodec, FakeModel};
+    use super::super::fake::{Asked, FakeCodec, FakeModel, Hooked};
     use super::super::text::{ScoredText, TextOptions, TextSource};
     use super::super::top_k::{KeptBaseline, KeptOptions};
     use super::super::{BATCH_TOKENS, TextResult, TokenModel};
     use super::*;
-    use crate::model::{Batch, KvCache};
     use crate::progress::Progress;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Counts its batches and stops after some.
-    struct Stopping {
-        inner: FakeModel,
-        read: AtomicUsize,
-        most: usize,
-    }
-
-    impl TokenModel for Stopping {
-        fn vocab(&self) -> usize {
-            self.inner.vocab()
-        }
-
-        fn width(&self) -> usize {
-            self.inner.width()
-        }
-
-        fn context(&self) -> usize {
-            self.inner.context()
-        }
-
-        fn hidden(&self, batch: &Batch, caches: &mut [KvCache], progress: &Progress) -> Result<Vec<f32>> {
-            if self.read.fetch_add(1, Ordering::Relaxed) >= self.most {
-                return Err(Error::Cancelled);
-            }
-            self.inner.hidden(batch, caches, progress)
-        }
-
-        fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-            self.inner.logits(hidden)
-        }
-    }
-
-    fn stopping(most: usize) -> Stopping {
-        let inner = FakeModel { noise: 1.0, ..FakeModel::default() };
-        Stopping { inner, read: AtomicUsize::new(0), most }
+    /// A model that counts its batches in `read` and stops after `most`.
+    fn stopping(read: &AtomicUsize, most: usize) -> Hooked<impl Fn(Asked<'_>) -> Result<()> + Sync> {
+        Hooked::new(FakeModel { noise: 1.0, ..FakeModel::default() }, move |asked| match asked {
+            Asked::Hidden(_) if read.fetch_add(1, Ordering::Relaxed) >= most => Err(Error::Cancelled),
+            _ => Ok(()),
+        })
     }
 
     /// Scores a text with a model, keeping finished runs in a file where one is named.
-    type Scoring<'a> = dyn Fn(&Stopping, Option<&Path>, &Progress) -> Result<TextResult> + 'a;
+    type Scoring<'a> = dyn Fn(&dyn TokenModel, Option<&Path>, &Progress) -> Result<TextResult> + 'a;
 
     /// Stops a scoring after two runs, goes on, and asks a third time for what is all there.
     fn interrupted(score: &Scoring<'_>, path: &Path) {
-        let whole = stopping(usize::MAX);
-        let expected = score(&whole, None, &Progress::default()).expect("scores");
-        let runs = whole.read.into_inner();
+        let read = AtomicUsize::new(0);
+        let expected = score(&stopping(&read, usize::MAX), None, &Progress::default()).expect("scores");
+        let runs = read.swap(0, Ordering::Relaxed);
         assert!(runs >= 4, "{runs}");
-        assert!(score(&stopping(2), Some(path), &Progress::default()).is_err_and(|err| err.is_cancelled()));
-        let (rest, progress) = (stopping(usize::MAX), Progress::default());
-        assert_eq!(score(&rest, Some(path), &progress).expect("the rest"), expected);
-        assert_eq!(rest.read.into_inner(), runs - 2);
+        let stopped = score(&stopping(&read, 2), Some(path), &Progress::default());
+        assert!(stopped.is_err_and(|err| err.is_cancelled()));
+        read.store(0, Ordering::Relaxed);
+        let progress = Progress::default();
+        assert_eq!(score(&stopping(&read, usize::MAX), Some(path), &progress).expect("the rest"), expected);
+        assert_eq!(read.swap(0, Ordering::Relaxed), runs - 2);
         let snapshot = progress.snapshot();
         assert!(snapshot.resumed > 0 && snapshot.done == snapshot.total && snapshot.running.is_some());
-        assert_eq!(score(&stopping(0), Some(path), &Progress::default()).expect("nothing to do"), expected);
+        let again = score(&stopping(&read, 0), Some(path), &Progress::default()).expect("nothing to do");
+        assert_eq!(again, expected);
     }
 
     #[test]

@@ -368,35 +368,9 @@ fn write(
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake::{FakeCodec, FakeModel};
+    use super::super::fake::{FakeCodec, FakeModel, Hooked};
     use super::super::text::{TextOptions, TextSource};
     use super::*;
-    use crate::model::{Batch, KvCache};
-
-    /// A model that is there and must not be run.
-    struct Unwilling(FakeModel);
-
-    impl TokenModel for Unwilling {
-        fn vocab(&self) -> usize {
-            self.0.vocab()
-        }
-
-        fn width(&self) -> usize {
-            self.0.width()
-        }
-
-        fn context(&self) -> usize {
-            self.0.context()
-        }
-
-        fn hidden(&self, _: &Batch, _: &mut [KvCache], _: &Progress) -> Result<Vec<f32>> {
-            Err(Error::Cancelled)
-        }
-
-        fn logits(&self, _: &[f32]) -> Result<Vec<f32>> {
-            Err(Error::Cancelled)
-        }
-    }
 
     fn text() -> ScoredText {
         let source = TextSource::new("text", "the quick brown fox jumps over the lazy dog ".repeat(40));
@@ -478,7 +452,8 @@ mod tests {
     fn a_second_candidate_does_not_run_the_baseline_and_a_spoiled_file_is_made_anew() {
         let folder = tempfile::tempdir().expect("folder");
         let base = FakeModel::default();
-        let unwilling = Unwilling(base.clone());
+        // A model that is there and must not be run.
+        let unwilling = Hooked::new(base.clone(), |_| Err(Error::Cancelled));
         assert!(make(folder.path(), 8, &unwilling).is_err());
         drop(make(folder.path(), 8, &base).expect("made"));
         assert!(make(folder.path(), 8, &unwilling).is_ok());

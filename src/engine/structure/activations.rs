@@ -146,6 +146,18 @@ pub(super) fn shared_input(role: Role) -> Role {
     }
 }
 
+/// The sample in the batches that a model is run on, each with the lengths of its sequences.
+pub(super) fn batches(sample: &Sample) -> impl Iterator<Item = (Batch, Vec<usize>)> {
+    let longest = sample.windows.iter().map(Vec::len).max().unwrap_or(1).max(1);
+    sample.windows.chunks((BATCH_TOKENS / longest).max(1)).map(|windows| {
+        let mut batch = Batch::default();
+        for ids in windows {
+            batch.push(ids, None, None);
+        }
+        (batch, windows.iter().map(Vec::len).collect())
+    })
+}
+
 /// Runs the model once over the sample; `see` gets every input with the lengths of its sequences.
 pub(super) fn run(
     model: &Model,
@@ -154,14 +166,8 @@ pub(super) fn run(
     see: &mut dyn FnMut(LinearInput<'_>, &[usize]),
 ) -> Result<()> {
     progress.begin(Phase::Calibrating, sample.tokens(), Unit::Tokens);
-    let longest = sample.windows.iter().map(Vec::len).max().unwrap_or(1).max(1);
-    for windows in sample.windows.chunks((BATCH_TOKENS / longest).max(1)) {
+    for (batch, lengths) in batches(sample) {
         progress.check()?;
-        let mut batch = Batch::default();
-        for ids in windows {
-            batch.push(ids, None, None);
-        }
-        let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
         model.watch_linears(&batch, progress, &mut |input| see(input, &lengths))?;
         progress.advance(batch.ids.len() as u64);
     }

@@ -9,6 +9,8 @@
 
 use std::fmt;
 
+use crate::checkpoint::RowMap;
+
 /// Which weights of a row are compared with each other, and how many of them go.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pattern {
@@ -91,16 +93,40 @@ pub fn mask_row(weights: &mut [f32], norms: Option<&[f32]>, pattern: Pattern) {
     }
 }
 
-/// Masks a whole matrix by magnitude, its weights compared with each other wherever they stand; with n:m as
-/// [`mask_row`].
-pub fn mask_by_magnitude(weights: &mut [f32], cols: usize, pattern: Pattern) {
-    match pattern {
-        Pattern::Share(share) => {
-            let scores: Vec<f32> = weights.iter().map(|weight| weight.abs()).collect();
-            let count = (weights.len() as f64 * share).floor() as usize;
-            zero_lowest(weights, &scores, count, &mut Vec::new());
+/// The smallest weights of a matrix, compared with each other wherever they stand: those below a magnitude, and
+/// of those that have it the first.
+#[derive(Debug)]
+pub(super) struct Smallest {
+    magnitude: f32,
+    /// Index within the matrix after the last weight of just this magnitude that goes.
+    ties_until: usize,
+}
+
+impl Smallest {
+    /// This share of `values`, all weights of a matrix row by row.
+    pub(super) fn of(values: &[f32], share: f64) -> Self {
+        let count = (values.len() as f64 * share).floor() as usize;
+        if count == 0 {
+            return Self { magnitude: 0.0, ties_until: 0 };
         }
-        Pattern::Blocks { .. } => weights.chunks_exact_mut(cols).for_each(|row| mask_row(row, None, pattern)),
+        let mut sizes: Vec<f32> = values.iter().map(|value| value.abs()).collect();
+        let (below, magnitude, _) = sizes.select_nth_unstable_by(count - 1, f32::total_cmp);
+        let magnitude = *magnitude;
+        let ties = 1 + below.iter().filter(|size| **size == magnitude).count();
+        let last = values.iter().enumerate().filter(|(_, value)| value.abs() == magnitude).nth(ties - 1);
+        Self { magnitude, ties_until: last.map_or(0, |(index, _)| index + 1) }
+    }
+}
+
+impl RowMap for Smallest {
+    fn map(&self, row: usize, values: &mut [f32]) {
+        let first = row * values.len();
+        for (at, value) in values.iter_mut().enumerate() {
+            let size = value.abs();
+            if size < self.magnitude || (size == self.magnitude && first + at < self.ties_until) {
+                *value = 0.0;
+            }
+        }
     }
 }
 
@@ -111,6 +137,11 @@ mod tests {
 
     fn zeros(values: &[f32]) -> usize {
         values.iter().filter(|value| **value == 0.0).count()
+    }
+
+    fn mask_by_magnitude(weights: &mut [f32], cols: usize, share: f64) {
+        let smallest = Smallest::of(weights, share);
+        weights.chunks_exact_mut(cols).enumerate().for_each(|(row, values)| smallest.map(row, values));
     }
 
     proptest! {
@@ -145,10 +176,21 @@ mod tests {
         mask_row(&mut row, Some(&[100.0, 1.0, 0.1, 1.0]), Pattern::Share(0.5));
         assert_eq!(row, [0.1, 2.0, 0.0, 0.0]);
         let mut matrix = [1.0, 2.0, 3.0, 4.0, 0.1, 0.2, 0.3, 0.4];
-        mask_by_magnitude(&mut matrix, 4, Pattern::Share(0.5));
+        mask_by_magnitude(&mut matrix, 4, 0.5);
         assert_eq!(matrix, [1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0]);
-        mask_by_magnitude(&mut matrix, 4, Pattern::TWO_OF_FOUR);
+        mask_row(&mut matrix[..4], None, Pattern::TWO_OF_FOUR);
         assert_eq!(matrix[..4], [0.0, 0.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn of_equal_magnitudes_the_first_go_whatever_their_row_and_sign() {
+        let mut matrix = [2.0, -1.0, 3.0, 1.0, -1.0, 0.5];
+        // Three of six: 0.5, then two of the three ones.
+        mask_by_magnitude(&mut matrix, 2, 0.5);
+        assert_eq!(matrix, [2.0, 0.0, 3.0, 0.0, -1.0, 0.0]);
+        let whole = matrix;
+        mask_by_magnitude(&mut matrix, 2, 0.1);
+        assert_eq!(matrix, whole, "a tenth of six is none");
     }
 
     #[test]

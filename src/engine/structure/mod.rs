@@ -24,6 +24,7 @@ pub mod select;
 pub mod slices;
 pub mod sparse_gpt;
 pub mod study;
+mod walk;
 pub mod wanda;
 
 #[cfg(test)]

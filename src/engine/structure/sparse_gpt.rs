@@ -212,11 +212,26 @@ fn sweep_row(
 
 #[cfg(test)]
 mod tests {
-    use super::super::masks::mask_by_magnitude;
+    use super::super::masks::{Smallest, mask_row};
     use super::*;
+    use crate::checkpoint::RowMap as _;
 
     fn wave(len: usize, step: f64) -> Vec<f32> {
         (0..len).map(|at| ((at as f64 * step + 0.3).sin() * (1.0 + (at % 7) as f64)) as f32).collect()
+    }
+
+    /// Masks by magnitude: a share of the whole matrix, or of each run of its rows.
+    fn mask_by_magnitude(weights: &mut [f32], cols: usize, pattern: Pattern) {
+        let smallest = match pattern {
+            Pattern::Share(share) => Some(Smallest::of(weights, share)),
+            Pattern::Blocks { .. } => None,
+        };
+        for (row, values) in weights.chunks_exact_mut(cols).enumerate() {
+            match &smallest {
+                Some(smallest) => smallest.map(row, values),
+                None => mask_row(values, None, pattern),
+            }
+        }
     }
 
     /// Second moments of correlated inputs.

@@ -7,13 +7,14 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::activations::{self, shared_input};
-use super::masks::{Pattern, mask_row};
+use super::activations::shared_input;
+use super::masks::{Pattern, Smallest, mask_row};
+use super::walk::Walk;
 use super::{Activations, Sample, sparse_gpt};
 use crate::checkpoint::{Checkpoint, Role, RowMap, TensorInfo};
 use crate::device::Device;
@@ -90,7 +91,7 @@ pub struct MaskOptions<'a> {
     pub pattern: Pattern,
     /// The text's windows, for methods that look at a text.
     pub sample: Option<&'a Sample>,
-    /// Memory for the matrices that SparseGPT computes.
+    /// Memory for the matrices that SparseGPT computes, and for the states between layers, where some is left.
     pub most_bytes: u64,
     /// The integers, by group or channel, that SparseGPT brings what stays to.
     pub format: Option<Dtype>,
@@ -132,26 +133,6 @@ impl MaskReport {
     }
 }
 
-/// The smallest weights of a tensor: those below a magnitude, and of those that have it the first.
-#[derive(Debug)]
-struct Smallest {
-    magnitude: f32,
-    /// Index within the tensor after the last weight of just this magnitude that goes.
-    ties_until: usize,
-}
-
-impl RowMap for Smallest {
-    fn map(&self, row: usize, values: &mut [f32]) {
-        let first = row * values.len();
-        for (at, value) in values.iter_mut().enumerate() {
-            let size = value.abs();
-            if size < self.magnitude || (size == self.magnitude && first + at < self.ties_until) {
-                *value = 0.0;
-            }
-        }
-    }
-}
-
 /// Rows masked by themselves.
 #[derive(Debug)]
 struct Rows {
@@ -182,22 +163,8 @@ fn decode(checkpoint: &Checkpoint, tensor: &TensorInfo) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-fn smallest(checkpoint: &Checkpoint, tensor: &TensorInfo, share: f64) -> Result<Smallest> {
-    let values = decode(checkpoint, tensor)?;
-    let count = (values.len() as f64 * share).floor() as usize;
-    if count == 0 {
-        return Ok(Smallest { magnitude: 0.0, ties_until: 0 });
-    }
-    let mut sizes: Vec<f32> = values.iter().map(|value| value.abs()).collect();
-    let (below, magnitude, _) = sizes.select_nth_unstable_by(count - 1, f32::total_cmp);
-    let magnitude = *magnitude;
-    let ties = 1 + below.iter().filter(|size| **size == magnitude).count();
-    let ties_until = values.iter().enumerate().filter(|(_, value)| value.abs() == magnitude).nth(ties - 1);
-    Ok(Smallest { magnitude, ties_until: ties_until.map_or(0, |(index, _)| index + 1) })
-}
-
 /// Reads `checkpoint` through a mask on the linears of its layers. SparseGPT holds the masked matrices in
-/// memory and looks at the sample once for every layer; inputs are those of the model before the mask.
+/// memory and takes the sample through the model layer by layer; inputs are those of the model before the mask.
 ///
 /// # Errors
 /// A method that needs a text without one, a model too large, a format that this method cannot bring weights
@@ -229,7 +196,7 @@ pub fn masked(
             for tensor in &subjects {
                 progress.check()?;
                 let map: Arc<dyn RowMap> = match pattern {
-                    Pattern::Share(share) => Arc::new(smallest(checkpoint, tensor, share)?),
+                    Pattern::Share(share) => Arc::new(Smallest::of(&decode(checkpoint, tensor)?, share)),
                     Pattern::Blocks { .. } => Arc::new(Rows { norms: None, pattern }),
                 };
                 maps.insert(tensor.name.clone(), map);
@@ -258,7 +225,8 @@ pub fn masked(
             let sample = need(sample)?;
             check_groups(&subjects, scheme)?;
             let model = load()?;
-            let made = sparse_gpt(checkpoint, &model, &subjects, pattern, scheme, &sample, progress)?;
+            let walk = Walk::new(&model, &sample, most_bytes.saturating_sub(weights.saturating_mul(4)), progress);
+            let made = sparse_gpt(checkpoint, walk, &subjects, pattern, scheme, progress)?;
             ran_on = Some(model.device());
             (maps, rows) = (made.maps, made.rows);
             loss = Some(made.loss);
@@ -359,26 +327,22 @@ fn check_groups(subjects: &[&TensorInfo], scheme: Option<IntScheme>) -> Result<(
 /// Sweeps layer by layer, so that the second moments of one layer are in memory at a time.
 fn sparse_gpt(
     checkpoint: &Checkpoint,
-    model: &Model,
+    mut walk: Walk<'_>,
     subjects: &[&TensorInfo],
     pattern: Pattern,
     scheme: Option<IntScheme>,
-    sample: &Sample,
     progress: &Progress,
 ) -> Result<Made> {
     let mut made = Made::default();
-    for layer in 0..model.config.layers.len() {
-        let moments: Mutex<BTreeMap<Role, Vec<f64>>> = Mutex::default();
-        activations::run(model, sample, progress, &mut |input, _| {
-            if let (true, Some(&first), Ok(mut moments)) =
-                (input.layer == Some(layer), input.roles.first(), moments.lock())
-            {
+    let scale = 2.0 / walk.tokens().max(1) as f64;
+    while let Some(layer) = walk.next_layer() {
+        let mut moments: BTreeMap<Role, Vec<f64>> = BTreeMap::new();
+        walk.step(progress, &mut |input| {
+            if let Some(&first) = input.roles.first() {
                 let own = moments.entry(first).or_insert_with(|| vec![0.0; input.width * input.width]);
                 add_products(own, input.values, input.width);
             }
         })?;
-        let mut moments = moments.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let scale = 2.0 / sample.tokens().max(1) as f64;
         moments.values_mut().flatten().for_each(|value| *value *= scale);
         for tensor in subjects.iter().filter(|tensor| tensor.layer == Some(layer)) {
             let Some(hessian) = moments.get(&shared_input(tensor.role)) else { continue };
@@ -528,7 +492,11 @@ mod tests {
             }
             assert_eq!(report.device.as_deref(), Some("cpu"));
             let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("pool");
-            let (again, _) = pool.install(|| masked(&demo, &options, &progress).expect("masks"));
+            // Without room for the states between layers, which are then computed from the tokens again.
+            let linears = demo.tensors.iter().filter(|tensor| tensor.role.is_layer_linear());
+            let tight = MaskOptions { most_bytes: linears.map(|tensor| 4 * tensor.weight_count()).sum(), ..options };
+            let (again, again_report) = pool.install(|| masked(&demo, &tight, &progress).expect("masks"));
+            assert_eq!(again_report, report);
             let bytes = |checkpoint: &Checkpoint| {
                 let (mut all, mut rows) = (Vec::new(), Vec::new());
                 for tensor in &checkpoint.tensors {
@@ -537,7 +505,7 @@ mod tests {
                 }
                 all
             };
-            assert!(bytes(&again) == bytes(&joint), "whatever the number of threads");
+            assert!(bytes(&again) == bytes(&joint), "whatever the number of threads and the memory");
         }
     }
 }
