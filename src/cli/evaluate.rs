@@ -178,7 +178,7 @@ pub(super) struct Detectable {
 
 impl Detectable {
     fn new(slice: String, items: usize) -> Self {
-        let at = |share| stats::detectable(items, share);
+        let at = |share| stats::detectable(items as f64, share);
         Self { slice, items, at_2_percent_flips: at(0.02), at_5_percent_flips: at(0.05), at_10_percent_flips: at(0.1) }
     }
 }

@@ -21,9 +21,8 @@ use crate::engine::device::{self, Device};
 use crate::engine::error::{Error, Result};
 use crate::engine::plan::Plan;
 use crate::engine::plan::budget::Limit;
-use crate::engine::scoring::{GenerateOptions, TaskSet, TextSource};
+use crate::engine::scoring::GenerateOptions;
 use crate::engine::sensitivity::kld::Granularity;
-use crate::engine::structure::slices::Slice;
 
 impl Workbench {
     /// Carries out a command. What cannot be done says so in a notice and changes nothing.
@@ -63,20 +62,8 @@ impl Workbench {
                     self.state.notify(Level::Info, format!("Plan written to {}", path.display()));
                 }
             }
-            Command::LoadTasks(path) => {
-                let tasks = Arc::new(TaskSet::read(&path)?);
-                self.with_document(|document| {
-                    document.tasks = Some(tasks);
-                    document.slice_scores.retain(|slice, _| !matches!(slice, Slice::Tasks(_)));
-                });
-                self.mark_stale();
-            }
-            Command::LoadText(path) => {
-                let text = Arc::new(TextSource::read(&path)?);
-                self.with_document(|document| document.text = Some(text));
-                self.mark_stale();
-                self.look_at_calibration(false);
-            }
+            Command::LoadTasks(path) => self.load_tasks(path),
+            Command::LoadText(path) => self.load_text(path),
             Command::LoadGates(path) => return self.load_gates(&path),
             Command::Show(view) => self.state.view = view,
             Command::Select { tensor, mode } => self.select(tensor, mode),

@@ -64,6 +64,10 @@ pub(super) enum Outcome {
     Nothing,
     /// A checkpoint is open.
     Opened(Box<Opened>),
+    /// Tasks were read.
+    TasksRead { fingerprint: String, tasks: Arc<TaskSet> },
+    /// The evaluation text was read.
+    TextRead { fingerprint: String, text: Arc<TextSource> },
     /// A run's candidate was opened again.
     Reopened { run: RunId, candidate: std::result::Result<Arc<Checkpoint>, Error> },
     /// The original is profiled.

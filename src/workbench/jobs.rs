@@ -27,6 +27,7 @@ pub struct JobId(u64);
 #[allow(missing_docs, reason = "the names say it")]
 pub enum JobKind {
     Open,
+    ReadInput,
     Profile,
     WeightError,
     OutputError,

@@ -1,6 +1,7 @@
 //! Opening a checkpoint with what its project holds, and saving the project.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Workbench;
 use super::apply::{file_name, resolve};
@@ -13,6 +14,8 @@ use super::tasks::{self, Source};
 use super::{importance, planning};
 use crate::engine::error::Result;
 use crate::engine::plan::{Plan, Recipe, Target};
+use crate::engine::scoring::{TaskSet, TextSource};
+use crate::engine::structure::slices::Slice;
 
 /// A changed project is saved at most this often.
 const AUTOSAVE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
@@ -33,6 +36,50 @@ impl Workbench {
         });
         let (cache_dir, data_dir) = (self.options.cache_dir.clone(), self.options.data_dir.clone());
         self.jobs.spawn(JobKind::Open, title, move |_| tasks::open(source, &cache_dir, &data_dir));
+    }
+
+    /// Starts to read tasks, whose files may be large.
+    pub(super) fn load_tasks(&mut self, path: PathBuf) {
+        self.read_input(&path.clone(), move |fingerprint| {
+            let tasks = Arc::new(TaskSet::read(&path)?);
+            Ok(Outcome::TasksRead { fingerprint, tasks })
+        });
+    }
+
+    /// Starts to read the text that models are evaluated on.
+    pub(super) fn load_text(&mut self, path: PathBuf) {
+        self.read_input(&path.clone(), move |fingerprint| {
+            let text = Arc::new(TextSource::read(&path)?);
+            Ok(Outcome::TextRead { fingerprint, text })
+        });
+    }
+
+    fn read_input(&mut self, path: &Path, read: impl FnOnce(String) -> Result<Outcome> + Send + 'static) {
+        let Some(document) = &self.state.document else { return };
+        let fingerprint = document.checkpoint.fingerprint.clone();
+        self.jobs.spawn(JobKind::ReadInput, format!("read {}", file_name(path)), move |context| {
+            let outcome = read(fingerprint)?;
+            context.progress.check()?;
+            Ok(outcome)
+        });
+    }
+
+    /// Evaluates on these tasks from now on.
+    pub(super) fn take_tasks(&mut self, fingerprint: &str, tasks: Arc<TaskSet>) {
+        let Some(document) = self.document_of(fingerprint) else { return };
+        document.tasks = Some(tasks);
+        document.slice_scores.retain(|slice, _| !matches!(slice, Slice::Tasks(_)));
+        document.is_dirty = true;
+        self.mark_stale();
+    }
+
+    /// Evaluates on this text from now on.
+    pub(super) fn take_text(&mut self, fingerprint: &str, text: Arc<TextSource>) {
+        let Some(document) = self.document_of(fingerprint) else { return };
+        document.text = Some(text);
+        document.is_dirty = true;
+        self.mark_stale();
+        self.look_at_calibration(false);
     }
 
     /// Gives the project a file of its own, called `path` with the ending of projects.

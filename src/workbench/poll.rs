@@ -113,6 +113,8 @@ impl Workbench {
         match outcome {
             Outcome::Nothing => {}
             Outcome::Opened(opened) => self.take_in(*opened),
+            Outcome::TasksRead { fingerprint, tasks } => self.take_tasks(&fingerprint, tasks),
+            Outcome::TextRead { fingerprint, text } => self.take_text(&fingerprint, text),
             Outcome::Reopened { run, candidate } => {
                 let mut profile = false;
                 self.with_document(|document| {

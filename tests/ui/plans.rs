@@ -223,7 +223,8 @@ fn the_report_is_shown_and_each_of_its_files_is_written() {
 fn an_evaluation_in_the_middle_is_cancelled_by_its_button() {
     let mut window = threaded();
     let tasks = window.document().checkpoint.path.join("tasks.jsonl");
-    window.harness.state_mut().bench_mut().apply(Command::LoadTasks(tasks));
+    window.harness.state_mut().bench_mut().apply(Command::LoadTasks(tasks.clone()));
+    until(&mut window, "reading", |window| window.document().tasks.as_ref().is_some_and(|read| read.path == tasks));
     window.harness.state_mut().bench_mut().apply(Action::EvaluateBaseline);
     until(&mut window, "evaluating", |window| {
         window.bench().jobs().any(|job| job.kind == JobKind::Evaluate && job.progress.done > 0)

@@ -57,7 +57,8 @@ pub fn strip_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
 
 /// Very short work is not worth a row that comes and goes.
 fn is_shown(job: &JobView<'_>) -> bool {
-    !matches!(job.kind, JobKind::Compare) && (job.kind != JobKind::Open || job.progress.elapsed.as_millis() > 300)
+    let is_soon_over = matches!(job.kind, JobKind::Open | JobKind::ReadInput);
+    !matches!(job.kind, JobKind::Compare) && (!is_soon_over || job.progress.elapsed.as_millis() > 300)
 }
 
 fn plan_ui(ui: &mut Ui, document: &Document, standing: &standing::Memory) {
@@ -180,7 +181,7 @@ fn row(job: &JobView<'_>) -> ProgressRow {
         fraction: (total > 0).then(|| job.progress.fraction() as f32),
         is_paused: job.progress.is_paused,
         is_cancelling: job.progress.is_cancelled,
-        can_pause: !matches!(job.kind, JobKind::Generate | JobKind::Open),
+        can_pause: !matches!(job.kind, JobKind::Generate | JobKind::Open | JobKind::ReadInput),
     }
 }
 

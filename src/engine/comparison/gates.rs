@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use toml_edit::{Document, Item, Table};
 
 use super::stats::items_needed;
-use super::{Comparison, Paired};
+use super::{Comparison, IntervalMethod, Paired};
 use crate::error::{Error, Fault, Result, Stage};
 use crate::units;
 
@@ -420,14 +420,21 @@ impl Gate {
         } else if high < -margin {
             (Verdict::Fail, format!("the loss is at least {} with 95 % confidence", points(-high)))
         } else {
-            let advice = paired
-                .filter(|_| self.metric == "accuracy")
-                .and_then(|paired| items_needed((difference + margin).abs().max(1e-3), paired.flip_fraction))
-                .filter(|&needed| needed > n as u64)
-                .map_or_else(
-                    || "more items are needed".to_owned(),
-                    |needed| format!("about {needed} items are needed"),
-                );
+            let paired = paired.filter(|_| self.metric == "accuracy");
+            let needed = paired.and_then(|paired| {
+                let alone = items_needed((difference + margin).abs().max(1e-3), paired.flip_fraction)?;
+                Some((alone as f64 * paired.design_effect()) as u64).filter(|&needed| needed > n as u64)
+            });
+            let advice = match (paired, needed) {
+                (Some(paired), _) if paired.interval_method == IntervalMethod::OneGroup => {
+                    "all items are of one group, items of others are needed".to_owned()
+                }
+                (Some(paired), Some(needed)) if paired.groups < paired.n => {
+                    format!("about {needed} items are needed, in more groups like these")
+                }
+                (_, Some(needed)) => format!("about {needed} items are needed"),
+                _ => "more items are needed".to_owned(),
+            };
             let reason = format!(
                 "the difference lies between {} and {}, the margin at {}: {advice}",
                 points(low),

@@ -8,7 +8,8 @@ use crate::error::Result;
 use crate::progress::Progress;
 use crate::scoring::Item;
 
-/// Below this many differing items the score interval is used: a bootstrap of a handful is too sure.
+/// Below this many differing groups (items, where they stand alone) the score interval is used as well: a bootstrap
+/// of a handful is too sure.
 const FEW_DISCORDANT: u64 = 10;
 /// A pair of results of the same item.
 pub(super) type Pair<'a> = (Item<'a>, Item<'a>);
@@ -34,12 +35,14 @@ impl Default for ComparisonOptions {
 pub enum IntervalMethod {
     /// Percentiles of a paired bootstrap over items.
     Bootstrap,
-    /// The same over groups of items.
+    /// The same over groups of items, and nowhere narrower than Student's interval of so many groups.
     ClusterBootstrap,
     /// Tango's score interval, where few items differ.
     Score,
-    /// The wider of both on each side, where few items differ and they are grouped or graded.
+    /// The widest of these on each side, where few differ and they are grouped or graded.
     ScoreAndBootstrap,
+    /// Everything that can be: all items are of one group, which says nothing of other groups.
+    OneGroup,
 }
 
 /// Two models on the same items. Fractions, not points; intervals at 95 %.
@@ -50,10 +53,10 @@ pub struct Paired {
     /// Independent groups of items; `n` where items stand alone.
     pub groups: usize,
     pub baseline_accuracy: f64,
-    /// Wilson's.
+    /// Wilson's, of as many independent items as groups leave.
     pub baseline_interval: [f64; 2],
     pub candidate_accuracy: f64,
-    /// Wilson's.
+    /// The same.
     pub candidate_interval: [f64; 2],
     /// Candidate minus baseline.
     pub difference: f64,
@@ -71,7 +74,7 @@ pub struct Paired {
     /// The same of the candidate's.
     #[serde(default)]
     pub candidate_refusal_fraction: f64,
-    /// Exact McNemar test of the flips.
+    /// Exact McNemar test of the flips; of groups, the same test with whole groups exchanged (sign-flip).
     pub mcnemar_p: f64,
     /// The same, corrected for the number of slices (Holm).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,7 +82,8 @@ pub struct Paired {
     /// The difference of all other items, and how much more this slice changed than they, at 95 %.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versus_rest: Option<VersusRest>,
-    /// Difference that so many items detect with 80 % power at this share of flips (at least one item in `n`).
+    /// Difference that so many items detect with 80 % power at this share of flips (at least one item in `n`); of
+    /// groups, as many independent items as they are worth.
     pub detectable_difference: f64,
 }
 
@@ -88,6 +92,12 @@ impl Paired {
     pub fn margin(&self) -> f64 {
         let [low, high] = self.difference_interval;
         (self.difference - low).max(high - self.difference)
+    }
+
+    /// How many grouped items are worth one that stands alone, at least 1.
+    pub(super) fn design_effect(&self) -> f64 {
+        let alone = stats::detectable(self.n as f64, self.flip_fraction.max(1.0 / self.n as f64));
+        if self.groups < self.n { (self.detectable_difference / alone).powi(2).max(1.0) } else { 1.0 }
     }
 }
 
@@ -116,13 +126,49 @@ impl SliceComparison {
     }
 }
 
-/// Mean difference of an item and the variance of that mean, groups as they are (a ratio of two means).
+/// Mean of an item and the variance of that mean, groups as they are (a ratio of two means); of one group, no variance.
 fn mean_of(clusters: &[Cluster]) -> (f64, f64) {
     let items = clusters.iter().map(|(_, count)| f64::from(*count)).sum::<f64>().max(1.0);
     let mean = clusters.iter().map(|(sum, _)| sum).sum::<f64>() / items;
     let squares: f64 = clusters.iter().map(|(sum, count)| (sum - mean * f64::from(*count)).powi(2)).sum();
     let groups = clusters.len() as f64;
     (mean, if groups < 2.0 { 0.0 } else { groups / (groups - 1.0) * squares / (items * items) })
+}
+
+/// Student's interval of the mean of an item, clipped to what differences can be; all of that for one group.
+fn student(clusters: &[Cluster]) -> stats::Interval {
+    if clusters.len() < 2 {
+        return (-1.0, 1.0);
+    }
+    let (mean, variance) = mean_of(clusters);
+    let half = stats::student_t(clusters.len() - 1) * variance.sqrt();
+    ((mean - half).max(-1.0), (mean + half).min(1.0))
+}
+
+/// The widest on each side.
+fn wider(a: stats::Interval, b: stats::Interval) -> stats::Interval {
+    (a.0.min(b.0), a.1.max(b.1))
+}
+
+/// How many independent items grouped ones with these values are worth: their number by Kish's design effect (1965),
+/// between the number of groups and that of items.
+fn independent_items(values: impl Iterator<Item = f64>, clusters: &[Cluster]) -> f64 {
+    let (mut n, mut sum, mut squares) = (0.0, 0.0, 0.0);
+    for value in values {
+        n += 1.0;
+        sum += value;
+        squares += value * value;
+    }
+    let groups = clusters.len() as f64;
+    let alone = (squares - sum * sum / n) / (n * n);
+    let (_, together) = mean_of(clusters);
+    if clusters.len() < 2 {
+        1.0
+    } else if alone <= 0.0 {
+        n
+    } else {
+        (n * alone / together).clamp(groups, n)
+    }
 }
 
 /// All pairs, each with the group that it is drawn with.
@@ -148,30 +194,34 @@ impl<'a> Pairs<'a> {
 
     /// Differences of some pairs, summed over their groups.
     fn clusters_of(&self, members: &[usize]) -> Vec<Cluster> {
+        self.sums_of(members, &|(before, after)| after.score() - before.score())
+    }
+
+    /// A value of some pairs, summed over their groups.
+    fn sums_of(&self, members: &[usize], value: &dyn Fn(&Pair<'_>) -> f64) -> Vec<Cluster> {
         let mut order: Vec<(u32, usize)> = members.iter().map(|&member| (self.clusters[member], member)).collect();
         order.sort_unstable();
         order
             .chunk_by(|a, b| a.0 == b.0)
-            .map(|group| {
-                let difference = |&(_, member): &(u32, usize)| self.all[member].1.score() - self.all[member].0.score();
-                (group.iter().map(difference).sum(), group.len() as u32)
-            })
+            .map(|group| (group.iter().map(|&(_, member)| value(&self.all[member])).sum(), group.len() as u32))
             .collect()
     }
 
-    /// How much more some pairs changed than all others, with errors of whole groups (a normal interval); `None`
-    /// where they are all, or too few differ to say.
+    /// How much more some pairs changed than all others, with errors of whole groups (Student's interval of the fewer
+    /// groups); `None` where they are all, or too few differ to say, or either are of one group.
     pub fn versus_rest(&self, members: &[usize]) -> Option<VersusRest> {
         let mut is_member = vec![false; self.all.len()];
         members.iter().for_each(|&member| is_member[member] = true);
         let others: Vec<usize> = (0..self.all.len()).filter(|&index| !is_member[index]).collect();
         let (own, rest) = (self.clusters_of(members), self.clusters_of(&others));
         let differ = |clusters: &[Cluster]| clusters.iter().filter(|(sum, _)| *sum != 0.0).count() as u64;
-        if others.is_empty() || differ(&own) + differ(&rest) < FEW_DISCORDANT {
+        let fewest = own.len().min(rest.len());
+        if fewest < 2 || differ(&own) + differ(&rest) < FEW_DISCORDANT {
             return None;
         }
         let ((own_mean, own_variance), (rest_mean, rest_variance)) = (mean_of(&own), mean_of(&rest));
-        let (difference, half) = (own_mean - rest_mean, 1.96 * (own_variance + rest_variance).sqrt());
+        let (difference, half) =
+            (own_mean - rest_mean, stats::student_t(fewest - 1) * (own_variance + rest_variance).sqrt());
         Some(VersusRest { difference, interval: [difference - half, difference + half] })
     }
 
@@ -193,30 +243,56 @@ impl<'a> Pairs<'a> {
 
         let clusters = self.clusters_of(members);
         let is_grouped = clusters.len() < n;
-        let score = stats::tango(lower, higher, n);
-        let (interval, interval_method) = if lower + higher < FEW_DISCORDANT {
-            if is_binary && !is_grouped {
-                (score, IntervalMethod::Score)
-            } else {
-                let drawn = resample::bootstrap(&clusters, options.resamples, options.seed, progress)?;
-                ((score.0.min(drawn.0), score.1.max(drawn.1)), IntervalMethod::ScoreAndBootstrap)
-            }
+        let differing = if is_grouped {
+            self.sums_of(members, &|(a, b)| f64::from(u8::from(a.score() != b.score())))
+                .iter()
+                .filter(|(items, _)| *items > 0.0)
+                .count() as u64
         } else {
-            let method = if is_grouped { IntervalMethod::ClusterBootstrap } else { IntervalMethod::Bootstrap };
-            (resample::bootstrap(&clusters, options.resamples, options.seed, progress)?, method)
+            lower + higher
+        };
+        let score = stats::tango(lower, higher, n);
+        let (interval, interval_method) = if n > 1 && clusters.len() == 1 {
+            ((-1.0, 1.0), IntervalMethod::OneGroup)
+        } else if differing < FEW_DISCORDANT && is_binary && !is_grouped {
+            (score, IntervalMethod::Score)
+        } else {
+            let mut interval = resample::bootstrap(&clusters, options.resamples, options.seed, progress)?;
+            if is_grouped {
+                interval = wider(interval, student(&clusters));
+            }
+            if differing < FEW_DISCORDANT {
+                (wider(interval, score), IntervalMethod::ScoreAndBootstrap)
+            } else if is_grouped {
+                (interval, IntervalMethod::ClusterBootstrap)
+            } else {
+                (interval, IntervalMethod::Bootstrap)
+            }
         };
         let flips = right_to_wrong + wrong_to_right;
-        let interval_of = |sum: f64| {
-            let (low, high) = stats::wilson(sum, n);
+        let change = |(a, b): &Pair<'_>| f64::from(u8::from(b.is_correct())) - f64::from(u8::from(a.is_correct()));
+        let (mcnemar_p, worth) = if is_grouped {
+            let net: Vec<Cluster> = self.sums_of(members, &change);
+            let p = stats::sign_flip(&net.iter().map(|(sum, _)| *sum as i64).collect::<Vec<_>>());
+            (p, independent_items(pairs.iter().map(change), &net))
+        } else {
+            (stats::mcnemar(right_to_wrong, wrong_to_right), n as f64)
+        };
+        let interval_of = |score: &dyn Fn(&Pair<'_>) -> f64, sum: f64| {
+            let worth = match is_grouped {
+                true => independent_items(pairs.iter().map(score), &self.sums_of(members, score)),
+                false => n as f64,
+            };
+            let (low, high) = stats::wilson_of(sum / n as f64, worth);
             [low, high]
         };
         Ok(Paired {
             n,
             groups: clusters.len(),
             baseline_accuracy: baseline_sum / n as f64,
-            baseline_interval: interval_of(baseline_sum),
+            baseline_interval: interval_of(&|(item, _)| item.score(), baseline_sum),
             candidate_accuracy: candidate_sum / n as f64,
-            candidate_interval: interval_of(candidate_sum),
+            candidate_interval: interval_of(&|(_, item)| item.score(), candidate_sum),
             difference: (candidate_sum - baseline_sum) / n as f64,
             difference_interval: [interval.0, interval.1],
             interval_method,
@@ -225,10 +301,10 @@ impl<'a> Pairs<'a> {
             flip_fraction: flips as f64 / n as f64,
             baseline_refusal_fraction: count(&|(item, _)| item.is_refusal()) as f64 / n as f64,
             candidate_refusal_fraction: count(&|(_, item)| item.is_refusal()) as f64 / n as f64,
-            mcnemar_p: stats::mcnemar(right_to_wrong, wrong_to_right),
+            mcnemar_p,
             mcnemar_p_holm: None,
             versus_rest: None,
-            detectable_difference: stats::detectable(n, flips.max(1) as f64 / n as f64),
+            detectable_difference: stats::detectable(worth, flips.max(1) as f64 / n as f64),
         })
     }
 }

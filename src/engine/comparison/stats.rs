@@ -16,8 +16,12 @@ pub fn wilson(successes: f64, count: usize) -> Interval {
     if count == 0 {
         return (0.0, 1.0);
     }
-    let n = count as f64;
-    let p = (successes / n).clamp(0.0, 1.0);
+    wilson_of(successes / count as f64, count as f64)
+}
+
+/// Wilson's interval of a proportion of `n` independent items, which need not be a whole number of them.
+pub fn wilson_of(proportion: f64, n: f64) -> Interval {
+    let p = proportion.clamp(0.0, 1.0);
     let scale = 1.0 + Z * Z / n;
     let centre = (p + Z * Z / (2.0 * n)) / scale;
     let half = Z / scale * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
@@ -38,6 +42,59 @@ pub fn mcnemar(right_to_wrong: u64, wrong_to_right: u64) -> f64 {
         tail += ln_term.exp();
     }
     (2.0 * tail).min(1.0)
+}
+
+/// Steps up to which the sign-flip test is counted out.
+const MOST_STEPS: f64 = 5e7;
+
+/// Two-sided sign-flip test of whole groups: the chance that |Σ ±s| reaches |Σ s| when each group's net change `s`
+/// might as well have the other sign (Fisher 1935, Pitman 1937). Groups of one item make it the exact
+/// [`mcnemar`] test. Counted out where that takes few steps, else by its normal limit.
+pub fn sign_flip(net_changes: &[i64]) -> f64 {
+    let changes: Vec<usize> =
+        net_changes.iter().filter(|&&change| change != 0).map(|change| change.unsigned_abs() as usize).collect();
+    let observed = net_changes.iter().sum::<i64>().unsigned_abs() as usize;
+    let most: usize = changes.iter().sum();
+    if observed == 0 {
+        return 1.0;
+    }
+    if most as f64 * changes.len() as f64 > MOST_STEPS {
+        let spread = changes.iter().map(|&change| (change as f64).powi(2)).sum::<f64>().sqrt();
+        return 2.0 * normal_cdf(-(observed as f64) / spread);
+    }
+    // Chances of every sum, the sum of all changes downwards being at 0.
+    let mut chances = vec![0.0; 2 * most + 1];
+    chances[0] = 1.0;
+    let mut reach = 0;
+    for change in changes {
+        reach += 2 * change;
+        for at in (0..=reach).rev() {
+            let below = if at >= 2 * change { chances[at - 2 * change] } else { 0.0 };
+            chances[at] = (chances[at] + below) / 2.0;
+        }
+    }
+    let tail: f64 = chances[most + observed..].iter().sum();
+    (2.0 * tail).min(1.0)
+}
+
+/// The 97.5 % quantile of Student's t: exact for 1 and 2 degrees of freedom, else by Fisher and Cornish's series
+/// (Abramowitz and Stegun 26.7.5, to 0.2 %).
+pub fn student_t(degrees: usize) -> f64 {
+    let (z, v) = (Z, degrees as f64);
+    match degrees {
+        0 => f64::INFINITY,
+        1 => 12.706_204_736,
+        2 => 4.302_652_73,
+        _ => {
+            let terms = [
+                (z.powi(3) + z) / 4.0,
+                (5.0 * z.powi(5) + 16.0 * z.powi(3) + 3.0 * z) / 96.0,
+                (3.0 * z.powi(7) + 19.0 * z.powi(5) + 17.0 * z.powi(3) - 15.0 * z) / 384.0,
+                (79.0 * z.powi(9) + 776.0 * z.powi(7) + 1482.0 * z.powi(5) - 1920.0 * z.powi(3) - 945.0 * z) / 92160.0,
+            ];
+            z + terms.iter().rev().fold(0.0, |sum, term| (sum + term) / v)
+        }
+    }
 }
 
 /// Tango's score interval of a paired difference of proportions (Tango 1998), candidate minus baseline.
@@ -99,9 +156,9 @@ pub fn items_needed(delta: f64, discordant: f64) -> Option<u64> {
     Some((root * root / (delta * delta)).round() as u64)
 }
 
-/// Smallest difference that `count` items detect with 80 % power at a share `discordant` of differing items.
-pub fn detectable(count: usize, discordant: f64) -> f64 {
-    if count == 0 { 1.0 } else { ((Z + Z_POWER) * (discordant / count as f64).sqrt()).min(1.0) }
+/// Smallest difference that `count` independent items detect with 80 % power at a share `discordant` of differing items.
+pub fn detectable(count: f64, discordant: f64) -> f64 {
+    if count <= 0.0 { 1.0 } else { ((Z + Z_POWER) * (discordant / count).sqrt()).min(1.0) }
 }
 
 /// Chance that a paired test of `count` items finds a true difference `delta`, where a share `discordant` of
@@ -152,6 +209,38 @@ mod tests {
     }
 
     #[test]
+    fn groups_of_one_are_mcnemars_test_and_one_group_shows_nothing() {
+        for (lost, gained) in [(10, 2), (25, 10), (5, 5), (0, 0), (1, 0), (40, 3)] {
+            let singles: Vec<i64> = (0..lost).map(|_| -1).chain((0..gained).map(|_| 1)).collect();
+            let (flip, exact) = (sign_flip(&singles), mcnemar(lost, gained));
+            assert!((flip - exact).abs() < 1e-12, "({lost}, {gained}): {flip} {exact}");
+        }
+        // However many items a group has, one alone has two signs and five have 32 patterns of them.
+        assert_eq!(sign_flip(&[-20]), 1.0);
+        assert_eq!(sign_flip(&[-20, -20, -20, -20, -20]), 2.0 / 32.0);
+        // Sums of 6, 4, 2 and 0: four of eight patterns reach 4 or more.
+        assert_eq!(sign_flip(&[-3, -2, 1]), 0.5);
+        // Too many to count out: 3,000 groups of up to 12 items, a fifth more of them worse.
+        let many: Vec<i64> = (0..3000).map(|i| (i % 12 + 1) * if i % 11 < 6 { -1 } else { 1 }).collect();
+        let few: Vec<i64> = many.iter().copied().filter(|change| change.abs() < 6).collect();
+        for changes in [&many, &few] {
+            let spread = changes.iter().map(|&change| (change * change) as f64).sum::<f64>().sqrt();
+            let normal = 2.0 * normal_cdf(-(changes.iter().sum::<i64>().abs() as f64) / spread);
+            assert!((sign_flip(changes) / normal - 1.0).abs() < 0.1, "{} {normal}", sign_flip(changes));
+        }
+    }
+
+    #[test]
+    fn students_quantiles_are_those_of_the_tables() {
+        for (degrees, expected) in
+            [(1, 12.706), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (29, 2.0452), (100_000, 1.95998)]
+        {
+            let t = student_t(degrees);
+            assert!((t / expected - 1.0).abs() < 2e-3, "{degrees}: {t}");
+        }
+    }
+
+    #[test]
     fn wilson_gives_the_checked_intervals() {
         let close = |(low, high): Interval, a: f64, b: f64| (low - a).abs() < 6e-4 && (high - b).abs() < 6e-4;
         assert!(close(wilson(45.0, 50), 0.786, 0.957));
@@ -193,6 +282,6 @@ mod tests {
             assert!(items.abs_diff(expected) <= 2, "{delta} {discordant}: {items}");
         }
         assert_eq!(items_needed(0.1, 0.05), None);
-        assert!((detectable(7847, 0.1) - 0.01).abs() < 1e-4);
+        assert!((detectable(7847.0, 0.1) - 0.01).abs() < 1e-4);
     }
 }

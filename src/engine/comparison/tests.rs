@@ -302,9 +302,63 @@ fn items_of_one_group_are_drawn_together() {
     let cand = evaluation("b", 10, 1.0, grouped(&|id| id / 20 % 5 > 0));
     let comparison = compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
     let overall = comparison.overall.expect("overall");
-    assert_eq!((overall.groups, overall.interval_method), (20, IntervalMethod::ClusterBootstrap));
+    // Four groups differ: too few for a bootstrap alone.
+    assert_eq!((overall.groups, overall.interval_method), (20, IntervalMethod::ScoreAndBootstrap));
     // Single items would give about ±4 points, 20 groups give about ±17.
     assert!(overall.margin() > 0.1, "{}", overall.margin());
+    // Of 16 patterns of signs two are as far from zero: 80 lost items of four groups are four votes, not 80.
+    assert_eq!((overall.right_to_wrong, overall.mcnemar_p), (80, 0.125));
+    // Of a share of 20 % with 20 independent items, not 400.
+    let [low, high] = overall.candidate_interval;
+    assert!(low < 0.6 && high < 0.95 && overall.detectable_difference > 0.2, "{low} {high}");
+}
+
+#[test]
+fn one_group_says_nothing_of_others() {
+    let grouped = |correct: &dyn Fn(usize) -> bool| -> Vec<ItemResult> {
+        (0..100).map(|id| ItemResult { group: Some("passage".into()), ..item(id, "common", correct(id)) }).collect()
+    };
+    let base = evaluation("a", 10, 1.0, grouped(&|_| true));
+    let cand = evaluation("b", 10, 1.0, grouped(&|id| id % 8 > 0));
+    let mut comparison =
+        compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+    let overall = comparison.overall.as_ref().expect("overall");
+    assert_eq!((overall.groups, overall.interval_method), (1, IntervalMethod::OneGroup));
+    assert_eq!((overall.difference_interval, overall.mcnemar_p), ([-1.0, 1.0], 1.0));
+    // So no margin is met for certain, and none is missed.
+    for max_loss in ["0.02", "0.5"] {
+        let gates = format!("[[gate]]\nmetric = \"accuracy\"\nmax_loss = {max_loss}\n");
+        comparison.apply_gates(&GateSet::parse(&gates, Path::new("g")).expect("gates"));
+        assert!(comparison.gates.iter().all(|gate| gate.verdict == Verdict::Undecided), "{:?}", comparison.gates);
+    }
+}
+
+#[test]
+fn intervals_of_few_groups_hold_zero_as_often_as_they_say() {
+    // Six passages of 30 items, each of which suits one of both models by chance. Nothing differs on the whole.
+    let mut random = Random::new(7, 0);
+    let (mut outside, mut claimed, runs) = (0, 0, 400);
+    for _ in 0..runs {
+        let suits: Vec<f64> = (0..6).map(|_| 0.8 * (random.unit() - 0.5)).collect();
+        let mut draw = |shares: &dyn Fn(usize) -> f64| -> Vec<ItemResult> {
+            (0..180)
+                .map(|id| ItemResult {
+                    group: Some(format!("passage {}", id / 30)),
+                    ..item(id, "common", random.unit() < shares(id / 30))
+                })
+                .collect()
+        };
+        let base = evaluation("a", 10, 1.0, draw(&|group| 0.5 + suits[group]));
+        let cand = evaluation("b", 10, 1.0, draw(&|group| 0.5 - suits[group]));
+        let options = ComparisonOptions { resamples: 400, seed: 1 };
+        let overall =
+            compare(&base, &cand, &options, &Progress::default()).expect("compares").overall.expect("overall");
+        let [low, high] = overall.difference_interval;
+        outside += u32::from(low > 0.0 || high < 0.0);
+        claimed += u32::from(overall.mcnemar_p < 0.05);
+    }
+    // 5 % of 400 are 20; a percentile bootstrap of six groups is wrong as often as |t| of 5 degrees is above 1.79: 53.
+    assert!(outside <= 34 && claimed <= 34, "{outside} and {claimed} of {runs}");
 }
 
 #[test]
