@@ -10,6 +10,7 @@ use super::compare_data::{self, Model};
 use super::compare_more;
 use super::compare_parts;
 use super::compare_tables;
+use super::gate_strip::{gate_strip_ui, rollback_ui};
 use crate::app::context::Cx;
 use crate::app::plots::distribution::{Distribution, distribution_ui};
 use crate::app::plots::export::offer_table_ui;
@@ -138,7 +139,8 @@ fn sentence_ui(ui: &mut Ui, document: &Document, run: &Run, comparison: &Compari
             ui.painter().rect_filled(rect, 2.0, color);
             ui.add(Label::new(Type::Title.text(&comparison.sentence)).wrap());
         });
-        compare_parts::gates_ui(ui, comparison);
+        ui.horizontal_wrapped(|ui| gate_strip_ui(ui, &comparison.gates));
+        rollback_ui(ui, comparison);
         if run.is_stale {
             let text = "Measured with other tasks or another text than are chosen now";
             notice_ui(ui, &Notice { level: Level::Warning, text, detail: "", action: None });

@@ -1,4 +1,4 @@
-//! Parts of the comparison: gates as a strip, the items cut in other ways, calibration, the radar with its
+//! Parts of the comparison: the items cut in other ways, calibration, the radar with its
 //! minimum, and the two texts of a flip side by side.
 
 use eframe::egui::{Align, Grid, Label, Layout, Sense, Ui, vec2};
@@ -12,7 +12,7 @@ use crate::app::plots::radar::{Radar, radar_ui};
 use crate::app::plots::slices::{Slices, slices_ui};
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
-    KeyValue, card_ui, key_values_ui, pill_ui, quiet_button_ui, section_ui, section_with_ui, segments_ui,
+    KeyValue, card_ui, key_values_ui, quiet_button_ui, section_ui, section_with_ui, segments_ui,
 };
 use crate::engine::comparison::speculation::speculation;
 use crate::engine::comparison::{Comparison, Flip};
@@ -171,26 +171,6 @@ pub(super) fn draft_ui(ui: &mut Ui, comparison: &Comparison, run: &Run) {
         key_values_ui(ui, &lines);
     });
     offer_table_ui(ui, &card.response, title, || Ok(compare_tables::drafts(&found)));
-}
-
-/// Every verdict as a pill, the gate that leaves least room marked, and what to go back to after a failure.
-pub(super) fn gates_ui(ui: &mut Ui, comparison: &Comparison) {
-    if comparison.gates.is_empty() {
-        return;
-    }
-    ui.horizontal_wrapped(|ui| {
-        for gate in &comparison.gates {
-            let metric = &gate.metric;
-            let what = gate.slice.as_deref().map_or_else(|| metric.clone(), |slice| format!("{metric} on {slice}"));
-            let what = if gate.is_binding { format!("{what} (least room)") } else { what };
-            pill_ui(ui, &what, compare_data::state(gate.verdict))
-                .on_hover_text(format!("{}: {}", gate.limit, gate.reason));
-        }
-    });
-    if let Some(rollback) = &comparison.rollback {
-        let hash = rollback.id.get(..12).unwrap_or(&rollback.id);
-        caption_ui(ui, format!("a gate failed: go back to {} ({hash})", rollback.name)).on_hover_text(&rollback.id);
-    }
 }
 
 /// Changed answers in rows; the one that was clicked shows both texts side by side.

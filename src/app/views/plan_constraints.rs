@@ -3,6 +3,7 @@
 use eframe::egui::{Checkbox, DragValue, TextEdit, Ui};
 
 use super::common::{action_button_ui, caption_ui, combo_ui};
+use super::gate_strip::{gate_strip_ui, rollback_ui};
 use crate::app::context::Cx;
 use crate::app::panels::standing::chips_ui;
 use crate::app::widgets::secondary_button_ui;
@@ -79,7 +80,8 @@ fn gates_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         match judged {
             Some((run, comparison)) => {
                 caption_ui(ui, format!("Gates of {}", run.name));
-                super::compare_parts::gates_ui(ui, comparison);
+                gate_strip_ui(ui, &comparison.gates);
+                rollback_ui(ui, comparison);
             }
             None => {
                 let count = document.gates.as_ref().map_or(0, |gates| gates.gates.len());
