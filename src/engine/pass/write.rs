@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::device::Machine;
 use super::reuse::Reuse;
-use super::{PassOptions, folder};
+use super::{PassOptions, folder, rtn};
 use crate::calibration::Importance;
 use crate::checkpoint::{
     self, Checkpoint, Container, GgufLayout, GgufTensor, GgufValue, GgufWriter, Metadata, Role, TensorInfo,
@@ -107,6 +107,7 @@ impl Job<'_> {
                 &encoded
             } else if decision.is_copy() {
                 self.checkpoint.read_rows(tensor, first..last, &mut raw)?;
+                not_finite += rtn::count_not_finite(tensor.dtype, row_len, &raw);
                 &raw
             } else {
                 self.checkpoint.read_rows(tensor, first..last, &mut raw)?;
