@@ -264,7 +264,7 @@ fn quantize_chunk_body(values: &[f32], width: usize, start: usize, block: usize,
 }
 
 multiversion! {
-    fn quantize_chunk, quantize_chunk_at(values: &[f32], width: usize, start: usize, block: usize, out: &mut ChunkOut<'_>) => quantize_chunk_body
+    at fn quantize_chunk_at(values: &[f32], width: usize, start: usize, block: usize, out: &mut ChunkOut<'_>) => quantize_chunk_body
 }
 
 #[cfg(test)]

@@ -150,7 +150,7 @@ impl Level {
 
 /// Compiles one always-inlined body twice: plainly, and with AVX2 and FMA switched on so that the
 /// compiler vectorizes it. Makes two functions: one picks at run time, the other takes the level, which
-/// the CPU must have. Arithmetic and its order are the same at every level.
+/// the CPU must have; with `at` in front only the latter. Arithmetic and its order are the same at every level.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident, $at:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? => $body:path) => {
         $(#[$meta])*
@@ -159,7 +159,14 @@ macro_rules! multiversion {
             $at($crate::kernels::Level::vectorized(), $($arg),*)
         }
 
-        #[doc = concat!("`", stringify!($name), "` at a given instruction level, which the CPU must have.")]
+        $crate::kernels::multiversion! {
+            at
+            #[doc = concat!("`", stringify!($name), "` at a given instruction level, which the CPU must have.")]
+            $vis fn $at($($arg: $ty),*) $(-> $ret)? => $body
+        }
+    };
+    (at $(#[$meta:meta])* $vis:vis fn $at:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? => $body:path) => {
+        $(#[$meta])*
         $vis fn $at(level: $crate::kernels::Level, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
