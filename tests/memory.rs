@@ -1,4 +1,7 @@
-//! What evaluations of many items hold in memory, counted by the allocator of this program.
+//! What passes over many tensors and evaluations of many items hold in memory, counted by the allocator of this
+//! program.
+
+mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write as _;
@@ -6,7 +9,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use common::TinyModel;
+use lapidary::engine::Progress;
+use lapidary::engine::checkpoint::{Checkpoint, LayerShape};
 use lapidary::engine::evaluation::slices;
+use lapidary::engine::pass::{self, PassOptions};
+use lapidary::engine::plan::{self, Plan};
 use lapidary::engine::scoring::{ItemResult, ItemWriter, Items, TaskKind, TaskSet, items::ROW_BYTES, task_items};
 
 /// The system's allocator, with a count of the bytes in use and of the most that were.
@@ -153,4 +161,65 @@ fn ten_times_the_questions_take_no_more_than_their_places() {
     assert!(matches!(last.kind, TaskKind::ExactMatch { answer, .. } if answer == "19981"));
     let used = MOST.load(Ordering::Relaxed) - before;
     assert!(used <= (512 << 10), "{used} bytes for a sample of {} and one pass over {many}", sample.items.len());
+}
+
+/// A model in f32 whose largest tensors are the three of `channels` by [`HIDDEN`] weights in each layer.
+fn model(layers: usize, channels: usize) -> (tempfile::TempDir, Checkpoint) {
+    let folder = tempfile::tempdir().expect("folder");
+    let layer = LayerShape { heads: 4, kv_heads: 2, mlp_channels: channels };
+    let shape = TinyModel { hidden: HIDDEN, head_dim: 64, layers: vec![layer; layers], ..TinyModel::default() };
+    shape.write(&folder.path().join("model"));
+    let checkpoint = Checkpoint::open(&folder.path().join("model")).expect("opens");
+    (folder, checkpoint)
+}
+
+/// Inputs of every matrix but the last of a layer.
+const HIDDEN: usize = 256;
+
+/// The most bytes in use, beyond those before, while all matrices of a model become q4_k on four threads.
+fn most_bytes_of_a_pass(model: &(tempfile::TempDir, Checkpoint), chunk_weights: usize) -> usize {
+    let (folder, checkpoint) = model;
+    let plan = Plan::parse("version = 1\ntarget = \"gguf\"\n[default]\nformat = \"q4_k\"\n", None).expect("a plan");
+    let resolved = plan::resolve(&plan, checkpoint).expect("resolves");
+    let options = PassOptions { chunk_weights, ..PassOptions::default() };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().expect("a pool");
+    let output = folder.path().join("out.gguf");
+    let run = || {
+        let before = USED.load(Ordering::Relaxed);
+        MOST.store(before, Ordering::Relaxed);
+        pass::run(checkpoint, &resolved, &output, &options, &Progress::default()).expect("runs");
+        MOST.load(Ordering::Relaxed) - before
+    };
+    // The first time, what is made once and kept comes on top.
+    pool.install(run);
+    pool.install(run)
+}
+
+#[test]
+fn a_pass_holds_one_tensor_or_a_chunk_of_it_and_not_the_model() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (few, many) = (model(2, 1024), model(8, 1024));
+    let tensors = [&few, &many].map(|(_, checkpoint)| checkpoint.tensors.len());
+    assert_eq!(tensors, [2 * 9 + 3, 8 * 9 + 3]);
+    let largest = 1024 * HIDDEN;
+    let whole = 1 << 20;
+    // Source and result of one tensor are there together: 4 bytes and 144 bytes for 256 weights.
+    let working_set = |weights: usize| weights * 4 + weights / 256 * 144;
+
+    // Four times the tensors: nothing of their 8 MB a layer, but what the header and the report say of each.
+    let (least, most) = (most_bytes_of_a_pass(&few, whole), most_bytes_of_a_pass(&many, whole));
+    let each = 4 << 10;
+    assert!(most <= least + (tensors[1] - tensors[0]) * each + NOISE, "{least} {most}");
+    assert!(least >= working_set(largest), "{least}");
+    // Beside it the writer's buffer of 1 MiB.
+    assert!(least <= working_set(largest) + (2 << 20), "{least}");
+
+    // A largest tensor of twice the size is what counts, as long as it is not cut into chunks.
+    let wide = model(2, 2048);
+    let larger = most_bytes_of_a_pass(&wide, whole);
+    assert!(larger + NOISE >= least + working_set(largest), "{least} {larger}");
+    let chunk = 64 << 10;
+    let [cut, larger_cut] = [&few, &wide].map(|model| most_bytes_of_a_pass(model, chunk));
+    assert!(larger_cut <= cut + working_set(chunk) / 2 + NOISE, "{cut} {larger_cut}");
+    assert!(cut + working_set(largest) / 2 <= least, "{cut} {least}");
 }

@@ -2,14 +2,17 @@
 //! demo and for shapes from a toy to 70B, with an importance matrix and without.
 //! `tests/oracles/llama_cpp_reference.py` made the fixtures.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lapidary::engine::checkpoint::Checkpoint;
 use lapidary::engine::format;
 use lapidary::engine::plan::recipe::{ModelShape, TensorShape, choose};
-use lapidary::engine::plan::{Plan, Recipe, Target, Treatment, fit, resolve, tensor_types};
+use lapidary::engine::plan::{Calibration, Plan, Recipe, Target, Treatment, fit, resolve, tensor_types};
 use lapidary::engine::target::gguf_names;
 use serde_json::Value;
+
+#[path = "common/synthetic.rs"]
+mod synthetic;
 
 fn fixtures() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"))
@@ -90,6 +93,22 @@ impl Shape {
         tensors
     }
 
+    /// A checkpoint of this shape: headers, and weights that take no room on disk.
+    fn checkpoint(&self, folder: &Path) -> Checkpoint {
+        let shape = synthetic::Shape {
+            layers: self.layers,
+            hidden: self.width,
+            mlp: self.mlp_width,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_width,
+            vocab: self.vocabulary,
+            tied: self.is_tied,
+        };
+        shape.write_sparse(folder).expect("written");
+        Checkpoint::open(folder).expect("opens")
+    }
+
     /// The format of every tensor under a recipe, and whether it fell back; none for vectors.
     fn chosen(&self, recipe: Recipe, has_importance: bool, tensors: &[Tensor]) -> Vec<Option<(&'static str, bool)>> {
         let shapes: Vec<TensorShape<'_>> =
@@ -157,6 +176,38 @@ fn every_tensor_of_every_shape_gets_llama_quantizes_type() {
     }
     assert!(compared > 150_000, "only {compared} tensors were compared");
     assert!(differing > 50, "an importance matrix changed only {differing} choices");
+}
+
+/// What the test above asks of the recipes alone, asked of whole plans for checkpoints.
+#[test]
+fn a_plan_of_a_recipe_resolves_to_llama_quantizes_types() {
+    let fixture = fixture();
+    let mut compared = 0;
+    for (name, entry) in fixture["shapes"].as_object().expect("shapes") {
+        let shape = Shape::read(entry);
+        // Larger ones are of no other kind, and not every file system can make them out of nothing.
+        if shape.width > 2048 {
+            continue;
+        }
+        let folder = tempfile::tempdir().expect("folder");
+        let checkpoint = shape.checkpoint(folder.path());
+        for recipe in Recipe::all() {
+            for (has_importance, outcome) in outcomes(entry, recipe.name()) {
+                if recipe.needs_importance() && !has_importance {
+                    continue;
+                }
+                let mut plan = Plan::of_recipe(Target::Gguf, None, recipe);
+                let calibration = Calibration { imatrix: Some(PathBuf::from("x.gguf")), ..Calibration::default() };
+                plan.set_calibration(has_importance.then_some(calibration));
+                for (ggml, dtype) in planned(&plan, &checkpoint) {
+                    let theirs = expected(&outcome["types"], &ggml);
+                    assert_eq!(theirs, Some(dtype.as_str()), "{name}, {recipe}, importance {has_importance}: {ggml}");
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert!(compared > 30_000, "only {compared} tensors were compared");
 }
 
 #[test]

@@ -343,6 +343,8 @@ pub fn decode_row(dtype: Dtype, source: &[u8], out: &mut [f32]) -> bool {
 }
 
 #[cfg(test)]
+mod ggml_tests;
+#[cfg(test)]
 mod scheme_tests;
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::lanes::STEP;
-use super::{multiversion, search};
+use super::{Level, multiversion, search};
 
 /// Columns that the products work on at a time.
 pub(super) const CHUNK: usize = 256;
@@ -41,7 +41,7 @@ pub(super) fn groups(tokens: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// Rows of 8-bit codes with their scales and sums.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Activations {
     width: usize,
     block: usize,
@@ -70,6 +70,11 @@ struct ChunkOut<'a> {
 impl Activations {
     /// Quantizes rows of `width` values, in blocks of 32 or 256; `width` is a multiple of `block`.
     pub fn quantize(values: &[f32], width: usize, block: usize) -> Self {
+        Self::quantize_at(Level::vectorized(), values, width, block)
+    }
+
+    /// [`Self::quantize`] at a given instruction level, which the CPU must have.
+    pub(super) fn quantize_at(level: Level, values: &[f32], width: usize, block: usize) -> Self {
         assert!(block == RUN || block == CHUNK, "blocks of 32 or 256");
         assert!(width.is_multiple_of(block) && values.len().is_multiple_of(width.max(1)), "whole rows of whole blocks");
         let rows = values.len() / width.max(1);
@@ -100,7 +105,7 @@ impl Activations {
             })
             .collect();
         let quantize = |(index, mut out): (usize, ChunkOut<'_>)| {
-            quantize_chunk(values, width, index * CHUNK, block, &mut out);
+            quantize_chunk_at(level, values, width, index * CHUNK, block, &mut out);
         };
         if values.len() < PARALLEL_FROM {
             chunks.into_iter().enumerate().for_each(quantize);
@@ -172,14 +177,21 @@ impl Activations {
 }
 
 /// The least and the greatest of a block's values, and of zero; eight lanes, so that it vectorizes.
+/// Both are NaN where a value is NaN or infinite: a product with it must not come out as a number.
 #[inline(always)]
 fn range(x: &[f32]) -> (f32, f32) {
     let (mut low, mut high) = ([0.0f32; 8], [0.0f32; 8]);
+    // Zero times such a value is NaN, and a sum with NaN stays it.
+    let mut poison = [0.0f32; 8];
     for values in x.as_chunks::<8>().0 {
         for lane in 0..8 {
+            poison[lane] += values[lane] * 0.0;
             low[lane] = if values[lane] < low[lane] { values[lane] } else { low[lane] };
             high[lane] = if values[lane] > high[lane] { values[lane] } else { high[lane] };
         }
+    }
+    if poison.iter().any(|value| value.is_nan()) {
+        return (f32::NAN, f32::NAN);
     }
     (low.into_iter().fold(0.0, f32::min), high.into_iter().fold(0.0, f32::max))
 }
@@ -189,6 +201,10 @@ fn range(x: &[f32]) -> (f32, f32) {
 fn quantize_block(x: &[f32], codes: &mut [i8]) -> f32 {
     let (scale, inverse);
     let (low, high) = range(x);
+    if high.is_nan() {
+        codes.fill(0);
+        return f32::NAN;
+    }
     if x.len() == RUN {
         let d = high.max(-low) / 127.0;
         inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
@@ -248,7 +264,7 @@ fn quantize_chunk_body(values: &[f32], width: usize, start: usize, block: usize,
 }
 
 multiversion! {
-    fn quantize_chunk(values: &[f32], width: usize, start: usize, block: usize, out: &mut ChunkOut<'_>) => quantize_chunk_body
+    at fn quantize_chunk_at(values: &[f32], width: usize, start: usize, block: usize, out: &mut ChunkOut<'_>) => quantize_chunk_body
 }
 
 #[cfg(test)]
@@ -289,6 +305,23 @@ mod tests {
                         let halves = quantized.half_sums(start, row)[0] + quantized.half_sums(start + 16, row)[0];
                         assert_eq!(halves, quantized.sums(start, row)[0]);
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none() {
+        for (block, width) in [(32, 64), (256, 512)] {
+            for value in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for at in [0, block - 1] {
+                    let mut values = vec![0.5; 2 * width];
+                    values[width + at] = value;
+                    let quantized = Activations::quantize(&values, width, block);
+                    let restored = quantized.restore(1);
+                    assert!(restored[..block].iter().all(|value| value.is_nan()), "{block} {value}: {restored:?}");
+                    let others = restored[block..].iter().chain(&quantized.restore(0)).copied().collect::<Vec<_>>();
+                    assert!(others.iter().all(|value| (value - 0.5).abs() < 0.01), "{block} {value}: {others:?}");
                 }
             }
         }

@@ -99,7 +99,7 @@ fn buckets_body(values: &[f32], inverse: f32, bounds: &[f32; 15], out: &mut [u8;
 }
 
 multiversion! {
-    fn buckets(values: &[f32], inverse: f32, bounds: &[f32; 15], out: &mut [u8; BLOCK]) => buckets_body
+    pub(super) fn buckets, buckets_at(values: &[f32], inverse: f32, bounds: &[f32; 15], out: &mut [u8; BLOCK]) => buckets_body
 }
 
 /// Encodes whole blocks of 64 weights: 32 bytes of codes for each, and its maximum.

@@ -253,12 +253,12 @@ fn extremes8_body(bytes: &[u8], magnitude: i8, always: i8) -> KeyRange {
 
 multiversion! {
     /// Range of all keys of 16-bit words.
-    fn extremes16(bytes: &[u8], magnitude: i16, always: i16) -> KeyRange => extremes16_body
+    pub(super) fn extremes16, extremes16_at(bytes: &[u8], magnitude: i16, always: i16) -> KeyRange => extremes16_body
 }
 
 multiversion! {
     /// Range of all keys of bytes.
-    fn extremes8(bytes: &[u8], magnitude: i8, always: i8) -> KeyRange => extremes8_body
+    pub(super) fn extremes8, extremes8_at(bytes: &[u8], magnitude: i8, always: i8) -> KeyRange => extremes8_body
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ fn decode_bf16_body(source: &[u8], out: &mut [f32]) {
 
 multiversion! {
     /// Reads little-endian bf16 bytes; `source` is twice as long as `out`.
-    pub fn decode_bf16(source: &[u8], out: &mut [f32]) => decode_bf16_body
+    pub fn decode_bf16, decode_bf16_at(source: &[u8], out: &mut [f32]) => decode_bf16_body
 }
 
 /// Reads little-endian f32 bytes.

@@ -136,6 +136,32 @@ mod tests {
         assert!(Fp8::E5M2.value(Fp8::E5M2.encode(f32::NAN)).is_nan());
     }
 
+    /// `tests/oracles/fp8_values.py`.
+    #[test]
+    fn values_and_rounding_are_those_of_ml_dtypes() {
+        let fixture: serde_json::Value =
+            serde_json::from_str(include_str!("../../../tests/fixtures/ml_dtypes_fp8.json")).expect("json");
+        let numbers = |list: &serde_json::Value| -> Vec<u32> {
+            let number = |value: &serde_json::Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+            list.as_array().expect("a list").iter().map(|value| number(value).expect("a number")).collect()
+        };
+        let inputs: Vec<f32> = numbers(&fixture["inputs"]).into_iter().map(f32::from_bits).collect();
+        assert!(inputs.len() > 2000);
+        for (kind, name) in [(Fp8::E4M3, "e4m3"), (Fp8::E5M2, "e5m2")] {
+            let theirs = &fixture["types"][name];
+            let values: Vec<f32> = numbers(&theirs["values"]).into_iter().map(f32::from_bits).collect();
+            assert_eq!(values.len(), 256);
+            for (byte, (ours, theirs)) in kind.table().into_iter().zip(values).enumerate() {
+                assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(), "{name} {byte:#x}");
+            }
+            let bytes = numbers(&theirs["bytes"]);
+            assert_eq!(bytes.len(), inputs.len());
+            for (&value, byte) in inputs.iter().zip(bytes) {
+                assert_eq!(u32::from(kind.encode(value)), byte, "{name} {value:e}");
+            }
+        }
+    }
+
     #[test]
     fn e5m2_rounds_as_an_f16_cut_in_half() {
         for bits in 0..0x7b80u16 {

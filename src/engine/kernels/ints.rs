@@ -125,7 +125,7 @@ fn range_body(values: &[f32]) -> (f32, f32) {
 
 multiversion! {
     /// Smallest and largest finite value, 0 among them.
-    pub fn range(values: &[f32]) -> (f32, f32) => range_body
+    pub fn range, range_at(values: &[f32]) -> (f32, f32) => range_body
 }
 
 /// Added to a small number, it leaves the nearest whole number in the lowest bits (ties to even).
@@ -149,7 +149,7 @@ fn quantize_body(values: &[f32], grid: Grid, top: f32, out: &mut [u8]) {
 
 multiversion! {
     /// Codes of `values` on a grid, at most `top`.
-    fn quantize(values: &[f32], grid: Grid, top: f32, out: &mut [u8]) => quantize_body
+    pub(super) fn quantize, quantize_at(values: &[f32], grid: Grid, top: f32, out: &mut [u8]) => quantize_body
 }
 
 /// Squared error of a group on a grid, each weighted; sums in eight lanes, so that the order is fixed.
@@ -187,7 +187,7 @@ fn error_body(values: &[f32], weights: &[f32], grid: Grid, top: f32) -> f32 {
 }
 
 multiversion! {
-    fn error(values: &[f32], weights: &[f32], grid: Grid, top: f32) -> f32 => error_body
+    pub(super) fn error, error_at(values: &[f32], weights: &[f32], grid: Grid, top: f32) -> f32 => error_body
 }
 
 impl Codes {
@@ -295,7 +295,7 @@ fn dequantize_body(codes: &[u8], scale: f32, zero: u8, out: &mut [f32]) {
 
 multiversion! {
     /// Values of one group's codes.
-    pub fn dequantize(codes: &[u8], scale: f32, zero: u8, out: &mut [f32]) => dequantize_body
+    pub fn dequantize, dequantize_at(codes: &[u8], scale: f32, zero: u8, out: &mut [f32]) => dequantize_body
 }
 
 /// Where the parts of a canonical row begin: a dense stream of codes, a scale per group, and, if

@@ -122,11 +122,11 @@ fn codes_q6_k_body(row: &[u8], codes: &mut [u8]) {
     block_codes(row, 210, codes, q6_codes);
 }
 
-multiversion! { pub(super) fn codes_q2_k(row: &[u8], codes: &mut [u8]) => codes_q2_k_body }
-multiversion! { pub(super) fn codes_q3_k(row: &[u8], codes: &mut [u8]) => codes_q3_k_body }
-multiversion! { pub(super) fn codes_q4_k(row: &[u8], codes: &mut [u8]) => codes_q4_k_body }
-multiversion! { pub(super) fn codes_q5_k(row: &[u8], codes: &mut [u8]) => codes_q5_k_body }
-multiversion! { pub(super) fn codes_q6_k(row: &[u8], codes: &mut [u8]) => codes_q6_k_body }
+multiversion! { pub(super) fn codes_q2_k, codes_q2_k_at(row: &[u8], codes: &mut [u8]) => codes_q2_k_body }
+multiversion! { pub(super) fn codes_q3_k, codes_q3_k_at(row: &[u8], codes: &mut [u8]) => codes_q3_k_body }
+multiversion! { pub(super) fn codes_q4_k, codes_q4_k_at(row: &[u8], codes: &mut [u8]) => codes_q4_k_body }
+multiversion! { pub(super) fn codes_q5_k, codes_q5_k_at(row: &[u8], codes: &mut [u8]) => codes_q5_k_body }
+multiversion! { pub(super) fn codes_q6_k, codes_q6_k_at(row: &[u8], codes: &mut [u8]) => codes_q6_k_body }
 
 /// Decodes whole q2_k blocks.
 pub fn decode_q2_k(source: &[u8], out: &mut [f32]) {

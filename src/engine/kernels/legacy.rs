@@ -84,11 +84,11 @@ fn codes_q8_0_body(row: &[u8], codes: &mut [u8]) {
     block_codes(row, 34, codes, |block, codes| codes.copy_from_slice(&block[2..34]));
 }
 
-multiversion! { pub(super) fn codes_q4_0(row: &[u8], codes: &mut [u8]) => codes_q4_0_body }
-multiversion! { pub(super) fn codes_q4_1(row: &[u8], codes: &mut [u8]) => codes_q4_1_body }
-multiversion! { pub(super) fn codes_q5_0(row: &[u8], codes: &mut [u8]) => codes_q5_0_body }
-multiversion! { pub(super) fn codes_q5_1(row: &[u8], codes: &mut [u8]) => codes_q5_1_body }
-multiversion! { pub(super) fn codes_q8_0(row: &[u8], codes: &mut [u8]) => codes_q8_0_body }
+multiversion! { pub(super) fn codes_q4_0, codes_q4_0_at(row: &[u8], codes: &mut [u8]) => codes_q4_0_body }
+multiversion! { pub(super) fn codes_q4_1, codes_q4_1_at(row: &[u8], codes: &mut [u8]) => codes_q4_1_body }
+multiversion! { pub(super) fn codes_q5_0, codes_q5_0_at(row: &[u8], codes: &mut [u8]) => codes_q5_0_body }
+multiversion! { pub(super) fn codes_q5_1, codes_q5_1_at(row: &[u8], codes: &mut [u8]) => codes_q5_1_body }
+multiversion! { pub(super) fn codes_q8_0, codes_q8_0_at(row: &[u8], codes: &mut [u8]) => codes_q8_0_body }
 
 /// Decodes blocks whose codes and affine terms `read` gives: `offset + scale × (code − shift)`.
 #[inline(always)]

@@ -116,6 +116,12 @@ impl Level {
         Self::available().last().unwrap_or(Self::Portable)
     }
 
+    /// The best level of what is compiled for the baseline and for AVX2 only; cheaper to ask than [`Level::detect`].
+    #[inline]
+    pub(crate) fn vectorized() -> Self {
+        if Self::Avx2.is_available() { Self::Avx2 } else { Self::Portable }
+    }
+
     /// Every level that this CPU has, the reference first, the best last.
     pub fn available() -> impl DoubleEndedIterator<Item = Self> {
         Self::ALL.into_iter().filter(|level| level.is_available())
@@ -143,27 +149,61 @@ impl Level {
 }
 
 /// Compiles one always-inlined body twice: plainly, and with AVX2 and FMA switched on so that the
-/// compiler vectorizes it; picks at run time. Arithmetic and its order are the same in both.
+/// compiler vectorizes it. Makes two functions: one picks at run time, the other takes the level, which
+/// the CPU must have; with `at` in front only the latter. Arithmetic and its order are the same at every level.
 macro_rules! multiversion {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? => $body:path) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident, $at:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? => $body:path) => {
         $(#[$meta])*
+        #[inline]
         $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            $at($crate::kernels::Level::vectorized(), $($arg),*)
+        }
+
+        $crate::kernels::multiversion! {
+            at
+            #[doc = concat!("`", stringify!($name), "` at a given instruction level, which the CPU must have.")]
+            $vis fn $at($($arg: $ty),*) $(-> $ret)? => $body
+        }
+    };
+    (at $(#[$meta:meta])* $vis:vis fn $at:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? => $body:path) => {
+        $(#[$meta])*
+        $vis fn $at(level: $crate::kernels::Level, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,f16c")]
                 fn with_avx2($($arg: $ty),*) $(-> $ret)? {
                     $body($($arg),*)
                 }
-                if $crate::kernels::Level::Avx2.is_available() {
+                if level >= $crate::kernels::Level::Avx2 {
                     // SAFETY: the level says that this CPU has AVX2, FMA and F16C.
                     return unsafe { with_avx2($($arg),*) };
                 }
             }
+            let _ = level;
             $body($($arg),*)
         }
     };
 }
 pub(crate) use multiversion;
 
+/// Asserts that `of` gives the portable reference's result at every level that this CPU has.
+#[cfg(test)]
+#[track_caller]
+pub(crate) fn same_at_every_level<T: PartialEq + std::fmt::Debug>(of: impl Fn(Level) -> T) {
+    let reference = of(Level::Portable);
+    for level in Level::available() {
+        assert_eq!(of(level), reference, "{} differs from plain Rust", level.name());
+    }
+}
+
+/// Bits of floats, which compare as what they are where the values are no numbers or zeros of two signs.
+#[cfg(test)]
+pub(crate) fn bits_of(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
 #[cfg(test)]
 mod encode_tests;
+
+#[cfg(test)]
+mod level_tests;

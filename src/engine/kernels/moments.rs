@@ -197,15 +197,15 @@ fn count_body(values: &[f32], scale: &Scale, beyond: &mut [u64; 3], bins: &mut [
 
 multiversion! {
     /// Range, special values, zeros and sum.
-    pub fn survey(values: &[f32]) -> Survey => survey_body
+    pub fn survey, survey_at(values: &[f32]) -> Survey => survey_body
 }
 multiversion! {
     /// Powers of the distance of finite values from `mean`.
-    pub fn powers(values: &[f32], mean: f64) -> Powers => powers_body
+    pub fn powers, powers_at(values: &[f32], mean: f64) -> Powers => powers_body
 }
 multiversion! {
     /// Adds finite values to the counts of tails and bins; `bins` has [`BINS`].
-    pub fn count(values: &[f32], scale: &Scale, beyond: &mut [u64; 3], bins: &mut [u64]) => count_body
+    pub fn count, count_at(values: &[f32], scale: &Scale, beyond: &mut [u64; 3], bins: &mut [u64]) => count_body
 }
 
 #[cfg(test)]

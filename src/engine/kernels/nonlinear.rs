@@ -252,15 +252,15 @@ fn decode_mxfp4_body(source: &[u8], out: &mut [f32]) {
 
 multiversion! {
     /// Decodes whole iq4_nl blocks.
-    pub fn decode_iq4_nl(source: &[u8], out: &mut [f32]) => decode_iq4_nl_body
+    pub fn decode_iq4_nl, decode_iq4_nl_at(source: &[u8], out: &mut [f32]) => decode_iq4_nl_body
 }
 multiversion! {
     /// Decodes whole iq4_xs blocks.
-    pub fn decode_iq4_xs(source: &[u8], out: &mut [f32]) => decode_iq4_xs_body
+    pub fn decode_iq4_xs, decode_iq4_xs_at(source: &[u8], out: &mut [f32]) => decode_iq4_xs_body
 }
 multiversion! {
     /// Decodes whole mxfp4 blocks.
-    pub fn decode_mxfp4(source: &[u8], out: &mut [f32]) => decode_mxfp4_body
+    pub fn decode_mxfp4, decode_mxfp4_at(source: &[u8], out: &mut [f32]) => decode_mxfp4_body
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ fn rms_norm_body(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 }
 
 multiversion! {
-    fn rms_norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) => rms_norm_body
+    pub(super) fn rms_norm_rows, rms_norm_rows_at(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) => rms_norm_body
 }
 
 /// RMSNorm of each row: `weight · x / √(mean(x²) + eps)`. Source: Zhang and Sennrich, 2019.
@@ -107,7 +107,7 @@ fn silu_mul_body(gate: &mut [f32], up: &[f32]) {
 }
 
 multiversion! {
-    fn silu_mul_run(gate: &mut [f32], up: &[f32]) => silu_mul_body
+    pub(super) fn silu_mul_run, silu_mul_run_at(gate: &mut [f32], up: &[f32]) => silu_mul_body
 }
 
 /// SwiGLU: `gate ← silu(gate) · up`. Source: Shazeer, "GLU variants improve transformer", 2020.
@@ -126,7 +126,7 @@ fn add_body(x: &mut [f32], y: &[f32]) {
 }
 
 multiversion! {
-    fn add_run(x: &mut [f32], y: &[f32]) => add_body
+    pub(super) fn add_run, add_run_at(x: &mut [f32], y: &[f32]) => add_body
 }
 
 /// `x ← x + y`.
@@ -151,7 +151,7 @@ fn rope_body(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
 }
 
 multiversion! {
-    fn rope_token(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) => rope_body
+    pub(super) fn rope_token, rope_token_at(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) => rope_body
 }
 
 /// Rotates every head of every token, `width` values each; `cos` and `sin` have `head_dim / 2` values a
@@ -223,7 +223,7 @@ fn log_sum_exp_body(logits: &[f32]) -> f32 {
 
 multiversion! {
     /// ln Σ e^logit, stable and in a fixed order; what turns logits into log-probabilities.
-    pub fn log_sum_exp(logits: &[f32]) -> f32 => log_sum_exp_body
+    pub fn log_sum_exp, log_sum_exp_at(logits: &[f32]) -> f32 => log_sum_exp_body
 }
 
 #[inline(always)]
@@ -254,7 +254,7 @@ fn kl_divergence_body(base: &[f32], base_lse: f32, other: &[f32], other_lse: f32
 
 multiversion! {
     /// KL(base ‖ other) in nats from two rows of logits and their [`log_sum_exp`].
-    pub fn kl_divergence(base: &[f32], base_lse: f32, other: &[f32], other_lse: f32) -> f64 => kl_divergence_body
+    pub fn kl_divergence, kl_divergence_at(base: &[f32], base_lse: f32, other: &[f32], other_lse: f32) -> f64 => kl_divergence_body
 }
 
 #[cfg(test)]

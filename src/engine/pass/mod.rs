@@ -39,7 +39,8 @@ use device::Machine;
 /// How a pass is run.
 #[derive(Clone, Debug)]
 pub struct PassOptions {
-    /// Weights that are in memory at once, in f32; twice this and the encoded bytes is the pass's working set.
+    /// Weights that are in memory at once, at most, in f32; twice this and the encoded bytes is the pass's working set.
+    /// A few cores take fewer, so that a cancel is soon heard.
     pub chunk_weights: usize,
     /// What a plan with an importance matrix needs; see [`plan::Calibration::load`].
     pub importance: Option<Arc<Importance>>,

@@ -53,6 +53,18 @@ pub(super) fn convert(
     })
 }
 
+/// How many of the weights in whole rows of a type are NaN or infinite; none of a type that cannot be decoded.
+pub(super) fn count_not_finite(dtype: Dtype, row_len: usize, source: &[u8]) -> usize {
+    let Some(row_bytes) = dtype.row_bytes(row_len).filter(|&bytes| bytes > 0) else { return 0 };
+    let count = |values: &mut Vec<f32>, row: &[u8]| match dtype {
+        // Beyond the range of f32 they are numbers all the same.
+        Dtype::F64 => row.as_chunks::<8>().0.iter().filter(|&&bytes| !f64::from_le_bytes(bytes).is_finite()).count(),
+        _ if format::decode_row(dtype, row, values) => values.iter().filter(|value| !value.is_finite()).count(),
+        _ => 0,
+    };
+    source.par_chunks_exact(row_bytes).map_init(|| vec![0.0; row_len], count).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,6 +91,21 @@ mod tests {
         let mut out = Vec::new();
         let count = convert("t", Dtype::F32, Dtype::Q4K, &Encoding::plain(256), &bytes, &mut out).expect("converts");
         assert_eq!(count, 2);
+    }
+
+    #[test]
+    fn weights_of_a_copy_are_counted_in_their_own_type() {
+        let f64s: Vec<u8> =
+            [1e300, f64::NAN, f64::INFINITY, -2.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(count_not_finite(Dtype::F64, 2, &f64s), 2);
+        // f16: infinity, NaN, the largest number, −∞.
+        let f16s: Vec<u8> = [0x7c00u16, 0x7e01, 0x7bff, 0xfc00].iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        assert_eq!(count_not_finite(Dtype::F16, 4, &f16s), 3);
+        assert_eq!(count_not_finite(Dtype::I8, 4, &[0x7f, 0x80, 0, 1]), 0);
+        // q8_0: a block with the scale NaN, and one of zeros.
+        let mut block = [0u8; 68];
+        block[..2].copy_from_slice(&0x7e00u16.to_le_bytes());
+        assert_eq!(count_not_finite(Dtype::Q8_0, 64, &block), 32);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::device::Machine;
 use super::reuse::Reuse;
-use super::{PassOptions, folder};
+use super::{PassOptions, folder, rtn};
 use crate::calibration::Importance;
 use crate::checkpoint::{
     self, Checkpoint, Container, GgufLayout, GgufTensor, GgufValue, GgufWriter, Metadata, Role, TensorInfo,
@@ -15,6 +15,9 @@ use crate::format::{self, Dtype, Encoding, Shared};
 use crate::plan::{Decision, Method, ResolvedPlan, Search, Target};
 use crate::progress::Progress;
 use crate::target::{gguf_names, llama_layout};
+
+/// Weights that one core encodes between two looks at cancel: a quarter of a second of the slowest search.
+const ENCODED_AT_ONCE: usize = 256 << 10;
 
 /// What both writers need.
 pub(super) struct Job<'a> {
@@ -82,7 +85,6 @@ impl Job<'_> {
         let (rows, row_len) = (tensor.row_count(), tensor.row_len());
         // Rows of one head stay together, since permuting moves them within their head only.
         let unit = permuted_heads.map_or(1, |heads| (rows / heads).max(1));
-        let step = (self.options.chunk_weights / row_len.max(1) / unit).max(1) * unit;
         let how = Encoding {
             importance: self.importance(decision)?,
             scale_choice: decision.method.scale_choice(),
@@ -98,6 +100,11 @@ impl Job<'_> {
             None if !decision.is_copy() => self.machine.encoder(tensor, decision.dtype, how),
             _ => None,
         };
+        let at_once = match (decision.is_copy(), &on_device) {
+            (false, None) => self.options.chunk_weights.min(ENCODED_AT_ONCE * rayon::current_num_threads()),
+            _ => self.options.chunk_weights,
+        };
+        let step = (at_once / row_len.max(1) / unit).max(1) * unit;
         let mut not_finite = 0;
         for first in (0..rows).step_by(step) {
             self.progress.check()?;
@@ -107,6 +114,7 @@ impl Job<'_> {
                 &encoded
             } else if decision.is_copy() {
                 self.checkpoint.read_rows(tensor, first..last, &mut raw)?;
+                not_finite += rtn::count_not_finite(tensor.dtype, row_len, &raw);
                 &raw
             } else {
                 self.checkpoint.read_rows(tensor, first..last, &mut raw)?;

@@ -41,6 +41,17 @@ macro_rules! scans {
                     return unsafe { with_avx2($($arg),*) };
                 }
             }
+            #[cfg(target_arch = "aarch64")]
+            {
+                #[target_feature(enable = "neon")]
+                fn with_neon($($arg: $ty),*) {
+                    $body::<$crate::kernels::scan::lanes::Neon>($($arg),*);
+                }
+                if level >= $crate::kernels::Level::Neon {
+                    // SAFETY: the level says that this CPU has NEON.
+                    return unsafe { with_neon($($arg),*) };
+                }
+            }
             let _ = level;
             $body::<$crate::kernels::scan::lanes::Portable>($($arg),*);
         }

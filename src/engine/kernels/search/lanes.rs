@@ -3,7 +3,7 @@
 //! The searches of ggml's encoders add up one number after another, and the order decides the last
 //! bit. So a search is not spread over the lanes of a register: each lane holds a block (or a run of
 //! a block) of its own and goes through the reference's operations one by one. [`Plain`] is the
-//! portable meaning of every operation; [`Avx2`] does the same in one instruction each. Nothing here
+//! portable meaning of every operation; `Avx2` and `Neon` do the same in an instruction or two each. Nothing here
 //! fuses a multiplication with an addition.
 
 use std::ops::{Add, Div, Mul, Sub};
@@ -279,8 +279,12 @@ fn iq4_code(value: f32) -> u8 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 pub(in crate::kernels) use avx2::Avx2;
+#[cfg(target_arch = "aarch64")]
+pub(in crate::kernels) use neon::Neon;
 
 // Bodies for `by_lanes` call no closure that uses lanes: a closure is a function of its own, compiled
 // without the instructions that its caller has, and the compiler need not inline it.
@@ -300,6 +304,17 @@ macro_rules! by_lanes {
                 if level >= $crate::kernels::Level::Avx2 {
                     // SAFETY: the level says that this CPU has AVX2, FMA and F16C.
                     return unsafe { with_avx2($($arg),*) };
+                }
+            }
+            #[cfg(target_arch = "aarch64")]
+            {
+                #[target_feature(enable = "neon")]
+                fn with_neon($($arg: $ty),*) {
+                    $body::<$crate::kernels::search::lanes::Neon>($($arg),*);
+                }
+                if level >= $crate::kernels::Level::Neon {
+                    // SAFETY: the level says that this CPU has NEON.
+                    return unsafe { with_neon($($arg),*) };
                 }
             }
             let _ = level;

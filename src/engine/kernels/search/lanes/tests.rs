@@ -96,4 +96,14 @@ fn every_kind_of_lanes_computes_the_same() {
         // SAFETY: the level says that this CPU has them.
         assert_eq!(unsafe { with_avx2() }, plain);
     }
+    #[cfg(target_arch = "aarch64")]
+    {
+        #[target_feature(enable = "neon")]
+        fn with_neon() -> Vec<u32> {
+            operations::<Neon>()
+        }
+        assert!(crate::kernels::Level::Neon.is_available());
+        // SAFETY: the level says that this CPU has NEON.
+        assert_eq!(unsafe { with_neon() }, plain);
+    }
 }

@@ -1,8 +1,9 @@
 //! Our block formats against ggml's own bytes and values (`tests/oracles/ggml_blocks.py`).
 
-use lapidary::engine::format::{self, Dtype, Encoding, Format};
 use safetensors::SafeTensors;
 use sha2::{Digest as _, Sha256};
+
+use super::{Dtype, Encoding, Format, all, decodable, decode_row};
 
 /// Weights a row.
 const WIDTH: usize = 512;
@@ -11,25 +12,26 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
-/// One of the two files of the script.
+/// One of the two files of the script. They are part of the test, so that it runs where no file can be read.
 struct Fixture {
-    bytes: Vec<u8>,
+    bytes: &'static [u8],
 }
 
-impl Fixture {
-    fn read(name: &str) -> Self {
-        let path = format!("{}/tests/fixtures/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
-        Self { bytes: std::fs::read(path).expect("the fixture is in the repository") }
-    }
+/// Blocks and values of the formats that are written.
+const BLOCKS: Fixture = Fixture { bytes: include_bytes!("../../../tests/fixtures/ggml_blocks.safetensors") };
 
+/// Weighted blocks, and values of the formats that are only read.
+const MORE_BLOCKS: Fixture = Fixture { bytes: include_bytes!("../../../tests/fixtures/ggml_blocks_more.safetensors") };
+
+impl Fixture {
     fn metadata(&self, key: &str) -> String {
-        let (_, metadata) = SafeTensors::read_metadata(&self.bytes).expect("header");
+        let (_, metadata) = SafeTensors::read_metadata(self.bytes).expect("header");
         metadata.metadata().as_ref().expect("metadata")[key].clone()
     }
 
     /// The bytes of a tensor and the bytes of one of its rows, if the file has it.
     fn tensor(&self, name: &str) -> Option<(Vec<u8>, usize)> {
-        let tensors = SafeTensors::deserialize(&self.bytes).expect("fixture");
+        let tensors = SafeTensors::deserialize(self.bytes).expect("fixture");
         let tensor = tensors.tensor(name).ok()?;
         let rows = tensor.shape().first().copied().unwrap_or(1);
         Some((tensor.data().to_vec(), tensor.data().len() / rows.max(1)))
@@ -64,13 +66,13 @@ fn compare(
 
 #[test]
 fn encoders_give_ggmls_bytes_with_and_without_importance() {
-    let (plain, more) = (Fixture::read("ggml_blocks"), Fixture::read("ggml_blocks_more"));
+    let (plain, more) = (BLOCKS, MORE_BLOCKS);
     let rows: Vec<(String, String)> = serde_json::from_str(&plain.metadata("rows")).expect("rows");
     let names: Vec<String> = rows.into_iter().map(|(name, _)| name).collect();
     let input = floats(&plain.tensor("input").expect("input").0);
     let importance = floats(&more.tensor("importance").expect("importance").0);
     let (mut wrong, mut weighted) = (Vec::new(), 0);
-    for format in format::all().iter().copied().filter(|format| format.id() != "f32") {
+    for format in all().iter().copied().filter(|format| format.id() != "f32") {
         let name = format!("{}.bytes", format.id());
         let Some((expected, _)) = plain.tensor(&name).or_else(|| more.tensor(&name)) else {
             assert!(format.dtype().ggml_id().is_none(), "{} has no reference", format.id());
@@ -90,7 +92,7 @@ fn assert_decodes(dtype: Dtype, bytes: &[u8], values: &[f32]) {
     let row_bytes = dtype.row_bytes(WIDTH).expect("whole blocks");
     for (row, encoded) in bytes.chunks_exact(row_bytes).enumerate() {
         let mut decoded = vec![0.0; WIDTH];
-        assert!(format::decode_row(dtype, encoded, &mut decoded), "{dtype}");
+        assert!(decode_row(dtype, encoded, &mut decoded), "{dtype}");
         for (at, (ours, theirs)) in decoded.iter().zip(&values[row * WIDTH..]).enumerate() {
             let same = ours.to_bits() == theirs.to_bits() || ours == theirs || (ours.is_nan() && theirs.is_nan());
             assert!(same, "{dtype} row {row} weight {at}: {ours} {theirs}");
@@ -100,10 +102,10 @@ fn assert_decodes(dtype: Dtype, bytes: &[u8], values: &[f32]) {
 
 #[test]
 fn decoders_give_ggmls_values_also_of_extreme_rows() {
-    let (plain, more) = (Fixture::read("ggml_blocks"), Fixture::read("ggml_blocks_more"));
+    let (plain, more) = (BLOCKS, MORE_BLOCKS);
     let find = |name: String| plain.tensor(&name).or_else(|| more.tensor(&name)).map(|(bytes, _)| bytes);
     let mut compared = 0;
-    for format in format::decodable() {
+    for format in decodable() {
         for (bytes, values) in [("bytes", "values"), ("read", "read_values")] {
             let Some(bytes) = find(format!("{}.{bytes}", format.id())) else { continue };
             let values = find(format!("{}.{values}", format.id())).expect("values");
@@ -128,12 +130,12 @@ impl Noise {
 
 #[test]
 fn every_index_into_a_codebook_decodes_as_in_ggml() {
-    let more = Fixture::read("ggml_blocks_more");
+    let more = MORE_BLOCKS;
     let hashes: std::collections::BTreeMap<String, String> =
         serde_json::from_str(&more.metadata("noise_sha256")).expect("hashes");
     assert_eq!(hashes.len(), 13);
     for (id, expected) in hashes {
-        let format = format::decodable().find(|format| format.id() == id).expect("known");
+        let format = decodable().find(|format| format.id() == id).expect("known");
         let dtype = format.dtype();
         let mut noise = Noise(1000 + u64::from(dtype.ggml_id().expect("ggml's")));
         let count = 512 * dtype.row_bytes(WIDTH).expect("whole blocks");
@@ -167,6 +169,6 @@ fn q8_1_is_q8_0_with_a_sum_beside_its_scale() {
     let mut block = vec![0x00, 0x3c, 0x12, 0x34];
     block.extend((0..32u8).map(|code| code.wrapping_sub(16)));
     let mut values = [0.0; 32];
-    assert!(format::decode_row(Dtype::Q8_1, &block, &mut values));
+    assert!(decode_row(Dtype::Q8_1, &block, &mut values));
     assert_eq!((values[0], values[16], values[31]), (-16.0, 0.0, 15.0));
 }
