@@ -52,7 +52,7 @@ publish() { # the notes of all parts so far and the tables; the archive of every
 }
 part() { # part NAME COMMAND…: runs it for LIMIT seconds at most, keeps its output, notes failure and time
     local name="$1" start took code; shift
-    rm -f "$RAW/$name.json" "$RAW/$name.log" "$RAW/$name.seconds"
+    rm -f "$RAW/$name.json" "$RAW/$name.log" "$RAW/$name.seconds" "$RAW/$name.failed"
     start="$(now)"
     timeout "${LIMIT:-150}" "$@" >"$RAW/$name.json" 2>"$RAW/$name.log"; code=$?
     took="$(since "$start")"
@@ -108,7 +108,10 @@ do_kernels() {
     kernels_there || return
     if [ -x "$HERE/kernel_tests" ]; then
         LAPIDARY_DEVICE="$DEVICE" LIMIT=300 part kernels "$HERE/kernel_tests" --ignored --nocapture gpu
-        say "  $(cat "$RAW"/kernels.json "$RAW"/kernels.failed 2>/dev/null | grep -c 'by the device') formats and choices; $(cat "$RAW"/kernels.json "$RAW"/kernels.failed 2>/dev/null | grep 'test result')"
+        # The one of the two that is there.
+        cat "$RAW"/kernels.json "$RAW"/kernels.failed 2>/dev/null >"$WORK/kernels.txt"
+        say "  $(grep -c 'by the device' "$WORK/kernels.txt") formats and choices; $(grep 'test result' "$WORK/kernels.txt")"
+        say "  most blocks with another choice than the CPU's: $(grep 'take another choice (' "$WORK/kernels.txt" | sort -t'(' -k2 -g -r | head -1)"
     fi
     for format in q8_0 q4_0 q4_1 q5_0 q5_1 mxfp4; do same_bytes gguf "$format" rtn; done
     same_bytes compressed-tensors int4_g128 rtn

@@ -1,6 +1,8 @@
 //! Every format on a device against the CPU. They need a driver, a software one will do:
 //! `cargo test -p lapidary-kernels --lib -- --ignored gpu`.
 
+mod choices;
+
 use super::*;
 use crate::format;
 use crate::kernels::gpu::adapters;
@@ -81,6 +83,11 @@ fn weights(spread: Spread, row_len: usize, rows: usize, seed: u64) -> Vec<f32> {
     all
 }
 
+/// As a file of f32 has them.
+fn stored(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
 /// Sums of each row by the format itself.
 fn by_rows(format: &dyn Format, values: &[f32], how: &Encoding<'_>, shared: Option<&Shared>) -> Vec<Errors> {
     let mut buffers = ScanBuffers::default();
@@ -143,7 +150,8 @@ fn compare(
     let middle = rows / 2;
     for (first, end) in [(0, middle), (middle, rows)] {
         if end > first {
-            scan.add(first, values[first * row_len..end * row_len].to_vec(), None).expect("the device goes on");
+            let bytes = stored(&values[first * row_len..end * row_len]);
+            scan.add(first, Dtype::F32, bytes).expect("the device goes on");
         }
     }
     let found = scan.finish().unwrap_or_else(|error| panic!("{case}: {error}"))[0];
@@ -163,7 +171,7 @@ fn compare(
     }
 }
 
-/// At most one block of a thousand takes another choice.
+/// At most one row of a thousand has another noise; `choices` counts blocks.
 fn check(id: &str, tally: Tally, troubles: &mut Vec<String>) {
     troubles.extend(tally.troubles);
     if tally.others * 1000 > tally.rows {
@@ -242,13 +250,48 @@ fn sixteen_bit_floats_go_up_as_they_are() {
         plain.encode_rows(&values, &Encoding::plain(256), &mut raw);
         let mut widened = vec![0.0; values.len()];
         plain.decode_row(&raw, &mut widened);
-        let sums = |raw: Option<(Dtype, &[u8])>| {
+        let sums = |dtype: Dtype, bytes: Vec<u8>| {
             let mut scan = DeviceScan::new(&device, &formats, Encoding::plain(256), &[None]).expect("a recipe");
-            scan.add(0, widened.clone(), raw).expect("the device goes on");
+            scan.add(0, dtype, bytes).expect("the device goes on");
             scan.finish().expect("the device goes on")
         };
-        assert_eq!(sums(Some((dtype, &raw))), sums(None), "{dtype}");
+        assert_eq!(sums(dtype, raw), sums(Dtype::F32, stored(&widened)), "{dtype}");
     }
+}
+
+#[test]
+#[ignore = "needs a graphics driver"]
+fn stored_types_that_the_device_does_not_widen_are_decoded_before() {
+    let device = device();
+    let formats = [format::find("q4_0").expect("a known format")];
+    let sums = |dtype: Dtype, bytes: Vec<u8>| {
+        let mut scan = DeviceScan::new(&device, &formats, Encoding::plain(256), &[None]).expect("a recipe");
+        scan.add(0, dtype, bytes).map(|()| scan.finish().expect("the device goes on"))
+    };
+    let bytes: Vec<u8> = (0..256 * 5).map(|at| (at * 37 % 120) as u8).collect();
+    let mut decoded = vec![0.0; bytes.len()];
+    assert!(format::decode_row(Dtype::F8E4M3, &bytes, &mut decoded));
+    assert_eq!(sums(Dtype::F8E4M3, bytes).expect("decodes"), sums(Dtype::F32, stored(&decoded)).expect("decodes"));
+    let failure = sums(Dtype::Unknown(99), vec![0; 256]).expect_err("nobody knows its rows");
+    assert!(matches!(failure, Failure::TooLarge(_)), "{failure}");
+}
+
+#[test]
+#[ignore = "needs a graphics driver"]
+fn rows_that_are_scanned_again_where_they_lie_count_once() {
+    let device = device();
+    let formats = [format::find("q4_k").expect("a known format"), format::find("int4_g128").expect("a known format")];
+    let values = weights(Spread::Normal, 256, 12, 5);
+    let sums = |times: usize| {
+        let mut scan = DeviceScan::new(&device, &formats, Encoding::plain(256), &[None, None]).expect("recipes");
+        scan.repeat(times).expect("nothing is there yet");
+        for first in [0, 6] {
+            scan.add(first, Dtype::F32, stored(&values[first * 256..(first + 6) * 256])).expect("the device goes on");
+            scan.repeat(times).expect("the device goes on");
+        }
+        (scan.finish().expect("the device goes on"), scan.rows())
+    };
+    assert_eq!(sums(3), sums(0));
 }
 
 #[test]
@@ -278,7 +321,7 @@ fn encoded(
     let rows = values.len() / how.row_len;
     let (mut ours, mut reference) = (vec![0; rows * row_bytes], vec![0; rows * row_bytes]);
     format.encode_rows(values, &how, &mut reference);
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let bytes = stored(values);
     let mut encoder = DeviceEncoder::new(device, Dtype::F32, format, how)?;
     // In two pieces, so that a first row other than 0 is met.
     let middle = rows / 2;
@@ -357,14 +400,6 @@ fn searches_on_the_device_are_as_good_as_the_reference_s() {
             let values = weights(Spread::Heavy, 2304, 37, 3);
             let (ours, reference, rows) = encoded(&device, format, &values, how).expect("the device goes on");
             let row_bytes = ours.len() / 37;
-            // Codes under a scale of zero differ in their bytes and not in their values.
-            let decoded = |row: &[u8]| {
-                let mut values = vec![0.0; 2304];
-                format.decode_row(row, &mut values);
-                values
-            };
-            let pairs = ours.chunks(row_bytes).zip(reference.chunks(row_bytes));
-            let differing = pairs.filter(|(a, b)| decoded(a) != decoded(b)).count();
             let error = |bytes: &[u8]| {
                 let mut coded = vec![0.0; values.len()];
                 bytes.chunks(row_bytes).zip(coded.chunks_mut(2304)).for_each(|(row, out)| format.decode_row(row, out));
@@ -373,10 +408,9 @@ fn searches_on_the_device_are_as_good_as_the_reference_s() {
                 pairs.map(|(at, (a, b))| weight(at) * f64::from(a - b).powi(2)).sum::<f64>()
             };
             let share = error(&ours) / error(&reference);
-            println!("{} weighted {}: {differing} rows of 37 differ, error {share:.6}", format.id(), columns.is_some());
+            println!("{} weighted {}: error {share:.6}", format.id(), columns.is_some());
             assert!((share - 1.0).abs() < 1e-3, "{}: {share}", format.id());
             assert!(rows[0] > 0, "{}: the device did nothing", format.id());
-            assert!(differing <= 4, "{}: {differing} rows of 37 differ", format.id());
         }
     }
 }

@@ -113,6 +113,19 @@ impl<'d> Scanner<'d> {
         self.device.check()
     }
 
+    /// Scans the piece that was submitted last `times` more times where it lies, in one submission, and waits for it.
+    /// Its sums stay as they are. Does nothing while nothing is on its way.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn repeat(&self, times: usize) -> Result<(), Failure> {
+        let Some((rows, _)) = self.flying.back() else { return Ok(()) };
+        let slot = &self.slots[(self.next + SLOTS - 1) % SLOTS];
+        let once = || self.jobs.iter().zip(&slot.jobs).flat_map(|(job, own)| job.work(&own.binding, *rows));
+        let submission = self.device.dispatch_all((0..times).flat_map(|_| once()));
+        self.device.finish(submission)
+    }
+
     /// The sums of every row of the oldest piece, recipe by recipe; `None` for a row that has to be
     /// scanned by the reference. Empty if nothing is on its way.
     ///
