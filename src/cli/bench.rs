@@ -150,7 +150,7 @@ struct Document<'a> {
 struct Kernels<'a> {
     version: u32,
     device: &'static str,
-    /// The GPU of the kernel `scan_device`; null where scans run on the CPU alone.
+    /// The GPU of the kernels `scan_device` and `scan_resident`; null where scans run on the CPU alone.
     scan_device: Option<&'a str>,
     level: &'static str,
     load_average: Option<f64>,
@@ -308,7 +308,7 @@ fn load_average() -> Option<f64> {
 /// One table a kind of kernel.
 fn kernels_text(document: &Kernels<'_>) -> String {
     let mut text = String::new();
-    for kernel in ["encode", "encode_imatrix", "scan", "scan_device", "profile", "matmul"] {
+    for kernel in ["encode", "encode_imatrix", "scan", "scan_device", "scan_resident", "profile", "matmul"] {
         let rows: Vec<&KernelSpeed> = document.kernels.iter().filter(|row| row.kernel == kernel).collect();
         if rows.is_empty() {
             continue;
@@ -343,7 +343,7 @@ fn kernels_text(document: &Kernels<'_>) -> String {
     }
     format!(
         "{text}{}{} kernels; load average {} before the measurement\n",
-        document.scan_device.map_or_else(String::new, |name| format!("scan_device is {name}; ")),
+        document.scan_device.map_or_else(String::new, |name| format!("scan_device and scan_resident run on {name}; ")),
         document.level,
         or_dash(document.load_average.map(|load| format!("{load:.2}"))),
     )

@@ -109,7 +109,7 @@ def scans(run):
         return
     print(f"\nError scans of bf16 weights on {document.get('scan_device')}: `up` with their upload, `there` of a piece that is there already.")
     print(f"The device's memory copies {bandwidth / 1e9:.0f} GB/s (torch).\n" if bandwidth else "The device's bandwidth is not known: torch did not run.\n")
-    print("| error scan | weights | up, G weights/s | times the CPU | there, G weights/s | share of its memory bandwidth (bf16 read once) |")
+    print("| error scan | weights | up, G weights/s | times the CPU | there, G weights/s | there, share of its memory bandwidth (f32 read once) |")
     print("|---|---|---|---|---|---|")
     speed = lambda kernel, form: rates.get((kernel, form), {}).get("weights_per_second")
     for (kernel, form), row in rates.items():
@@ -117,7 +117,7 @@ def scans(run):
             continue
         up, cpu, there = (speed(name, form) for name in ("scan_device", "scan", "scan_resident"))
         times = f"{up / cpu:.2f}" if cpu else "–"
-        share = f"{there * 2 / bandwidth:.3f}" if there and bandwidth else "–"
+        share = f"{there * 4 / bandwidth:.3f}" if there and bandwidth else "–"
         print(f"| {form} | {row['rows'] * row['cols'] / 1e6:.0f} M | {up / 1e9:.3f} | {times} | {f'{there / 1e9:.3f}' if there else '–'} | {share} |")
 
 

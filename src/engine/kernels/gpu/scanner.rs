@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::Failure;
-use super::device::{Device, Ticket};
+use super::device::{Device, Dispatch, Ticket};
 use super::job::{Job, Params};
 use super::recipe::Recipe;
 use super::staging::{self, SLOTS, Source, Staging, Widen};
@@ -119,10 +119,11 @@ impl<'d> Scanner<'d> {
     /// # Errors
     /// A failure of the device.
     pub fn repeat(&self, times: usize) -> Result<(), Failure> {
-        let Some((rows, _)) = self.flying.back() else { return Ok(()) };
+        let Some(&(rows, ..)) = self.flying.back() else { return Ok(()) };
         let slot = &self.slots[(self.next + SLOTS - 1) % SLOTS];
-        let once = || self.jobs.iter().zip(&slot.jobs).flat_map(|(job, own)| job.work(&own.binding, *rows));
-        let submission = self.device.dispatch_all((0..times).flat_map(|_| once()));
+        let jobs = self.jobs.iter().zip(&slot.jobs);
+        let once: Vec<Dispatch<'_>> = jobs.flat_map(|(job, own)| job.work(&own.binding, rows)).collect();
+        let submission = self.device.dispatch_all((0..times).flat_map(|_| once.iter().copied()));
         self.device.finish(submission)
     }
 
