@@ -51,7 +51,7 @@ publish() { # the notes of all parts so far and the tables; the archive of every
     tar -C "$RAW" -czf "$WORK/results.tar.gz" . && mv "$WORK/results.tar.gz" "$RESULTS/results.tar.gz"
 }
 part() { # part NAME COMMAND…: runs it for LIMIT seconds at most, keeps its output, notes failure and time
-    local name="$1" start took code; shift
+    local name="$1" start took code why; shift
     rm -f "$RAW/$name.json" "$RAW/$name.log" "$RAW/$name.seconds" "$RAW/$name.failed"
     start="$(now)"
     timeout "${LIMIT:-150}" "$@" >"$RAW/$name.json" 2>"$RAW/$name.log"; code=$?
@@ -62,7 +62,8 @@ part() { # part NAME COMMAND…: runs it for LIMIT seconds at most, keeps its ou
     else
         # Half a document is none.
         mv "$RAW/$name.json" "$RAW/$name.failed"
-        say "- $name: FAILED with $code (124: took too long) after $took s: $(tail -1 "$RAW/$name.log" | cut -c1-200)"
+        [ "$code" = 124 ] && why="it took too long" || why="$(tail -1 "$RAW/$name.log" | cut -c1-200)"
+        say "- $name: FAILED after $took s: $why"
     fi
     publish
     return "$code"

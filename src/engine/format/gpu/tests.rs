@@ -2,6 +2,7 @@
 //! `cargo test -p lapidary-kernels --lib -- --ignored gpu`.
 
 mod choices;
+mod statistics;
 
 use super::*;
 use crate::format;
@@ -432,56 +433,4 @@ fn a_device_that_writes_other_bytes_is_found_out() {
     encoder.pretend(Encoding { importance: Some(&importance), ..Encoding::plain(256) });
     let failure = encoder.encode(0, &bytes, &mut out[..8 * 144]).expect_err("found out");
     assert!(matches!(&failure, Failure::Wrong(why) if why.contains("q4_0")), "{failure}");
-}
-
-#[test]
-#[ignore = "needs a graphics driver"]
-fn statistics_are_the_reference_s() {
-    use crate::kernels::counts::{Counts, PATTERNS};
-    use crate::kernels::gpu::{Counter, Rows, Spreader, Surveyor};
-    use crate::kernels::moments::{self, BINS, Scale};
-    let device = device();
-    let (len, count) = (1000, 77);
-    let mut values = weights(Spread::Heavy, len, count, 9);
-    (values[5], values[1700], values[1701]) = (0.0, f32::NAN, f32::NEG_INFINITY);
-    let rows = Rows { len, count, fold: 3 };
-    let halves: Vec<u8> = values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect();
-    let mut counter = Counter::new(&device, rows, 0x7f80).expect("fits");
-    for (piece, bytes) in halves.chunks(len * 2 * 40).enumerate() {
-        counter.add(piece * 40, bytes).expect("the device goes on");
-    }
-    let found = counter.finish().expect("the device goes on");
-    let (mut counts, mut totals) = (Counts::default(), vec![0u64; PATTERNS]);
-    counts.add(&halves);
-    counts.drain_into(&mut totals);
-    assert!(found.counts.iter().zip(&totals).all(|(&a, &b)| u64::from(a) == b), "counts of patterns");
-    let order = crate::kernels::counts::Order::SignMagnitude;
-    let finite = crate::kernels::counts::KeyRange { lo: order.key16(0xff7f), hi: order.key16(0x7f7f) };
-    for (entry, bytes) in halves.chunks(len * 2 * 3).enumerate() {
-        assert_eq!(found.ranges[entry], crate::kernels::counts::range16(bytes, order, finite), "entry {entry}");
-    }
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let mut surveyor = Surveyor::new(&device, rows).expect("fits");
-    bytes.chunks(len * 4 * 40).enumerate().for_each(|(at, bytes)| surveyor.add(at * 40, bytes).expect("goes on"));
-    let found = surveyor.finish().expect("the device goes on");
-    let all = moments::survey(&values);
-    let specials = [found.nan_count, found.inf_count, found.zero_count].map(u64::from);
-    assert_eq!(specials, [all.nan_count, all.inf_count, all.zero_count]);
-    let least = found.ranges.iter().flatten().map(|range| range.0).fold(f32::INFINITY, f32::min);
-    assert_eq!(least, all.lo);
-    let finite: Vec<f32> = values.iter().copied().filter(|value| value.is_finite()).collect();
-    let mean = all.sum / finite.len() as f64;
-    let powers = moments::powers(&finite, mean);
-    let std = (powers[0] / finite.len() as f64).sqrt();
-    assert!((found.sum / finite.len() as f64 - mean).abs() < 1e-6 * std, "{} {}", found.sum, all.sum);
-    let (lo, hi) = (f64::from(all.lo), f64::from(all.hi));
-    let scale = Scale { lo, hi, mean, limits: [3.0, 4.0, 6.0].map(|sigmas| sigmas * std) };
-    let (mut beyond, mut bins) = ([0; 3], vec![0; BINS]);
-    moments::count(&finite, &scale, &mut beyond, &mut bins);
-    let mut spreader = Spreader::new(&device, rows, &scale, all.hi.max(-all.lo)).expect("fits");
-    bytes.chunks(len * 4 * 40).enumerate().for_each(|(at, bytes)| spreader.add(at * 40, bytes).expect("goes on"));
-    let found = spreader.finish().expect("the device goes on");
-    assert_eq!(found.bins.iter().map(|&count| u64::from(count)).collect::<Vec<u64>>(), bins);
-    assert_eq!(found.beyond.map(u64::from), beyond);
-    assert!(close(found.powers[0], powers[0], 1e-6) && close(found.powers[2], powers[2], 1e-5), "{found:?} {powers:?}");
 }
