@@ -2,7 +2,7 @@
 //!
 //! `candle_rates PATH [cpu]` brings every matrix of the layers and the head to candle's CUDA or Metal device, if this build
 //! has one and it opens, else to its CPU path, multiplies a prompt of 512 rows (the head only the last of them) and single
-//! rows by candle's `matmul` or `QMatMul`, and prints tokens a second as JSON. Attention, norms and copies are not in
+//! rows by candle's `matmul` or `QMatMul`, and prints tokens a second as JSON, medians. Attention, norms and copies are not in
 //! it, so that a whole decoder on candle is slower.
 
 use std::path::PathBuf;
@@ -117,6 +117,9 @@ fn main() -> Result<(), Failure> {
         "device": format!("{:?}", device.location()),
         "path": path,
         "matrices": matrices.len(),
+        "prefill_tokens": PROMPT,
+        "decode_tokens": 1,
+        "repetitions": REPETITIONS,
         "prefill_tokens_per_second": PROMPT as f64 / prefill,
         "decode_tokens_per_second": 1.0 / decode,
     });

@@ -7,7 +7,7 @@ use lapidary::engine::checkpoint::{Checkpoint, Removal};
 use lapidary::engine::pass;
 use lapidary::engine::plan::budget::Limit;
 use lapidary::engine::plan::standing::Standing;
-use lapidary::engine::plan::{Constraints, Recipe, Target, Ties};
+use lapidary::engine::plan::{Constraints, Recipe, Search, Target, Ties};
 use lapidary::engine::progress::Phase;
 use lapidary::engine::structure::masks::Pattern;
 use lapidary::engine::structure::slices::Slice;
@@ -341,6 +341,39 @@ fn a_candidate_can_be_exported_rolled_back_to_and_forgotten() {
     bench.apply(Command::ForgetRun(id));
     assert!(bench.state().document.as_ref().expect("open").focused().is_none());
     assert!(copy.exists());
+}
+
+#[test]
+fn searches_go_to_a_device_and_back_as_steps_of_history_and_not_where_there_is_none() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    open_small(&mut bench, folder.path());
+    let search = |bench: &Workbench| bench.state().document.as_ref().expect("open").plan().search();
+    // Nobody has looked for devices yet: the plan may say so, and a pass uses one where there is one.
+    assert_eq!(bench.unavailable(Action::ToggleDeviceSearch), None);
+    bench.apply(Action::ToggleDeviceSearch);
+    assert_eq!(search(&bench), Search::Device);
+    let document = bench.state().document.as_ref().expect("open");
+    assert!(document.plan().to_toml().contains("search = \"device\""));
+    assert_eq!(document.resolved.as_ref().expect("resolves").search, Search::Device);
+    assert_eq!(document.history.undo_name(), Some("search on the device"));
+
+    bench.apply(Command::SetDevice("cpu".to_owned()));
+    assert_eq!(bench.unavailable(Action::ToggleDeviceSearch), None, "what is on can be turned off");
+    bench.apply(Action::ToggleDeviceSearch);
+    assert_eq!(search(&bench), Search::Cpu);
+    assert!(!bench.state().document.as_ref().expect("open").plan().to_toml().contains("search ="));
+    let reason = "The CPU is chosen: choose a device first";
+    assert_eq!(bench.unavailable(Action::ToggleDeviceSearch), Some(reason));
+    bench.apply(Action::Undo);
+    assert_eq!(search(&bench), Search::Device);
+    bench.apply(Action::Undo);
+    assert_eq!(search(&bench), Search::Cpu);
+
+    // candle's CPU path runs models and encodes nothing.
+    bench.apply(Command::SetDevice("candle on the CPU".to_owned()));
+    assert!(bench.state().devices.is_some());
+    assert_eq!(bench.unavailable(Action::ToggleDeviceSearch), Some("No device encodes here: the CPU searches"));
 }
 
 #[test]

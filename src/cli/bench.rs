@@ -124,11 +124,11 @@ struct Document<'a> {
     load_secs: f64,
     /// What the cache of keys and values grows by with every token, in f32 as it is held here.
     kv_bytes_per_token: u64,
-    /// What all threads together read from memory.
-    memory_bytes_per_second: f64,
+    /// What all threads together read from memory; null where the model runs on a device, which has a memory of its own.
+    memory_bytes_per_second: Option<f64>,
     /// Decoding speed over what that bandwidth allows for reading all weights and the cache once a token; above 1
-    /// where the processor's cache holds the model.
-    share_of_bandwidth_bound: f64,
+    /// where the processor's cache holds the model. Null with it.
+    share_of_bandwidth_bound: Option<f64>,
     /// Counters are the whole machine's; null where they cannot be read and no power was named.
     energy: Option<EnergyFigures>,
     /// Why counters are missing; empty where all were read.
@@ -150,7 +150,7 @@ struct Document<'a> {
 struct Kernels<'a> {
     version: u32,
     device: &'static str,
-    /// The GPU of the kernel `scan_device`; null where scans run on the CPU alone.
+    /// The GPU of the kernels `scan_device` and `scan_resident`; null where scans run on the CPU alone.
     scan_device: Option<&'a str>,
     level: &'static str,
     load_average: Option<f64>,
@@ -188,9 +188,10 @@ impl Bench {
         let energy =
             energy.map(|energy| EnergyFigures { joules_per_token: energy.joules() / tokens.max(1) as f64, energy });
         let kv_bytes_per_token = checkpoint.config.as_ref().map_or(0, |config| config.kv_bytes_per_token());
-        let memory_bytes_per_second = speed_grid::memory_bandwidth();
+        let device = model.device();
+        let memory_bytes_per_second = (device == "cpu").then(speed_grid::memory_bandwidth);
         let read = model.resident_bytes() as f64 + kv_bytes_per_token as f64 * speed.decode_depth as f64;
-        let bound = memory_bytes_per_second / read.max(1.0);
+        let bound = |bytes_per_second: f64| bytes_per_second / read.max(1.0);
         let end_to_end = Tokenizer::of_checkpoint(&checkpoint)
             .and_then(|tokenizer| speed::end_to_end(&tokenizer, model.config.vocab, &speed))
             .ok();
@@ -200,7 +201,7 @@ impl Bench {
             version: 1,
             path: &checkpoint.path,
             name: &checkpoint.name,
-            device: model.device(),
+            device,
             level: Level::detect().name(),
             load_average,
             file_bytes: checkpoint.file_bytes(),
@@ -211,7 +212,8 @@ impl Bench {
             load_secs,
             kv_bytes_per_token,
             memory_bytes_per_second,
-            share_of_bandwidth_bound: speed.decode_tokens_per_second / bound.max(1e-12),
+            share_of_bandwidth_bound: memory_bytes_per_second
+                .map(|rate| speed.decode_tokens_per_second / bound(rate).max(1e-12)),
             energy,
             energy_missing: meter.missing(),
             cost: self.price_per_hour.map(|price| Cost::new(price, &speed)),
@@ -306,7 +308,7 @@ fn load_average() -> Option<f64> {
 /// One table a kind of kernel.
 fn kernels_text(document: &Kernels<'_>) -> String {
     let mut text = String::new();
-    for kernel in ["encode", "encode_imatrix", "scan", "scan_device", "profile", "matmul"] {
+    for kernel in ["encode", "encode_imatrix", "scan", "scan_device", "scan_resident", "profile", "matmul"] {
         let rows: Vec<&KernelSpeed> = document.kernels.iter().filter(|row| row.kernel == kernel).collect();
         if rows.is_empty() {
             continue;
@@ -341,7 +343,7 @@ fn kernels_text(document: &Kernels<'_>) -> String {
     }
     format!(
         "{text}{}{} kernels; load average {} before the measurement\n",
-        document.scan_device.map_or_else(String::new, |name| format!("scan_device is {name}; ")),
+        document.scan_device.map_or_else(String::new, |name| format!("scan_device and scan_resident run on {name}; ")),
         document.level,
         or_dash(document.load_average.map(|load| format!("{load:.2}"))),
     )
@@ -394,12 +396,15 @@ fn text(document: &Document<'_>) -> String {
 
 /// Memory, energy, price and the grid.
 fn more(document: &Document<'_>) -> String {
-    let mut text = format!(
-        "{} of KV cache a token; {:.1} GB/s from memory, of which decoding uses {:.0} %\n",
-        units::bytes(document.kv_bytes_per_token),
-        document.memory_bytes_per_second / 1e9,
-        document.share_of_bandwidth_bound * 100.0,
-    );
+    let cache = units::bytes(document.kv_bytes_per_token);
+    let mut text = match (document.memory_bytes_per_second, document.share_of_bandwidth_bound) {
+        (Some(rate), Some(share)) => format!(
+            "{cache} of KV cache a token; {:.1} GB/s from memory, of which decoding uses {:.0} %\n",
+            rate / 1e9,
+            share * 100.0
+        ),
+        _ => format!("{cache} of KV cache a token; run by {}\n", super::output::printable(&document.device)),
+    };
     if let Some(whole) = &document.end_to_end {
         text.push_str(&format!(
             "{} from text to text, of which tokenizing {} and back {}\n",

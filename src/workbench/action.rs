@@ -4,6 +4,7 @@
 
 use super::jobs::{JobKind, Jobs};
 use super::state::{State, View};
+use crate::engine::plan::Search;
 
 /// The menu an action is listed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +102,7 @@ listed! {
         LoadImportance,
         UseImportance,
         DropImportance,
+        ToggleDeviceSearch,
         ImportTensorTypes,
         ExportTensorTypes,
         RunPlan,
@@ -225,6 +227,13 @@ impl Action {
             Self::DropImportance => {
                 (G::Plan, "Stop using importance", "Let all columns of a matrix count alike again", None)
             }
+            Self::ToggleDeviceSearch => (
+                G::Plan,
+                "Search on the device",
+                "Search k-quants, least squares and importance on the device: sooner, and now and then another of two nearly \
+                 equal choices than llama.cpp's",
+                None,
+            ),
             Self::ImportTensorTypes => {
                 (G::Plan, "Import tensor types…", "Add the types of a llama.cpp --tensor-type-file to the plan", None)
             }
@@ -484,6 +493,10 @@ impl Action {
                 .or_else(|| unless(document.is_some_and(|d| d.importance_in_use().is_none()), "The plan uses it")),
             Self::DropImportance => no_document()
                 .or_else(|| unless(document.is_some_and(|d| d.plan().calibration().is_some()), "The plan uses none")),
+            Self::ToggleDeviceSearch => no_document().or_else(|| {
+                let is_on = document.is_some_and(|d| d.plan().search() == Search::Device);
+                if is_on { None } else { state.no_search_device() }
+            }),
             Self::ExportTensorTypes => {
                 no_document().or_else(|| unless(document.is_some_and(|d| d.resolved.is_ok()), "The plan has an error"))
             }

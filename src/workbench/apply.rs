@@ -285,6 +285,7 @@ impl Workbench {
             Action::Calibrate => self.calibrate_again(),
             Action::UseImportance => return self.use_importance(true),
             Action::DropImportance => return self.use_importance(false),
+            Action::ToggleDeviceSearch => return self.toggle_device_search(),
             Action::MeasureWeightError => self.measure_weight_error(),
             Action::MeasureOutput => self.measure_output(),
             Action::MeasureFisher => self.measure_fisher(),

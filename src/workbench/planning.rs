@@ -14,7 +14,7 @@ use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::pass;
 use crate::engine::plan::budget::{BudgetOptions, Effort, Limit, Planner};
 use crate::engine::plan::speed::SpeedModel;
-use crate::engine::plan::{Constraints, Plan, ResolvedPlan, Target};
+use crate::engine::plan::{Constraints, Plan, ResolvedPlan, Search, Target};
 use crate::engine::scoring::kernel_rates::{self, KernelRates, RateOptions};
 
 /// The step of history that a budget is.
@@ -80,6 +80,17 @@ pub(super) fn kept_plans(project: &Project) -> (Vec<(String, Plan)>, Vec<NamedPl
 }
 
 impl Workbench {
+    /// Lets the device search codes where the plan leaves it to the CPU, and the other way round.
+    pub(super) fn toggle_device_search(&mut self) -> Result<()> {
+        let is_on = self.state.document.as_ref().is_some_and(|document| document.plan().search() == Search::Device);
+        let (name, next) =
+            if is_on { ("search on the CPU", Search::Cpu) } else { ("search on the device", Search::Device) };
+        self.change_plan(name.to_owned(), |_, plan| {
+            plan.set_search(next);
+            Ok(())
+        })
+    }
+
     /// Tensors with all that the plan ties to them.
     pub(super) fn tied(&self, tensors: &[usize]) -> Vec<usize> {
         match &self.state.document {

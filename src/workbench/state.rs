@@ -439,6 +439,16 @@ impl State {
         }
     }
 
+    /// Why no device could search codes, as a short sentence; none too while nobody has looked for devices.
+    pub fn no_search_device(&self) -> Option<&'static str> {
+        if self.settings.device == "cpu" {
+            return Some("The CPU is chosen: choose a device first");
+        }
+        let devices = self.devices.as_ref()?;
+        let is_there = devices.iter().any(Listed::will_run_passes);
+        (!is_there).then_some("No device encodes here: the CPU searches")
+    }
+
     /// Shows a message; the same text twice in a row is shown once.
     pub(super) fn notify(&mut self, level: Level, text: impl Into<String>) {
         let text = text.into();

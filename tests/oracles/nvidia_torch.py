@@ -1,14 +1,15 @@
-"""PyTorch's side of nvidia_run.sh: a synthetic Llama, its speed in torch, and the table of all figures.
+"""PyTorch's side of nvidia_run.sh: a synthetic Llama, and its speed in torch.
 
   nvidia_torch.py make 1b|tiny FOLDER   a Hugging Face folder with made-up bf16 weights
   nvidia_torch.py speed FOLDER          prefill of 512 and decode of 128 tokens in bf16, as JSON
-  nvidia_torch.py summary RESULTS       the figures of a run as a table
 
-Only torch and safetensors are needed; the decoder is written out below (RMSNorm, rotary embedding, grouped queries, SwiGLU).
+Only torch and safetensors are needed. The decoder is written out below (RMSNorm, rotary embedding, grouped queries, SwiGLU) and runs
+eagerly, with torch's fused attention over grouped keys where this version has it. Medians of five runs after a warm-up.
 """
 
 import json
 import pathlib
+import statistics
 import sys
 import time
 
@@ -63,7 +64,9 @@ def speed(folder):
     c = json.loads((folder / "config.json").read_text())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     w = {k: v.to(device) for k, v in load_file(folder / "model.safetensors").items()}
-    heads, kv, dim = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
+    heads, kv = c["num_attention_heads"], c["num_key_value_heads"]
+    dim = c.get("head_dim") or c["hidden_size"] // heads
+    head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
     theta = 1.0 / c["rope_theta"] ** (torch.arange(0, dim, 2, device=device).float() / dim)
 
     def norm(x, name):
@@ -73,6 +76,19 @@ def speed(folder):
     def rotate(x, cos, sin):
         a, b = x.chunk(2, -1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+    try:
+        probe = torch.zeros(1, heads, 1, dim, dtype=torch.bfloat16, device=device)
+        F.scaled_dot_product_attention(probe, probe[:, :kv], probe[:, :kv], enable_gqa=True)
+        grouped = True
+    except (TypeError, RuntimeError):
+        grouped = False
+
+    def attention(q, k, v, causal):
+        if grouped:
+            return F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=causal, enable_gqa=True)[0]
+        k, v = (t.repeat_interleave(heads // kv, 0) for t in (k, v))
+        return F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=causal)[0]
 
     def forward(ids, start, caches):
         n = ids.shape[0]
@@ -86,20 +102,20 @@ def speed(folder):
             q, k, v = rotate(part("q", heads), cos, sin), rotate(part("k", kv), cos, sin), part("v", kv)
             keys, values = caches[i]
             keys[:, start:start + n], values[:, start:start + n] = k, v
-            k, v = keys[:, :start + n], values[:, :start + n]
-            k, v = (t.repeat_interleave(heads // kv, 0) for t in (k, v))
-            y = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=n > 1)[0]
+            y = attention(q, keys[:, :start + n], values[:, :start + n], n > 1)
             x = x + y.transpose(0, 1).reshape(n, -1) @ w[s + "self_attn.o_proj.weight"].T
             h = norm(x, s + "post_attention_layernorm.weight")
             gate, up = h @ w[s + "mlp.gate_proj.weight"].T, h @ w[s + "mlp.up_proj.weight"].T
             x = x + (F.silu(gate) * up) @ w[s + "mlp.down_proj.weight"].T
-        return norm(x[-1:], "model.norm.weight") @ w["model.embed_tokens.weight"].T
+        return norm(x[-1:], "model.norm.weight") @ head.T
 
     def wait():
         if device == "cuda":
             torch.cuda.synchronize()
 
-    def once(prompt=512, more=128):
+    prompt, more = 512, 128
+
+    def once():
         caches = [tuple(torch.zeros(kv, prompt + more, dim, device=device, dtype=torch.bfloat16) for _ in range(2))
                   for _ in range(c["num_hidden_layers"])]
         ids = torch.randint(0, c["vocab_size"], (prompt,), device=device)
@@ -113,7 +129,7 @@ def speed(folder):
 
     with torch.inference_mode():
         once()
-        runs = [once() for _ in range(3)]
+        runs = [once() for _ in range(5)]
         bandwidth = None
         if device == "cuda":
             a = torch.empty(1 << 30, dtype=torch.uint8, device=device)
@@ -124,70 +140,11 @@ def speed(folder):
             wait()
             bandwidth = 20 * 2 * a.numel() / (time.perf_counter() - start)
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    print(json.dumps(dict(torch=torch.__version__, device=name, memory_bytes_per_second=bandwidth,
-                          prefill_tokens_per_second=max(r[0] for r in runs),
-                          decode_tokens_per_second=max(r[1] for r in runs))))
-
-
-def summary(folder):
-    folder = pathlib.Path(folder)
-
-    def read(name):
-        try:
-            return json.loads((folder / f"{name}.json").read_text())
-        except (OSError, ValueError):
-            return {}
-
-    def find(document, key):
-        """The first number of this name, however deep."""
-        if isinstance(document, dict):
-            if isinstance(document.get(key), (int, float)):
-                return document[key]
-            document = list(document.values())
-        found = (find(part, key) for part in document) if isinstance(document, list) else ()
-        return next((value for value in found if value is not None), None)
-
-    print("\n## Figures\n")
-    torch = read("torch")
-    bandwidth = torch.get("memory_bytes_per_second")
-    kernels = read("scan").get("kernels", [])
-    scans = {(k["kernel"], k["format"]): k.get("weights_per_second", 0) for k in kernels}
-    print("| error scan | device, G weights/s | times the CPU | share of its memory bandwidth (bf16 read once) |\n|---|---|---|---|")
-    for (kernel, form), rate in scans.items():
-        if kernel == "scan_device":
-            cpu = max((r for (k, f), r in scans.items() if k == "scan" and f == form), default=0)
-            share = f"{rate * 2 / bandwidth:.3f}" if bandwidth else "not known"
-            print(f"| {form} | {rate / 1e9:.3f} | {rate / cpu if cpu else float('nan'):.2f} | {share} |")
-    print("\n| tokens a second | prefill 512 | decode 128 |\n|---|---|---|")
-    speed = lambda run: f"{run['prefill_tokens_per_second']:.0f} | {run['decode_tokens_per_second']:.1f}"
-    for recipe in ("BF16", "Q8_0", "Q4_K_S"):
-        for where in ("device", "cpu"):
-            run = read(f"bench_{recipe}_{where}")
-            if run:
-                print(f"| ours, {recipe}, {run['device']} | {speed(run)} |")
-        run = read(f"candle_{recipe}")
-        if run:
-            print(f"| candle's products alone, {recipe}, {run['device']} | {speed(run)} |")
-    if torch:
-        print(f"| torch {torch['torch']}, bf16, {torch['device']} | {torch['prefill_tokens_per_second']:.0f} | {torch['decode_tokens_per_second']:.1f} |")
-    print("\n| model in | perplexity on the device | on the CPU | difference |\n|---|---|---|---|")
-    for path in sorted(folder.glob("format_*_device.json")):
-        form = path.stem.removeprefix("format_").removesuffix("_device")
-        ours, cpu = (find(read(f"format_{form}_{where}"), "perplexity") for where in ("device", "cpu"))
-        if ours and cpu:
-            print(f"| {form} | {ours:.5f} | {cpu:.5f} | {ours / cpu - 1:+.2e} |")
-    times = dict(line.split("\t") for line in (folder / "times.tsv").read_text().splitlines())
-    print("\n| work | seconds on the device | on the CPU | times the CPU |\n|---|---|---|---|")
-    for work in ("kld", "fisher", "mask", "evaluate"):
-        ours, cpu = (float(times.get(f"{work}_{where}", "nan")) for where in ("device", "cpu"))
-        print(f"| {work} | {ours:.2f} | {cpu:.2f} | {cpu / ours:.2f} |")
-    one, other = read("kld_map_device"), read("kld_map_cpu")
-    pairs = [(a["value"], b["value"]) for r, s in zip(one.get("rows", []), other.get("rows", []))
-             for a, b in zip(r["cells"], s["cells"]) if a and b and b["value"] > 0]
-    if pairs:
-        far = sorted(abs(a / b - 1) for a, b in pairs)
-        print(f"\nKLD map: {len(pairs)} cells, median difference from the CPU's {far[len(far) // 2]:.4f}, largest {far[-1]:.4f} of the value.")
+    print(json.dumps(dict(torch=torch.__version__, device=name, memory_bytes_per_second=bandwidth, grouped_attention=grouped,
+                          prefill_tokens=prompt, decode_tokens=more, decode_depth=prompt,
+                          prefill_tokens_per_second=statistics.median(r[0] for r in runs),
+                          decode_tokens_per_second=statistics.median(r[1] for r in runs))))
 
 
 if __name__ == "__main__":
-    {"make": make, "speed": speed, "summary": summary}[sys.argv[1]](*sys.argv[2:])
+    {"make": make, "speed": speed}[sys.argv[1]](*sys.argv[2:])

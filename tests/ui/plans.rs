@@ -97,6 +97,22 @@ fn a_plan_is_kept_compared_and_turned_legal_from_its_menus() {
 }
 
 #[test]
+fn searches_are_taken_back_from_a_device_that_is_not_there_and_not_given_to_it() {
+    use lapidary::engine::plan::Search;
+    let mut window = Window::new(Start::Opened);
+    window.show(View::Plan);
+    let mut plan = window.document().plan().clone();
+    plan.set_search(Search::Device);
+    window.send(Command::SetPlan { plan: Box::new(plan), what: "search".to_owned() });
+    window.send(Command::SetDevice("cpu".to_owned()));
+    window.click(Role::CheckBox, "Search on the device");
+    assert_eq!(window.document().plan().search(), Search::Cpu);
+    assert_eq!(window.document().history.undo_name(), Some("search on the CPU"));
+    window.click(Role::CheckBox, "Search on the device");
+    assert_eq!(window.document().plan().search(), Search::Cpu, "without a device it cannot be turned on");
+}
+
+#[test]
 fn running_the_plan_adds_a_run_that_can_be_compared_renamed_and_rolled_back_to() {
     let mut window = Window::new(Start::Opened);
     window.show(View::Weights);

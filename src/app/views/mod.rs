@@ -23,6 +23,7 @@ mod plan_formats;
 mod plan_frontier;
 mod plan_history;
 mod plan_many;
+mod plan_search;
 mod plan_target;
 pub mod playground;
 pub mod report;

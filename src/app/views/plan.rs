@@ -9,7 +9,7 @@ use egui_extras::{Column, TableBuilder};
 
 use super::common::{self, action_button_ui, caption_ui, combo_ui, figure_ui, head_ui, no_document_ui};
 use super::plan_frontier::{self, damage_text, recipe_of};
-use super::{plan_budget, plan_constraints, plan_fits, plan_history, plan_many, plan_target};
+use super::{plan_budget, plan_constraints, plan_fits, plan_history, plan_many, plan_search, plan_target};
 use crate::app::context::Cx;
 use crate::app::plots::frontier::{Frontier, Kind, Spot, frontier_ui};
 use crate::app::theme::{Type, UiTokens as _, space};
@@ -202,6 +202,7 @@ fn controls_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut M
         if document.resolved.is_ok() {
             plan_constraints::toggle_ui(ui, &mut memory.constraints);
         }
+        plan_search::search_ui(ui, cx, plan);
     });
 }
 

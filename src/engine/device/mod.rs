@@ -73,6 +73,11 @@ impl Listed {
         self.will_run.contains(&MODELS)
     }
 
+    /// True if it is a device beside the CPU that passes encode on now.
+    pub fn will_run_passes(&self) -> bool {
+        self.kind != "cpu" && self.will_run.contains(&"passes")
+    }
+
     /// Name and interface.
     pub fn in_words(&self) -> String {
         if self.interface.is_empty() { self.name.clone() } else { format!("{} ({})", self.name, self.interface) }

@@ -74,7 +74,7 @@ impl Rates {
         let q8_0 = known("q8_0")?;
         let how = Encoding::plain(LEN);
         let scans = Rate {
-            device: count / timed(|| scan(device, &values, &halves, q4_k, how))?,
+            device: count / timed(|| scan(device, &halves, q4_k, how))?,
             cpu: count
                 / timed(|| {
                     values.par_chunks(LEN).for_each_init(ScanBuffers::default, |buffers, row| {
@@ -114,19 +114,15 @@ impl Rates {
     }
 }
 
-fn scan(
-    device: &Device,
-    values: &[f32],
-    halves: &[u8],
-    format: &'static dyn Format,
-    how: Encoding<'_>,
-) -> Result<(), Failure> {
+fn scan(device: &Device, halves: &[u8], format: &'static dyn Format, how: Encoding<'_>) -> Result<(), Failure> {
     let formats = [format];
     let mut scan = DeviceScan::new(device, &formats, how, &[None])?;
     let step = scan.most_rows() * how.row_len;
-    for (piece, values) in values.chunks(step).enumerate() {
-        let raw = &halves[piece * step * 2..piece * step * 2 + values.len() * 2];
-        scan.add(piece * step / how.row_len, values.to_vec(), Some((Dtype::Bf16, raw)))?;
+    for (piece, halves) in halves.chunks(step * 2).enumerate() {
+        let mut raw = scan.buffer();
+        raw.clear();
+        raw.extend_from_slice(halves);
+        scan.add(piece * step / how.row_len, Dtype::Bf16, raw)?;
     }
     scan.finish().map(drop)
 }

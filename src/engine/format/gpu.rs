@@ -94,11 +94,36 @@ fn given(shared: &Shared, first_row: usize, rows: usize, row_len: usize) -> Vec<
     }
 }
 
-/// Rows on the device, kept for those that it hands back.
+/// Bytes of a row as it is stored.
+fn row_bytes(dtype: Dtype, row_len: usize) -> Result<usize, Failure> {
+    let bytes = dtype.row_bytes(row_len).filter(|&bytes| bytes > 0);
+    bytes.ok_or_else(|| Failure::TooLarge(format!("rows of {row_len} weights in {dtype}")))
+}
+
+/// Stored rows as they go up: floats of 16 and 32 bits as they are, all else decoded into `decoded`.
+fn source<'a>(dtype: Dtype, bytes: &'a [u8], row_len: usize, decoded: &'a mut Vec<f32>) -> Result<Source<'a>, Failure> {
+    Ok(match dtype {
+        Dtype::F32 => Source::F32Bytes(bytes),
+        Dtype::F16 => Source::F16(bytes),
+        Dtype::Bf16 => Source::Bf16(bytes),
+        _ => {
+            let stored = row_bytes(dtype, row_len)?;
+            decoded.resize(bytes.len() / stored * row_len, 0.0);
+            let rows = bytes.par_chunks_exact(stored).zip(decoded.par_chunks_exact_mut(row_len));
+            if !rows.map(|(row, out)| super::decode_row(dtype, row, out)).all(|is_known| is_known) {
+                return Err(Failure::Missing(format!("a decoder of {dtype}")));
+            }
+            Source::F32(decoded)
+        }
+    })
+}
+
+/// Rows on the device, kept as they came for those that it hands back.
 #[derive(Debug)]
 struct Piece {
     first_row: usize,
-    weights: Vec<f32>,
+    dtype: Dtype,
+    bytes: Vec<u8>,
 }
 
 /// A scan of a tensor by several formats.
@@ -109,7 +134,7 @@ pub struct DeviceScan<'a> {
     how: Encoding<'a>,
     shared: &'a [Option<Shared>],
     pieces: VecDeque<Piece>,
-    spare: Vec<Vec<f32>>,
+    spare: Vec<Vec<u8>>,
     sums: Vec<Errors>,
     rows: [u64; 2],
 }
@@ -145,34 +170,40 @@ impl<'a> DeviceScan<'a> {
         self.scanner.most_rows()
     }
 
-    /// An empty buffer, or one with old values, for the next rows.
-    pub fn buffer(&mut self) -> Vec<f32> {
+    /// A buffer for the next rows, with old bytes or none.
+    pub fn buffer(&mut self) -> Vec<u8> {
         self.spare.pop().unwrap_or_default()
     }
 
-    /// Adds whole rows, the first of which has index `first_row`. `raw` are the same rows in their
-    /// own type: 16-bit floats go up as they are.
+    /// Adds whole rows of `dtype` as they are stored, the first of which has index `first_row`. Floats of 16 and
+    /// 32 bits go up as they are, all else is decoded first.
     ///
     /// # Errors
-    /// A failure of the device: what was added so far is lost.
-    pub fn add(&mut self, first_row: usize, weights: Vec<f32>, raw: Option<(Dtype, &[u8])>) -> Result<(), Failure> {
+    /// A failure of the device, or a type that nothing here decodes: what was added so far is lost.
+    pub fn add(&mut self, first_row: usize, dtype: Dtype, bytes: Vec<u8>) -> Result<(), Failure> {
         while self.scanner.is_full() {
             self.collect()?;
         }
-        let rows = weights.len() / self.how.row_len;
+        let row_len = self.how.row_len;
+        let rows = bytes.len() / row_bytes(dtype, row_len)?;
         let given: Vec<Option<Vec<[f32; 2]>>> = self
             .shared
             .iter()
-            .map(|shared| shared.as_ref().map(|shared| given(shared, first_row, rows, self.how.row_len)))
+            .map(|shared| shared.as_ref().map(|shared| given(shared, first_row, rows, row_len)))
             .collect();
-        let source = match raw {
-            Some((Dtype::F16, bytes)) if bytes.len() == weights.len() * 2 => Source::F16(bytes),
-            Some((Dtype::Bf16, bytes)) if bytes.len() == weights.len() * 2 => Source::Bf16(bytes),
-            _ => Source::F32(&weights),
-        };
-        self.scanner.submit(source, &given)?;
-        self.pieces.push_back(Piece { first_row, weights });
+        let mut decoded = Vec::new();
+        self.scanner.submit(source(dtype, &bytes, row_len, &mut decoded)?, &given)?;
+        self.pieces.push_back(Piece { first_row, dtype, bytes });
         Ok(())
+    }
+
+    /// Scans the rows that were added last `times` more times where they lie and waits for it: how fast the device is by
+    /// itself, with nothing going up or coming down. Sums stay as they are.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn repeat(&self, times: usize) -> Result<(), Failure> {
+        self.scanner.repeat(times)
     }
 
     /// Takes in the sums of the oldest piece.
@@ -184,15 +215,19 @@ impl<'a> DeviceScan<'a> {
             self.rows[0] += rows.len() as u64 - back;
             self.rows[1] += back;
             let (format, shared) = (self.formats[index], self.shared.get(index).and_then(Option::as_ref));
-            let weights = piece.weights.par_chunks(self.how.row_len);
+            let row_len = self.how.row_len;
+            let stored = piece.bytes.par_chunks(row_bytes(piece.dtype, row_len)?);
             let sums: Vec<Errors> = rows
                 .into_par_iter()
-                .zip(weights)
+                .zip(stored)
                 .enumerate()
-                .map_init(ScanBuffers::default, |buffers, (row, (sums, weights))| {
+                .map_init(<(Vec<f32>, ScanBuffers)>::default, |(weights, buffers), (row, (sums, stored))| {
                     sums.unwrap_or_else(|| {
                         let mut sums = Errors::default();
                         let how = Encoding { first_row: piece.first_row + row, shared, ..self.how };
+                        weights.resize(row_len, 0.0);
+                        // It could be decoded when it was added.
+                        super::decode_row(piece.dtype, stored, weights);
                         format.scan(weights, &how, buffers, &mut sums);
                         sums
                     })
@@ -200,7 +235,7 @@ impl<'a> DeviceScan<'a> {
                 .collect();
             sums.iter().for_each(|sums| self.sums[index].merge(sums));
         }
-        self.spare.push(piece.weights);
+        self.spare.push(piece.bytes);
         Ok(())
     }
 

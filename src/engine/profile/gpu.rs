@@ -1,4 +1,4 @@
-//! Large tensors of f32, f16 and bf16 on a device.
+//! Large tensors of f32, f16, bf16 and fp8 on a device.
 //!
 //! What fails, or what f32 sums cannot hold, is left for the CPU: nothing is handed out before a tensor is
 //! done.
@@ -46,8 +46,8 @@ pub(super) fn run(
     emit: &(dyn Fn(usize, TensorProfile) + Sync),
 ) -> Result<Option<String>> {
     let is_worth = |target: &Target<'_>| {
-        let is_known = matches!(target.tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16);
-        is_known && target.tensor.weight_count() >= LEAST_WEIGHTS
+        let known = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F8E4M3, Dtype::F8E5M2];
+        known.contains(&target.tensor.dtype) && target.tensor.weight_count() >= LEAST_WEIGHTS
     };
     if !narrow.iter().map(|(target, _)| target).chain(wide.iter()).any(is_worth) {
         return Ok(None);
@@ -120,7 +120,7 @@ fn stream(
     Ok(())
 }
 
-/// A tensor of f16 or bf16, by the counts of its patterns.
+/// A tensor of f16, bf16 or fp8, by the counts of its patterns.
 fn counted(
     device: &Device,
     target: &Target<'_>,
@@ -128,12 +128,22 @@ fn counted(
     options: &ProfileOptions,
     progress: &Progress,
 ) -> std::result::Result<Option<TensorProfile>, Trouble> {
-    let infinity = if target.tensor.dtype == Dtype::F16 { 0x7c00 } else { 0x7f80 };
-    let mut counter = Counter::new(device, rows(target), infinity)?;
+    let rows = rows(target);
+    let mut counter = match target.tensor.dtype {
+        Dtype::F16 => Counter::new(device, rows, 0x7c00)?,
+        // It has no infinity; the largest pattern is NaN.
+        Dtype::F8E4M3 => Counter::of_bytes(device, rows, 0x7f)?,
+        Dtype::F8E5M2 => Counter::of_bytes(device, rows, 0x7c)?,
+        _ => Counter::new(device, rows, 0x7f80)?,
+    };
     stream(target, counter.most_rows(), progress, |first, bytes| counter.add(first, bytes))?;
     let found = counter.finish()?;
-    let totals = found.counts.into_iter().map(u64::from).collect();
-    Ok(Some(narrow::figures(target, kind, Gathered::of_counts(totals, found.ranges), options)))
+    let gathered = if kind.is_byte {
+        Gathered::of_byte_counts(&found.counts, found.ranges)
+    } else {
+        Gathered::of_counts(found.counts.into_iter().map(u64::from).collect(), found.ranges)
+    };
+    Ok(Some(narrow::figures(target, kind, gathered, options)))
 }
 
 /// A tensor of f32, in two looks; none where f32 sums cannot hold it.

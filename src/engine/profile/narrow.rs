@@ -46,6 +46,14 @@ impl Gathered {
         Self { totals, singles: [0; 256], ranges, spans_left: 0 }
     }
 
+    /// The same of a tensor of 8-bit floats, whose 256 counts these are.
+    #[cfg(feature = "gpu")]
+    pub(super) fn of_byte_counts(counts: &[u32], ranges: Vec<KeyRange>) -> Self {
+        let mut singles = [0; 256];
+        singles.iter_mut().zip(counts).for_each(|(single, &count)| *single = count.into());
+        Self { totals: Vec::new(), singles, ranges, spans_left: 0 }
+    }
+
     fn new(spans_left: usize) -> Self {
         Self { totals: Vec::new(), singles: [0; 256], ranges: Vec::new(), spans_left }
     }

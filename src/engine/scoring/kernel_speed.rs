@@ -4,6 +4,9 @@
 //! is registered. Weights are normal with outlier columns, as the synthetic checkpoints are; times
 //! are of warm memory, and leave out what is done once per matrix. Measurements run alone.
 
+#[cfg(feature = "gpu")]
+mod on_device;
+
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -55,7 +58,8 @@ pub struct KernelOptions {
 /// Speed of one kernel.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KernelSpeed {
-    /// `encode`, `encode_imatrix`, `scan`, `scan_device`, `profile` or `matmul`.
+    /// `encode`, `encode_imatrix`, `scan`, `scan_device` (uploads included), `scan_resident` (of rows that lie on the
+    /// device), `profile` or `matmul`.
     pub kernel: &'static str,
     /// Id of a format, or name of a stored type.
     pub format: String,
@@ -79,7 +83,7 @@ pub struct KernelSpeed {
     pub weights_per_second: f64,
     /// Multiplications and additions a second in billions, from the median; of a product.
     pub gflop_per_second: Option<f64>,
-    /// Bytes of weights read a second in billions, from the median; of a product.
+    /// Bytes of weights read a second in billions, from the median; of a product, and of what lies on a device.
     pub gbyte_per_second: Option<f64>,
 }
 
@@ -90,7 +94,7 @@ struct Case {
     rows: usize,
     cols: usize,
     batch: Option<usize>,
-    /// Bytes of the weights of a product.
+    /// Bytes of the weights of a product, or of those that lie on a device; else 0.
     bytes: usize,
 }
 
@@ -173,6 +177,7 @@ impl Bench<'_> {
             .map(|format| {
                 2 * (of("encode", format) + of("scan", format))
                     + of("scan_device", format)
+                    + of("scan_resident", format)
                     + 2 * products * of("matmul", format)
             })
             .sum()
@@ -219,7 +224,7 @@ impl Bench<'_> {
             quartiles_secs: [quantile(&samples, 0.25), quantile(&samples, 0.75)],
             weights_per_second: weights / median_secs,
             gflop_per_second: case.batch.map(|batch| 2e-9 * weights * batch as f64 / median_secs),
-            gbyte_per_second: case.batch.map(|_| 1e-9 * case.bytes as f64 / median_secs),
+            gbyte_per_second: (case.bytes > 0).then(|| 1e-9 * case.bytes as f64 / median_secs),
         };
         self.rows.push(row);
         self.progress.advance(1);
@@ -298,52 +303,6 @@ impl Bench<'_> {
             })?;
         }
         Ok(())
-    }
-
-    /// The same rows on a device: up as they are, decoded here beside for what it hands back.
-    #[cfg(feature = "gpu")]
-    fn scan_device(&mut self, format: &'static dyn Format, bytes: &[u8]) -> Result<()> {
-        use crate::format::gpu::DeviceScan;
-        use crate::kernels::gpu::Failure;
-
-        let device = self.options.device.clone();
-        let Some(gpu) = device.gpu().filter(|_| self.wants("scan_device", format.id())) else { return Ok(()) };
-        if !format.fits(ROW_LEN) {
-            return Ok(());
-        }
-        let how = Encoding::plain(ROW_LEN);
-        let mut values = vec![0.0; bytes.len() / 2];
-        float::decode_bf16(bytes, &mut values);
-        let shared = [format::survey_matrix(format, &values, &how)];
-        let formats = [format];
-        let told = |failure: Failure| {
-            Fault::new(Stage::Evaluation, failure.to_string()).at(gpu.name()).fix("leave --device away")
-        };
-        let mut scan = DeviceScan::new(gpu, &formats, how, &shared).map_err(told)?;
-        let piece_rows = scan.most_rows().min(MOST_ROWS);
-        let mut failed = None;
-        let mut all = |rows: usize| {
-            for (index, piece) in bytes[..rows * ROW_LEN * 2].chunks(piece_rows * ROW_LEN * 2).enumerate() {
-                let mut values = scan.buffer();
-                values.resize(piece.len() / 2, 0.0);
-                float::decode_bf16(piece, &mut values);
-                let added = scan.add(index * piece_rows, values, Some((Dtype::Bf16, piece)));
-                failed = failed.take().or(added.err());
-            }
-            match scan.finish() {
-                Ok(sums) => _ = std::hint::black_box(sums),
-                Err(failure) => failed = failed.take().or(Some(failure)),
-            }
-        };
-        // The first time compiles the shader.
-        all(8);
-        let start = Instant::now();
-        all(32);
-        let per_row = start.elapsed().as_secs_f64() / 32.0;
-        let rows = ((0.1 / per_row.max(1e-9)) as usize).clamp(32, MOST_ROWS);
-        let (kernel, format) = ("scan_device", format.id().to_owned());
-        self.time(&Case { kernel, format, rows, cols: ROW_LEN, batch: None, bytes: 0 }, || all(rows))?;
-        failed.map_or(Ok(()), |failure| Err(told(failure).into()))
     }
 
     /// Both looks at f32 values, one thread: what a profile does to them.

@@ -113,6 +113,7 @@ pub fn empty_table(checkpoint: &Checkpoint, text: &GroupedText, options: &KldOpt
                 *cell = known.cell(&row.name, format).filter(is_enough).cloned();
             }
         }
+        table.device = known.device.clone();
     }
     Ok(table)
 }
@@ -181,6 +182,8 @@ pub fn measured_kld(
         }
         table.rows[row].cells[column] = cell;
     }
+    // Only now: the device may have failed meanwhile.
+    table.device = Some(model.device()).filter(|device| device != "cpu");
     Ok(table)
 }
 

@@ -85,6 +85,7 @@ pub fn output_error(
         table.rows.push(row);
         progress.advance(tensor.byte_count);
     }
+    table.device = Some(model.device()).filter(|device| device != "cpu");
     Ok((table, activations))
 }
 

@@ -97,18 +97,15 @@ fn scan(
     if step == 0 {
         return Err(Failure::TooLarge(format!("{together} rows of {} weights at a time", how.row_len)));
     }
-    let (mut raw, mut read_bytes) = (Vec::new(), 0);
+    let mut read_bytes = 0;
     for first in (0..rows).step_by(step) {
-        let mut weights = scan.buffer();
+        let mut raw = scan.buffer();
         let piece = first..(first + step).min(rows);
-        let read = progress.check().and_then(|()| checkpoint.decode_rows(tensor, piece, &mut raw, &mut weights));
-        if let Err(error) = read {
+        if let Err(error) = progress.check().and_then(|()| checkpoint.read_rows(tensor, piece, &mut raw)) {
             return Ok(Err(error));
         }
-        // Rows in the file's own order may go up as they are.
-        let bytes = tensor.permuted_heads.is_none().then_some((tensor.dtype, raw.as_slice()));
-        scan.add(first, weights, bytes)?;
         read_bytes += raw.len() as u64;
+        scan.add(first, tensor.dtype, raw)?;
     }
     let sums = scan.finish()?;
     // Not before: a device that fails half way leaves the whole tensor to the CPU.

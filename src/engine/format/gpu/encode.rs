@@ -11,9 +11,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::{Dtype, Encoding, Format, Granularity};
-use super::{given, recipe};
+use super::{given, recipe, source};
 use crate::format;
-use crate::kernels::gpu::{Device, Encoder, Failure, Recipe, RowLayout, Source};
+use crate::kernels::gpu::{Device, Encoder, Failure, Recipe, RowLayout};
 use crate::kernels::scan::Errors;
 
 /// One row in so many is encoded by the reference too.
@@ -144,20 +144,7 @@ impl<'a> DeviceEncoder<'a> {
         let count = rows.len();
         let given = self.how.shared.map(|shared| given(shared, first_row + rows.start, count, row_len));
         let mut decoded = Vec::new();
-        let source = match self.from {
-            Dtype::F32 => Source::F32Bytes(bytes),
-            Dtype::F16 => Source::F16(bytes),
-            Dtype::Bf16 => Source::Bf16(bytes),
-            from => {
-                decoded.resize(count * row_len, 0.0);
-                let in_bytes = bytes.len() / count.max(1);
-                let rows = bytes.par_chunks_exact(in_bytes.max(1)).zip(decoded.par_chunks_exact_mut(row_len));
-                if !rows.map(|(row, out)| format::decode_row(from, row, out)).all(|is_known| is_known) {
-                    return Err(Failure::Missing(format!("a decoder of {from}")));
-                }
-                Source::F32(&decoded)
-            }
-        };
+        let source = source(self.from, bytes, row_len, &mut decoded)?;
         self.encoder.submit(source, given.as_deref())
     }
 

@@ -85,6 +85,7 @@ pub fn adapters() -> Vec<Adapter> {
     let instance = wgpu::Instance::new(wanted);
     let mut found: Vec<Adapter> =
         wait(instance.enumerate_adapters(backends)).into_iter().filter_map(described).collect();
+    lend_memory(&mut found);
     found.sort_by_key(|adapter| match adapter.kind {
         Kind::Discrete => 0,
         Kind::Virtual => 1,
@@ -109,8 +110,9 @@ fn described(handle: wgpu::Adapter) -> Option<Adapter> {
     };
     let driver = [info.driver.as_str(), info.driver_info.as_str()];
     let driver: Vec<&str> = driver.into_iter().filter(|part| !part.is_empty()).collect();
+    let heap = || if matches!(kind, Kind::Discrete | Kind::Virtual) { largest_heap(&handle) } else { None };
     Some(Adapter {
-        memory: own_memory(&info.device_pci_bus_id),
+        memory: own_memory(&info.device_pci_bus_id).or_else(heap),
         name: info.name,
         kind,
         interface: format!("{:?}", info.backend),
@@ -125,4 +127,60 @@ fn own_memory(bus_id: &str) -> Option<u64> {
     let is_plain = !bus_id.is_empty() && bus_id.chars().all(|c| c.is_ascii_hexdigit() || c == ':' || c == '.');
     let path = is_plain.then(|| format!("/sys/bus/pci/devices/{bus_id}/mem_info_vram_total"))?;
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Bytes of the largest heap that Vulkan's driver calls the device's own, which for a card is its memory; none by
+/// another interface.
+#[cfg(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd"))]
+fn largest_heap(handle: &wgpu::Adapter) -> Option<u64> {
+    /// `VK_MEMORY_HEAP_DEVICE_LOCAL_BIT`.
+    const OWN: u32 = 1;
+    // SAFETY: what is lent is only asked and never destroyed.
+    let adapter = unsafe { handle.as_hal::<wgpu::hal::api::Vulkan>() }?;
+    let instance = adapter.shared_instance().raw_instance();
+    // SAFETY: the physical device is this instance's, and both live as long as what is lent.
+    let found = unsafe { instance.get_physical_device_memory_properties(adapter.raw_physical_device()) };
+    let own = found.memory_heaps_as_slice().iter().filter(|heap| heap.flags.as_raw() & OWN != 0);
+    own.map(|heap| heap.size).max()
+}
+
+/// None: Vulkan is not this system's own interface.
+#[cfg(not(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd")))]
+fn largest_heap(_: &wgpu::Adapter) -> Option<u64> {
+    None
+}
+
+/// A card that is there by several interfaces has its memory by all of them: DX12 does not tell it here.
+fn lend_memory(adapters: &mut [Adapter]) {
+    let card = |adapter: &Adapter| {
+        let info = adapter.handle.get_info();
+        (info.vendor, info.device)
+    };
+    let known: Vec<((u32, u32), u64)> =
+        adapters.iter().filter_map(|adapter| Some((card(adapter), adapter.memory?))).collect();
+    for adapter in adapters.iter_mut().filter(|adapter| adapter.memory.is_none()) {
+        let own = card(adapter);
+        adapter.memory = known.iter().find(|(other, _)| *other == own).map(|&(_, bytes)| bytes);
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a graphics driver"]
+    fn cards_have_the_memory_of_their_heaps_and_software_has_none() {
+        let adapters = adapters();
+        assert!(!adapters.is_empty(), "no Vulkan driver: install Debian's mesa-vulkan-drivers");
+        for adapter in adapters.iter().filter(|adapter| adapter.interface == "Vulkan") {
+            let heap = largest_heap(&adapter.handle).expect("every driver has a heap");
+            assert!(heap >= 1 << 20, "{}: {heap}", adapter.name);
+            match adapter.kind {
+                Kind::Software => assert_eq!(adapter.memory, None, "{}: it is the machine's", adapter.name),
+                Kind::Discrete => assert!(adapter.memory >= Some(heap), "{}: {:?}", adapter.name, adapter.memory),
+                Kind::Integrated | Kind::Virtual => {}
+            }
+        }
+    }
 }

@@ -7,6 +7,9 @@ use std::time::Duration;
 use super::adapter::{Adapter, wait};
 use super::{Failure, Kind};
 
+/// A pipeline, what it works on, and how many workgroups lie side by side and below each other.
+pub(super) type Dispatch<'a> = (&'a wgpu::ComputePipeline, &'a wgpu::BindGroup, [u32; 2]);
+
 /// A device that does not finish a piece of work in this time is given up.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -174,6 +177,20 @@ impl Device {
             pass.dispatch_workgroups(counts[0], counts[1], 1);
         }
         self.queue.submit([encoder.finish()]);
+    }
+
+    /// Submits many dispatches as one work: for measurements, which need not let anything else in between.
+    pub(super) fn dispatch_all<'a>(&self, work: impl Iterator<Item = Dispatch<'a>>) -> wgpu::SubmissionIndex {
+        let mut encoder = self.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for (pipeline, group, counts) in work {
+                pass.set_pipeline(pipeline);
+                pass.set_bind_group(0, group, &[]);
+                pass.dispatch_workgroups(counts[0], counts[1], 1);
+            }
+        }
+        self.queue.submit([encoder.finish()])
     }
 
     /// Fills the first bytes of a buffer with zeros.

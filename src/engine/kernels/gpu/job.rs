@@ -1,7 +1,7 @@
 //! One shader made ready for rows of one length: its pipelines, its parameters and its dispatches.
 
 use super::Failure;
-use super::device::Device;
+use super::device::{Device, Dispatch};
 use super::recipe::{Before, Program};
 use super::staging::SIDE_BY_SIDE;
 
@@ -100,11 +100,20 @@ impl Job {
         }
     }
 
+    /// The dispatches of a piece, in their order.
+    pub(super) fn work<'a>(
+        &'a self,
+        binding: &'a wgpu::BindGroup,
+        rows: usize,
+    ) -> impl Iterator<Item = Dispatch<'a>> + use<'a> {
+        let before = self.before.as_ref().map(|(pipeline, _)| (pipeline, binding, self.before_counts(rows)));
+        before.into_iter().chain([(&self.main, binding, [self.tiles as u32, rows as u32])])
+    }
+
     /// Starts the work on a piece.
     pub(super) fn dispatch(&self, device: &Device, binding: &wgpu::BindGroup, rows: usize) {
-        if let Some((pipeline, _)) = &self.before {
-            device.dispatch(pipeline, binding, self.before_counts(rows));
+        for (pipeline, binding, counts) in self.work(binding, rows) {
+            device.dispatch(pipeline, binding, counts);
         }
-        device.dispatch(&self.main, binding, [self.tiles as u32, rows as u32]);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::Failure;
-use super::device::{Device, Ticket};
+use super::device::{Device, Dispatch, Ticket};
 use super::job::{Job, Params};
 use super::recipe::Recipe;
 use super::staging::{self, SLOTS, Source, Staging, Widen};
@@ -111,6 +111,20 @@ impl<'d> Scanner<'d> {
         self.flying.push_back((rows, ticket));
         self.next = (self.next + 1) % SLOTS;
         self.device.check()
+    }
+
+    /// Scans the piece that was submitted last `times` more times where it lies, in one submission, and waits for it.
+    /// Its sums stay as they are. Does nothing while nothing is on its way.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn repeat(&self, times: usize) -> Result<(), Failure> {
+        let Some(&(rows, ..)) = self.flying.back() else { return Ok(()) };
+        let slot = &self.slots[(self.next + SLOTS - 1) % SLOTS];
+        let jobs = self.jobs.iter().zip(&slot.jobs);
+        let once: Vec<Dispatch<'_>> = jobs.flat_map(|(job, own)| job.work(&own.binding, rows)).collect();
+        let submission = self.device.dispatch_all((0..times).flat_map(|_| once.iter().copied()));
+        self.device.finish(submission)
     }
 
     /// The sums of every row of the oldest piece, recipe by recipe; `None` for a row that has to be

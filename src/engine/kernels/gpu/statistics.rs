@@ -1,6 +1,6 @@
 //! Statistics of a tensor's rows on a device.
 //!
-//! 16-bit floats are counted by their patterns ([`Counter`]), from which every figure follows exactly as
+//! Floats of 8 and 16 bits are counted by their patterns ([`Counter`]), from which every figure follows exactly as
 //! on the CPU. f32 takes two looks: [`Surveyor`] for range, special values and sum, [`Spreader`] for
 //! bins, tails and powers. Bins and tails are told apart by integer comparison with the first value of
 //! each, so that their counts are the CPU's; sums are of f32 in tiles of at most 4096 weights.
@@ -22,6 +22,9 @@ const RANGES: usize = 4;
 
 /// Tails.
 const TAILS: usize = 3;
+
+/// Patterns of a byte.
+const BYTES: usize = 256;
 
 /// More weights than this overflow a count.
 const MOST_WEIGHTS: u64 = 1 << 32;
@@ -189,31 +192,43 @@ fn start(counts: usize, entries: usize) -> Vec<u32> {
 /// What a [`Counter`] finds.
 #[derive(Debug)]
 pub struct Counted {
-    /// How often each of the 65,536 patterns occurs.
+    /// How often each of the 256 or 65,536 patterns occurs.
     pub counts: Vec<u32>,
     /// The range of each entry, as keys of the patterns' order.
     pub ranges: Vec<KeyRange>,
 }
 
-/// Counts 16-bit floats by their patterns.
+/// Counts floats of 8 or 16 bits by their patterns.
 #[derive(Debug)]
-pub struct Counter<'d>(Pieces<'d>);
+pub struct Counter<'d> {
+    pieces: Pieces<'d>,
+    patterns: usize,
+}
 
 impl<'d> Counter<'d> {
-    /// Makes ready to count; `infinity` is the pattern of infinity.
+    /// Makes ready to count floats of 16 bits; `infinity` is the pattern of infinity.
     ///
     /// # Errors
     /// Rows or a tensor too large for the device, or a failure of it.
     pub fn new(device: &'d Device, rows: Rows, infinity: u16) -> Result<Self, Failure> {
-        let start = start(PATTERNS, rows.entries());
-        let mut pieces = Pieces::new(device, "count", rows, 2, &[], &start)?;
+        let mut pieces = Pieces::new(device, "count", rows, 2, &[], &start(PATTERNS, rows.entries()))?;
         pieces.infinity = infinity.into();
-        Ok(Self(pieces))
+        Ok(Self { pieces, patterns: PATTERNS })
+    }
+
+    /// Makes ready to count floats of 8 bits; `special` is the first pattern of infinity or NaN, without its sign.
+    ///
+    /// # Errors
+    /// As those of [`Self::new`].
+    pub fn of_bytes(device: &'d Device, rows: Rows, special: u8) -> Result<Self, Failure> {
+        let mut pieces = Pieces::new(device, "count_bytes", rows, 1, &[], &start(BYTES, rows.entries()))?;
+        pieces.infinity = special.into();
+        Ok(Self { pieces, patterns: BYTES })
     }
 
     /// Rows that may be added at a time.
     pub fn most_rows(&self) -> usize {
-        self.0.most_rows
+        self.pieces.most_rows
     }
 
     /// Adds whole rows, little-endian; the first has index `first_row`.
@@ -221,7 +236,7 @@ impl<'d> Counter<'d> {
     /// # Errors
     /// A failure of the device: what was added so far is lost.
     pub fn add(&mut self, first_row: usize, bytes: &[u8]) -> Result<(), Failure> {
-        self.0.add(first_row, bytes)
+        self.pieces.add(first_row, bytes)
     }
 
     /// The counts of all rows.
@@ -229,14 +244,15 @@ impl<'d> Counter<'d> {
     /// # Errors
     /// A failure of the device.
     pub fn finish(&mut self) -> Result<Counted, Failure> {
-        let (mut counts, _) = self.0.finish()?;
-        let key = |biased: u32| (biased as i32 - 0x8000) as i16;
+        let (mut counts, _) = self.pieces.finish()?;
+        let zero = self.patterns as i32 / 2;
+        let key = |biased: u32| (biased as i32 - zero) as i16;
         let range = |range: &[u32]| match range {
             [lo, hi] if lo <= hi => KeyRange { lo: key(*lo), hi: key(*hi) },
             _ => KeyRange::EMPTY,
         };
-        let ranges = counts[PATTERNS..].chunks(2).map(range).collect();
-        counts.truncate(PATTERNS);
+        let ranges = counts[self.patterns..].chunks(2).map(range).collect();
+        counts.truncate(self.patterns);
         Ok(Counted { counts, ranges })
     }
 }

@@ -1,4 +1,4 @@
-// Statistics of a tensor's rows: `count` the patterns of 16-bit floats, `survey` and `spread` f32. A
+// Statistics of a tensor's rows: `count` the patterns of 16-bit floats, `count_bytes` those of 8-bit ones, `survey` and `spread` f32. A
 // workgroup has a tile of one row. What is counted is exact; sums are of one tile each.
 
 struct Params {
@@ -10,7 +10,7 @@ struct Params {
     first_row: u32,
     // Tiles a row.
     tiles: u32,
-    // The pattern of infinity.
+    // The pattern of infinity, or the first of a magnitude that is not finite.
     infinity: u32,
 }
 
@@ -83,6 +83,37 @@ fn count(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_inde
         }
     }
     widen_range(lane, row, PATTERNS, low, high);
+}
+
+@compute @workgroup_size(64)
+fn count_bytes(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    for (var bin = lane; bin < BINS; bin += LANES) {
+        atomicStore(&bins[bin], 0u);
+    }
+    workgroupBarrier();
+    let row = place.y;
+    let end = min(params.row_len, (place.x + 1u) * COLUMNS);
+    var low = 0xffffffffu;
+    var high = 0u;
+    for (var column = place.x * COLUMNS + lane; column < end; column += LANES) {
+        let at = row * params.row_len + column;
+        let bits = (words[at / 4u] >> (8u * (at % 4u))) & 0xffu;
+        atomicAdd(&bins[bits], 1u);
+        if (bits & 0x7fu) < params.infinity {
+            // Ordered as the values are.
+            let key = select(bits + 0x80u, 0xffu - bits, bits >= 0x80u);
+            low = min(low, key);
+            high = max(high, key);
+        }
+    }
+    workgroupBarrier();
+    for (var bin = lane; bin < BINS; bin += LANES) {
+        let found = atomicLoad(&bins[bin]);
+        if found > 0u {
+            atomicAdd(&counts[bin], found);
+        }
+    }
+    widen_range(lane, row, BINS, low, high);
 }
 
 // Ordered as the values are.
