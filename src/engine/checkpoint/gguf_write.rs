@@ -214,6 +214,21 @@ impl GgufWriter {
         Fault::new(Stage::Pass, cause).at(format!("tensor {name}")).file(self.output.target()).into()
     }
 
+    /// Replaces the header by one of other metadata, which must take as many bytes: for what is known only when the
+    /// last weight is.
+    ///
+    /// # Errors
+    /// The disk's own, or a header of another length.
+    pub fn replace_metadata(&mut self, metadata: &[(String, GgufValue)], tensors: &[GgufTensor]) -> Result<()> {
+        let layout = GgufLayout::new(metadata, tensors)?;
+        if layout.header.len() != self.layout.header.len() || layout.sizes != self.layout.sizes {
+            return Err(self.fault("the header has another length than before"));
+        }
+        self.output.rewrite(0, &layout.header)?;
+        self.layout = layout;
+        Ok(())
+    }
+
     /// Bytes written so far.
     pub fn written_bytes(&self) -> u64 {
         self.output.written_bytes()

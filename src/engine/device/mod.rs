@@ -11,6 +11,7 @@
 mod models;
 #[cfg(feature = "gpu")]
 pub mod rates;
+mod used;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -19,6 +20,7 @@ use serde::Serialize;
 pub use models::{ModelDevice, model_devices};
 #[cfg(feature = "gpu")]
 use rates::{Rates, Work};
+pub(crate) use used::{THEN_CPU, Used};
 
 use crate::error::{Fault, Result, Stage};
 #[cfg(feature = "gpu")]
@@ -30,6 +32,11 @@ pub const VARIABLE: &str = "LAPIDARY_DEVICE";
 /// What a GPU can do by way of `wgpu`.
 #[cfg(feature = "gpu")]
 const KERNELS: [&str; 3] = ["error scans of formats", "profiles", "passes"];
+
+/// The kinds of work behind each of [`KERNELS`]: any of them makes it run there. Searches of a pass run there
+/// only where a plan says so.
+#[cfg(feature = "gpu")]
+const WORKS: [&[Work]; 3] = [&[Work::Scans, Work::ScanSearches], &[Work::Statistics], &[Work::Encoding]];
 
 /// What a device of candle's can do.
 const MODELS: &str = "models";
@@ -254,6 +261,14 @@ impl Device {
         self.gpu().expect("a GPU").give_up(gpu::Failure::Lost("broken for a test".to_owned()));
     }
 
+    /// The first GPU for kernels, which fails after so many dispatches.
+    #[cfg(all(test, feature = "gpu"))]
+    pub(crate) fn failing_for_test(dispatches: usize, failure: gpu::Failure) -> Self {
+        let device = Self::any_for_test();
+        device.gpu().expect("a GPU").fail_after(dispatches, failure);
+        device
+    }
+
     /// A device that runs models and nothing else.
     #[cfg(test)]
     pub(crate) fn for_models(device: ModelDevice) -> Self {
@@ -266,25 +281,19 @@ impl Device {
     pub fn name(&self) -> Option<&str> {
         self.kernels_name().or_else(|| self.models().map(|device| device.name.as_str()))
     }
-
-    /// What is used, in a sentence.
-    pub fn in_words(&self) -> String {
-        match (self.kernels_name(), self.models()) {
-            (None, None) => "Everything runs on the CPU".to_owned(),
-            (Some(kernels), None) => format!("Scans, profiles and passes use {kernels}; models run on the CPU"),
-            (None, Some(models)) => format!("Models run on {}; all else on the CPU", models.name),
-            (Some(kernels), Some(models)) if kernels == models.name => format!("Everything can use {kernels}"),
-            (Some(kernels), Some(models)) => {
-                format!("Scans, profiles and passes use {kernels}; models run on {}", models.name)
-            }
-        }
-    }
 }
 
 #[cfg(feature = "gpu")]
 impl Gpu {
     fn is_for(&self, work: Work) -> bool {
         self.is_named || self.rates().is_some_and(|rates| rates.of(work).favours_device())
+    }
+
+    /// True if it is sound and was found the faster for any kind of work, or named.
+    fn is_in_use(&self) -> bool {
+        let is_faster = |rates: &Rates| Work::ALL.into_iter().any(|work| rates.of(work).favours_device());
+        let is_taken = self.is_named || self.rates.get().and_then(Option::as_ref).is_some_and(is_faster);
+        is_taken && self.device.check().is_ok()
     }
 
     /// The rates, measured once.
@@ -308,10 +317,12 @@ impl Device {
     }
 
     /// The devices that work has been given to so far, with their interfaces; none where all was done by
-    /// the CPU. Opens nothing.
+    /// the CPU. Opens and measures nothing.
     pub fn in_use(&self) -> Option<String> {
         #[cfg(feature = "gpu")]
-        let kernels = self.inner.gpu.get().and_then(Option::as_ref).map(|gpu| gpu.device.name().to_owned());
+        let opened = self.inner.gpu.get().and_then(Option::as_ref);
+        #[cfg(feature = "gpu")]
+        let kernels = opened.filter(|gpu| gpu.is_in_use()).map(|gpu| gpu.device.name().to_owned());
         #[cfg(not(feature = "gpu"))]
         let kernels: Option<String> = None;
         let models = self.inner.models.get().and_then(Option::as_ref).map(|device| device.name.clone());
@@ -319,6 +330,36 @@ impl Device {
             (Some(kernels), Some(models)) if kernels != models => Some(format!("{kernels}, {models}")),
             (kernels, models) => kernels.or(models),
         }
+    }
+}
+
+/// Lets the first GPU for kernels fail at its first dispatch, later and later, and never: `run` is given it, says
+/// what became of it in words, and checks its own results. Sees that no other device is named than the one that
+/// made something.
+#[cfg(all(test, feature = "gpu"))]
+pub(crate) fn fail_everywhere_for_test(mut run: impl FnMut(Device) -> Option<String>) {
+    use gpu::Failure::{Driver, Lost, OutOfMemory};
+    let name = Device::any_for_test().kernels_name().expect("a GPU").to_owned();
+    let text = || "for a test".to_owned();
+    for failure in [Lost(text()), OutOfMemory(text()), Driver(text())] {
+        assert_eq!(run(Device::failing_for_test(0, failure.clone())), None, "{failure} at once");
+        // Where it fails after it made something.
+        let mut late = 0;
+        for dispatches in (0..16).map(|power| 1 << power) {
+            match run(Device::failing_for_test(dispatches, failure.clone())) {
+                None => assert_eq!(late, 0, "{failure} after {dispatches} dispatches: it made more before"),
+                Some(words) if words == name => break,
+                Some(words) => {
+                    assert!(words.starts_with(&format!("{name}, then cpu")), "{words}");
+                    late += 1;
+                    // The other failures end alike: one place in the midst is enough.
+                    if !matches!(failure, Lost(_)) {
+                        break;
+                    }
+                }
+            }
+        }
+        assert!(late > 0, "{failure}: never in the midst of the work");
     }
 }
 
@@ -411,8 +452,8 @@ pub fn list(wish: &str) -> Result<Vec<Listed>> {
 fn adapters(chosen: &Device) -> Vec<Listed> {
     let listed = |adapter: gpu::Adapter| {
         let is_chosen = chosen.kernels_name() == Some(adapter.name.as_str());
-        let works = [Work::Scans, Work::Statistics, Work::Encoding].into_iter().zip(KERNELS);
-        let will_run = works.filter(|(work, _)| is_chosen && chosen.gpu_for(*work).is_some()).map(|(_, name)| name);
+        let is_there = |works: &[Work]| is_chosen && works.iter().any(|&work| chosen.gpu_for(work).is_some());
+        let will_run = WORKS.into_iter().zip(KERNELS).filter(|(works, _)| is_there(works)).map(|(_, name)| name);
         Listed {
             is_chosen,
             kind: adapter.kind.name(),
@@ -467,8 +508,9 @@ mod tests {
     #[test]
     fn the_faster_of_device_and_cpu_is_chosen_for_each_kind_of_work() {
         let (fast, slow) = (rates::Rate { device: 2.0, cpu: 1.0 }, rates::Rate { device: 1.0, cpu: 2.0 });
-        let rates = Rates { scans: fast, encoding: slow, statistics: fast };
-        assert!(rates.of(Work::Scans).favours_device() && !rates.of(Work::Encoding).favours_device());
+        let rates = Rates { scans: slow, scan_searches: fast, encoding: slow, searches: fast, statistics: slow };
+        let faster: Vec<Work> = Work::ALL.into_iter().filter(|&work| rates.of(work).favours_device()).collect();
+        assert_eq!(faster, [Work::ScanSearches, Work::Searches]);
     }
 
     #[cfg(feature = "gpu")]
@@ -477,7 +519,7 @@ mod tests {
     fn rates_of_a_gpu_are_measured() {
         let adapter = gpu::adapters().into_iter().next().expect("a driver");
         let rates = Rates::measure(&gpu::Device::open(&adapter).expect("opens"), 64).expect("measures");
-        for work in [Work::Scans, Work::Encoding, Work::Statistics] {
+        for work in Work::ALL {
             let rate = rates.of(work);
             assert!(rate.device > 1e4 && rate.cpu > 1e4, "{work:?}: {rate:?}");
         }
