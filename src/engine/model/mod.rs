@@ -11,6 +11,7 @@ pub mod fit;
 mod gguf_tokenizer;
 mod gradients;
 mod graph;
+mod guard;
 mod llama;
 mod load;
 mod native;
@@ -22,6 +23,7 @@ pub use native::Native;
 pub use tokenizer::{TextStream, Tokenizer};
 
 use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
 use std::sync::OnceLock;
 
 use self::backend::Backend;
@@ -99,6 +101,8 @@ pub struct KvCache {
     /// The same where a device computes.
     pub(super) on_device: Vec<(candle_core::Tensor, candle_core::Tensor)>,
     pub(super) len: usize,
+    /// The tokens held; fewer where some continue a segment that is not held, from the first of those on.
+    pub(super) ids: Vec<u32>,
 }
 
 impl KvCache {
@@ -131,15 +135,36 @@ impl KvCache {
             }
         }
         self.len = len;
+        self.ids.truncate(len);
+    }
+
+    /// Notes tokens whose keys and values are held now; `is_alone` if nothing but what is held comes before them.
+    pub(super) fn extend(&mut self, ids: &[u32], is_alone: bool) {
+        if is_alone && self.ids.len() == self.len {
+            self.ids.extend_from_slice(ids);
+        }
+        self.len += ids.len();
     }
 
     /// Brings back what a device holds, for the CPU to go on with.
-    fn bring_back(&mut self) -> Result<()> {
-        for (keys, values) in std::mem::take(&mut self.on_device) {
-            // A run that failed may have added to some layers.
-            let host = |rows: &candle_core::Tensor| rows.narrow(0, 0, self.len)?.flatten_all()?.to_vec1::<f32>();
-            let both = host(&keys).and_then(|keys| Ok((keys, host(&values)?)));
-            self.layers.push(both.map_err(candle::failed)?);
+    ///
+    /// # Errors
+    /// A device that cannot be read; nothing is changed then.
+    fn bring_back(&mut self, backend: &Candle) -> Result<()> {
+        if self.len == 0 {
+            self.on_device.clear();
+            return Ok(());
+        }
+        // A run that failed may have added to some layers.
+        let host = |rows: &candle_core::Tensor| {
+            let rows = rows.narrow(0, 0, self.len).map_err(candle::failed)?;
+            backend.rows_to(&rows)
+        };
+        let layers = self.on_device.iter().map(|(keys, values)| Ok((host(keys)?, host(values)?)));
+        let layers = layers.collect::<Result<Vec<_>>>()?;
+        if !layers.is_empty() {
+            self.layers = layers;
+            self.on_device.clear();
         }
         Ok(())
     }
@@ -161,8 +186,7 @@ impl Replacement {
     pub fn new(model: &Model, site: Site, stored: StoredMatrix) -> Result<Self> {
         let mut made = Self { site, on_device: None, on_cpu: OnceLock::new() };
         if let Some(device) = model.graph.device() {
-            let linear = device.matrix(stored.clone());
-            match linear {
+            match guard::on_device(|| device.matrix(stored.clone())) {
                 Ok(linear) => {
                     made.on_device = Some((stored, linear));
                     return Ok(made);
@@ -420,14 +444,31 @@ impl Model {
     /// Runs a batch without caches and shows `watch` what every linear multiplies, the head last.
     ///
     /// # Errors
-    /// A token beyond the vocabulary, cancel, or a device that failed after it had shown something.
+    /// A token beyond the vocabulary, or cancel.
     pub fn watch_linears(
         &self,
         batch: &Batch,
         progress: &Progress,
         watch: &mut dyn FnMut(LinearInput<'_>),
     ) -> Result<()> {
-        on_graph!(self, &mut [], graph => watching(graph, batch, &Way::Whole, progress, watch)).map(|_| ())
+        self.watched(batch, &Way::Whole, progress, watch).map(|_| ())
+    }
+
+    /// Runs a batch and watches it. A device that fails half way has shown some inputs, which were taken in already:
+    /// the CPU shows those after them.
+    fn watched(
+        &self,
+        batch: &Batch,
+        way: &Way<'_>,
+        progress: &Progress,
+        watch: &mut dyn FnMut(LinearInput<'_>),
+    ) -> Result<Vec<f32>> {
+        let shown = Shown::default();
+        let done = on_graph!(self, &mut [], graph => watching(graph, batch, way, progress, &shown, watch));
+        if shown.is_continued.get() {
+            self.graph.worked();
+        }
+        done
     }
 
     /// Runs a batch without caches up to what layer `end` is given, which it answers, tokens × hidden, and shows
@@ -435,8 +476,7 @@ impl Model {
     /// with what it is given. A run in parts gives the values of a whole one to the last bit.
     ///
     /// # Errors
-    /// Layers that the model does not have, states of another batch, a token beyond the vocabulary, cancel, or a
-    /// device that failed after it had shown something.
+    /// Layers that the model does not have, states of another batch, a token beyond the vocabulary, or cancel.
     pub fn watch_layers(
         &self,
         batch: &Batch,
@@ -453,7 +493,7 @@ impl Model {
             let remedy = "begin with what that layer was given by the same batch";
             return Err(Fault::new(Stage::Model, cause).fix(remedy).into());
         }
-        on_graph!(self, &mut [], graph => watching(graph, batch, &Way::To { from, end }, progress, watch))
+        self.watched(batch, &Way::To { from, end }, progress, watch)
     }
 
     /// Runs a batch without caches with something changed, from the last place that `inputs` knows.
@@ -540,44 +580,53 @@ enum Way<'a> {
     To { from: Option<(usize, &'a [f32])>, end: usize },
 }
 
-/// Answers the states where the way ends; none after the head.
+/// How far a run was watched, on whatever device.
+#[derive(Default)]
+struct Shown {
+    count: Cell<usize>,
+    /// True if a second run went on where the first had failed.
+    is_continued: Cell<bool>,
+}
+
+/// Answers the states where the way ends; none after the head. What was `shown` before is not shown again: every
+/// run shows the same inputs in the same order.
 fn watching<B: Backend>(
     graph: &Llama<B>,
     batch: &Batch,
     way: &Way<'_>,
     progress: &Progress,
+    shown: &Shown,
     watch: &mut dyn FnMut(LinearInput<'_>),
 ) -> Result<Vec<f32>> {
     let tokens = batch.ids.len().max(1);
-    let shown = std::cell::Cell::new(false);
+    let before = shown.count.get();
+    shown.is_continued.set(before > 0);
+    let met = Cell::new(0);
     // The graph only lends its hooks, so the caller's state changes behind a cell.
-    let watch = std::cell::RefCell::new(watch);
+    let watch = RefCell::new(watch);
     let show = |layer: Option<usize>, roles: &[Role], rows: &B::Rows| {
+        met.set(met.get() + 1);
+        if met.get() <= before {
+            return Ok(());
+        }
         let values = graph.backend.rows_to(rows)?;
-        shown.set(true);
-        (watch.borrow_mut())(LinearInput { layer, roles, width: values.len() / tokens, values: &values });
+        shown.count.set(met.get());
+        let input = LinearInput { layer, roles, width: values.len() / tokens, values: &values };
+        guard::of_caller(|| (watch.borrow_mut())(input));
         Ok(())
     };
     let in_layer = |layer: usize, roles: &[Role], rows: &B::Rows| show(Some(layer), roles, rows);
     let mut hooks = Hooks { linear_input: Some(&in_layer), progress: Some(progress), ..Hooks::default() };
-    let done = match *way {
+    match *way {
         Way::Whole => {
-            let rows = graph.run(batch, &mut [], Start::Embedding, &mut hooks);
-            rows.and_then(|rows| show(None, &[Role::Head], &rows)).map(|()| Vec::new())
+            let rows = graph.run(batch, &mut [], Start::Embedding, &mut hooks)?;
+            show(None, &[Role::Head], &rows).map(|()| Vec::new())
         }
         Way::To { from, end } => {
             let rows = |states: &[f32]| graph.backend.rows_from(states.to_vec(), graph.config.hidden);
-            let from = from.map(|(layer, states)| rows(states).map(|rows| (layer, rows))).transpose();
-            let rows = from.and_then(|from| graph.run_to(batch, from, end, &mut hooks));
-            rows.and_then(|rows| graph.backend.rows_into(rows))
+            let from = from.map(|(layer, states)| rows(states).map(|rows| (layer, rows))).transpose()?;
+            graph.backend.rows_into(graph.run_to(batch, from, end, &mut hooks)?)
         }
-    };
-    match done {
-        // What was shown was added up already: the batch must not be run again.
-        Err(err) if err.is_of_device() && shown.get() => {
-            Err(Fault::new(Stage::Model, format!("the device failed half way: {err}")).fix("take --device cpu").into())
-        }
-        done => done,
     }
 }
 
