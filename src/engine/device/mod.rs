@@ -6,8 +6,9 @@
 //! computes in software is listed, and used only where it is asked for by name.
 //!
 //! `auto` takes a real GPU for each kind of work that it does faster than the CPU, by a measurement on
-//! first use; a device that is named does everything that it can.
+//! first use, and of several the fastest; a device that is named does everything that it can.
 
+mod model_rates;
 mod models;
 #[cfg(feature = "gpu")]
 pub mod rates;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::Serialize;
 
+pub use model_rates::{ModelRates, Rate};
 pub use models::{ModelDevice, model_devices};
 #[cfg(feature = "gpu")]
 use rates::{Rates, Work};
@@ -196,17 +198,11 @@ impl Device {
             return None;
         }
         let open = || {
-            let adapters = gpu::adapters();
-            let adapter = adapters.iter().find(|adapter| wish.means(&adapter.name, adapter.kind.is_real()))?;
-            match gpu::Device::open(adapter) {
-                Ok(device) => {
-                    let is_named = matches!(wish, Wish::Named(_));
-                    Some(Gpu { device, is_named, rates: OnceLock::new() })
-                }
-                Err(failure) => {
-                    tell(format!("{failure}; the CPU is used."));
-                    None
-                }
+            let adapters = gpu::adapters().into_iter();
+            let mut meant = adapters.filter(|adapter| wish.means(&adapter.name, adapter.kind.is_real()));
+            match wish {
+                Wish::Auto => Gpu::fastest(&meant.collect::<Vec<_>>()),
+                _ => Gpu::open(&meant.next()?, true),
             }
         };
         self.inner.gpu.get_or_init(open).as_ref()
@@ -237,8 +233,18 @@ impl Device {
         if *wish == Wish::Cpu {
             return None;
         }
-        let find = || model_devices().into_iter().find(|device| wish.means(&device.name, device.is_real));
+        let find = || {
+            let mut meant = model_devices().into_iter().filter(|device| wish.means(&device.name, device.is_real));
+            if *wish == Wish::Auto { model_rates::fastest(meant) } else { meant.next() }
+        };
         self.inner.models.get_or_init(find).as_ref()
+    }
+
+    /// What was measured of the device that `auto` chose for models, in tokens a second; none where it is named or
+    /// the CPU.
+    pub fn model_rates(&self) -> Option<ModelRates> {
+        let device = self.models().filter(|_| self.inner.wish == Wish::Auto)?;
+        model_rates::known(device).ok()
     }
 
     /// What models run on, in words: `cpu`, or name and interface.
@@ -285,6 +291,30 @@ impl Device {
 
 #[cfg(feature = "gpu")]
 impl Gpu {
+    /// Opens a device; a failure is told.
+    fn open(adapter: &gpu::Adapter, is_named: bool) -> Option<Self> {
+        match gpu::Device::open(adapter) {
+            Ok(device) => Some(Self { device, is_named, rates: OnceLock::new() }),
+            Err(failure) => {
+                tell(format!("{failure}; the CPU is used."));
+                None
+            }
+        }
+    }
+
+    /// The fastest of some devices; one alone is not measured before it has something to do.
+    fn fastest(adapters: &[gpu::Adapter]) -> Option<Self> {
+        let mut opened: Vec<Self> = adapters.iter().filter_map(|adapter| Self::open(adapter, false)).collect();
+        if opened.len() < 2 {
+            return opened.pop();
+        }
+        opened.retain(|own| own.rates().is_some());
+        let seconds = |own: &Self| own.rates().map_or(f64::INFINITY, |rates| rates.device_seconds());
+        let best = opened.into_iter().min_by(|one, other| seconds(one).total_cmp(&seconds(other)))?;
+        tracing::info!("{} is the fastest of {} devices for kernels", best.device.name(), adapters.len());
+        Some(best)
+    }
+
     fn is_for(&self, work: Work) -> bool {
         self.is_named || self.rates().is_some_and(|rates| rates.of(work).favours_device())
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 use serde::Serialize;
 
+pub use super::model_rates::Rate;
 use crate::format::gpu::{DeviceEncoder, DeviceScan};
 use crate::format::{self, Dtype, Encoding, Format, ScanBuffers};
 use crate::kernels::counts::Counts;
@@ -41,23 +42,7 @@ impl Work {
     }
 }
 
-/// Weights a second of one kind of work, uploads included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Rate {
-    /// On the device.
-    pub device: f64,
-    /// On all cores of the CPU.
-    pub cpu: f64,
-}
-
-impl Rate {
-    /// True if the device is worth its trouble.
-    pub fn favours_device(self) -> bool {
-        self.device > self.cpu
-    }
-}
-
-/// The rates of every kind of work.
+/// The rates of every kind of work, in weights a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Rates {
     /// Of error scans without a search, in q8_0.
@@ -85,6 +70,11 @@ impl Rates {
             Work::Searches => self.searches,
             Work::Statistics => self.statistics,
         }
+    }
+
+    /// Seconds that the device takes for as many weights of every kind of work.
+    pub(super) fn device_seconds(&self) -> f64 {
+        Work::ALL.into_iter().map(|work| 1.0 / self.of(work).device).sum()
     }
 
     /// Measures every rate over `rows` rows of 2048 weights, those of searches over a quarter of them: 2048 take
