@@ -245,3 +245,35 @@ impl GgufWriter {
         self.output.finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_are_replaced_in_place_by_others_of_their_length_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tensors = [GgufTensor { name: "one".to_owned(), shape: vec![40], dtype: Dtype::F32 }];
+        let metadata = |text: &str| [("key".to_owned(), GgufValue::String(text.to_owned()))];
+        let weights: Vec<u8> = (0..160).collect();
+        let written = |name: &str, first: &str, then: Option<&str>| {
+            let path = folder.path().join(name);
+            let mut writer = GgufWriter::create(&path, &metadata(first), &tensors).expect("creates");
+            writer.write_tensor_rows(&weights[..100]).expect("writes");
+            if let Some(then) = then {
+                writer.replace_metadata(&metadata(then), &tensors).expect("replaces");
+            }
+            writer.write_tensor_rows(&weights[100..]).expect("goes on at the end");
+            let size = writer.finish().expect("finishes");
+            let bytes = std::fs::read(&path).expect("reads");
+            assert_eq!(size, bytes.len() as u64);
+            bytes
+        };
+        assert!(written("replaced", "cpu ", Some("card")) == written("plain", "card", None));
+        let mut writer =
+            GgufWriter::create(&folder.path().join("refused"), &metadata("cpu"), &tensors).expect("creates");
+        let longer = "c".repeat(100);
+        let error = writer.replace_metadata(&metadata(&longer), &tensors).expect_err("it would not fit");
+        assert!(error.to_string().contains("another length"), "{error}");
+    }
+}

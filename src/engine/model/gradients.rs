@@ -443,11 +443,19 @@ mod tests {
             (all, model.head_gradients(&ids, 1, &progress).expect("runs"))
         };
         let expected = of(&Differentiable::load(&checkpoint, &Device::default(), &progress).expect("loads"));
+        for panics in [false, true] {
+            let model = Differentiable::load(&checkpoint, &device, &progress).expect("loads");
+            assert_eq!(of(&model), expected);
+            assert_eq!(model.device(), "candle on the CPU (candle)");
+            let broken = Broken { products_left: Some(3), panics, ..Broken::default() };
+            model.graph.backend.break_for_test(broken);
+            assert_eq!(of(&model), expected);
+            assert!(model.device().ends_with("then cpu"), "{}", model.device());
+        }
         let model = Differentiable::load(&checkpoint, &device, &progress).expect("loads");
+        let broken = Broken { products_left: Some(0), is_unreadable: true, ..Broken::default() };
+        model.graph.backend.break_for_test(broken);
         assert_eq!(of(&model), expected);
-        assert_eq!(model.device(), "candle on the CPU (candle)");
-        model.graph.backend.break_for_test(Broken { products_left: Some(0), ..Broken::default() });
-        assert_eq!(of(&model), expected);
-        assert!(model.device().ends_with("then cpu"), "{}", model.device());
+        assert_eq!(model.device(), "cpu", "the device made nothing");
     }
 }
