@@ -58,6 +58,8 @@ struct Document<'a> {
     datasets: &'a [String],
     chunk_count: u32,
     chunk_tokens: u32,
+    /// What computed, with what became of it; none for a matrix that was read.
+    device: Option<String>,
     warnings: Vec<String>,
     /// How the text is mixed, the largest share first; empty for a matrix that was read.
     mixture: Vec<Share>,
@@ -69,8 +71,8 @@ struct Document<'a> {
 
 impl Calibrate {
     pub fn run(&self, session: &Session) -> Result<Answer> {
-        let (checkpoint, mut importance, mixture, overlap) = match &self.imatrix {
-            Some(path) => (session.open(&self.path)?, Importance::read(path)?, Vec::new(), None),
+        let Computed { checkpoint, mut importance, device, mixture, overlap } = match &self.imatrix {
+            Some(path) => Computed::read(session.open(&self.path)?, Importance::read(path)?),
             None => self.compute(session)?,
         };
         for tensor in &checkpoint.tensors {
@@ -88,6 +90,7 @@ impl Calibrate {
             datasets: &importance.datasets,
             chunk_count: importance.chunk_count,
             chunk_tokens: importance.chunk_tokens,
+            device,
             warnings: importance.warnings().into_iter().chain(overlap.as_ref().and_then(Overlap::warning)).collect(),
             mixture,
             overlap,
@@ -97,8 +100,8 @@ impl Calibrate {
         session.answer(&document, || text(&document, self.output.as_deref()))
     }
 
-    /// Runs the model over its text; answers the text's mixture and overlap too.
-    fn compute(&self, session: &Session) -> Result<(Checkpoint, Importance, Vec<Share>, Option<Overlap>)> {
+    /// Runs the model over its text.
+    fn compute(&self, session: &Session) -> Result<Computed> {
         let path = match &self.text {
             Some(path) => path.clone(),
             None => session
@@ -145,7 +148,24 @@ impl Calibrate {
             }
             None => None,
         };
-        Ok((loaded.checkpoint, found, mixture, overlap))
+        let device = Some(loaded.model.device());
+        Ok(Computed { checkpoint: loaded.checkpoint, importance: found, device, mixture, overlap })
+    }
+}
+
+/// An importance matrix with what is known of how it came about.
+struct Computed {
+    checkpoint: Checkpoint,
+    importance: Importance,
+    device: Option<String>,
+    mixture: Vec<Share>,
+    overlap: Option<Overlap>,
+}
+
+impl Computed {
+    /// One that was read.
+    fn read(checkpoint: Checkpoint, importance: Importance) -> Self {
+        Self { checkpoint, importance, device: None, mixture: Vec::new(), overlap: None }
     }
 }
 
@@ -209,6 +229,9 @@ fn text(document: &Document<'_>, output: Option<&Path>) -> String {
             overlap.ngram,
             points(overlap.share())
         ));
+    }
+    if let Some(device) = document.device.as_deref().filter(|device| *device != "cpu") {
+        text.push_str(&format!("Computed by {device}.\n"));
     }
     if let Some(output) = output {
         text.push_str(&format!("\nwritten to {}\n", output.display()));

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::PATH_HELP;
 use super::output::{Table, printable};
 use super::session::{Answer, Result, Session};
-use crate::engine::device::{self, ALWAYS_CPU, Device, Listed};
+use crate::engine::device::{self, ALWAYS_CPU, Device, Listed, ModelRates};
 use crate::engine::model::fit::{Fit, ModelPlace, USUAL_CONTEXT};
 use crate::engine::units::{self, or_dash};
 
@@ -33,6 +33,8 @@ struct Document {
     always_cpu: &'static str,
     /// Weights a second, where `auto` chose between a GPU and the CPU.
     rates: Option<Measured>,
+    /// Tokens a second through a small layer, where `auto` chose a device for models.
+    model_rates: Option<ModelRates>,
     /// How the model at PATH fits where models run.
     fit: Option<Fit>,
     /// The same as a sentence.
@@ -48,8 +50,8 @@ impl Devices {
         };
         let fit_sentence = fit.as_ref().map(Fit::sentence);
         let devices = device::list(session.device_wish())?;
-        let document =
-            Document { version: 1, devices, always_cpu: ALWAYS_CPU, rates: rates(&device), fit, fit_sentence };
+        let (rates, model_rates) = (rates(&device), device.model_rates());
+        let document = Document { version: 1, devices, always_cpu: ALWAYS_CPU, rates, model_rates, fit, fit_sentence };
         session.answer(&document, || text(&document))
     }
 }
@@ -110,8 +112,15 @@ mod tests {
         };
         let devices = vec![listed("One", &[]), listed("Two", &["models"])];
         let fit_sentence = Some("Two (8 GiB): fits".to_owned());
-        let text =
-            text(&Document { version: 1, devices, always_cpu: ALWAYS_CPU, rates: None, fit: None, fit_sentence });
+        let text = text(&Document {
+            version: 1,
+            devices,
+            always_cpu: ALWAYS_CPU,
+            rates: None,
+            model_rates: None,
+            fit: None,
+            fit_sentence,
+        });
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines.iter().any(|line| line.starts_with("One") && line.ends_with('–')), "{text}");
         assert!(lines.iter().any(|line| line.starts_with("Two") && line.trim_end().ends_with("models")), "{text}");

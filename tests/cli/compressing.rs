@@ -17,6 +17,7 @@ fn importance_is_computed_shown_and_used_from_plan_to_file() {
     assert_eq!(made["warnings"].as_array().map(Vec::len), Some(0));
 
     let shown = json(["calibrate", "demo", "--imatrix", path_text(&imatrix)]);
+    assert!(made["device"].is_string() && shown["device"].is_null(), "only what was computed has a device");
     assert_eq!((&shown["tensors"], &shown["imatrix_hash"]), (&made["tensors"], &made["imatrix_hash"]));
     let output = lapidary(["calibrate", "demo", "--imatrix", path_text(&imatrix)]);
     assert!(text(&output.stdout).contains("3 chunks of 200 tokens of calibration.txt"), "{output:?}");

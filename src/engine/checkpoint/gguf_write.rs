@@ -214,6 +214,21 @@ impl GgufWriter {
         Fault::new(Stage::Pass, cause).at(format!("tensor {name}")).file(self.output.target()).into()
     }
 
+    /// Replaces the header by one of other metadata, which must take as many bytes: for what is known only when the
+    /// last weight is.
+    ///
+    /// # Errors
+    /// The disk's own, or a header of another length.
+    pub fn replace_metadata(&mut self, metadata: &[(String, GgufValue)], tensors: &[GgufTensor]) -> Result<()> {
+        let layout = GgufLayout::new(metadata, tensors)?;
+        if layout.header.len() != self.layout.header.len() || layout.sizes != self.layout.sizes {
+            return Err(self.fault("the header has another length than before"));
+        }
+        self.output.rewrite(0, &layout.header)?;
+        self.layout = layout;
+        Ok(())
+    }
+
     /// Bytes written so far.
     pub fn written_bytes(&self) -> u64 {
         self.output.written_bytes()
@@ -228,5 +243,37 @@ impl GgufWriter {
             return Err(self.fault("its data are not complete"));
         }
         self.output.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_are_replaced_in_place_by_others_of_their_length_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tensors = [GgufTensor { name: "one".to_owned(), shape: vec![40], dtype: Dtype::F32 }];
+        let metadata = |text: &str| [("key".to_owned(), GgufValue::String(text.to_owned()))];
+        let weights: Vec<u8> = (0..160).collect();
+        let written = |name: &str, first: &str, then: Option<&str>| {
+            let path = folder.path().join(name);
+            let mut writer = GgufWriter::create(&path, &metadata(first), &tensors).expect("creates");
+            writer.write_tensor_rows(&weights[..100]).expect("writes");
+            if let Some(then) = then {
+                writer.replace_metadata(&metadata(then), &tensors).expect("replaces");
+            }
+            writer.write_tensor_rows(&weights[100..]).expect("goes on at the end");
+            let size = writer.finish().expect("finishes");
+            let bytes = std::fs::read(&path).expect("reads");
+            assert_eq!(size, bytes.len() as u64);
+            bytes
+        };
+        assert!(written("replaced", "cpu ", Some("card")) == written("plain", "card", None));
+        let mut writer =
+            GgufWriter::create(&folder.path().join("refused"), &metadata("cpu"), &tensors).expect("creates");
+        let longer = "c".repeat(100);
+        let error = writer.replace_metadata(&metadata(&longer), &tensors).expect_err("it would not fit");
+        assert!(error.to_string().contains("another length"), "{error}");
     }
 }

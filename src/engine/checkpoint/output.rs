@@ -3,7 +3,7 @@
 //! A file that is dropped before [`OutputFile::finish`], after an error, a cancel or a panic,
 //! leaves nothing behind, and what lay at the target stays whole.
 
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -57,6 +57,16 @@ impl OutputFile {
         self.writer.write_all(bytes).map_err(Error::io("write", &self.target))?;
         self.written_bytes += bytes.len() as u64;
         Ok(())
+    }
+
+    /// Replaces bytes that were written, the first of which is at `offset`; what is appended later goes to the end.
+    pub fn rewrite(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        debug_assert!(offset + bytes.len() as u64 <= self.written_bytes, "nothing there to replace");
+        let replaced = self.writer.seek(SeekFrom::Start(offset)).and_then(|_| {
+            self.writer.write_all(bytes)?;
+            self.writer.seek(SeekFrom::End(0))
+        });
+        replaced.map(|_| ()).map_err(Error::io("write", &self.target))
     }
 
     /// Bytes so far.

@@ -6,19 +6,23 @@
 //! computes in software is listed, and used only where it is asked for by name.
 //!
 //! `auto` takes a real GPU for each kind of work that it does faster than the CPU, by a measurement on
-//! first use; a device that is named does everything that it can.
+//! first use, and of several the fastest; a device that is named does everything that it can.
 
+mod list;
+mod model_rates;
 mod models;
 #[cfg(feature = "gpu")]
 pub mod rates;
+mod used;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use serde::Serialize;
-
+pub use list::{Listed, list};
+pub use model_rates::{ModelRates, Rate};
 pub use models::{ModelDevice, model_devices};
 #[cfg(feature = "gpu")]
 use rates::{Rates, Work};
+pub(crate) use used::{THEN_CPU, Used};
 
 use crate::error::{Fault, Result, Stage};
 #[cfg(feature = "gpu")]
@@ -27,62 +31,9 @@ use crate::kernels::gpu;
 /// The variable that names a device where no option does.
 pub const VARIABLE: &str = "LAPIDARY_DEVICE";
 
-/// What a GPU can do by way of `wgpu`.
-#[cfg(feature = "gpu")]
-const KERNELS: [&str; 3] = ["error scans of formats", "profiles", "passes"];
-
-/// What a device of candle's can do.
-const MODELS: &str = "models";
-
-/// What the CPU can do.
-const ALL: [&str; 4] = ["error scans of formats", "profiles", "passes", MODELS];
-
 /// What the CPU does whatever device is chosen, as a sentence.
 pub const ALWAYS_CPU: &str = "Always on the CPU: sums over activations and SparseGPT's sweep, scores of units from weights, \
 statistics of logits, planning and files; searches of k-quants and by importance too, unless the plan says search = \"device\"";
-
-/// A device as it is listed.
-#[derive(Clone, Debug, Serialize)]
-pub struct Listed {
-    /// Its name.
-    pub name: String,
-    /// `discrete`, `integrated`, `virtual`, `software` or `cpu`.
-    pub kind: &'static str,
-    /// `Vulkan`, `Metal`, `Dx12`, `CUDA`, `candle`, or several of them; empty for the CPU.
-    pub interface: String,
-    /// The driver and its version; the instruction level of the CPU.
-    pub driver: String,
-    /// Bytes of its own memory, or of the machine's for the CPU, where the system tells.
-    pub memory: Option<u64>,
-    /// What it can do.
-    pub runs: Vec<&'static str>,
-    /// What will run there.
-    pub will_run: Vec<&'static str>,
-    /// True if anything will.
-    pub is_chosen: bool,
-}
-
-impl Listed {
-    /// True if models can run on it.
-    pub fn runs_models(&self) -> bool {
-        self.runs.contains(&MODELS)
-    }
-
-    /// True if models run there now.
-    pub fn will_run_models(&self) -> bool {
-        self.will_run.contains(&MODELS)
-    }
-
-    /// True if it is a device beside the CPU that passes encode on now.
-    pub fn will_run_passes(&self) -> bool {
-        self.kind != "cpu" && self.will_run.contains(&"passes")
-    }
-
-    /// Name and interface.
-    pub fn in_words(&self) -> String {
-        if self.interface.is_empty() { self.name.clone() } else { format!("{} ({})", self.name, self.interface) }
-    }
-}
 
 /// Where work runs: devices that are opened when they are first needed, and the CPU for all that they do not do.
 #[derive(Clone, Debug)]
@@ -194,17 +145,11 @@ impl Device {
             return None;
         }
         let open = || {
-            let adapters = gpu::adapters();
-            let adapter = adapters.iter().find(|adapter| wish.means(&adapter.name, adapter.kind.is_real()))?;
-            match gpu::Device::open(adapter) {
-                Ok(device) => {
-                    let is_named = matches!(wish, Wish::Named(_));
-                    Some(Gpu { device, is_named, rates: OnceLock::new() })
-                }
-                Err(failure) => {
-                    tell(format!("{failure}; the CPU is used."));
-                    None
-                }
+            let adapters = gpu::adapters().into_iter();
+            let mut meant = adapters.filter(|adapter| wish.means(&adapter.name, adapter.kind.is_real()));
+            match wish {
+                Wish::Auto => Gpu::fastest(&meant.collect::<Vec<_>>()),
+                _ => Gpu::open(&meant.next()?, true),
             }
         };
         self.inner.gpu.get_or_init(open).as_ref()
@@ -235,8 +180,18 @@ impl Device {
         if *wish == Wish::Cpu {
             return None;
         }
-        let find = || model_devices().into_iter().find(|device| wish.means(&device.name, device.is_real));
+        let find = || {
+            let mut meant = model_devices().into_iter().filter(|device| wish.means(&device.name, device.is_real));
+            if *wish == Wish::Auto { model_rates::fastest(meant) } else { meant.next() }
+        };
         self.inner.models.get_or_init(find).as_ref()
+    }
+
+    /// What was measured of the device that `auto` chose for models, in tokens a second; none where it is named or
+    /// the CPU.
+    pub fn model_rates(&self) -> Option<ModelRates> {
+        let device = self.models().filter(|_| self.inner.wish == Wish::Auto)?;
+        model_rates::known(device).ok()
     }
 
     /// What models run on, in words: `cpu`, or name and interface.
@@ -259,6 +214,14 @@ impl Device {
         self.gpu().expect("a GPU").give_up(gpu::Failure::Lost("broken for a test".to_owned()));
     }
 
+    /// The first GPU for kernels, which fails after so many dispatches.
+    #[cfg(all(test, feature = "gpu"))]
+    pub(crate) fn failing_for_test(dispatches: usize, failure: gpu::Failure) -> Self {
+        let device = Self::any_for_test();
+        device.gpu().expect("a GPU").fail_after(dispatches, failure);
+        device
+    }
+
     /// A device that runs models and nothing else.
     #[cfg(test)]
     pub(crate) fn for_models(device: ModelDevice) -> Self {
@@ -271,25 +234,43 @@ impl Device {
     pub fn name(&self) -> Option<&str> {
         self.kernels_name().or_else(|| self.models().map(|device| device.name.as_str()))
     }
-
-    /// What is used, in a sentence.
-    pub fn in_words(&self) -> String {
-        match (self.kernels_name(), self.models()) {
-            (None, None) => "Everything runs on the CPU".to_owned(),
-            (Some(kernels), None) => format!("Scans, profiles and passes use {kernels}; models run on the CPU"),
-            (None, Some(models)) => format!("Models run on {}; all else on the CPU", models.name),
-            (Some(kernels), Some(models)) if kernels == models.name => format!("Everything can use {kernels}"),
-            (Some(kernels), Some(models)) => {
-                format!("Scans, profiles and passes use {kernels}; models run on {}", models.name)
-            }
-        }
-    }
 }
 
 #[cfg(feature = "gpu")]
 impl Gpu {
+    /// Opens a device; a failure is told.
+    fn open(adapter: &gpu::Adapter, is_named: bool) -> Option<Self> {
+        match gpu::Device::open(adapter) {
+            Ok(device) => Some(Self { device, is_named, rates: OnceLock::new() }),
+            Err(failure) => {
+                tell(format!("{failure}; the CPU is used."));
+                None
+            }
+        }
+    }
+
+    /// The fastest of some devices; one alone is not measured before it has something to do.
+    fn fastest(adapters: &[gpu::Adapter]) -> Option<Self> {
+        let mut opened: Vec<Self> = adapters.iter().filter_map(|adapter| Self::open(adapter, false)).collect();
+        if opened.len() < 2 {
+            return opened.pop();
+        }
+        opened.retain(|own| own.rates().is_some());
+        let seconds = |own: &Self| own.rates().map_or(f64::INFINITY, |rates| rates.device_seconds());
+        let best = opened.into_iter().min_by(|one, other| seconds(one).total_cmp(&seconds(other)))?;
+        tracing::info!("{} is the fastest of {} devices for kernels", best.device.name(), adapters.len());
+        Some(best)
+    }
+
     fn is_for(&self, work: Work) -> bool {
         self.is_named || self.rates().is_some_and(|rates| rates.of(work).favours_device())
+    }
+
+    /// True if it is sound and was found the faster for any kind of work, or named.
+    fn is_in_use(&self) -> bool {
+        let is_faster = |rates: &Rates| Work::ALL.into_iter().any(|work| rates.of(work).favours_device());
+        let is_taken = self.is_named || self.rates.get().and_then(Option::as_ref).is_some_and(is_faster);
+        is_taken && self.device.check().is_ok()
     }
 
     /// The rates, measured once.
@@ -313,10 +294,12 @@ impl Device {
     }
 
     /// The devices that work has been given to so far, with their interfaces; none where all was done by
-    /// the CPU. Opens nothing.
+    /// the CPU. Opens and measures nothing.
     pub fn in_use(&self) -> Option<String> {
         #[cfg(feature = "gpu")]
-        let kernels = self.inner.gpu.get().and_then(Option::as_ref).map(|gpu| gpu.device.name().to_owned());
+        let opened = self.inner.gpu.get().and_then(Option::as_ref);
+        #[cfg(feature = "gpu")]
+        let kernels = opened.filter(|gpu| gpu.is_in_use()).map(|gpu| gpu.device.name().to_owned());
         #[cfg(not(feature = "gpu"))]
         let kernels: Option<String> = None;
         let models = self.inner.models.get().and_then(Option::as_ref).map(|device| device.name.clone());
@@ -324,6 +307,36 @@ impl Device {
             (Some(kernels), Some(models)) if kernels != models => Some(format!("{kernels}, {models}")),
             (kernels, models) => kernels.or(models),
         }
+    }
+}
+
+/// Lets the first GPU for kernels fail at its first dispatch, later and later, and never: `run` is given it, says
+/// what became of it in words, and checks its own results. Sees that no other device is named than the one that
+/// made something.
+#[cfg(all(test, feature = "gpu"))]
+pub(crate) fn fail_everywhere_for_test(mut run: impl FnMut(Device) -> Option<String>) {
+    use gpu::Failure::{Driver, Lost, OutOfMemory};
+    let name = Device::any_for_test().kernels_name().expect("a GPU").to_owned();
+    let text = || "for a test".to_owned();
+    for failure in [Lost(text()), OutOfMemory(text()), Driver(text())] {
+        assert_eq!(run(Device::failing_for_test(0, failure.clone())), None, "{failure} at once");
+        // Where it fails after it made something.
+        let mut late = 0;
+        for dispatches in (0..16).map(|power| 1 << power) {
+            match run(Device::failing_for_test(dispatches, failure.clone())) {
+                None => assert_eq!(late, 0, "{failure} after {dispatches} dispatches: it made more before"),
+                Some(words) if words == name => break,
+                Some(words) => {
+                    assert!(words.starts_with(&format!("{name}, then cpu")), "{words}");
+                    late += 1;
+                    // The other failures end alike: one place in the midst is enough.
+                    if !matches!(failure, Lost(_)) {
+                        break;
+                    }
+                }
+            }
+        }
+        assert!(late > 0, "{failure}: never in the midst of the work");
     }
 }
 
@@ -368,77 +381,9 @@ fn names() -> Vec<String> {
     names
 }
 
-/// Every device, the CPU last; `wish` as for [`Device::choose`] says which is marked as chosen.
-///
-/// # Errors
-/// No device has the name.
-pub fn list(wish: &str) -> Result<Vec<Listed>> {
-    let chosen = Device::choose(wish)?;
-    let mut all = adapters(&chosen);
-    for device in model_devices() {
-        let is_chosen = chosen.models().is_some_and(|chosen| chosen.name == device.name);
-        let will_run = if is_chosen { vec![MODELS] } else { Vec::new() };
-        if let Some(same) = all.iter_mut().find(|listed| listed.name == device.name) {
-            same.interface = format!("{}, {}", same.interface, device.interface);
-            same.memory = device.memory.or(same.memory);
-            same.runs.push(MODELS);
-            same.will_run.extend(will_run);
-            same.is_chosen |= is_chosen;
-        } else {
-            all.push(Listed {
-                name: device.name,
-                kind: if device.is_real { "discrete" } else { "software" },
-                interface: device.interface.to_owned(),
-                driver: String::new(),
-                memory: device.memory,
-                runs: vec![MODELS],
-                will_run,
-                is_chosen,
-            });
-        }
-    }
-    let taken = |work: &&str| all.iter().any(|device| device.will_run.contains(work));
-    let will_run: Vec<&str> = ALL.into_iter().filter(|work| !taken(work)).collect();
-    all.push(Listed {
-        name: "CPU".to_owned(),
-        kind: "cpu",
-        interface: String::new(),
-        driver: crate::kernels::Level::detect().name().to_owned(),
-        memory: machine_memory(),
-        runs: ALL.to_vec(),
-        is_chosen: all.iter().all(|device| !device.is_chosen),
-        will_run,
-    });
-    Ok(all)
-}
-
-#[cfg(feature = "gpu")]
-fn adapters(chosen: &Device) -> Vec<Listed> {
-    let listed = |adapter: gpu::Adapter| {
-        let is_chosen = chosen.kernels_name() == Some(adapter.name.as_str());
-        let works = [Work::Scans, Work::Statistics, Work::Encoding].into_iter().zip(KERNELS);
-        let will_run = works.filter(|(work, _)| is_chosen && chosen.gpu_for(*work).is_some()).map(|(_, name)| name);
-        Listed {
-            is_chosen,
-            kind: adapter.kind.name(),
-            will_run: will_run.collect(),
-            name: adapter.name,
-            interface: adapter.interface,
-            driver: adapter.driver,
-            memory: adapter.memory,
-            runs: KERNELS.to_vec(),
-        }
-    };
-    gpu::adapters().into_iter().map(listed).collect()
-}
-
-#[cfg(not(feature = "gpu"))]
-fn adapters(_: &Device) -> Vec<Listed> {
-    Vec::new()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::list::{ALL, MODELS};
     use super::*;
 
     #[test]
@@ -472,8 +417,9 @@ mod tests {
     #[test]
     fn the_faster_of_device_and_cpu_is_chosen_for_each_kind_of_work() {
         let (fast, slow) = (rates::Rate { device: 2.0, cpu: 1.0 }, rates::Rate { device: 1.0, cpu: 2.0 });
-        let rates = Rates { scans: fast, encoding: slow, statistics: fast };
-        assert!(rates.of(Work::Scans).favours_device() && !rates.of(Work::Encoding).favours_device());
+        let rates = Rates { scans: slow, scan_searches: fast, encoding: slow, searches: fast, statistics: slow };
+        let faster: Vec<Work> = Work::ALL.into_iter().filter(|&work| rates.of(work).favours_device()).collect();
+        assert_eq!(faster, [Work::ScanSearches, Work::Searches]);
     }
 
     #[cfg(feature = "gpu")]
@@ -482,7 +428,7 @@ mod tests {
     fn rates_of_a_gpu_are_measured() {
         let adapter = gpu::adapters().into_iter().next().expect("a driver");
         let rates = Rates::measure(&gpu::Device::open(&adapter).expect("opens"), 64).expect("measures");
-        for work in [Work::Scans, Work::Encoding, Work::Statistics] {
+        for work in Work::ALL {
             let rate = rates.of(work);
             assert!(rate.device > 1e4 && rate.cpu > 1e4, "{work:?}: {rate:?}");
         }

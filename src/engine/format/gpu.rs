@@ -75,6 +75,11 @@ pub fn can_scan(format: &dyn Format, how: &Encoding<'_>) -> bool {
     recipe(format, how).is_some()
 }
 
+/// True if the codes of a format come from a search, which takes far longer than one rounding.
+pub fn is_search(format: &dyn Format, how: &Encoding<'_>) -> bool {
+    recipe(format, how).is_some_and(|recipe| !recipe.is_exact(how.importance.is_some()))
+}
+
 /// Scale and zero of every group of some rows, of what the tensor shares.
 fn given(shared: &Shared, first_row: usize, rows: usize, row_len: usize) -> Vec<[f32; 2]> {
     match shared {

@@ -48,11 +48,22 @@ pub struct Candle {
     half: Arc<OnceLock<DType>>,
     /// What brings matrices up before they are multiplied, where they do not all stay.
     uplift: Arc<OnceLock<Uplift>>,
-    /// Makes every product fail.
     #[cfg(test)]
-    is_broken: Arc<std::sync::atomic::AtomicBool>,
+    broken: Arc<Mutex<Broken>>,
     /// The last mask: every layer of a run asks for the same one.
     mask: Arc<Mutex<Option<Mask>>>,
+}
+
+/// What is broken of a device.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Broken {
+    /// Products that still succeed, where others fail after them.
+    pub(super) products_left: Option<usize>,
+    /// True if those do so by a panic.
+    pub(super) panics: bool,
+    /// True if nothing on it can be read.
+    pub(super) is_unreadable: bool,
 }
 
 /// A mask with the numbers of its rows and columns.
@@ -146,7 +157,7 @@ impl Candle {
             half: Arc::default(),
             uplift: Arc::default(),
             #[cfg(test)]
-            is_broken: Arc::default(),
+            broken: Arc::default(),
             mask: Arc::default(),
         }
     }
@@ -228,17 +239,33 @@ impl Candle {
         Ok(Linear { weights, host, rows, bytes })
     }
 
-    /// Makes every further product fail.
+    /// Lets the device break.
     #[cfg(test)]
-    pub(super) fn break_for_test(&self) {
-        self.is_broken.store(true, Ordering::Relaxed);
+    pub(super) fn break_for_test(&self, how: Broken) {
+        *self.broken.lock().expect("no test panics here") = how;
+    }
+
+    /// What a broken device does instead of a product.
+    #[cfg(test)]
+    fn break_product(&self) -> Result<()> {
+        let panics = {
+            let mut broken = self.broken.lock().expect("no test panics here");
+            match broken.products_left {
+                None => return Ok(()),
+                Some(0) => broken.panics,
+                Some(left) => {
+                    broken.products_left = Some(left - 1);
+                    return Ok(());
+                }
+            }
+        };
+        assert!(!panics, "a library that gives up");
+        Err(failed(candle_core::Error::Msg("broken".to_owned())))
     }
 
     fn product(&self, weights: &Weights, x: &Tensor) -> Result<Tensor> {
         #[cfg(test)]
-        if self.is_broken.load(Ordering::Relaxed) {
-            return Err(failed(candle_core::Error::Msg("broken".to_owned())));
-        }
+        self.break_product()?;
         let product = match weights {
             Weights::Quantized(matrix) => x.contiguous().and_then(|x| matrix.forward(&x)),
             Weights::Dense(matrix) => {
@@ -369,6 +396,10 @@ impl Backend for Candle {
     }
 
     fn rows_to(&self, rows: &Tensor) -> Result<Vec<f32>> {
+        #[cfg(test)]
+        if self.broken.lock().expect("no test panics here").is_unreadable {
+            return Err(failed(candle_core::Error::Msg("unreadable".to_owned())));
+        }
         rows.flatten_all().and_then(|flat| flat.to_vec1()).map_err(failed)
     }
 

@@ -3,7 +3,7 @@
 //! One backward pass a sequence: activations of one sequence and one gradient of the whole model
 //! are in memory at a time, and each matrix's gradient is handed out and dropped.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::{Tensor, Var};
 
@@ -11,9 +11,9 @@ use super::backend::Site;
 use super::candle::{Candle, Linear, Precision, failed};
 use super::fit::ModelPlace;
 use super::llama::{Hooks, Llama, Start};
-use super::{Batch, load};
+use super::{Batch, guard, load};
 use crate::checkpoint::{Checkpoint, ModelConfig, Role};
-use crate::device::{Device, tell};
+use crate::device::{Device, Used, tell};
 use crate::error::{Fault, Result, Stage};
 use crate::progress::Progress;
 
@@ -50,6 +50,13 @@ struct Fallback {
     device: String,
     is_frozen: bool,
     on_cpu: OnceLock<Box<Differentiable>>,
+    used: Mutex<Used>,
+}
+
+impl Fallback {
+    fn used(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What is done with a matrix of a graph that was loaded.
@@ -79,13 +86,14 @@ impl Differentiable {
             let wanted = place.weight_bytes(checkpoint) * if is_frozen { 1 } else { 2 };
             if wanted <= super::fit::room(checkpoint, models) {
                 let backend = Candle::new(models.handle().clone(), Precision::Full, u64::MAX);
-                match Self::load_onto(checkpoint, backend, is_frozen, progress) {
+                match guard::on_device(|| Self::load_onto(checkpoint, backend, is_frozen, progress)) {
                     Ok(loaded) => {
                         let fallback = Fallback {
                             checkpoint: checkpoint.clone(),
                             device: models.in_words(),
                             is_frozen,
                             on_cpu: OnceLock::new(),
+                            used: Mutex::default(),
                         };
                         return Ok(Self { fallback: Some(fallback), ..loaded });
                     }
@@ -116,10 +124,18 @@ impl Differentiable {
 
     /// What computes, in words.
     pub fn device(&self) -> String {
-        match &self.fallback {
-            None => "cpu".to_owned(),
-            Some(fallback) if fallback.on_cpu.get().is_some() => format!("{}, then cpu", fallback.device),
-            Some(fallback) => fallback.device.clone(),
+        let Some(fallback) = &self.fallback else { return "cpu".to_owned() };
+        let used = fallback.used();
+        match used.failure() {
+            None => fallback.device.clone(),
+            Some(_) => used.in_brief().unwrap_or_else(|| "cpu".to_owned()),
+        }
+    }
+
+    /// Notes that the device, if this runs on one, made a result or a part of one.
+    fn worked(&self) {
+        if let Some(fallback) = &self.fallback {
+            fallback.used().worked(&fallback.device);
         }
     }
 
@@ -129,14 +145,20 @@ impl Differentiable {
         if let Some(on_cpu) = fallback.on_cpu.get() {
             return work(on_cpu);
         }
-        match work(self) {
+        match guard::on_device(|| work(self)) {
             Err(err) if err.is_of_device() => {
                 tell(format!("{}: {err}; the CPU goes on, and nothing is lost.", fallback.device));
+                fallback.used().failed(&err);
                 let quiet = Progress::default();
                 let loaded = Self::load_onto(&fallback.checkpoint, Candle::cpu(), fallback.is_frozen, &quiet)?;
                 work(fallback.on_cpu.get_or_init(|| Box::new(loaded)))
             }
-            done => done,
+            done => {
+                if done.is_ok() {
+                    self.worked();
+                }
+                done
+            }
         }
     }
 
@@ -171,7 +193,8 @@ impl Differentiable {
                     && index >= seen
                 {
                     let host = gradient.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(failed)?;
-                    visit(*site, &host);
+                    guard::of_caller(|| visit(*site, &host));
+                    own.worked();
                 }
                 // A device that fails half way has shown these; the CPU shows the rest.
                 seen = index + 1;
@@ -311,6 +334,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::model::candle::Broken;
     use crate::model::{Change, Model, Replacement, StoredMatrix};
 
     fn tiny() -> Checkpoint {
@@ -419,11 +443,19 @@ mod tests {
             (all, model.head_gradients(&ids, 1, &progress).expect("runs"))
         };
         let expected = of(&Differentiable::load(&checkpoint, &Device::default(), &progress).expect("loads"));
+        for panics in [false, true] {
+            let model = Differentiable::load(&checkpoint, &device, &progress).expect("loads");
+            assert_eq!(of(&model), expected);
+            assert_eq!(model.device(), "candle on the CPU (candle)");
+            let broken = Broken { products_left: Some(3), panics, ..Broken::default() };
+            model.graph.backend.break_for_test(broken);
+            assert_eq!(of(&model), expected);
+            assert!(model.device().ends_with("then cpu"), "{}", model.device());
+        }
         let model = Differentiable::load(&checkpoint, &device, &progress).expect("loads");
+        let broken = Broken { products_left: Some(0), is_unreadable: true, ..Broken::default() };
+        model.graph.backend.break_for_test(broken);
         assert_eq!(of(&model), expected);
-        assert_eq!(model.device(), "candle on the CPU (candle)");
-        model.graph.backend.break_for_test();
-        assert_eq!(of(&model), expected);
-        assert!(model.device().ends_with("then cpu"), "{}", model.device());
+        assert_eq!(model.device(), "cpu", "the device made nothing");
     }
 }

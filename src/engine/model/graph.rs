@@ -1,13 +1,13 @@
 //! Where a decoder runs: on our own kernels, or on a device with those to fall back to.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::candle::{Candle, Linear, Precision};
-use super::llama::Llama;
+use super::llama::{Hooks, Llama, Start};
 use super::native::Native;
-use super::{KvCache, load};
+use super::{Batch, KvCache, guard, load};
 use crate::checkpoint::{Checkpoint, ModelConfig};
-use crate::device::{Device, tell};
+use crate::device::{Device, Used, tell};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
@@ -29,7 +29,7 @@ pub(super) struct OnDevice {
     checkpoint: Checkpoint,
     /// The weights for the CPU, once the device has failed.
     native: OnceLock<Llama<Native>>,
-    failure: Mutex<Option<String>>,
+    used: Mutex<Used>,
 }
 
 /// Evaluates a result on the graph of a model, and again on the CPU's where its device fails; caches
@@ -43,7 +43,11 @@ macro_rules! on_graph {
                     Some($graph) => $body,
                     None => {
                         let $graph = device.graph();
-                        $body
+                        let done = $crate::model::guard::on_device(|| $body);
+                        if done.is_ok() {
+                            device.worked();
+                        }
+                        done
                     }
                 };
                 match done {
@@ -65,7 +69,7 @@ impl Graph {
         if let Some(models) = device.models() {
             let shares = super::fit::shares(checkpoint, models);
             let backend = Candle::new(models.handle().clone(), Precision::of(models), shares.stay);
-            match load::llama(checkpoint, backend, progress) {
+            match guard::on_device(|| load::llama(checkpoint, backend, progress)) {
                 Ok(graph) => {
                     let streamed: Vec<_> = graph.multiplied().filter_map(Linear::streamed).cloned().collect();
                     let count = streamed.len();
@@ -76,7 +80,7 @@ impl Graph {
                         name: models.in_words(),
                         checkpoint: checkpoint.clone(),
                         native: OnceLock::new(),
-                        failure: Mutex::default(),
+                        used: Mutex::default(),
                     })));
                 }
                 Err(err) if err.is_of_device() => tell(format!("{}: {err}; the CPU is used.", models.name)),
@@ -128,9 +132,18 @@ impl Graph {
             0 => String::new(),
             count => format!(", {count} matrices streamed"),
         };
-        match &*device.failure.lock().unwrap_or_else(PoisonError::into_inner) {
-            None => format!("{}{streamed}", device.name),
-            Some(failure) => format!("{}, then cpu ({failure})", device.name),
+        let used = device.used();
+        match (used.failure(), used.in_words()) {
+            (None, _) => format!("{}{streamed}", device.name),
+            (Some(_), Some(words)) => words,
+            (Some(failure), None) => format!("cpu ({}: {failure})", device.name),
+        }
+    }
+
+    /// Notes that the device made a part of a result before it failed.
+    pub(super) fn worked(&self) {
+        if let Self::Device(device) = self {
+            device.worked();
         }
     }
 }
@@ -145,16 +158,44 @@ impl OnDevice {
         self.native.get()
     }
 
-    /// Loads the weights for the CPU and brings the caches back.
+    fn used(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the device made a result, or a part of one.
+    pub(super) fn worked(&self) {
+        self.used().worked(&self.name);
+    }
+
+    /// Loads the weights for the CPU and brings the caches back; what the device does not give back is computed
+    /// again from its tokens.
     ///
     /// # Errors
-    /// Caches that the device does not give back, or what the CPU cannot load either.
+    /// What the CPU cannot load either, or a cache that is lost and whose tokens depend on others.
     pub(super) fn give_up(&self, err: &Error, caches: &mut [KvCache]) -> Result<&Llama<Native>> {
         tell(format!("{}: {err}; the CPU goes on, and nothing is lost.", self.name));
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(err.to_string());
-        caches.iter_mut().try_for_each(KvCache::bring_back)?;
+        self.used().failed(err);
         // Reading the weights again is no progress of the work that goes on.
         let graph = load::llama(&self.checkpoint, Native, &Progress::default())?;
+        for cache in caches {
+            let back = guard::on_device(|| cache.bring_back(&self.graph.backend));
+            if let Err(lost) = back {
+                recompute(&graph, cache, lost)?;
+            }
+        }
         Ok(self.native.get_or_init(|| graph))
     }
+}
+
+/// Fills a cache that `lost` the device's rows from its tokens.
+fn recompute(graph: &Llama<Native>, cache: &mut KvCache, lost: Error) -> Result<()> {
+    if cache.ids.len() != cache.len {
+        return Err(lost);
+    }
+    let mut batch = Batch::default();
+    batch.push(&cache.ids, None, Some(0));
+    let mut again = [KvCache::default()];
+    graph.run(&batch, &mut again, Start::Embedding, &mut Hooks::default())?;
+    [*cache] = again;
+    Ok(())
 }

@@ -194,7 +194,8 @@ impl<B: Backend> Llama<B> {
         hooks.keep(self.layers.len(), Place::Input, &x);
         for segment in &batch.segments {
             if let Some(cache) = segment.cache {
-                caches[cache].len += segment.len;
+                let ids = &batch.ids[segment.start..segment.start + segment.len];
+                caches[cache].extend(ids, segment.parent.is_none());
             }
         }
         backend.rms_norm(&x, &self.norm, self.config.norm_eps)

@@ -11,15 +11,18 @@ pub mod fit;
 mod gguf_tokenizer;
 mod gradients;
 mod graph;
+mod guard;
 mod llama;
 mod load;
 mod native;
 mod tokenizer;
+mod watch;
 
 pub use backend::{Site, StoredMatrix};
 pub use gradients::{Differentiable, Labels};
 pub use native::Native;
 pub use tokenizer::{TextStream, Tokenizer};
+pub use watch::LinearInput;
 
 use std::borrow::Cow;
 use std::sync::OnceLock;
@@ -99,6 +102,8 @@ pub struct KvCache {
     /// The same where a device computes.
     pub(super) on_device: Vec<(candle_core::Tensor, candle_core::Tensor)>,
     pub(super) len: usize,
+    /// The tokens held; fewer where some continue a segment that is not held, from the first of those on.
+    pub(super) ids: Vec<u32>,
 }
 
 impl KvCache {
@@ -131,15 +136,36 @@ impl KvCache {
             }
         }
         self.len = len;
+        self.ids.truncate(len);
+    }
+
+    /// Notes tokens whose keys and values are held now; `is_alone` if nothing but what is held comes before them.
+    pub(super) fn extend(&mut self, ids: &[u32], is_alone: bool) {
+        if is_alone && self.ids.len() == self.len {
+            self.ids.extend_from_slice(ids);
+        }
+        self.len += ids.len();
     }
 
     /// Brings back what a device holds, for the CPU to go on with.
-    fn bring_back(&mut self) -> Result<()> {
-        for (keys, values) in std::mem::take(&mut self.on_device) {
-            // A run that failed may have added to some layers.
-            let host = |rows: &candle_core::Tensor| rows.narrow(0, 0, self.len)?.flatten_all()?.to_vec1::<f32>();
-            let both = host(&keys).and_then(|keys| Ok((keys, host(&values)?)));
-            self.layers.push(both.map_err(candle::failed)?);
+    ///
+    /// # Errors
+    /// A device that cannot be read; nothing is changed then.
+    fn bring_back(&mut self, backend: &Candle) -> Result<()> {
+        if self.len == 0 {
+            self.on_device.clear();
+            return Ok(());
+        }
+        // A run that failed may have added to some layers.
+        let host = |rows: &candle_core::Tensor| {
+            let rows = rows.narrow(0, 0, self.len).map_err(candle::failed)?;
+            backend.rows_to(&rows)
+        };
+        let layers = self.on_device.iter().map(|(keys, values)| Ok((host(keys)?, host(values)?)));
+        let layers = layers.collect::<Result<Vec<_>>>()?;
+        if !layers.is_empty() {
+            self.layers = layers;
+            self.on_device.clear();
         }
         Ok(())
     }
@@ -161,8 +187,7 @@ impl Replacement {
     pub fn new(model: &Model, site: Site, stored: StoredMatrix) -> Result<Self> {
         let mut made = Self { site, on_device: None, on_cpu: OnceLock::new() };
         if let Some(device) = model.graph.device() {
-            let linear = device.matrix(stored.clone());
-            match linear {
+            match guard::on_device(|| device.matrix(stored.clone())) {
                 Ok(linear) => {
                     made.on_device = Some((stored, linear));
                     return Ok(made);
@@ -341,19 +366,6 @@ fn start<R: Clone>(layers: &[LayerStates<R>], change: &Change) -> Start<R> {
     first.and_then(begin).unwrap_or(Start::Embedding)
 }
 
-/// Rows that some linears are about to multiply.
-#[derive(Clone, Copy, Debug)]
-pub struct LinearInput<'a> {
-    /// The layer; none for the head.
-    pub layer: Option<usize>,
-    /// The linears that share this input.
-    pub roles: &'a [Role],
-    /// Length of a row.
-    pub width: usize,
-    /// One row a token of the batch.
-    pub values: &'a [f32],
-}
-
 /// A decoder ready to run.
 ///
 /// Where a device computes and fails, the weights are loaded for the CPU, which does the same work
@@ -415,45 +427,6 @@ impl Model {
             }
         };
         (tokens * values * 4) as u64
-    }
-
-    /// Runs a batch without caches and shows `watch` what every linear multiplies, the head last.
-    ///
-    /// # Errors
-    /// A token beyond the vocabulary, cancel, or a device that failed after it had shown something.
-    pub fn watch_linears(
-        &self,
-        batch: &Batch,
-        progress: &Progress,
-        watch: &mut dyn FnMut(LinearInput<'_>),
-    ) -> Result<()> {
-        on_graph!(self, &mut [], graph => watching(graph, batch, &Way::Whole, progress, watch)).map(|_| ())
-    }
-
-    /// Runs a batch without caches up to what layer `end` is given, which it answers, tokens × hidden, and shows
-    /// `watch` what the linears on the way multiply. The way begins at the tokens, or at a layer that `from` names
-    /// with what it is given. A run in parts gives the values of a whole one to the last bit.
-    ///
-    /// # Errors
-    /// Layers that the model does not have, states of another batch, a token beyond the vocabulary, cancel, or a
-    /// device that failed after it had shown something.
-    pub fn watch_layers(
-        &self,
-        batch: &Batch,
-        from: Option<(usize, &[f32])>,
-        end: usize,
-        progress: &Progress,
-        watch: &mut dyn FnMut(LinearInput<'_>),
-    ) -> Result<Vec<f32>> {
-        let layers = self.config.layers.len();
-        let is_part = end <= layers && from.is_none_or(|(first, _)| first <= end);
-        if !is_part || from.is_some_and(|(_, states)| states.len() != batch.ids.len() * self.config.hidden) {
-            let first = from.map_or(0, |(first, _)| first);
-            let cause = format!("no run of this batch goes from layer {first} to {end} of {layers}");
-            let remedy = "begin with what that layer was given by the same batch";
-            return Err(Fault::new(Stage::Model, cause).fix(remedy).into());
-        }
-        on_graph!(self, &mut [], graph => watching(graph, batch, &Way::To { from, end }, progress, watch))
     }
 
     /// Runs a batch without caches with something changed, from the last place that `inputs` knows.
@@ -530,55 +503,6 @@ fn keeping<B: Swaps>(
     let mut hooks = Hooks { states: Some(&mut keep), progress: Some(progress), ..Hooks::default() };
     let rows = graph.run(batch, &mut [], Start::Embedding, &mut hooks)?;
     Ok((graph.backend.rows_into(rows)?, B::keep(layers)))
-}
-
-/// How far a watched run goes.
-enum Way<'a> {
-    /// From the tokens to the head.
-    Whole,
-    /// From the tokens, or a layer with what it is given, to what another layer is given.
-    To { from: Option<(usize, &'a [f32])>, end: usize },
-}
-
-/// Answers the states where the way ends; none after the head.
-fn watching<B: Backend>(
-    graph: &Llama<B>,
-    batch: &Batch,
-    way: &Way<'_>,
-    progress: &Progress,
-    watch: &mut dyn FnMut(LinearInput<'_>),
-) -> Result<Vec<f32>> {
-    let tokens = batch.ids.len().max(1);
-    let shown = std::cell::Cell::new(false);
-    // The graph only lends its hooks, so the caller's state changes behind a cell.
-    let watch = std::cell::RefCell::new(watch);
-    let show = |layer: Option<usize>, roles: &[Role], rows: &B::Rows| {
-        let values = graph.backend.rows_to(rows)?;
-        shown.set(true);
-        (watch.borrow_mut())(LinearInput { layer, roles, width: values.len() / tokens, values: &values });
-        Ok(())
-    };
-    let in_layer = |layer: usize, roles: &[Role], rows: &B::Rows| show(Some(layer), roles, rows);
-    let mut hooks = Hooks { linear_input: Some(&in_layer), progress: Some(progress), ..Hooks::default() };
-    let done = match *way {
-        Way::Whole => {
-            let rows = graph.run(batch, &mut [], Start::Embedding, &mut hooks);
-            rows.and_then(|rows| show(None, &[Role::Head], &rows)).map(|()| Vec::new())
-        }
-        Way::To { from, end } => {
-            let rows = |states: &[f32]| graph.backend.rows_from(states.to_vec(), graph.config.hidden);
-            let from = from.map(|(layer, states)| rows(states).map(|rows| (layer, rows))).transpose();
-            let rows = from.and_then(|from| graph.run_to(batch, from, end, &mut hooks));
-            rows.and_then(|rows| graph.backend.rows_into(rows))
-        }
-    };
-    match done {
-        // What was shown was added up already: the batch must not be run again.
-        Err(err) if err.is_of_device() && shown.get() => {
-            Err(Fault::new(Stage::Model, format!("the device failed half way: {err}")).fix("take --device cpu").into())
-        }
-        done => done,
-    }
 }
 
 fn changed<B: Swaps>(

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::backend::{Angles, Backend, Site, StoredMatrix};
-use super::candle::{Candle, Precision};
+use super::candle::{Broken, Candle, Precision};
 use super::llama::{Hooks, Llama, Start};
 use super::native::Native;
 use super::{Batch, Change, Kept, KvCache, LayerInputs, Model, Replacement, load};
@@ -297,7 +297,7 @@ fn a_device_that_fails_leaves_its_work_and_its_caches_to_the_cpu() {
     };
     assert_close("before", &run(&model, &[5, 17, 2], &mut caches), &run(&reference, &[5, 17, 2], &mut expected));
     assert_eq!(model.device(), "candle on the CPU (candle)");
-    model.graph.device().expect("still computes").break_for_test();
+    model.graph.device().expect("still computes").break_for_test(broken_after(0));
     assert_close("after", &run(&model, &[90, 44], &mut caches), &run(&reference, &[90, 44], &mut expected));
     assert!(model.device().contains("then cpu") && model.device().contains("broken"), "{}", model.device());
     assert_close("later", &run(&model, &[8], &mut caches), &run(&reference, &[8], &mut expected));
@@ -305,4 +305,139 @@ fn a_device_that_fails_leaves_its_work_and_its_caches_to_the_cpu() {
     let refused =
         Replacement::new(&model, Site { layer: Some(0), role: Role::Q }, stored(1, 1, 0.1)).expect("for the CPU");
     assert_eq!(refused.site().layer, Some(0));
+}
+
+/// A device of which so many further products succeed.
+fn broken_after(products: usize) -> Broken {
+    Broken { products_left: Some(products), ..Broken::default() }
+}
+
+/// An input of linears: layer, first role, values.
+type Seen = Vec<(Option<usize>, Role, Vec<f32>)>;
+
+#[track_caller]
+fn assert_same_inputs(what: &str, ours: &Seen, theirs: &Seen) {
+    let places = |seen: &Seen| seen.iter().map(|(layer, role, _)| (*layer, *role)).collect::<Vec<_>>();
+    assert_eq!(places(ours), places(theirs), "{what}");
+    for ((_, _, ours), (_, _, theirs)) in ours.iter().zip(theirs) {
+        assert_close(what, ours, theirs);
+    }
+}
+
+#[test]
+fn a_device_that_fails_at_any_product_of_a_watched_run_shows_every_input_once() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/fixtures/tiny_llama_biases");
+    let checkpoint = Checkpoint::open(&folder).expect("opens");
+    let progress = Progress::default();
+    let reference = Model::load(&checkpoint, &progress).expect("loads");
+    let mut batch = Batch::default();
+    batch.push(&[5, 17, 2], None, None);
+    batch.push(&[44, 8, 61, 7], None, None);
+    let layers = reference.config.layers.len();
+    let whole = |model: &Model| {
+        let mut seen = Seen::new();
+        let mut watch = |input: super::LinearInput<'_>| {
+            seen.push((input.layer, input.roles[0], input.values.to_vec()));
+        };
+        model.watch_linears(&batch, &progress, &mut watch).expect("runs");
+        seen
+    };
+    let in_parts = |model: &Model| {
+        let mut seen = Seen::new();
+        let mut states = Vec::new();
+        for layer in 0..layers {
+            let mut watch = |input: super::LinearInput<'_>| {
+                seen.push((input.layer, input.roles[0], input.values.to_vec()));
+            };
+            let from = (layer > 0).then_some((layer, states.as_slice()));
+            states = model.watch_layers(&batch, from, layer + 1, &progress, &mut watch).expect("runs");
+        }
+        (seen, states)
+    };
+    let (expected, (expected_parts, expected_states)) = (whole(&reference), in_parts(&reference));
+    assert_eq!(expected.len(), 4 * layers + 1, "four inputs a layer, and the head's");
+    // Seven products a layer; the head is shown and not multiplied.
+    for products in 0..=7 * layers {
+        for panics in [false, true] {
+            let broken = || {
+                let model = Model::load_on(&checkpoint, &candle(None), &progress).expect("loads");
+                let how = Broken { panics, ..broken_after(products) };
+                model.graph.device().expect("computes").break_for_test(how);
+                model
+            };
+            let what = format!("{products} products");
+            let model = broken();
+            assert_same_inputs(&what, &whole(&model), &expected);
+            let is_left = products < 7 * layers;
+            assert_eq!(model.device().contains("then cpu"), is_left, "{what}: {}", model.device());
+            let model = broken();
+            let (seen, states) = in_parts(&model);
+            assert_same_inputs(&what, &seen, &expected_parts);
+            assert_close(&what, &states, &expected_states);
+            assert_eq!(model.device().contains("then cpu"), is_left, "{what}: {}", model.device());
+        }
+    }
+}
+
+#[test]
+fn a_panic_of_whoever_watches_is_no_failure_of_the_device() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/fixtures/tiny_llama_biases");
+    let checkpoint = Checkpoint::open(&folder).expect("opens");
+    let progress = Progress::default();
+    let model = Model::load_on(&checkpoint, &candle(None), &progress).expect("loads");
+    let mut batch = Batch::default();
+    batch.push(&[5, 17, 2], None, None);
+    let run = || model.watch_linears(&batch, &progress, &mut |_| panic!("a mistake of ours"));
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).expect_err("it goes through");
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"a mistake of ours"));
+    assert_eq!(model.device(), "candle on the CPU (candle)");
+}
+
+#[test]
+fn caches_that_a_lost_device_does_not_give_back_are_computed_again() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/fixtures/tiny_llama_biases");
+    let checkpoint = Checkpoint::open(&folder).expect("opens");
+    let progress = Progress::default();
+    let reference = Model::load(&checkpoint, &progress).expect("loads");
+    let run = |model: &Model, ids: &[u32], parent: Option<&[u32]>, caches: &mut [KvCache]| {
+        let mut batch = Batch::default();
+        let parent = parent.map(|ids| batch.push(ids, None, None));
+        batch.push(ids, parent, Some(0));
+        model.hidden(&batch, caches, &progress)
+    };
+    let lost = || {
+        let model = Model::load_on(&checkpoint, &candle(None), &progress).expect("loads");
+        let how = Broken { is_unreadable: true, ..broken_after(0) };
+        (model, how)
+    };
+    let (model, how) = lost();
+    let (mut caches, mut expected) = (vec![KvCache::default()], vec![KvCache::default()]);
+    for (model, caches) in [(&model, &mut caches), (&reference, &mut expected)] {
+        run(model, &[5, 17, 2, 61], None, caches).expect("runs");
+        // A token that was tried and taken back is not computed again.
+        caches[0].truncate(3);
+        run(model, &[8], None, caches).expect("runs");
+    }
+    model.graph.device().expect("computes").break_for_test(how);
+    let ours = run(&model, &[90, 44], None, &mut caches).expect("goes on");
+    assert_close("lost", &ours, &run(&reference, &[90, 44], None, &mut expected).expect("runs"));
+    assert_eq!((caches[0].len(), caches[0].ids.as_slice()), (6, &[5, 17, 2, 8, 90, 44][..]));
+    assert!(model.device().contains("then cpu") && model.device().contains("broken"), "{}", model.device());
+    let ours = run(&model, &[7], None, &mut caches).expect("goes on");
+    assert_close("later", &ours, &run(&reference, &[7], None, &mut expected).expect("runs"));
+
+    // What such tokens continue is not held, so that they cannot be computed again.
+    let (model, how) = lost();
+    let mut caches = vec![KvCache::default()];
+    run(&model, &[5, 17], Some(&[2, 61]), &mut caches).expect("runs");
+    model.graph.device().expect("computes").break_for_test(how);
+    let error = run(&model, &[7], None, &mut caches).expect_err("nothing is left of it");
+    assert!(error.is_of_device() && error.to_string().contains("unreadable"), "{error}");
+
+    // Before the first token there is nothing to lose, and nothing that the device made.
+    let (model, how) = lost();
+    model.graph.device().expect("computes").break_for_test(how);
+    let ours = run(&model, &[5, 17], None, &mut [KvCache::default()]).expect("goes on");
+    assert_close("at once", &ours, &run(&reference, &[5, 17], None, &mut [KvCache::default()]).expect("runs"));
+    assert!(model.device().starts_with("cpu (") && !model.device().contains("then"), "{}", model.device());
 }

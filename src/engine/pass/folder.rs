@@ -5,11 +5,11 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::sparse::{self, Sparse};
-use super::write::Job;
+use super::write::{Job, MOST_SEARCH_METADATA};
 use crate::checkpoint::{self, Checkpoint, Container, FolderWriter, SafeTensor, SafetensorsWriter, TensorInfo};
 use crate::error::{Error, Fault, Result, Stage};
 use crate::format::Dtype;
-use crate::plan::{Decision, ResolvedPlan};
+use crate::plan::{Decision, ResolvedPlan, Search};
 use crate::target::parts::{Matrix, Packer, Scheme, parts};
 use crate::target::{bitsandbytes, compressed_tensors, gptq, sparse_bitmask};
 
@@ -21,6 +21,12 @@ const SIDECARS: [&str; 5] = [
     "special_tokens_map.json",
     "chat_template.jinja",
 ];
+
+/// The model's configuration.
+const CONFIG: &str = "config.json";
+
+/// The key of what searched for codes in the configuration.
+const SEARCH_KEY: &str = "lapidary_search_device";
 
 /// Every file of a folder but the weights, by name.
 fn folder_files(
@@ -44,10 +50,12 @@ fn folder_files(
     if let Some(quantization) = &quantization {
         json.insert("quantization_config".to_owned(), quantization.clone());
     }
+    // Of the codes that were read, not of those that will be written.
+    json.remove(SEARCH_KEY);
     let pretty = |value: &Map<String, Value>| {
         serde_json::to_vec_pretty(value).map_err(|err| Fault::new(Stage::Pass, format!("cannot write JSON: {err}")))
     };
-    let mut files = vec![("config.json", pretty(&json)?)];
+    let mut files = vec![(CONFIG, pretty(&json)?)];
     if let (Some(Value::Object(map)), Some(Scheme::Gptq)) = (&quantization, plan.target.scheme()) {
         // Where GPTQ's own programs look first.
         files.push(("quantize_config.json", pretty(map)?));
@@ -89,11 +97,13 @@ fn safe_tensors(checkpoint: &Checkpoint, plan: &ResolvedPlan, sparse: Option<&Sp
     Ok(tensors)
 }
 
-/// Bytes of the folder that a pass would write; no weight is read.
+/// Bytes of the folder that a pass would write; no weight is read. Where a device may search, that is more than
+/// the folder will have, by less than a kibibyte.
 pub(super) fn file_bytes(checkpoint: &Checkpoint, plan: &ResolvedPlan) -> Result<u64> {
     let files = folder_files(checkpoint, plan, None)?;
     let small: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-    Ok(small + checkpoint::safetensors_bytes(&safe_tensors(checkpoint, plan, None)?)?)
+    let search = if plan.search == Search::Device { MOST_SEARCH_METADATA } else { 0 };
+    Ok(small + search + checkpoint::safetensors_bytes(&safe_tensors(checkpoint, plan, None)?)?)
 }
 
 /// Writes a folder and answers the size of its files; matrices may be stored as `sparse` says.
@@ -101,9 +111,12 @@ pub(super) fn folder(job: &Job<'_>, sparse: Option<&Sparse>, output: &Path) -> R
     let files = folder_files(job.checkpoint, job.plan, sparse)?;
     let folder = FolderWriter::create(output)?;
     let mut total = 0;
-    for (name, bytes) in &files {
+    let mut write_file = |name: &str, bytes: &[u8]| {
         total += bytes.len() as u64;
-        folder.write_file(name, bytes)?;
+        folder.write_file(name, bytes)
+    };
+    for (name, bytes) in files.iter().filter(|(name, _)| *name != CONFIG) {
+        write_file(name, bytes)?;
     }
     let mut writer = folder.safetensors(&safe_tensors(job.checkpoint, job.plan, sparse)?)?;
     for decision in &job.plan.decisions {
@@ -116,10 +129,23 @@ pub(super) fn folder(job: &Job<'_>, sparse: Option<&Sparse>, output: &Path) -> R
             Some((scheme, matrix)) => pack(job, decision, scheme, &matrix, &mut writer)?,
         }
     }
+    // What searched is known only now.
+    for (name, bytes) in files.iter().filter(|(name, _)| *name == CONFIG) {
+        write_file(name, &with_search_device(bytes, job.machine.searched())?)?;
+    }
     job.progress.check()?;
     total += writer.finish()?;
     folder.finish()?;
     Ok(total)
+}
+
+/// The configuration, which says by which device codes were searched for, where one did.
+fn with_search_device(config: &[u8], device: Option<String>) -> Result<Vec<u8>> {
+    let Some(device) = device else { return Ok(config.to_vec()) };
+    let fault = |err: serde_json::Error| Fault::new(Stage::Pass, format!("cannot write {CONFIG}: {err}"));
+    let mut json: Map<String, Value> = serde_json::from_slice(config).map_err(fault)?;
+    json.insert(SEARCH_KEY.to_owned(), Value::String(device));
+    Ok(serde_json::to_vec_pretty(&json).map_err(fault)?)
 }
 
 /// The name of a weight's module.

@@ -16,7 +16,7 @@ use crate::calibration::Importance;
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::error::Result;
 use crate::format::Encoding;
-use crate::plan::{Decision, Method, ResolvedPlan, is_alike};
+use crate::plan::{Decision, Method, ResolvedPlan, Search, is_alike};
 use crate::progress::Progress;
 
 /// Rows at each end of a tensor that are encoded again for comparison.
@@ -113,9 +113,10 @@ impl Reuse {
     }
 }
 
-/// True if an earlier plan was for the same tensors and took nothing away.
+/// True if an earlier plan was for the same tensors, took nothing away, and left searches to the CPU: what a device
+/// found would be taken over without its name.
 fn is_of_whole(earlier: &ResolvedPlan, plan: &ResolvedPlan) -> bool {
-    earlier.structure.is_none() && earlier.decisions.len() == plan.decisions.len()
+    earlier.search == Search::Cpu && earlier.structure.is_none() && earlier.decisions.len() == plan.decisions.len()
 }
 
 /// True if both decisions give the same bytes by what is known of them. What is copied needs no help.

@@ -58,6 +58,17 @@ impl Job<'_> {
         }
     }
 
+    /// True if a device would search for the codes of a tensor, if it may.
+    fn is_searched(&self, decision: &Decision) -> bool {
+        // Where the importance cannot be had, the pass ends with that.
+        let how = Encoding {
+            importance: self.importance(decision).unwrap_or_default(),
+            scale_choice: decision.method.scale_choice(),
+            ..Encoding::plain(self.tensor(decision).row_len())
+        };
+        !decision.is_copy() && self.machine.is_search(decision.dtype, &how)
+    }
+
     /// What the rows of a tensor share in its new format, after one look at all of them.
     pub(super) fn shared(&self, decision: &Decision) -> Result<Option<Shared>> {
         let tensor = self.tensor(decision);
@@ -218,7 +229,7 @@ impl GgufParts {
 const MOST_IMATRIX_METADATA: u64 = 1024;
 
 /// Room for the name of the device that searches.
-const MOST_SEARCH_METADATA: u64 = 256;
+pub(super) const MOST_SEARCH_METADATA: u64 = 256;
 
 /// Bytes of the file or folder that a pass would write; no weight is read. With an importance matrix
 /// that is more than the file will have, by less than a kibibyte.
@@ -241,12 +252,12 @@ pub(super) fn gguf(job: &Job<'_>, output: &Path, warnings: &mut Vec<String>) -> 
     if let Some(importance) = job.options.importance.as_deref().filter(|_| job.plan.has_importance) {
         metadata.extend(imatrix_metadata(importance));
     }
-    // Bytes that the CPU might not have made say so.
-    metadata.extend(
-        job.machine
-            .search_device()
-            .map(|name| ("lapidary.search_device".to_owned(), GgufValue::String(name.to_owned()))),
-    );
+    // Bytes that the CPU might not have made say so. What made them is known at the end, so there is room for it.
+    let is_searched = job.plan.decisions.iter().any(|decision| job.is_searched(decision));
+    let room = if is_searched { job.machine.most_searched_bytes() } else { None };
+    if let Some(room) = room {
+        set_search_device(&mut metadata, CPU, room);
+    }
     let mut writer = GgufWriter::create(output, &metadata, &tensors)?;
     if let Some(divisors) = divisors {
         writer.write_tensor_rows(&divisors.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
@@ -261,8 +272,25 @@ pub(super) fn gguf(job: &Job<'_>, output: &Path, warnings: &mut Vec<String>) -> 
             heads => job.stream(decision, heads, None, |bytes| writer.write_tensor_rows(bytes))?,
         }
     }
+    if let (Some(room), Some(words)) = (room, job.machine.searched()) {
+        set_search_device(&mut metadata, &words, room);
+        writer.replace_metadata(&metadata, &tensors)?;
+    }
     job.progress.check()?;
     writer.finish()
+}
+
+/// The key of what searched.
+const SEARCH_KEY: &str = "lapidary.search_device";
+
+/// What searched where no device did.
+const CPU: &str = "cpu";
+
+/// Says what searched, in `room` bytes: spaces fill the rest.
+fn set_search_device(metadata: &mut Metadata, words: &str, room: usize) {
+    metadata.retain(|(key, _)| key != SEARCH_KEY);
+    let filler = " ".repeat(room.saturating_sub(words.len()));
+    metadata.push((SEARCH_KEY.to_owned(), GgufValue::String(format!("{words}{filler}"))));
 }
 
 /// At most so many bytes of metadata tell of an importance matrix, alignment included.

@@ -162,23 +162,25 @@ fn all_sums(
     let step = (span_weights / row_len).max(1);
     let how = Encoding { importance, scale_choice: super::scale_choice(importance), ..Encoding::plain(row_len) };
     let shared = checkpoint.survey(tensor, formats, &how, progress)?;
-    if let Some(sums) = place.sums(checkpoint, tensor, formats, &how, &shared, progress)? {
-        return Ok(sums);
+    let mut total = place.sums(checkpoint, tensor, formats, &how, &shared, progress)?;
+    let left: Vec<usize> = (0..formats.len()).filter(|&at| total[at].is_none()).collect();
+    if left.is_empty() {
+        return Ok(total.into_iter().flatten().collect());
     }
     let spans: Vec<Vec<Errors>> = (0..row_count.div_ceil(step))
         .into_par_iter()
         .map_init(Buffers::default, |buffers, span| {
             let rows = span * step..((span + 1) * step).min(row_count);
-            span_sums(checkpoint, tensor, rows, formats, &how, &shared, buffers, progress)
+            span_sums(checkpoint, tensor, rows, (formats, &left), &how, &shared, buffers, progress)
         })
         .collect::<Result<_>>()?;
-    let mut total = vec![Errors::default(); formats.len()];
     for span in &spans {
-        for (total, sums) in total.iter_mut().zip(span) {
-            total.merge(sums);
+        for (&at, sums) in left.iter().zip(span) {
+            total[at].get_or_insert_default().merge(sums);
         }
     }
-    Ok(total)
+    // A tensor without rows has no spans.
+    Ok(total.into_iter().map(Option::unwrap_or_default).collect())
 }
 
 /// Weights that are decoded and scanned at a time: they stay in the second-level cache while every
@@ -193,12 +195,13 @@ struct Buffers {
     scan: ScanBuffers,
 }
 
+/// Sums of some rows under those of the formats whose places `wanted` has.
 #[expect(clippy::too_many_arguments, reason = "one private step of one loop")]
 fn span_sums(
     checkpoint: &Checkpoint,
     tensor: &TensorInfo,
     rows: Range<usize>,
-    formats: &[&'static dyn Format],
+    (formats, wanted): (&[&'static dyn Format], &[usize]),
     how: &Encoding<'_>,
     shared: &[Option<Shared>],
     buffers: &mut Buffers,
@@ -209,12 +212,13 @@ fn span_sums(
     // Rows of one head that have to be put back in order are read together.
     let together = tensor.permuted_heads.map_or(1, |heads| (tensor.row_count() / heads.max(1)).max(1));
     let step = (PIECE_WEIGHTS / row_len).max(1).next_multiple_of(together);
-    let mut all = vec![Errors::default(); formats.len()];
+    let mut all = vec![Errors::default(); wanted.len()];
     for first in rows.clone().step_by(step) {
         progress.check()?;
         let piece = first..(first + step).min(rows.end);
         checkpoint.decode_rows(tensor, piece.clone(), raw, weights)?;
-        for ((sums, format), shared) in all.iter_mut().zip(formats).zip(shared) {
+        for (sums, &at) in all.iter_mut().zip(wanted) {
+            let (format, shared) = (formats[at], &shared[at]);
             if format.dtype() == tensor.dtype {
                 sums.add(weights, weights);
                 continue;

@@ -25,6 +25,8 @@ pub struct Device {
     layout: wgpu::BindGroupLayout,
     pipelines: Mutex<HashMap<String, wgpu::ComputePipeline>>,
     failure: Arc<Mutex<Option<Failure>>>,
+    /// Dispatches that still succeed and what comes after them, in tests.
+    doomed: Mutex<Option<(usize, Failure)>>,
 }
 
 /// Keeps the first failure.
@@ -78,6 +80,7 @@ impl Device {
             layout,
             pipelines: Mutex::default(),
             failure,
+            doomed: Mutex::default(),
         })
     }
 
@@ -167,8 +170,25 @@ impl Device {
         keep(&self.failure, failure);
     }
 
+    /// Lets the device fail after so many further dispatches: for tests of what its users do then.
+    #[doc(hidden)]
+    pub fn fail_after(&self, dispatches: usize, failure: Failure) {
+        *self.doomed.lock().unwrap_or_else(PoisonError::into_inner) = Some((dispatches, failure));
+    }
+
+    /// Counts a dispatch against [`Device::fail_after`].
+    fn count_down(&self) {
+        let mut doomed = self.doomed.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *doomed {
+            None => {}
+            Some((0, failure)) => keep(&self.failure, failure.clone()),
+            Some((left, _)) => *left -= 1,
+        }
+    }
+
     /// Submits one dispatch as work of its own, so that the GPU is never long away from the window.
     pub(super) fn dispatch(&self, pipeline: &wgpu::ComputePipeline, group: &wgpu::BindGroup, counts: [u32; 2]) {
+        self.count_down();
         let mut encoder = self.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
