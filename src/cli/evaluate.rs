@@ -292,6 +292,14 @@ fn text(evaluation: &Evaluation) -> String {
     if let Some(energy) = &evaluation.energy {
         text.push_str(&format!("\nenergy: {}\n", energy.energy.source.text()));
     }
+    if let Some(conditions) = evaluation.conditions.as_ref().filter(|_| evaluation.speed.is_some()) {
+        let (processor, level, threads) = (printable(&conditions.processor), &conditions.level, conditions.threads);
+        text.push_str(&format!("\nmeasured on {processor}, {level} kernels, {threads} threads"));
+        if let Some(cores) = conditions.other_cores {
+            text.push_str(&format!("; other programs kept {cores:.1} cores busy while speed was measured"));
+        }
+        text.push('\n');
+    }
     text.push_str("\n± and [ ] are 95 % intervals.");
     if evaluation.baseline.is_some() {
         text.push_str(" `lapidary compare` says which differences are more than chance.");

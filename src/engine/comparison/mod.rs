@@ -7,6 +7,7 @@
 
 pub mod cascade;
 mod flips;
+mod gate_loss;
 mod gate_value;
 pub mod gates;
 mod intervals;

@@ -39,17 +39,14 @@ fn ratio(speeds: [f64; 2], pairs: Option<[&[f64]; 2]>) -> Option<Ratio> {
 }
 
 fn of(own: &SpeedResult, other: &SpeedResult, is_in_turns: bool) -> Ratios {
-    let pairs = |own: &'_ [f64], other: &'_ [f64]| -> bool { is_in_turns && own.len() == other.len() };
-    let decode_pairs = pairs(&own.decode_secs, &other.decode_secs);
-    let prefill_pairs = pairs(&own.prefill_secs, &other.prefill_secs);
     Ratios {
         decode: ratio(
             [own.decode_tokens_per_second, other.decode_tokens_per_second],
-            decode_pairs.then_some([&own.decode_secs, &other.decode_secs]),
+            is_in_turns.then_some([&own.decode_secs, &other.decode_secs]),
         ),
         prefill: ratio(
             [own.prefill_tokens_per_second, other.prefill_tokens_per_second],
-            prefill_pairs.then_some([&own.prefill_secs, &other.prefill_secs]),
+            is_in_turns.then_some([&own.prefill_secs, &other.prefill_secs]),
         ),
         is_under_load: false,
     }

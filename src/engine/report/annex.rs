@@ -4,7 +4,7 @@
 //! Every filled field names its evidence: an evaluation's key, a hash of a file, an entry of the log, and only such
 //! as the fact stands in. What only the provider knows, or what an evaluation did not record, stays blank and says so.
 
-use super::{AuditEntry, Block, Document, ReportInput, Reported, Table, figures, points, verdict_name};
+use super::{AuditEntry, Block, Document, ReportInput, Reported, Table, figures, points, spent, verdict_name};
 use crate::units;
 
 /// What stands in a field that the program cannot fill.
@@ -107,7 +107,7 @@ fn annex_xi(input: &ReportInput, reported: &Reported) -> Vec<Field> {
     let of_data = || input.sources.iter().filter(|source| source.what != "plan" && source.what != "gates");
     let data: Vec<String> = of_data().map(|source| format!("{} ({} bytes)", source.what, source.bytes)).collect();
     let hashes: Vec<String> = of_data().map(|source| format!("{} {}", source.what, source.hash)).collect();
-    let (computed, energy) = (figures::computed(&input.log), figures::joules(&input.log));
+    let (computed, energy) = (spent::computed(&input.log), spent::joules(&input.log));
     vec![
         blank("1.1(a)", "tasks that the model is intended for, and systems it can be integrated in"),
         blank("1.1(b)", "acceptable use policies"),

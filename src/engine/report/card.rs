@@ -3,7 +3,7 @@
 //! The hub knows four relations to a base model: adapter, merge, quantized and finetune. There is none for
 //! pruned or distilled models: those are `finetune` with a tag that says what was done.
 
-use super::{ReportInput, Reported, figures, points};
+use super::{ReportInput, Reported, figures, points, spent};
 use crate::units;
 
 /// What only the user knows, for the card's metadata; what is not given is left out or marked.
@@ -127,7 +127,7 @@ pub(super) fn model_card(input: &ReportInput, reported: &Reported) -> String {
         ),
         None => format!("Measured by Lapidary {}. Evaluation {}.", own.engine, own.key),
     });
-    let spent = figures::spent(&input.log);
+    let spent = spent::spent(&input.log);
     if !spent.is_empty() {
         body.blocks.push(super::Block::Bullets(spent));
     }

@@ -8,6 +8,7 @@ pub mod audit;
 mod card;
 mod document;
 mod figures;
+mod spent;
 mod svg;
 
 use std::path::PathBuf;
@@ -295,9 +296,9 @@ fn provenance(document: &mut Document, input: &ReportInput) {
         document.text("What was measured was measured on:");
         document.table(measured);
     }
-    let mut spent = figures::spent(&input.log);
+    let mut spent = spent::spent(&input.log);
     let all = std::iter::once(&input.baseline).chain(input.candidates.iter().map(|reported| &reported.evaluation));
-    spent.extend(all.filter_map(figures::energy));
+    spent.extend(all.filter_map(spent::energy));
     if !spent.is_empty() {
         document.section("Compute and energy");
         document.blocks.push(Block::Bullets(spent));
