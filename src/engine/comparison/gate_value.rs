@@ -39,11 +39,11 @@ fn share(fraction: f64, worth: f64, n: usize) -> Found {
     Some((fraction, Some([low, high]), Some(n)))
 }
 
-/// A share of paired items.
+/// A share of paired items. Groups count as one item each: how alike their items are in this figure is not known, and
+/// a gate may rather doubt than be wrong.
 fn share_of(paired: Option<&Paired>, fraction: impl Fn(&Paired) -> f64) -> Found {
     let paired = paired?;
-    let worth = if paired.independent_items > 0.0 { paired.independent_items } else { paired.n as f64 };
-    share(fraction(paired), worth, paired.n)
+    share(fraction(paired), paired.groups as f64, paired.n)
 }
 
 impl Value {
@@ -72,8 +72,8 @@ fn of_items(metric: &str, paired: Option<&Paired>) -> Found {
         "refusal_fraction" => share_of(paired, |one| one.candidate_refusal_fraction),
         "end_of_text_failure_fraction" => {
             let (paired, texts) = (paired?, paired?.unended?);
-            // Groups take from texts as they take from items.
-            share(texts.fraction, texts.n as f64 / paired.design_effect(), texts.n)
+            let in_groups = paired.groups as f64 / paired.n.max(1) as f64;
+            share(texts.fraction, texts.n as f64 * in_groups, texts.n)
         }
         _ => None,
     }

@@ -496,6 +496,34 @@ fn normalized_choices_and_unended_texts_are_compared_by_slice() {
 }
 
 #[test]
+fn limits_on_shares_judge_their_intervals_and_groups_count_as_one_item_each() {
+    // 10 of 200 refuse: Wilson's interval is 2.7 to 9.0 %; of 20 groups of ten it is 0.9 to 23.6 %.
+    let items = |is_grouped: bool| -> Vec<ItemResult> {
+        (0..200)
+            .map(|id| ItemResult {
+                prediction: if id % 20 == 0 { "I cannot help with that." } else { "Yes." }.into(),
+                group: is_grouped.then(|| format!("passage {}", id / 10)),
+                ..item(id, "safety", true)
+            })
+            .collect()
+    };
+    let judge = |is_grouped: bool, max: f64| {
+        let (base, cand) = (evaluation("a", 10, 1.0, items(is_grouped)), evaluation("b", 10, 1.0, items(is_grouped)));
+        let mut comparison =
+            compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+        let gate = format!("[[gate]]\nmetric = \"refusal_fraction\"\nmax = {max}\n");
+        comparison.apply_gates(&GateSet::parse(&gate, Path::new("g")).expect("gates"));
+        (comparison.gates[0].verdict, comparison.gates[0].reason.clone())
+    };
+    assert_eq!(judge(false, 0.1).0, Verdict::Pass);
+    assert_eq!(judge(false, 0.02).0, Verdict::Fail);
+    let (verdict, reason) = judge(false, 0.08);
+    assert_eq!(verdict, Verdict::Undecided);
+    assert!(reason.contains("the limit lies within the interval") && reason.contains("items are needed"), "{reason}");
+    assert_eq!((judge(true, 0.1).0, judge(true, 0.25).0), (Verdict::Undecided, Verdict::Pass));
+}
+
+#[test]
 fn a_speed_is_a_fact_only_where_its_interval_leaves_one_out() {
     let (mut base, mut cand) = pair_of_models();
     let mut told = |base_secs: [f64; 6], cand_secs: &[f64]| {

@@ -139,7 +139,7 @@ fn the_sheet_cites_only_what_is_evidence_of_a_fact() {
     assert_eq!(field(&input, "1(c)", "versions").0, "Lapidary 0");
     input.candidates[0].evaluation.conditions = Some(crate::scoring::Conditions {
         processor: "Abacus 3".into(),
-        system: "linux x86_64".into(),
+        system: "linux arm64".into(),
         level: "avx2".into(),
         threads: 5,
         load_average: None,
@@ -147,11 +147,11 @@ fn the_sheet_cites_only_what_is_evidence_of_a_fact() {
     });
     assert_eq!(
         field(&input, "1(e)", "hardware"),
-        ("Abacus 3, linux x86_64, 5 threads".to_owned(), "evaluation Q4_K_M".to_owned())
+        ("Abacus 3, linux arm64, 5 threads".to_owned(), "evaluation Q4_K_M".to_owned())
     );
     assert_eq!(field(&input, "1(c)", "versions").0, "Lapidary 0, avx2 kernels");
     let card = report(&input).expect("report").model_card;
-    assert!(card.contains("Measured by Lapidary 0 on linux x86_64 (Abacus 3), 5 threads."), "{card}");
+    assert!(card.contains("Measured by Lapidary 0 on linux arm64 (Abacus 3), 5 threads."), "{card}");
 }
 
 #[test]
