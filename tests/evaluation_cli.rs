@@ -55,6 +55,13 @@ fn a_candidate_is_judged_cascaded_drafted_with_and_written_up() {
     let items = evaluated["items"].as_array().expect("items");
     assert!(items.iter().any(|item| item["rarest_token_count"].as_u64().is_some_and(|count| count == 1)));
 
+    let conditions = &evaluated["conditions"];
+    assert!(conditions["processor"].as_str().is_some_and(|name| !name.is_empty()), "{conditions}");
+    assert!(conditions["threads"].as_u64().is_some_and(|threads| threads > 0) && conditions["level"].is_string());
+    assert_eq!(conditions, &evaluated["baseline"]["conditions"]);
+    assert!(evaluated["speed"]["decode_secs"].as_array().is_some_and(|secs| secs.len() >= 6), "{}", evaluated["speed"]);
+    assert_eq!(evaluated["baseline"]["speed"]["checks"][0]["tokens"], 5);
+
     let kept_ones = ["--max-items", "1", "--tokens", "2000", "--no-speed", "--keep-baseline", "predictions"];
     for _ in 0..2 {
         let first = ["evaluate", "q2.gguf", "--baseline", "demo"];
@@ -88,6 +95,14 @@ fn a_candidate_is_judged_cascaded_drafted_with_and_written_up() {
 
     let cascade = json(folder, &["cascade", "base.json", "q2.json"], 0);
     assert!(cascade["curve"].as_array().is_some_and(|curve| curve.len() > 2));
+    let answers: String =
+        items.iter().map(|item| format!("{{\"id\":{},\"correct\":true,\"confidence\":0.5}}\n", item["id"])).collect();
+    std::fs::write(folder.join("answers.jsonl"), answers).expect("writes");
+    let third = ["cascade", "base.json", "q2.json", "--answers", "answers.jsonl"];
+    assert!(json(folder, &third, 0)["note"].as_str().is_some_and(|note| note.contains("not used")));
+    let first = json(folder, &[&third[..], &["--answers-as", "first"]].concat(), 0);
+    assert_eq!((first["candidate_accuracy"].as_f64(), first["note"].is_null()), (Some(1.0), true), "{first}");
+
     let drafted =
         json(folder, &["speculate", "demo", "--draft", "q2.gguf", "--prompt", "17 + 25 =", "--max-tokens", "12"], 0);
     assert_eq!(drafted["is_same_text"], true, "{drafted}");
@@ -123,6 +138,14 @@ fn a_candidate_is_judged_cascaded_drafted_with_and_written_up() {
         .map(|line| serde_json::from_str::<Value>(line).expect("an entry")["what"].as_str().expect("what").to_owned())
         .collect();
     assert_eq!(what, ["pass", "evaluate", "evaluate", "compare", "report"]);
+
+    // A pass that fails is an entry too: a file is no folder to write into.
+    ok(folder, &["run", "demo", "--plan", "plan.toml", "-o", "plan.toml/q2.gguf", "--log", "failed.jsonl"], 1);
+    let log = std::fs::read_to_string(folder.join("failed.jsonl")).expect("a log");
+    let entry: Value = serde_json::from_str(log.lines().next().expect("a line")).expect("an entry");
+    assert_eq!((entry["what"].as_str(), entry["outcome"].as_str()), (Some("pass"), Some("failed")), "{entry}");
+    assert!(entry["options"]["reason"].as_str().is_some_and(|reason| reason.contains("plan.toml")), "{entry}");
+    assert_eq!(entry["inputs"].as_array().map(Vec::len), Some(2), "{entry}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::output::Table;
 use super::session::{Answer, Result, Session};
 use crate::engine::kernels::Level;
 use crate::engine::model::{Model, Tokenizer};
+use crate::engine::scoring::conditions::load_average;
 use crate::engine::scoring::energy::{Energy, EnergyMeter};
 use crate::engine::scoring::kernel_rates::{self, KernelRates, RateOptions};
 use crate::engine::scoring::kernel_speed::{self, KernelOptions, KernelSpeed};
@@ -298,11 +299,6 @@ fn rates_text(rates: &KernelRates, path: &Path) -> String {
         units::duration(rates.product_secs),
         path.display()
     )
-}
-
-/// Linux's load average of the last minute.
-fn load_average() -> Option<f64> {
-    std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
 }
 
 /// One table a kind of kernel.

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::output::{Table, points};
 use super::session::{Answer, Failure, Result, Session};
 use crate::engine::comparison::cascade::read_answers;
-use crate::engine::comparison::{Cascade, CascadeOptions, cascade};
+use crate::engine::comparison::{Cascade, CascadeOptions, ThirdRole, cascade};
 use crate::engine::evaluation::Evaluation;
 
 /// Points of the curve that a terminal shows.
@@ -24,10 +25,14 @@ pub(super) struct PlanCascade {
     /// The candidate's
     #[arg(value_name = "CANDIDATE.json")]
     candidate: PathBuf,
-    /// Answers of a model that cannot run here, instead of the original's: JSONL of id, answer or correct, price,
-    /// latency_secs
+    /// Answers of a model that cannot run here, in the place of one of both: JSONL of id, answer or correct,
+    /// confidence, price, latency_secs
     #[arg(long, value_name = "ANSWERS.jsonl")]
     answers: Option<PathBuf>,
+    /// Where these answers stand: last, instead of the original's, or first, instead of the candidate's, where their
+    /// confidences decide what goes on to the original
+    #[arg(long, value_name = "WHERE", requires = "answers", default_value = "last", value_parser = role_parser())]
+    answers_as: ThirdRole,
     /// Cost of an item by the candidate [default: from the measured speeds]
     #[arg(long, value_name = "X", value_parser = positive)]
     candidate_cost: Option<f64>,
@@ -37,6 +42,11 @@ pub(super) struct PlanCascade {
     /// Share of the original's accuracy that must be kept
     #[arg(long, value_name = "SHARE", default_value_t = CascadeOptions::default().keep_quality, value_parser = share)]
     keep: f64,
+}
+
+fn role_parser() -> impl TypedValueParser<Value = ThirdRole> {
+    PossibleValuesParser::new(["last", "first"])
+        .map(|name| if name == "first" { ThirdRole::First } else { ThirdRole::Last })
 }
 
 fn positive(text: &str) -> std::result::Result<f64, String> {
@@ -51,7 +61,8 @@ fn share(text: &str) -> std::result::Result<f64, String> {
 impl PlanCascade {
     pub fn run(&self, session: &Session) -> Result<Answer> {
         let (baseline, candidate) = (Evaluation::read(&self.base)?, Evaluation::read(&self.candidate)?);
-        let options = options(&baseline, &candidate, self.candidate_cost, self.baseline_cost, self.keep)?;
+        let mut options = options(&baseline, &candidate, self.candidate_cost, self.baseline_cost, self.keep)?;
+        options.third = self.answers_as;
         let answers = self.answers.as_deref().map(read_answers).transpose()?;
         let cascade = cascade(&baseline, &candidate, answers.as_deref(), &options)?;
         session.answer(&cascade, || text(&cascade))
@@ -86,7 +97,7 @@ fn text(cascade: &Cascade) -> String {
     }
     format!(
         "threshold {:.4}, chosen on {} items; on the other {}: accuracy {} % (original {} %, candidate {} %, oracle {} %), {} % \
-         escalated, {} % of the cost saved\n\n{}\nconfidence: {}\n",
+         escalated, {} % of the cost saved\n\n{}\nconfidence: {}\n{}",
         cascade.chosen.threshold,
         cascade.chosen_on,
         cascade.reported_on,
@@ -98,6 +109,7 @@ fn text(cascade: &Cascade) -> String {
         points(cascade.saving),
         curve.render(),
         cascade.signal,
+        cascade.note.as_ref().map_or_else(String::new, |note| format!("note: {note}\n")),
     )
 }
 

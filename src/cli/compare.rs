@@ -236,12 +236,38 @@ fn overview(document: &Document) -> String {
             or_dash(distance.map(|distance| points(distance.same_top_fraction))),
             or_dash(overall.map(|overall| points(overall.candidate_accuracy))),
             or_dash(overall.map(|overall| difference(overall.difference, overall.margin()))),
-            or_dash(comparison.decode_speed_ratio.map(|ratio| format!("{ratio:.2}×"))),
+            or_dash(comparison.decode_speed_ratio.map(|ratio| match comparison.decode_speed_interval {
+                Some([low, high]) => format!("{ratio:.2}× ({low:.2} to {high:.2})"),
+                None => format!("{ratio:.2}×"),
+            })),
             if *on_pareto_front { "yes" } else { "no" }.to_owned(),
             or_dash(verdict.map(|verdict| verdict_name(verdict).to_owned())),
         ]);
     }
     table.render()
+}
+
+/// Choices normalized by characters or bytes, where the slices have them; else nothing.
+fn normalized(comparison: &Comparison) -> String {
+    let titles = ["normalized choices", "metric", ">items", ">baseline %", ">candidate %", ">difference"];
+    let (mut table, mut rows) = (Table::new(&titles), 0);
+    let all = comparison.overall.iter().map(|overall| ("all".to_owned(), overall));
+    for (name, paired) in all.chain(comparison.slices.iter().map(|slice| (slice.name(), &slice.paired))) {
+        for (metric, choice) in [("acc_norm", &paired.norm), ("acc_bytes", &paired.bytes)] {
+            let Some(choice) = choice else { continue };
+            let [low, high] = choice.difference_interval;
+            table.row([
+                name.clone(),
+                metric.to_owned(),
+                paired.n.to_string(),
+                points(choice.baseline_accuracy),
+                points(choice.candidate_accuracy),
+                difference(choice.difference, (choice.difference - low).max(high - choice.difference)),
+            ]);
+            rows += 1;
+        }
+    }
+    if rows > 0 { format!("\n{}\n", table.render()) } else { String::new() }
 }
 
 /// Slices, gates and warnings of one candidate.
@@ -278,6 +304,7 @@ fn details(entry: &Entry) -> String {
         }
         text.push_str(&table.render());
     }
+    text.push_str(&normalized(comparison));
     if let Some(worst) = &comparison.worst_slice {
         text.push_str(&format!("worst slice: {}\n", printable(worst)));
     }

@@ -147,6 +147,17 @@ impl Material {
         counts.into_iter().map(|(slice, items)| Detectable::new(slice, items)).collect()
     }
 
+    /// What an evaluation was asked to read, for the log; contents of models are hashed only on the way to a result.
+    fn inputs(&self, model: &Loaded, baseline: Option<&Loaded>) -> Vec<HashedFile> {
+        let file = |name: String, hash: &str| HashedFile { name, hash: hash.to_owned() };
+        let models = std::iter::once(model).chain(baseline);
+        let models = models
+            .map(|one| file(format!("{} (header fingerprint)", one.checkpoint.name), &one.checkpoint.fingerprint));
+        let tasks = self.tasks.as_ref().map(|tasks| file("tasks".to_owned(), &tasks.hash));
+        let text = self.text.as_ref().map(|text| file("text".to_owned(), &text.hash));
+        models.chain(tasks).chain(text).collect()
+    }
+
     /// Measures a model, against a baseline if there is one; `known` is what was measured of that before.
     pub fn evaluate(
         &self,
@@ -171,9 +182,10 @@ impl Material {
 pub(super) struct Detectable {
     slice: String,
     items: usize,
-    at_2_percent_flips: f64,
-    at_5_percent_flips: f64,
-    at_10_percent_flips: f64,
+    /// Null where even all flips one way would not be found.
+    at_2_percent_flips: Option<f64>,
+    at_5_percent_flips: Option<f64>,
+    at_10_percent_flips: Option<f64>,
 }
 
 impl Detectable {
@@ -185,16 +197,21 @@ impl Detectable {
 
 fn detectable_text(rows: &[Detectable]) -> String {
     let mut table = Table::new(&["slice", ">items", ">2 % flip", ">5 % flip", ">10 % flip"]);
+    let shown = |loss: Option<f64>| loss.map_or_else(|| "none".to_owned(), points);
     for row in rows {
         table.row([
             row.slice.clone(),
             row.items.to_string(),
-            points(row.at_2_percent_flips),
-            points(row.at_5_percent_flips),
-            points(row.at_10_percent_flips),
+            shown(row.at_2_percent_flips),
+            shown(row.at_5_percent_flips),
+            shown(row.at_10_percent_flips),
         ]);
     }
-    format!("smallest loss, in points, that these items find with 80 % power\n\n{}", table.render())
+    format!(
+        "smallest loss, in points, that these items find with 80 % power\n\n{}\nnone: not found even if every flip were a \
+         loss\n",
+        table.render()
+    )
 }
 
 /// Measure perplexity, accuracy by slice, size and speed, and KLD against a baseline
@@ -236,7 +253,9 @@ impl Evaluate {
         }
         material.apply_chat_template(&model)?;
         let meter = EnergyMeter::start(material.options.watts);
-        let evaluation = material.evaluate(session, &model, baseline.as_ref(), None)?;
+        let evaluation = material.evaluate(session, &model, baseline.as_ref(), None);
+        let inputs = || material.inputs(&model, baseline.as_ref());
+        let evaluation = session.logged(evaluation, self.log.as_deref(), "evaluate", started, inputs)?;
         let energy = meter.stop();
         if let Some(output) = &self.output {
             output::write_json(output, &evaluation)?;
@@ -272,6 +291,14 @@ fn text(evaluation: &Evaluation) -> String {
     }
     if let Some(energy) = &evaluation.energy {
         text.push_str(&format!("\nenergy: {}\n", energy.energy.source.text()));
+    }
+    if let Some(conditions) = evaluation.conditions.as_ref().filter(|_| evaluation.speed.is_some()) {
+        let (processor, level, threads) = (printable(&conditions.processor), &conditions.level, conditions.threads);
+        text.push_str(&format!("\nmeasured on {processor}, {level} kernels, {threads} threads"));
+        if let Some(cores) = conditions.other_cores {
+            text.push_str(&format!("; other programs kept {cores:.1} cores busy while speed was measured"));
+        }
+        text.push('\n');
     }
     text.push_str("\n± and [ ] are 95 % intervals.");
     if evaluation.baseline.is_some() {

@@ -1,6 +1,7 @@
 //! `lapidary mask`: single weights set to zero, for study.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
@@ -115,12 +116,16 @@ impl Mask {
             device: Some(&device),
         };
         let options = MaskPass { mask, recipe: self.recipe, target: self.target, compact_zeros: !self.dense };
-        let done = pass::masked(&checkpoint, &options, &self.output, &session.progress)?;
+        let started = Instant::now();
+        let done = pass::masked(&checkpoint, &options, &self.output, &session.progress);
+        let inputs = || AuditEntry::inputs_of_pass(&checkpoint, None);
+        let done = session.logged(done, self.log.as_deref(), "pass", started, inputs)?;
         session.warn(&*done.facts.mask.statement);
         let content_hash = Checkpoint::open(&self.output)?.content_hash(&session.progress)?;
         if let Some(log) = &self.log {
             let facts = PassFacts {
                 checkpoint: (&checkpoint.name, &checkpoint.content_hash(&session.progress)?),
+                fingerprint: &checkpoint.fingerprint,
                 plan: &done.plan.to_toml(),
                 importance: None,
                 mask: Some(&done.facts.mask),

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::session::Result;
 use crate::engine::checkpoint::{Checkpoint, ensure_not_source};
 use crate::engine::error::{Error, Fault, Stage};
+use crate::workbench::files::{beside, replace};
 
 /// Columns of text with a header; numbers are aligned to the right.
 #[derive(Debug)]
@@ -134,14 +135,7 @@ pub(super) fn check_target(target: Option<&Path>, checkpoints: &[&Checkpoint]) -
 
 /// Writes a file beside its place and renames it, so that it is there whole or not at all.
 pub(super) fn write_file(target: &Path, text: &str) -> Result<()> {
-    let write = || -> io::Result<()> {
-        let mut file = beside(target)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().sync_all()?;
-        file.persist(target)?;
-        Ok(())
-    };
-    Ok(write().map_err(Error::io("write", target))?)
+    Ok(replace(target, text.as_bytes()).map_err(Error::io("write", target))?)
 }
 
 /// Writes a document as JSON beside its target and renames it, without holding the text.
@@ -156,18 +150,6 @@ pub(super) fn write_json(target: &Path, document: &impl serde::Serialize) -> Res
         Ok(())
     };
     Ok(write().map_err(Error::io("write", target))?)
-}
-
-fn beside(target: &Path) -> io::Result<tempfile::NamedTempFile> {
-    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".lapidary.").suffix(".part");
-    // Temporary files are private by default; this one becomes an ordinary file (umask applies).
-    #[cfg(unix)]
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    #[cfg(unix)]
-    builder.permissions(permissions);
-    builder.tempfile_in(folder)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::cascade;
 use super::output;
+use super::run;
 use super::session::{Answer, Failure, Result, Session};
 use crate::engine::comparison::cascade::read_answers;
 use crate::engine::comparison::{ComparisonOptions, GateSet, cascade as plan_cascade, compare, speculation};
@@ -63,7 +64,7 @@ pub(super) struct WriteReport {
     /// The library that loads the candidate, for the card
     #[arg(long, value_name = "NAME")]
     library: Option<String>,
-    /// Say in the card that weights were trained or units removed
+    /// Say in the card that weights were trained, masked or removed; units that a plan takes away are seen without
     #[arg(long)]
     pruned: bool,
     /// Print the HTML to PDF too, with the browser or printer that this system has
@@ -146,7 +147,7 @@ impl WriteReport {
             let distance = comparison.text.as_ref().and_then(|text| text.distance.as_ref());
             let speculation = distance.zip(speeds).map(|(distance, (draft, target))| {
                 let (sampled, greedy) = (distance.acceptance_mean, distance.same_top_fraction);
-                speculation::speculation(sampled, greedy, draft.tpot_secs, target.tpot_secs)
+                speculation::speculation_of(sampled, greedy, draft, target)
             });
             let keep = crate::engine::comparison::CascadeOptions::default().keep_quality;
             let cascade = match cascade::options(own, &evaluation, None, 1.0, keep) {
@@ -157,8 +158,10 @@ impl WriteReport {
             candidates.push(Reported { evaluation, comparison, speculation, cascade });
         }
         let mut sources = Vec::new();
+        let mut is_pruned = self.pruned;
         if let Some(plan) = &self.plan {
             sources.push(source("plan", plan, true)?);
+            is_pruned |= !run::read_plan(plan)?.prune().removal.is_empty();
         }
         if let Some(gates) = &self.gates {
             sources.push(source("gates", gates, true)?);
@@ -183,7 +186,7 @@ impl WriteReport {
                 license: self.license.clone(),
                 languages: self.languages.clone(),
                 library: self.library.clone(),
-                is_pruned_or_trained: self.pruned,
+                is_pruned_or_trained: is_pruned,
                 ..CardOptions::default()
             },
         })

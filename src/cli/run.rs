@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use clap::{ArgGroup, Args};
 use serde::Serialize;
@@ -124,13 +125,17 @@ impl Run {
             device: session.device()?,
             ..PassOptions::default()
         };
-        let report = pass::run(&checkpoint, &resolved, &self.output, &options, &session.progress)?;
+        let started = Instant::now();
+        let report = pass::run(&checkpoint, &resolved, &self.output, &options, &session.progress);
+        let inputs = || AuditEntry::inputs_of_pass(&checkpoint, Some(&plan.to_toml()));
+        let report = session.logged(report, self.log.as_deref(), "pass", started, inputs)?;
         let candidate = Checkpoint::open(&self.output)?;
         report.warnings.iter().for_each(|warning| session.warn(warning));
         let content_hash = candidate.content_hash(&session.progress)?;
         if let Some(log) = &self.log {
             let facts = PassFacts {
                 checkpoint: (&checkpoint.name, &checkpoint.content_hash(&session.progress)?),
+                fingerprint: &checkpoint.fingerprint,
                 plan: &plan.to_toml(),
                 importance: importance_hash.as_deref(),
                 mask: None,

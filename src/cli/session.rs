@@ -3,6 +3,7 @@
 use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -13,6 +14,7 @@ use crate::engine::error::{Error, Fault};
 use crate::engine::evaluation::Subject;
 use crate::engine::model::{Model, Tokenizer};
 use crate::engine::progress::Progress;
+use crate::engine::report::{AuditEntry, HashedFile, audit};
 use crate::workbench::{self, unpack_demo};
 
 /// Why a command has no answer.
@@ -115,6 +117,27 @@ impl Session {
     pub fn warnings(&self) -> Vec<String> {
         device::take_messages().into_iter().for_each(|message| self.warn(message));
         self.warnings.take()
+    }
+
+    /// The result as it is; where there is none, the log gets an entry that says why.
+    pub fn logged<T, E: Into<Failure>>(
+        &self,
+        result: std::result::Result<T, E>,
+        log: Option<&Path>,
+        what: &str,
+        started: Instant,
+        inputs: impl FnOnce() -> Vec<HashedFile>,
+    ) -> Result<T> {
+        result.map_err(|err| {
+            let failure = err.into();
+            if let (Failure::Engine(err), Some(log)) = (&failure, log) {
+                let entry = AuditEntry::unfinished(what, inputs(), started.elapsed().as_secs_f64(), err);
+                if let Err(err) = audit::append(log, entry) {
+                    self.warn(format!("the audit log has no entry of this: {err}"));
+                }
+            }
+            failure
+        })
     }
 
     /// Where `path` really is: `demo` is unpacked into the cache.

@@ -10,7 +10,7 @@ mod command;
 mod demo;
 mod drafting;
 mod events;
-mod files;
+pub(crate) mod files;
 mod history;
 mod importance;
 mod jobs;

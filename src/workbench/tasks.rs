@@ -380,6 +380,7 @@ pub(super) fn hand_over(
     let content_hash = candidate.content_hash(&context.progress)?;
     let facts = PassFacts {
         checkpoint: (&checkpoint.name, &checkpoint.fingerprint),
+        fingerprint: &checkpoint.fingerprint,
         plan: &plan.to_toml(),
         importance: importance_hash.as_deref(),
         mask: mask.as_ref().map(|facts| &facts.mask),

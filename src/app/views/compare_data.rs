@@ -264,6 +264,7 @@ pub(super) mod tests {
                 kv_bytes_per_token: 0,
             },
             speed: None,
+            conditions: None,
             energy: None,
             items,
             baseline: None,

@@ -181,6 +181,7 @@ mod tests {
             repetitions: 5,
             threads: 2,
             in_turns: true,
+            ..SpeedResult::default()
         }
     }
 

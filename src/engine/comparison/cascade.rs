@@ -3,7 +3,8 @@
 //! Everything comes from stored results. The threshold is chosen on one half of the items and reported on the
 //! other, since a threshold that was chosen on the items it is judged by looks better than it is. An item is
 //! kept by the candidate where its confidence reaches the threshold; the cost of an escalated item is that of
-//! both models. A third model that cannot run here takes part by a JSONL of its answers.
+//! both models. A third model that cannot run here takes part by a JSONL of its answers: last, in the original's
+//! place, where nothing follows it and its confidences say nothing; or first, where they decide what escalates.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,6 +23,16 @@ const MIN_ITEMS: usize = 20;
 /// Largest file of answers.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
+/// Where the answers of a third model stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ThirdRole {
+    /// In the place of the original: what the candidate is unsure of goes to the third model.
+    #[default]
+    Last,
+    /// In the place of the candidate: what the third model is unsure of, by its own confidences, goes to the original.
+    First,
+}
+
 /// What a cascade is planned with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CascadeOptions {
@@ -34,11 +45,20 @@ pub struct CascadeOptions {
     pub baseline_secs: f64,
     /// The accuracy that must be kept, as a share of the large model's.
     pub keep_quality: f64,
+    /// Where a third model's answers stand, if there are any.
+    pub third: ThirdRole,
 }
 
 impl Default for CascadeOptions {
     fn default() -> Self {
-        Self { candidate_cost: 0.3, baseline_cost: 1.0, candidate_secs: 0.3, baseline_secs: 1.0, keep_quality: 0.99 }
+        Self {
+            candidate_cost: 0.3,
+            baseline_cost: 1.0,
+            candidate_secs: 0.3,
+            baseline_secs: 1.0,
+            keep_quality: 0.99,
+            third: ThirdRole::Last,
+        }
     }
 }
 
@@ -59,7 +79,14 @@ impl CascadeOptions {
         let measured = times.map(|(own, other)| baseline_cost * own / other.max(1e-12));
         let candidate_cost = candidate_cost.or(measured)?;
         let (candidate_secs, baseline_secs) = times.unwrap_or((candidate_cost, baseline_cost));
-        Some(Self { candidate_cost, baseline_cost, candidate_secs, baseline_secs, keep_quality })
+        Some(Self {
+            candidate_cost,
+            baseline_cost,
+            candidate_secs,
+            baseline_secs,
+            keep_quality,
+            third: ThirdRole::default(),
+        })
     }
 }
 
@@ -73,6 +100,7 @@ pub struct Answer {
     pub correct: Option<bool>,
     #[serde(default)]
     pub answer: Option<String>,
+    /// How sure it is; needed where it answers first, without effect where it answers last.
     #[serde(default)]
     pub confidence: Option<f64>,
     /// Price of this answer, in the unit of the other costs.
@@ -120,6 +148,9 @@ pub struct Cascade {
     pub saving: f64,
     /// What the confidences are.
     pub signal: String,
+    /// What of a third model's answers took no part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// An item as a cascade sees it.
@@ -127,6 +158,8 @@ pub struct Cascade {
 struct Case {
     confidence: f64,
     small: f64,
+    small_cost: f64,
+    small_secs: f64,
     large: f64,
     large_cost: f64,
     large_secs: f64,
@@ -167,12 +200,12 @@ fn is_for_choosing(item: &Item<'_>) -> bool {
     (hash >> 120) & 1 == 0
 }
 
-fn point(cases: &[Case], threshold: f64, options: &CascadeOptions) -> CascadePoint {
+fn point(cases: &[Case], threshold: f64) -> CascadePoint {
     let count = cases.len().max(1) as f64;
     let (mut escalated, mut right, mut cost, mut secs, mut useless, mut large) = (0_usize, 0.0, 0.0, 0.0, 0_usize, 0.0);
     for case in cases {
-        cost += options.candidate_cost;
-        secs += options.candidate_secs;
+        cost += case.small_cost;
+        secs += case.small_secs;
         large += case.large_cost;
         if case.confidence >= threshold {
             right += case.small;
@@ -204,7 +237,65 @@ fn thresholds(cases: &[Case]) -> Vec<f64> {
     values.into_iter().step_by(step).chain([above]).collect()
 }
 
-/// Plans a cascade from two evaluations of the same items; `third` replaces the baseline's answers where it is given.
+/// Right or wrong, cost and seconds of a third model's answer to an item.
+fn answered(answer: &Answer, item: &Item<'_>, [cost, secs]: [f64; 2]) -> Result<(f64, f64, f64)> {
+    let right = match (answer.correct, answer.answer.as_deref()) {
+        (Some(right), _) => right,
+        (None, Some(text)) => text.trim() == item.read()?.wanted.trim(),
+        (None, None) => false,
+    };
+    Ok((f64::from(u8::from(right)), answer.price.unwrap_or(cost), answer.latency_secs.unwrap_or(secs)))
+}
+
+/// Items that the large model answers, by the hash of their id.
+type ById<'a> = HashMap<[u8; 16], Item<'a>>;
+
+/// The candidate's items first, then the baseline or the third model in its place.
+fn candidate_first(
+    item: &Item<'_>,
+    large: &ById<'_>,
+    third: Option<&Answer>,
+    options: &CascadeOptions,
+) -> Result<Option<Case>> {
+    let Some(confidence) = item.confidence() else { return Ok(None) };
+    let own = [options.baseline_cost, options.baseline_secs];
+    let (right, large_cost, large_secs) = match (third, large.get(&item.id_hash())) {
+        (Some(answer), _) => answered(answer, item, own)?,
+        (None, Some(large)) => (large.score(), own[0], own[1]),
+        (None, None) => return Ok(None),
+    };
+    let (small_cost, small_secs) = (options.candidate_cost, options.candidate_secs);
+    Ok(Some(Case { confidence, small: item.score(), small_cost, small_secs, large: right, large_cost, large_secs }))
+}
+
+/// The third model's answers first, then the baseline's item.
+fn third_first(item: &Item<'_>, answer: &Answer, options: &CascadeOptions) -> Result<Option<Case>> {
+    let Some(confidence) = answer.confidence else { return Ok(None) };
+    let (small, small_cost, small_secs) = answered(answer, item, [options.candidate_cost, options.candidate_secs])?;
+    let (large, large_cost, large_secs) = (item.score(), options.baseline_cost, options.baseline_secs);
+    Ok(Some(Case { confidence, small, small_cost, small_secs, large, large_cost, large_secs }))
+}
+
+/// What the confidences are, and what of a third model's answers took no part.
+fn words(third: Option<&[Answer]>, role: ThirdRole) -> (String, Option<String>) {
+    let of_choices = || "largest probability of a choice (softmax of the log-likelihoods)".to_owned();
+    let Some(answers) = third else { return (of_choices(), None) };
+    let stated = answers.iter().filter(|answer| answer.confidence.is_some()).count();
+    match role {
+        ThirdRole::Last => {
+            let note = "the third model's confidences are not used: it answers last, and nothing follows it";
+            (of_choices(), (stated > 0).then(|| note.to_owned()))
+        }
+        ThirdRole::First => {
+            let missing = answers.len() - stated;
+            let note = format!("{missing} answers of the third model state no confidence and are left out");
+            ("the confidence that the third model states".to_owned(), (missing > 0).then_some(note))
+        }
+    }
+}
+
+/// Plans a cascade from two evaluations of the same items; the answers of `third` stand in the place of one of both
+/// models, as the options say.
 ///
 /// # Errors
 /// Where fewer than twenty items have a confidence and both answers.
@@ -214,30 +305,22 @@ pub fn cascade(
     third: Option<&[Answer]>,
     options: &CascadeOptions,
 ) -> Result<Cascade> {
-    let by_id: HashMap<[u8; 16], Item<'_>> = baseline.items.iter().map(|item| (item.id_hash(), item)).collect();
+    let by_id: ById<'_> = baseline.items.iter().map(|item| (item.id_hash(), item)).collect();
     let answers: Option<HashMap<[u8; 16], &Answer>> =
         third.map(|third| third.iter().map(|answer| (hash_of(&answer.id), answer)).collect());
+    let is_first = answers.is_some() && options.third == ThirdRole::First;
     let (mut choosing, mut reporting) = (Vec::new(), Vec::new());
-    for item in candidate.items.iter() {
-        let Some(confidence) = item.confidence() else { continue };
-        let large = match &answers {
-            Some(answers) => answers.get(&item.id_hash()).map(|answer| -> Result<_> {
-                let right = match (answer.correct, answer.answer.as_deref()) {
-                    (Some(right), _) => right,
-                    (None, Some(text)) => text.trim() == item.read()?.wanted.trim(),
-                    (None, None) => false,
-                };
-                let cost = answer.price.unwrap_or(options.baseline_cost);
-                Ok((f64::from(u8::from(right)), cost, answer.latency_secs.unwrap_or(options.baseline_secs)))
-            }),
-            None => {
-                by_id.get(&item.id_hash()).map(|item| Ok((item.score(), options.baseline_cost, options.baseline_secs)))
-            }
+    for item in if is_first { &baseline.items } else { &candidate.items }.iter() {
+        let answer = answers.as_ref().map(|answers| answers.get(&item.id_hash()).copied());
+        let case = match answer {
+            Some(None) => None,
+            Some(Some(answer)) if is_first => third_first(&item, answer, options)?,
+            answer => candidate_first(&item, &by_id, answer.flatten(), options)?,
         };
-        let Some((large, large_cost, large_secs)) = large.transpose()? else { continue };
-        let case = Case { confidence, small: item.score(), large, large_cost, large_secs };
+        let Some(case) = case else { continue };
         if is_for_choosing(&item) { choosing.push(case) } else { reporting.push(case) }
     }
+    let (signal, note) = words(third, options.third);
     if choosing.len() + reporting.len() < MIN_ITEMS || choosing.is_empty() || reporting.is_empty() {
         return Err(Fault::new(
             Stage::Comparison,
@@ -249,14 +332,14 @@ pub fn cascade(
     let mean = |cases: &[Case], value: &dyn Fn(&Case) -> f64| cases.iter().map(value).sum::<f64>() / cases.len() as f64;
     let wanted = options.keep_quality * mean(&choosing, &|case| case.large);
     let on_choosing: Vec<CascadePoint> =
-        thresholds(&choosing).into_iter().map(|threshold| point(&choosing, threshold, options)).collect();
+        thresholds(&choosing).into_iter().map(|threshold| point(&choosing, threshold)).collect();
     let keeps = |point: &&CascadePoint| point.accuracy >= wanted - 1e-12;
     let cheapest = on_choosing.iter().filter(keeps).min_by(|a, b| a.cost_ratio.total_cmp(&b.cost_ratio));
     // The last one escalates everything and so keeps the large model's accuracy whole.
     let chosen = *cheapest.or(on_choosing.last()).ok_or_else(|| Fault::new(Stage::Comparison, "no item"))?;
-    let reported = point(&reporting, chosen.threshold, options);
+    let reported = point(&reporting, chosen.threshold);
     let mut curve: Vec<CascadePoint> =
-        thresholds(&reporting).into_iter().map(|threshold| point(&reporting, threshold, options)).collect();
+        thresholds(&reporting).into_iter().map(|threshold| point(&reporting, threshold)).collect();
     curve.sort_by(|a, b| a.escalated_fraction.total_cmp(&b.escalated_fraction));
     let area = curve
         .windows(2)
@@ -275,7 +358,8 @@ pub fn cascade(
         oracle_accuracy: mean(&reporting, &|case| case.small.max(case.large)),
         area,
         saving: 1.0 - reported.cost_ratio,
-        signal: "largest probability of a choice (softmax of the log-likelihoods)".to_owned(),
+        signal,
+        note,
     })
 }
 
@@ -344,6 +428,38 @@ mod tests {
         let cascade = cascade(&large, &small, Some(&answers), &CascadeOptions::default()).expect("cascade");
         assert!((cascade.baseline_accuracy - 0.95).abs() < 0.01, "{}", cascade.baseline_accuracy);
         assert!(cascade.curve[cascade.curve.len() - 1].mean_secs > 2.0);
+        assert_eq!(cascade.note, None);
+    }
+
+    #[test]
+    fn a_third_model_that_answers_first_escalates_by_its_own_confidences() {
+        let (large, small) = models();
+        // Sure of the first half, all of which it gets right, and of nothing else.
+        let answers: Vec<Answer> = (0..4000)
+            .map(|id| Answer {
+                id: id.to_string(),
+                correct: Some(id < 2000),
+                answer: None,
+                confidence: (id < 3900).then_some(if id < 2000 { 0.9 } else { 0.1 }),
+                price: Some(0.25),
+                latency_secs: Some(0.5),
+            })
+            .collect();
+        let options = CascadeOptions { third: ThirdRole::First, ..CascadeOptions::default() };
+        let first = cascade(&large, &small, Some(&answers), &options).expect("cascade");
+        // Nothing below 0.1, the unsure half below 0.9, all above: three points, whatever the candidate says.
+        assert_eq!(first.chosen_on + first.reported_on, 3900);
+        assert_eq!(first.curve.iter().map(|point| point.threshold).collect::<Vec<_>>(), [0.1, 0.9, 1.9]);
+        assert_eq!(first.chosen.threshold, 0.9);
+        let escalated = first.reported.escalated_fraction;
+        assert!((first.candidate_accuracy - (1.0 - escalated)).abs() < 1e-12);
+        assert!((first.reported.cost_ratio - (0.25 + escalated)).abs() < 1e-12);
+        assert!((first.reported.mean_secs - (0.5 + escalated)).abs() < 1e-12);
+        assert!(first.signal.contains("third model states"));
+        assert!(first.note.is_some_and(|note| note.starts_with("100 answers")));
+        // Last, the same confidences are read and not used, which is said.
+        let last = cascade(&large, &small, Some(&answers), &CascadeOptions::default()).expect("cascade");
+        assert!(last.note.is_some_and(|note| note.contains("not used")) && last.signal.contains("choice"));
     }
 
     #[test]

@@ -19,7 +19,12 @@
 //!
 //! `max_loss` is a test of non-inferiority: it passes where the whole interval lies above the
 //! margin and fails where the whole interval lies below it. In between, more items are needed, and
-//! undecided is not pass. `min` and `max` judge the measured value.
+//! undecided is not pass. `min` and `max` judge the whole interval too, of figures that have one, and
+//! otherwise the measured value.
+//!
+//! A gate on `"*"` is not corrected for the number of slices. It passes as a whole only if every slice
+//! does: an intersection-union test, whose chance to pass wrongly is at most that of its worst slice
+//! (Berger 1982), so that Holm's correction would only make it more lenient.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -28,8 +33,10 @@ use globset::{Glob, GlobMatcher};
 use serde::{Deserialize, Serialize};
 use toml_edit::{Document, Item, Table};
 
-use super::stats::items_needed;
-use super::{Comparison, IntervalMethod, Paired};
+use super::gate_loss::Loss;
+use super::gate_value::Value;
+use super::stats::items_to_narrow;
+use super::{Comparison, Paired};
 use crate::error::{Error, Fault, Result, Stage};
 use crate::units;
 
@@ -37,11 +44,14 @@ use crate::units;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Metrics that a gate may name, those by slice first.
-pub const METRICS: [&str; 36] = [
+pub const METRICS: [&str; 38] = [
     "accuracy",
+    "accuracy_norm",
+    "accuracy_bytes",
     "flip_fraction",
     "right_to_wrong_fraction",
     "refusal_fraction",
+    "end_of_text_failure_fraction",
     "kld_mean",
     "kld_median",
     "kld_p99",
@@ -55,7 +65,6 @@ pub const METRICS: [&str; 36] = [
     "perplexity_ratio",
     "ece",
     "brier",
-    "end_of_text_failure_fraction",
     "repeated_fraction",
     "looping_fraction",
     "identical_text_fraction",
@@ -77,9 +86,11 @@ pub const METRICS: [&str; 36] = [
 ];
 
 /// The first of [`METRICS`] are known for every slice.
-const SLICED: usize = 4;
+const SLICED: usize = 7;
+/// Metrics of written texts.
+const OF_TEXTS: [&str; 3] = ["end_of_text_failure_fraction", "looping_fraction", "identical_text_fraction"];
 /// Metrics whose paired difference has an interval.
-const WITH_LOSS: [&str; 2] = ["accuracy", "perplexity"];
+const WITH_LOSS: [&str; 4] = ["accuracy", "accuracy_norm", "accuracy_bytes", "perplexity"];
 
 /// The answer of a gate; in the order of severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -97,7 +108,7 @@ pub struct Gate {
     pub line: usize,
     /// One of [`METRICS`].
     pub metric: String,
-    /// A glob on slices; `None` for all items together.
+    /// A glob on slices, each of which is judged by itself; `None` for all items together.
     pub slice: Option<String>,
     /// Largest loss on the paired difference, as a fraction.
     pub max_loss: Option<f64>,
@@ -377,8 +388,8 @@ impl Gate {
         if let Some(margin) = self.max_loss {
             return interval.map(|[low, _]| share(low + margin, margin.max(1e-3)));
         }
-        let value = estimate?;
-        let rooms = [self.min.map(|min| share(value - min, min)), self.max.map(|max| share(max - value, max))];
+        let [low, high] = interval.or(estimate.map(|value| [value, value]))?;
+        let rooms = [self.min.map(|min| share(low - min, min)), self.max.map(|max| share(max - high, max))];
         rooms.into_iter().flatten().min_by(f64::total_cmp)
     }
 
@@ -397,156 +408,70 @@ impl Gate {
         comparison: &Comparison,
         margin: f64,
     ) -> GateResult {
-        // The difference as a gain, so that a loss is negative for every metric.
-        let (difference, low, high, n) = if self.metric == "accuracy" {
-            let Some(paired) = paired else {
-                return self.unmeasured(slice);
-            };
-            let [low, high] = paired.difference_interval;
-            (paired.difference, low, high, paired.n)
-        } else {
-            let Some((text, distance)) =
-                comparison.text.as_ref().and_then(|text| Some((text, text.distance.as_ref()?)))
-            else {
-                return self.unmeasured(slice);
-            };
-            let half = 1.96 * distance.perplexity_ratio_stderr;
-            let gain = 1.0 - distance.perplexity_ratio;
-            (gain, gain - half, gain + half, text.tokens)
+        let Some(loss) = Loss::of(&self.metric, paired, comparison) else {
+            return self.unmeasured(slice);
         };
+        let Loss { difference, low, high, n, .. } = loss;
         let points = |value: f64| units::minus(&format!("{:.2} points", value * 100.0));
         let (verdict, reason) = if low >= -margin {
             (Verdict::Pass, format!("the loss is at most {} with 95 % confidence", points((-low).max(0.0))))
         } else if high < -margin {
             (Verdict::Fail, format!("the loss is at least {} with 95 % confidence", points(-high)))
         } else {
-            let paired = paired.filter(|_| self.metric == "accuracy");
-            let needed = paired.and_then(|paired| {
-                let alone = items_needed((difference + margin).abs().max(1e-3), paired.flip_fraction)?;
-                Some((alone as f64 * paired.design_effect()) as u64).filter(|&needed| needed > n as u64)
-            });
-            let advice = match (paired, needed) {
-                (Some(paired), _) if paired.interval_method == IntervalMethod::OneGroup => {
-                    "all items are of one group, items of others are needed".to_owned()
-                }
-                (Some(paired), Some(needed)) if paired.groups < paired.n => {
-                    format!("about {needed} items are needed, in more groups like these")
-                }
-                (_, Some(needed)) => format!("about {needed} items are needed"),
-                _ => "more items are needed".to_owned(),
-            };
             let reason = format!(
-                "the difference lies between {} and {}, the margin at {}: {advice}",
+                "the difference lies between {} and {}, the margin at {}: {}",
                 points(low),
                 points(high),
-                points(-margin)
+                points(-margin),
+                loss.advice(margin)
             );
             (Verdict::Undecided, reason)
         };
         self.result(slice, Some(difference), Some([low, high]), Some(n), verdict, reason)
     }
 
-    /// The measured value against hard limits.
+    /// The measured value, or all of its interval, against hard limits.
     fn judge_value(&self, slice: Option<String>, paired: Option<&Paired>, comparison: &Comparison) -> GateResult {
-        let (value, interval) = self.value(paired, comparison);
-        let n = paired.filter(|_| METRICS[..SLICED].contains(&self.metric.as_str())).map(|paired| paired.n);
-        let Some(value) = value else {
+        let Some(Value { estimate, interval, n, bounds }) = Value::of(self, slice.is_some(), paired, comparison) else {
             return self.unmeasured(slice);
         };
-        let [low, high] = self.exact(value, comparison);
+        let [low, high] = interval.unwrap_or([estimate; 2]);
+        let (low, high) = (low.min(bounds[0]), high.max(bounds[1]));
+        let around = || interval.map_or_else(String::new, |[low, high]| format!(" ({low:.6} to {high:.6})"));
         let (verdict, reason) = match (self.min, self.max) {
-            (Some(min), _) if high < min => (Verdict::Fail, format!("{value:.6} is less than {min}")),
-            (_, Some(max)) if low > max => (Verdict::Fail, format!("{value:.6} is more than {max}")),
+            (Some(min), _) if high < min => (Verdict::Fail, format!("{estimate:.6}{} is less than {min}", around())),
+            (_, Some(max)) if low > max => (Verdict::Fail, format!("{estimate:.6}{} is more than {max}", around())),
             (min, max) if min.is_some_and(|min| low < min) || max.is_some_and(|max| high > max) => {
-                let reason = format!(
-                    "{value:.6} comes from kept predictions of the baseline, the exact value lies between {low:.6} and \
-                     {high:.6}: evaluate without kept predictions, or keep more"
-                );
+                let reason = if bounds[0] < bounds[1] {
+                    format!(
+                        "{estimate:.6} comes from kept predictions of the baseline, the exact value lies between                          {low:.6} and {high:.6}: evaluate without kept predictions, or keep more"
+                    )
+                } else {
+                    let advice = self.more(estimate, [low, high], n);
+                    format!("the limit lies within the interval, {low:.6} to {high:.6}: {advice}")
+                };
                 (Verdict::Undecided, reason)
             }
-            _ => (Verdict::Pass, format!("{value:.6} is within the limit")),
+            _ => (Verdict::Pass, format!("{estimate:.6}{} is within the limit", around())),
         };
-        self.result(slice, Some(value), interval, n, verdict, reason)
+        self.result(slice, Some(estimate), interval, n, verdict, reason)
     }
 
-    /// Between what the exact value lies: kept predictions of a baseline bound distances, and a bound is no pass.
-    fn exact(&self, value: f64, comparison: &Comparison) -> [f64; 2] {
-        let distance = comparison.text.as_ref().and_then(|text| text.distance.as_ref());
-        let Some(kept) = distance.and_then(|distance| distance.kept).filter(|kept| kept.tail_mass_mean > 0.0) else {
-            return [value, value];
+    /// What would decide between a limit and an interval that holds it.
+    fn more(&self, estimate: f64, [low, high]: [f64; 2], n: Option<usize>) -> String {
+        let reach = |limit: f64| {
+            let half = if limit < estimate { estimate - low } else { high - estimate };
+            items_to_narrow(n? as f64, half, (estimate - limit).abs())
         };
-        match self.metric.as_str() {
-            "kld_mean" => [value, kept.kld_mean_at_most],
-            "reverse_kld_mean" => [value, f64::INFINITY],
-            "acceptance_mean" => [0.0, value],
-            metric if metric.starts_with("kld_") => [value, f64::INFINITY],
-            _ => [value, value],
-        }
-    }
-
-    /// What was measured, with its interval where it has one.
-    fn value(&self, paired: Option<&Paired>, comparison: &Comparison) -> (Option<f64>, Option<[f64; 2]>) {
-        let text = comparison.text.as_ref();
-        let distance = text.and_then(|text| text.distance.as_ref());
-        let written = comparison.candidate_written.as_ref();
-        let around = |(value, stderr): (f64, f64)| [value - 1.96 * stderr, value + 1.96 * stderr];
-        let spread = |found: Option<(f64, f64)>| (found.map(|(value, _)| value), found.map(around));
-        let plain = |value: Option<f64>| (value, None);
-        match self.metric.as_str() {
-            "accuracy" => {
-                (paired.map(|paired| paired.candidate_accuracy), paired.map(|paired| paired.candidate_interval))
+        let within = |limit: &f64| low <= *limit && *limit <= high;
+        let needed = [self.min, self.max].into_iter().flatten().filter(within).filter_map(reach).max();
+        match (needed, n) {
+            (Some(needed), _) if OF_TEXTS.contains(&self.metric.as_str()) => {
+                format!("about {needed} texts are needed")
             }
-            "flip_fraction" => plain(paired.map(|paired| paired.flip_fraction)),
-            "right_to_wrong_fraction" => {
-                plain(paired.map(|paired| paired.right_to_wrong as f64 / paired.n.max(1) as f64))
-            }
-            "refusal_fraction" => plain(paired.map(|paired| paired.candidate_refusal_fraction)),
-            "worst_slice_difference" => {
-                plain(comparison.slices.iter().map(|slice| slice.paired.difference).min_by(f64::total_cmp))
-            }
-            "reverse_kld_mean" => {
-                spread(distance.map(|distance| (distance.reverse_kld_mean, distance.reverse_kld_mean_stderr)))
-            }
-            "acceptance_mean" => {
-                spread(distance.map(|distance| (distance.acceptance_mean, distance.acceptance_mean_stderr)))
-            }
-            "delta_p_rms" => spread(distance.map(|distance| (distance.delta_p_rms, distance.delta_p_rms_stderr))),
-            "kld_p90" => plain(distance.map(|distance| distance.kld_p90)),
-            "kld_p95" => plain(distance.map(|distance| distance.kld_p95)),
-            "ece" => plain(comparison.candidate_reliability.as_ref().map(|reliability| reliability.ece)),
-            "brier" => plain(comparison.candidate_reliability.as_ref().map(|reliability| reliability.brier)),
-            "end_of_text_failure_fraction" => plain(written.map(|written| written.end_of_text_failure_fraction)),
-            "repeated_fraction" => plain(written.map(|written| written.repeated_fraction)),
-            "looping_fraction" => plain(written.map(|written| written.looping_fraction)),
-            "identical_text_fraction" => plain(comparison.written.as_ref().map(|written| written.identical_fraction)),
-            "resident_bytes" => plain(Some(comparison.resident_bytes as f64).filter(|&bytes| bytes > 0.0)),
-            "ttft_secs" => plain(comparison.ttft_secs),
-            "tpot_secs" => plain(comparison.tpot_secs),
-            "kld_mean" => spread(distance.map(|distance| (distance.kld_mean, distance.kld_mean_stderr))),
-            "kld_median" => plain(distance.map(|distance| distance.kld_median)),
-            "kld_p99" => plain(distance.map(|distance| distance.kld_p99)),
-            "kld_p999" => plain(distance.map(|distance| distance.kld_p999)),
-            "kld_max" => plain(distance.map(|distance| distance.kld_max)),
-            "same_top_fraction" => {
-                spread(distance.map(|distance| (distance.same_top_fraction, distance.same_top_fraction_stderr)))
-            }
-            "perplexity" => spread(text.map(|text| (text.perplexity, text.perplexity_stderr))),
-            "perplexity_ratio" => {
-                spread(distance.map(|distance| (distance.perplexity_ratio, distance.perplexity_ratio_stderr)))
-            }
-            "bits_per_weight" => plain(Some(comparison.bits_per_weight)),
-            "file_bytes" => plain(Some(comparison.file_bytes as f64)),
-            "weight_bytes" => plain(comparison.weight_bytes.map(|bytes| bytes as f64)),
-            "size_ratio" => plain(Some(comparison.size_ratio)),
-            "decode_speed_ratio" => plain(comparison.decode_speed_ratio),
-            "prefill_speed_ratio" => plain(comparison.prefill_speed_ratio),
-            "decode_tokens_per_second" => plain(comparison.candidate_speed.map(|[decode, _]| decode)),
-            "prefill_tokens_per_second" => plain(comparison.candidate_speed.map(|[_, prefill]| prefill)),
-            "request_seconds" => plain(comparison.candidate_speed.map(|[decode, prefill]| {
-                let [read, written] = self.request_tokens.map(|count| count as f64);
-                read / prefill + written / decode
-            })),
-            _ => plain(None),
+            (Some(needed), _) => format!("about {needed} items are needed"),
+            (None, Some(_)) => "the value is as good as the limit, which no number of items tells apart".to_owned(),
+            (None, None) => "more of the same measurement would narrow it".to_owned(),
         }
     }
 

@@ -7,12 +7,16 @@
 
 pub mod cascade;
 mod flips;
+mod gate_loss;
+mod gate_value;
 pub mod gates;
+mod intervals;
 mod paired;
 pub mod pareto;
 pub mod resample;
 pub mod scorecard;
 pub mod speculation;
+mod speeds;
 pub mod stats;
 mod verdict;
 mod views;
@@ -22,10 +26,10 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use cascade::{Cascade, CascadeOptions, cascade};
+pub use cascade::{Cascade, CascadeOptions, ThirdRole, cascade};
 pub use flips::{Flip, Flips};
 pub use gates::{Gate, GateResult, GateSet, Verdict};
-pub use paired::{ComparisonOptions, IntervalMethod, Paired, SliceComparison, VersusRest};
+pub use paired::{ComparisonOptions, IntervalMethod, Paired, PairedChoice, SliceComparison, Unended, VersusRest};
 pub use pareto::{ParetoPoint, pareto_front};
 pub use views::SliceView;
 pub use written::WrittenComparison;
@@ -58,11 +62,19 @@ pub struct Comparison {
     /// The candidate's tokens written and tokens read a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candidate_speed: Option<[f64; 2]>,
-    /// Candidate's speed over baseline's.
+    /// Candidate's speed over baseline's: the median of repetitions in turns, else the ratio of both medians.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decode_speed_ratio: Option<f64>,
+    /// 95 % interval of that median; none where fewer than six repetitions were measured in turns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode_speed_interval: Option<[f64; 2]>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill_speed_ratio: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill_speed_interval: Option<[f64; 2]>,
+    /// True where other programs kept cores busy while speed was measured.
+    #[serde(default)]
+    pub is_speed_under_load: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baseline_perplexity: Option<f64>,
     /// The candidate's, with its distance to this baseline.
@@ -157,7 +169,7 @@ pub fn compare(
     let flips = Flips::among(&pairs.all, &baseline.items, &candidate.items);
 
     let text = text_against(baseline, candidate, &mut warnings);
-    let (decode_speed_ratio, prefill_speed_ratio) = speed_ratios(baseline, candidate, &mut warnings);
+    let speeds = speeds::ratios(baseline, candidate, &mut warnings);
     let mut comparison = Comparison {
         version: COMPARISON_VERSION,
         baseline: baseline.model.clone(),
@@ -171,8 +183,11 @@ pub fn compare(
             .speed
             .as_ref()
             .map(|speed| [speed.decode_tokens_per_second, speed.prefill_tokens_per_second]),
-        decode_speed_ratio,
-        prefill_speed_ratio,
+        decode_speed_ratio: speeds.decode.map(|ratio| ratio.value),
+        decode_speed_interval: speeds.decode.and_then(|ratio| ratio.interval),
+        prefill_speed_ratio: speeds.prefill.map(|ratio| ratio.value),
+        prefill_speed_interval: speeds.prefill.and_then(|ratio| ratio.interval),
+        is_speed_under_load: speeds.is_under_load,
         baseline_perplexity: baseline.text.as_ref().map(|text| text.perplexity),
         text,
         overall,
@@ -250,42 +265,6 @@ fn text_against(baseline: &Evaluation, candidate: &Evaluation, warnings: &mut Ve
         }
     }
     Some(text)
-}
-
-/// Candidate's speed over baseline's: decode and prefill.
-fn speed_ratios(
-    baseline: &Evaluation,
-    candidate: &Evaluation,
-    warnings: &mut Vec<String>,
-) -> (Option<f64>, Option<f64>) {
-    let Some(speed) = &candidate.speed else {
-        return (None, None);
-    };
-    // The candidate's own baseline was measured in turns with it; another moment is second best.
-    let in_turns = candidate
-        .baseline
-        .as_ref()
-        .filter(|own| own.model.id == baseline.model.id)
-        .and_then(|own| own.speed.as_ref())
-        .filter(|other| other.in_turns && speed.in_turns);
-    let Some(other) = in_turns.or(baseline.speed.as_ref()) else {
-        return (None, None);
-    };
-    if in_turns.is_none() {
-        warnings.push("the speeds were measured at different times".to_owned());
-    }
-    if (speed.threads, speed.prefill_tokens, speed.decode_tokens)
-        != (other.threads, other.prefill_tokens, other.decode_tokens)
-    {
-        warnings.push("the speeds were measured with different threads or lengths and are left out".to_owned());
-        return (None, None);
-    }
-    let ratio =
-        |own: f64, other: f64| (own > 0.0 && other > 0.0).then(|| own / other).filter(|ratio| ratio.is_finite());
-    (
-        ratio(speed.decode_tokens_per_second, other.decode_tokens_per_second),
-        ratio(speed.prefill_tokens_per_second, other.prefill_tokens_per_second),
-    )
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::intervals::{difference_of, independent_items, student, wider};
 use super::resample::{self, Cluster};
-use super::stats;
+use super::stats::{self, Interval};
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::scoring::Item;
@@ -11,6 +12,8 @@ use crate::scoring::Item;
 /// Below this many differing groups (items, where they stand alone) the score interval is used as well: a bootstrap
 /// of a handful is too sure.
 const FEW_DISCORDANT: u64 = 10;
+/// Differing groups below which nothing is said of how they spread.
+const FEWEST_DIFFERING: u64 = 3;
 /// A pair of results of the same item.
 pub(super) type Pair<'a> = (Item<'a>, Item<'a>);
 
@@ -83,8 +86,41 @@ pub struct Paired {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versus_rest: Option<VersusRest>,
     /// Difference that so many items detect with 80 % power at this share of flips (at least one item in `n`); of
-    /// groups, as many independent items as they are worth.
-    pub detectable_difference: f64,
+    /// groups, as many independent items as they are worth. `None` where even all flips one way would not be seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detectable_difference: Option<f64>,
+    /// How many items that stand alone these are worth: `n`, or fewer where they come in groups; 0 where unknown.
+    #[serde(default)]
+    pub independent_items: f64,
+    /// Choices by log-likelihood over characters (`acc_norm`), where every item has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm: Option<PairedChoice>,
+    /// The same over UTF-8 bytes (`acc_bytes`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<PairedChoice>,
+    /// Written texts that had room to end and did not, where there are such texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unended: Option<Unended>,
+}
+
+/// The same items judged by another choice: a normalized accuracy. Fractions; intervals at 95 %.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PairedChoice {
+    pub baseline_accuracy: f64,
+    pub candidate_accuracy: f64,
+    /// Candidate minus baseline.
+    pub difference: f64,
+    pub difference_interval: [f64; 2],
+    pub right_to_wrong: u64,
+    pub wrong_to_right: u64,
+}
+
+/// Texts of the candidate that had room to end by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Unended {
+    pub n: usize,
+    /// Share of them that were cut because the model did not end them.
+    pub fraction: f64,
 }
 
 impl Paired {
@@ -96,8 +132,7 @@ impl Paired {
 
     /// How many grouped items are worth one that stands alone, at least 1.
     pub(super) fn design_effect(&self) -> f64 {
-        let alone = stats::detectable(self.n as f64, self.flip_fraction.max(1.0 / self.n as f64));
-        if self.groups < self.n { (self.detectable_difference / alone).powi(2).max(1.0) } else { 1.0 }
+        if self.independent_items > 0.0 { (self.n as f64 / self.independent_items).max(1.0) } else { 1.0 }
     }
 }
 
@@ -126,51 +161,6 @@ impl SliceComparison {
     }
 }
 
-/// Mean of an item and the variance of that mean, groups as they are (a ratio of two means); of one group, no variance.
-fn mean_of(clusters: &[Cluster]) -> (f64, f64) {
-    let items = clusters.iter().map(|(_, count)| f64::from(*count)).sum::<f64>().max(1.0);
-    let mean = clusters.iter().map(|(sum, _)| sum).sum::<f64>() / items;
-    let squares: f64 = clusters.iter().map(|(sum, count)| (sum - mean * f64::from(*count)).powi(2)).sum();
-    let groups = clusters.len() as f64;
-    (mean, if groups < 2.0 { 0.0 } else { groups / (groups - 1.0) * squares / (items * items) })
-}
-
-/// Student's interval of the mean of an item, clipped to what differences can be; all of that for one group.
-fn student(clusters: &[Cluster]) -> stats::Interval {
-    if clusters.len() < 2 {
-        return (-1.0, 1.0);
-    }
-    let (mean, variance) = mean_of(clusters);
-    let half = stats::student_t(clusters.len() - 1) * variance.sqrt();
-    ((mean - half).max(-1.0), (mean + half).min(1.0))
-}
-
-/// The widest on each side.
-fn wider(a: stats::Interval, b: stats::Interval) -> stats::Interval {
-    (a.0.min(b.0), a.1.max(b.1))
-}
-
-/// How many independent items grouped ones with these values are worth: their number by Kish's design effect (1965),
-/// between the number of groups and that of items.
-fn independent_items(values: impl Iterator<Item = f64>, clusters: &[Cluster]) -> f64 {
-    let (mut n, mut sum, mut squares) = (0.0, 0.0, 0.0);
-    for value in values {
-        n += 1.0;
-        sum += value;
-        squares += value * value;
-    }
-    let groups = clusters.len() as f64;
-    let alone = (squares - sum * sum / n) / (n * n);
-    let (_, together) = mean_of(clusters);
-    if clusters.len() < 2 {
-        1.0
-    } else if alone <= 0.0 {
-        n
-    } else {
-        (n * alone / together).clamp(groups, n)
-    }
-}
-
 /// All pairs, each with the group that it is drawn with.
 pub(super) struct Pairs<'a> {
     pub all: Vec<Pair<'a>>,
@@ -192,11 +182,6 @@ impl<'a> Pairs<'a> {
         Self { all, clusters }
     }
 
-    /// Differences of some pairs, summed over their groups.
-    fn clusters_of(&self, members: &[usize]) -> Vec<Cluster> {
-        self.sums_of(members, &|(before, after)| after.score() - before.score())
-    }
-
     /// A value of some pairs, summed over their groups.
     fn sums_of(&self, members: &[usize], value: &dyn Fn(&Pair<'_>) -> f64) -> Vec<Cluster> {
         let mut order: Vec<(u32, usize)> = members.iter().map(|&member| (self.clusters[member], member)).collect();
@@ -207,68 +192,56 @@ impl<'a> Pairs<'a> {
             .collect()
     }
 
-    /// How much more some pairs changed than all others, with errors of whole groups (Student's interval of the fewer
-    /// groups); `None` where they are all, or too few differ to say, or either are of one group.
+    /// How much more some pairs changed than all others, each side with the doubt that it has alone; `None` where
+    /// they are all, where too few differ on the whole, or where a side cannot say how its groups spread.
     pub fn versus_rest(&self, members: &[usize]) -> Option<VersusRest> {
         let mut is_member = vec![false; self.all.len()];
         members.iter().for_each(|&member| is_member[member] = true);
         let others: Vec<usize> = (0..self.all.len()).filter(|&index| !is_member[index]).collect();
-        let (own, rest) = (self.clusters_of(members), self.clusters_of(&others));
-        let differ = |clusters: &[Cluster]| clusters.iter().filter(|(sum, _)| *sum != 0.0).count() as u64;
-        let fewest = own.len().min(rest.len());
-        if fewest < 2 || differ(&own) + differ(&rest) < FEW_DISCORDANT {
+        let (own, rest) = (Change::of(self, members, &score), Change::of(self, &others, &score));
+        if others.is_empty() || own.differing + rest.differing < FEW_DISCORDANT {
             return None;
         }
-        let ((own_mean, own_variance), (rest_mean, rest_variance)) = (mean_of(&own), mean_of(&rest));
-        let (difference, half) =
-            (own_mean - rest_mean, stats::student_t(fewest - 1) * (own_variance + rest_variance).sqrt());
-        Some(VersusRest { difference, interval: [difference - half, difference + half] })
+        let (difference, (low, high)) = difference_of(own.alone()?, rest.alone()?);
+        Some(VersusRest { difference, interval: [low, high] })
+    }
+
+    /// The members judged by a choice that not every item has.
+    fn choice(
+        &self,
+        members: &[usize],
+        is_right: &dyn Fn(&Item<'_>) -> Option<bool>,
+        options: &ComparisonOptions,
+        progress: &Progress,
+    ) -> Result<Option<PairedChoice>> {
+        let is_missing = |(a, b): &Pair<'_>| is_right(a).is_none() || is_right(b).is_none();
+        if members.iter().any(|&member| is_missing(&self.all[member])) {
+            return Ok(None);
+        }
+        let value = |item: &Item<'_>| f64::from(u8::from(is_right(item) == Some(true)));
+        let change = Change::of(self, members, &value);
+        let ((low, high), _) = change.interval(options, progress)?;
+        let mean = |sum: f64| sum / members.len() as f64;
+        Ok(Some(PairedChoice {
+            baseline_accuracy: mean(change.before),
+            candidate_accuracy: mean(change.after),
+            difference: mean(change.after - change.before),
+            difference_interval: [low, high],
+            right_to_wrong: change.lower,
+            wrong_to_right: change.higher,
+        }))
     }
 
     /// Statistics of some pairs, at least one.
     pub fn paired(&self, members: &[usize], options: &ComparisonOptions, progress: &Progress) -> Result<Paired> {
         let pairs: Vec<Pair<'_>> = members.iter().map(|&member| self.all[member]).collect();
         let n = pairs.len();
-        let sum = |score: &dyn Fn(&Pair<'_>) -> f64| pairs.iter().map(score).sum::<f64>();
-        let baseline_sum = sum(&|(item, _)| item.score());
-        let candidate_sum = sum(&|(_, item)| item.score());
         let count = |test: &dyn Fn(&Pair<'_>) -> bool| pairs.iter().filter(|&pair| test(pair)).count() as u64;
         let right_to_wrong = count(&|(a, b)| a.is_correct() && !b.is_correct());
         let wrong_to_right = count(&|(a, b)| !a.is_correct() && b.is_correct());
-        // Graded scores may differ where correctness does not.
-        let lower = count(&|(a, b)| b.score() < a.score());
-        let higher = count(&|(a, b)| b.score() > a.score());
-        let is_binary =
-            pairs.iter().all(|(a, b)| [a.score(), b.score()].iter().all(|&score| score == 0.0 || score == 1.0));
-
-        let clusters = self.clusters_of(members);
-        let is_grouped = clusters.len() < n;
-        let differing = if is_grouped {
-            self.sums_of(members, &|(a, b)| f64::from(u8::from(a.score() != b.score())))
-                .iter()
-                .filter(|(items, _)| *items > 0.0)
-                .count() as u64
-        } else {
-            lower + higher
-        };
-        let score = stats::tango(lower, higher, n);
-        let (interval, interval_method) = if n > 1 && clusters.len() == 1 {
-            ((-1.0, 1.0), IntervalMethod::OneGroup)
-        } else if differing < FEW_DISCORDANT && is_binary && !is_grouped {
-            (score, IntervalMethod::Score)
-        } else {
-            let mut interval = resample::bootstrap(&clusters, options.resamples, options.seed, progress)?;
-            if is_grouped {
-                interval = wider(interval, student(&clusters));
-            }
-            if differing < FEW_DISCORDANT {
-                (wider(interval, score), IntervalMethod::ScoreAndBootstrap)
-            } else if is_grouped {
-                (interval, IntervalMethod::ClusterBootstrap)
-            } else {
-                (interval, IntervalMethod::Bootstrap)
-            }
-        };
+        let changes = Change::of(self, members, &score);
+        let (interval, interval_method) = changes.interval(options, progress)?;
+        let is_grouped = changes.is_grouped();
         let flips = right_to_wrong + wrong_to_right;
         let change = |(a, b): &Pair<'_>| f64::from(u8::from(b.is_correct())) - f64::from(u8::from(a.is_correct()));
         let (mcnemar_p, worth) = if is_grouped {
@@ -286,14 +259,16 @@ impl<'a> Pairs<'a> {
             let (low, high) = stats::wilson_of(sum / n as f64, worth);
             [low, high]
         };
+        let texts = count(&|(_, item)| item.ended().is_some());
+        let unended = count(&|(_, item)| item.ended() == Some(false)) as f64 / texts.max(1) as f64;
         Ok(Paired {
             n,
-            groups: clusters.len(),
-            baseline_accuracy: baseline_sum / n as f64,
-            baseline_interval: interval_of(&|(item, _)| item.score(), baseline_sum),
-            candidate_accuracy: candidate_sum / n as f64,
-            candidate_interval: interval_of(&|(_, item)| item.score(), candidate_sum),
-            difference: (candidate_sum - baseline_sum) / n as f64,
+            groups: changes.clusters.len(),
+            baseline_accuracy: changes.before / n as f64,
+            baseline_interval: interval_of(&|(item, _)| item.score(), changes.before),
+            candidate_accuracy: changes.after / n as f64,
+            candidate_interval: interval_of(&|(_, item)| item.score(), changes.after),
+            difference: (changes.after - changes.before) / n as f64,
             difference_interval: [interval.0, interval.1],
             interval_method,
             right_to_wrong,
@@ -305,6 +280,98 @@ impl<'a> Pairs<'a> {
             mcnemar_p_holm: None,
             versus_rest: None,
             detectable_difference: stats::detectable(worth, flips.max(1) as f64 / n as f64),
+            independent_items: worth,
+            norm: self.choice(members, &|item| item.is_correct_norm(), options, progress)?,
+            bytes: self.choice(members, &|item| item.is_correct_bytes(), options, progress)?,
+            unended: (texts > 0).then_some(Unended { n: texts as usize, fraction: unended }),
         })
+    }
+}
+
+/// What an item is worth in its own metric, 0 to 1.
+fn score(item: &Item<'_>) -> f64 {
+    item.score()
+}
+
+/// How a value of some pairs changed.
+struct Change {
+    /// Sums over all of them.
+    before: f64,
+    after: f64,
+    /// Items whose value fell and rose.
+    lower: u64,
+    higher: u64,
+    /// True where every value is 0 or 1.
+    is_binary: bool,
+    /// Groups in which a value differs, items where they stand alone.
+    differing: u64,
+    count: usize,
+    /// Differences, summed over groups.
+    clusters: Vec<Cluster>,
+}
+
+impl Change {
+    fn of(pairs: &Pairs<'_>, members: &[usize], value: &dyn Fn(&Item<'_>) -> f64) -> Self {
+        let (mut before, mut after, mut lower, mut higher, mut is_binary) = (0.0, 0.0, 0, 0, true);
+        for &member in members {
+            let (a, b) = &pairs.all[member];
+            let (a, b) = (value(a), value(b));
+            before += a;
+            after += b;
+            lower += u64::from(b < a);
+            higher += u64::from(b > a);
+            is_binary &= [a, b].iter().all(|&value| value == 0.0 || value == 1.0);
+        }
+        let mut order: Vec<(u32, usize)> = members.iter().map(|&member| (pairs.clusters[member], member)).collect();
+        order.sort_unstable();
+        let (mut clusters, mut differing) = (Vec::new(), 0);
+        for group in order.chunk_by(|a, b| a.0 == b.0) {
+            let (mut sum, mut has_changed) = (0.0, false);
+            for &(_, member) in group {
+                let (a, b) = &pairs.all[member];
+                let (a, b) = (value(a), value(b));
+                sum += b - a;
+                has_changed |= a != b;
+            }
+            clusters.push((sum, group.len() as u32));
+            differing += u64::from(has_changed);
+        }
+        Self { before, after, lower, higher, is_binary, differing, count: members.len(), clusters }
+    }
+
+    fn is_grouped(&self) -> bool {
+        self.clusters.len() < self.count
+    }
+
+    /// The interval of the mean difference, with how it was made.
+    fn interval(&self, options: &ComparisonOptions, progress: &Progress) -> Result<(Interval, IntervalMethod)> {
+        let score = stats::tango(self.lower, self.higher, self.count);
+        if self.count > 1 && self.clusters.len() == 1 {
+            return Ok(((-1.0, 1.0), IntervalMethod::OneGroup));
+        }
+        if self.differing < FEW_DISCORDANT && self.is_binary && !self.is_grouped() {
+            return Ok((score, IntervalMethod::Score));
+        }
+        let mut interval = resample::bootstrap(&self.clusters, options.resamples, options.seed, progress)?;
+        if self.is_grouped() {
+            interval = wider(interval, student(&self.clusters));
+        }
+        Ok(if self.differing < FEW_DISCORDANT {
+            (wider(interval, score), IntervalMethod::ScoreAndBootstrap)
+        } else if self.is_grouped() {
+            (interval, IntervalMethod::ClusterBootstrap)
+        } else {
+            (interval, IntervalMethod::Bootstrap)
+        })
+    }
+
+    /// The mean difference with an interval that needs no drawing and is not certain where nothing differs.
+    fn alone(&self) -> Option<(f64, Interval)> {
+        let mean = (self.after - self.before) / self.count as f64;
+        if self.is_binary && !self.is_grouped() {
+            return Some((mean, stats::tango(self.lower, self.higher, self.count)));
+        }
+        let has_spread = self.clusters.len() >= 2 && self.differing >= FEWEST_DIFFERING;
+        has_spread.then(|| (mean, student(&self.clusters)))
     }
 }

@@ -8,13 +8,26 @@ use serde::{Deserialize, Serialize};
 
 use super::{Comparison, SliceComparison};
 
-/// An ability with the words by which tasks are known to test it.
-const FAMILIES: [(&str, &[&str]); 5] = [
-    ("retrieval", &["recall", "retriev", "needle", "passkey", "extract", "triviaqa"]),
-    ("reading", &["reading", "squad", "boolq", "race", "summar", "comprehension"]),
-    ("facts", &["fact", "mmlu", "knowledge", "freebase", "arc", "openbook", "science", "trivia"]),
-    ("instruction following", &["instruct", "ifeval", "intent", "safety", "refus", "sentiment"]),
-    ("reasoning", &["reason", "arith", "math", "gsm", "code", "logic", "hellaswag", "winogrande", "piqa", "grammar"]),
+/// An ability with the words by which tasks are known to test it. A task belongs to the first that has a word of its
+/// name.
+const FAMILIES: [(&str, &str); 6] = [
+    ("retrieval", "recall retrieval retrieve needle passkey extract extraction niah"),
+    ("reading", "reading squad squadv2 boolq race summary summarize summarization comprehension drop"),
+    (
+        "facts",
+        "fact facts factual mmlu knowledge freebase freebaseqa arc openbook openbookqa science sciq trivia \
+         triviaqa nq",
+    ),
+    (
+        "instruction following",
+        "instruct instruction instructions ifeval intent intents safety refusal refusals sentiment",
+    ),
+    (
+        "reasoning",
+        "reason reasoning arithmetic arith math mathqa gsm gsm8k code humaneval mbpp logic logiqa hellaswag \
+         winogrande piqa copa bbh hendrycks",
+    ),
+    ("language", "grammar grammatical cola blimp lambada wsc language languages translation"),
 ];
 
 /// One ability.
@@ -54,7 +67,9 @@ pub struct Scorecard {
 /// The ability that a task tests, by its name.
 pub fn family(task: &str) -> &'static str {
     let task = task.to_lowercase();
-    let found = FAMILIES.iter().find(|(_, words)| words.iter().any(|word| task.contains(word)));
+    // Whole words: "arc" is no part of "search", nor "race" of "trace".
+    let parts: Vec<&str> = task.split(|letter: char| !letter.is_alphanumeric()).collect();
+    let found = FAMILIES.iter().find(|(_, words)| words.split(' ').any(|word| parts.contains(&word)));
     found.map_or("other", |(name, _)| name)
 }
 
@@ -132,6 +147,18 @@ mod tests {
             ("recall", "retrieval"),
             ("safety", "instruction following"),
             ("poetry", "other"),
+            ("grammar", "language"),
+            ("extraction", "retrieval"),
+            ("ARC-Challenge", "facts"),
+            ("arc_easy", "facts"),
+            ("mmlu_pro", "facts"),
+            ("squad completion", "reading"),
+            ("gsm8k_cot", "reasoning"),
+            // Words that only hold one of those.
+            ("search", "other"),
+            ("trace", "other"),
+            ("decode", "other"),
+            ("manufacture", "other"),
         ] {
             assert_eq!(family(task), expected, "{task}");
         }

@@ -1,4 +1,4 @@
-//! Paired statistics: Wilson, McNemar, Tango, Holm, and how many items it takes. The bootstrap is in [`super::resample`].
+//! Paired statistics: Wilson, McNemar, Tango, Holm, medians, and how many items it takes. The bootstrap is in [`super::resample`].
 //!
 //! Two models answer the same items, so only the items on which they differ say anything about the
 //! difference. All figures are two-sided at 95 %.
@@ -101,10 +101,14 @@ pub fn student_t(degrees: usize) -> f64 {
 ///
 /// It holds for small counts, also where no item differs, where a bootstrap would claim certainty.
 pub fn tango(right_to_wrong: u64, wrong_to_right: u64, count: usize) -> Interval {
-    if count == 0 {
+    tango_of(right_to_wrong as f64, wrong_to_right as f64, count as f64)
+}
+
+/// Tango's interval of counts that need not be whole, as of items that were not asked yet.
+fn tango_of(lost: f64, gained: f64, n: f64) -> Interval {
+    if n <= 0.0 {
         return (-1.0, 1.0);
     }
-    let (n, lost, gained) = (count as f64, right_to_wrong as f64, wrong_to_right as f64);
     // The score statistic falls in `delta`; q is the restricted estimate of the share of lost items.
     let score = |delta: f64| {
         let a = 2.0 * n;
@@ -132,6 +136,64 @@ pub fn tango(right_to_wrong: u64, wrong_to_right: u64, count: usize) -> Interval
     (low, high)
 }
 
+/// Most items that are worth naming as what would decide something.
+const MOST_ITEMS: f64 = 1e9;
+
+/// Fewest independent items at which Tango's interval, with these shares of lost and gained ones, lies wholly above
+/// `-margin` or wholly below it; `None` where the difference is as good as the margin. Without a lost or gained
+/// item the answer is that of an interval around zero.
+pub fn items_to_decide(lost: f64, gained: f64, margin: f64) -> Option<u64> {
+    let is_above = gained - lost + margin > 0.0;
+    let is_decided = |n: f64| {
+        let (low, high) = tango_of(lost * n, gained * n, n);
+        if is_above { low >= -margin } else { high < -margin }
+    };
+    let mut enough = 1.0;
+    while !is_decided(enough) {
+        enough *= 2.0;
+        if enough > MOST_ITEMS {
+            return None;
+        }
+    }
+    let (mut few, mut enough) = ((enough / 2.0) as u64, enough as u64);
+    while enough - few > 1 {
+        let middle = few + (enough - few) / 2;
+        if is_decided(middle as f64) { enough = middle } else { few = middle }
+    }
+    Some(enough)
+}
+
+/// Items at which an interval of this half width is as narrow as `room`, since it narrows with the root of their
+/// number; `None` where it is that already, or where that takes more than can be.
+pub fn items_to_narrow(count: f64, half: f64, room: f64) -> Option<u64> {
+    let needed = (count * (half / room).powi(2)).ceil();
+    (room > 0.0 && needed > count && needed <= MOST_ITEMS).then_some(needed as u64)
+}
+
+/// The median with an interval between two of the ordered values that holds it with at least 95 % (David and
+/// Nagaraja 2003, section 7.1): no distribution is assumed. Fewer than six values have no such interval.
+pub fn median_interval(values: &[f64]) -> (f64, Option<Interval>) {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let n = sorted.len();
+    if n == 0 {
+        return (f64::NAN, None);
+    }
+    let median = (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0;
+    // The chance that fewer than `outside` of n values lie below the median, for as many as 2.5 % allow.
+    let mut ln_term = -(n as f64) * std::f64::consts::LN_2;
+    let (mut tail, mut outside) = (0.0, 0);
+    loop {
+        tail += ln_term.exp();
+        if tail > 0.025 {
+            break;
+        }
+        outside += 1;
+        ln_term += ((n - outside + 1) as f64).ln() - (outside as f64).ln();
+    }
+    (median, (outside > 0).then(|| (sorted[outside - 1], sorted[n - outside])))
+}
+
 /// Holm's step-down correction: adjusted p-values in the order given (Holm 1979).
 pub fn holm(p_values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p_values.len()).collect();
@@ -145,20 +207,33 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
     adjusted
 }
 
+/// Items that a paired test needs, as [`items_needed`], for a difference that can be; not rounded.
+fn items_exactly(delta: f64, discordant: f64) -> f64 {
+    let root = Z * discordant.sqrt() + Z_POWER * (discordant - delta * delta).max(0.0).sqrt();
+    root * root / (delta * delta)
+}
+
 /// Items that a paired test needs to detect a difference `delta` with 80 % power, where a share
 /// `discordant` of items differs between the models; `None` where that cannot be.
 pub fn items_needed(delta: f64, discordant: f64) -> Option<u64> {
     let delta = delta.abs();
-    if !(delta > 0.0 && discordant >= delta && discordant <= 1.0) {
-        return None;
-    }
-    let root = Z * discordant.sqrt() + Z_POWER * (discordant - delta * delta).sqrt();
-    Some((root * root / (delta * delta)).round() as u64)
+    (delta > 0.0 && discordant >= delta && discordant <= 1.0).then(|| items_exactly(delta, discordant).round() as u64)
 }
 
-/// Smallest difference that `count` independent items detect with 80 % power at a share `discordant` of differing items.
-pub fn detectable(count: f64, discordant: f64) -> f64 {
-    if count <= 0.0 { 1.0 } else { ((Z + Z_POWER) * (discordant / count).sqrt()).min(1.0) }
+/// Smallest difference that `count` independent items detect with 80 % power at a share `discordant` of differing
+/// items: the inverse of [`items_needed`]. `None` where they would not see it even if every differing item had
+/// changed the same way, which is the largest difference that this share allows.
+pub fn detectable(count: f64, discordant: f64) -> Option<f64> {
+    let most = discordant.min(1.0);
+    if !(count > 0.0 && most > 0.0 && items_exactly(most, most) <= count) {
+        return None;
+    }
+    let (mut unseen, mut seen) = (0.0, most);
+    for _ in 0..60 {
+        let middle = (unseen + seen) / 2.0;
+        if items_exactly(middle, most) <= count { seen = middle } else { unseen = middle }
+    }
+    Some(seen)
 }
 
 /// Chance that a paired test of `count` items finds a true difference `delta`, where a share `discordant` of
@@ -282,6 +357,55 @@ mod tests {
             assert!(items.abs_diff(expected) <= 2, "{delta} {discordant}: {items}");
         }
         assert_eq!(items_needed(0.1, 0.05), None);
-        assert!((detectable(7847.0, 0.1) - 0.01).abs() < 1e-4);
+    }
+
+    #[test]
+    fn what_items_detect_is_the_inverse_of_the_items_it_takes_and_never_more_than_flips() {
+        for (count, discordant) in [(120, 0.1), (400, 0.05), (7847, 0.1), (3922, 0.05), (100_000, 0.02)] {
+            let loss = detectable(f64::from(count), discordant).expect("detectable");
+            assert!(loss <= discordant, "{count} {discordant}: {loss}");
+            assert_eq!(items_needed(loss, discordant), Some(count as u64));
+        }
+        assert!((detectable(7847.0, 0.1).expect("detectable") - 0.01).abs() < 1e-6);
+        // 2 % of 120 items are 2.4: all of them one way are not seen. It takes 390.
+        assert_eq!(items_needed(0.02, 0.02), Some(390));
+        assert_eq!((detectable(120.0, 0.02), detectable(389.0, 0.02)), (None, None));
+        assert!(detectable(391.0, 0.02).is_some_and(|loss| loss > 0.0199 && loss <= 0.02));
+        assert_eq!((detectable(0.0, 0.1), detectable(100.0, 0.0)), (None, None));
+        // More items see less, more flips hide more.
+        let losses = [1000.0, 2000.0, 4000.0].map(|count| detectable(count, 0.05).expect("detectable"));
+        assert!(losses[0] > losses[1] && losses[1] > losses[2], "{losses:?}");
+        assert!(detectable(4000.0, 0.1) > detectable(4000.0, 0.05));
+    }
+
+    #[test]
+    fn the_items_that_decide_are_those_at_which_tangos_interval_leaves_the_margin() {
+        // Without flips the interval ends at z² / (n + z²): 0.0200 at 188 items, below it at 189.
+        assert_eq!(items_to_decide(0.0, 0.0, 0.02), Some(189));
+        assert!(tango(0, 0, 188).0 < -0.02 && tango(0, 0, 189).0 >= -0.02);
+        let passes = items_to_decide(0.02, 0.01, 0.02).expect("above the margin");
+        let at = |n: u64| tango_of(0.02 * n as f64, 0.01 * n as f64, n as f64);
+        assert!(at(passes).0 >= -0.02 && at(passes - 1).0 < -0.02, "{passes}");
+        let fails = items_to_decide(0.05, 0.01, 0.02).expect("below the margin");
+        let at = |n: u64| tango_of(0.05 * n as f64, 0.01 * n as f64, n as f64);
+        assert!(at(fails).1 < -0.02 && at(fails - 1).1 >= -0.02, "{fails}");
+        assert_eq!(items_to_decide(0.02, 0.0, 0.02), None);
+        // Half as wide takes four times as many.
+        assert_eq!(items_to_narrow(100.0, 0.04, 0.02), Some(400));
+        assert_eq!((items_to_narrow(100.0, 0.01, 0.02), items_to_narrow(100.0, 0.01, 0.0)), (None, None));
+    }
+
+    #[test]
+    fn a_median_lies_between_ordered_values_that_the_binomial_names() {
+        assert_eq!(median_interval(&[3.0, 1.0, 2.0, 5.0, 4.0]), (3.0, None));
+        // All of six: 1 − 2 / 64 = 96.9 %.
+        assert_eq!(median_interval(&[6.0, 1.0, 2.0, 5.0, 4.0, 3.0]), (3.5, Some((1.0, 6.0))));
+        // Of nine the second and the eighth: 1 − 2 · 10 / 512 = 96.1 %.
+        let nine: Vec<f64> = (1..=9).map(f64::from).collect();
+        assert_eq!(median_interval(&nine), (5.0, Some((2.0, 8.0))));
+        // Of a hundred the 40th and the 61st, as in every table.
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!(median_interval(&hundred), (50.5, Some((40.0, 61.0))));
+        assert!(median_interval(&[]).0.is_nan());
     }
 }

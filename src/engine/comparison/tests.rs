@@ -33,9 +33,12 @@ fn speed(tokens_per_second: f64) -> SpeedResult {
         prefill_tokens: 128,
         decode_tokens: 32,
         decode_depth: 0,
-        repetitions: 5,
+        repetitions: 6,
         threads: 2,
         in_turns: true,
+        prefill_secs: vec![12.8 / tokens_per_second; 6],
+        decode_secs: vec![1.0 / tokens_per_second; 6],
+        checks: Vec::new(),
     }
 }
 
@@ -95,6 +98,7 @@ pub(crate) fn evaluation(name: &str, file_bytes: u64, tokens_per_second: f64, it
             kv_bytes_per_token: 64,
         },
         speed: Some(speed(tokens_per_second)),
+        conditions: None,
         energy: None,
         items,
         baseline: None,
@@ -205,7 +209,8 @@ min = 0.5
         ]
     );
     assert_eq!(comparison.gates[2].line, 7);
-    assert!(comparison.gates[3].reason.contains("needed"), "{}", comparison.gates[3].reason);
+    // The loss is just the margin.
+    assert!(comparison.gates[3].reason.ends_with("no number of items tells apart"), "{}", comparison.gates[3].reason);
     assert_eq!(comparison.verdict(), Some(Verdict::Fail));
     assert!(comparison.sentence.contains("facts/rare −10.0 ±"), "{}", comparison.sentence);
     assert!(comparison.sentence.contains("fails the gate"), "{}", comparison.sentence);
@@ -236,7 +241,9 @@ fn a_slice_in_which_nothing_differs_does_not_pass_a_margin_it_cannot_see() {
     comparison.apply_gates(&GateSet::parse(gates, Path::new("g")).expect("gates"));
     assert_eq!(comparison.verdict(), Some(Verdict::Undecided));
     assert_eq!(comparison.slices[0].paired.interval_method, IntervalMethod::Score);
-    assert!(comparison.sentence.starts_with("b: same size, same decoding speed"), "{}", comparison.sentence);
+    // z² (1 / 0.02 − 1) = 188.2.
+    assert!(comparison.gates[0].reason.ends_with("about 189 items are needed"), "{}", comparison.gates[0].reason);
+    assert!(comparison.sentence.starts_with("b: same size, about the same decoding speed"), "{}", comparison.sentence);
 }
 
 #[test]
@@ -310,7 +317,10 @@ fn items_of_one_group_are_drawn_together() {
     assert_eq!((overall.right_to_wrong, overall.mcnemar_p), (80, 0.125));
     // Of a share of 20 % with 20 independent items, not 400.
     let [low, high] = overall.candidate_interval;
-    assert!(low < 0.6 && high < 0.95 && overall.detectable_difference > 0.2, "{low} {high}");
+    assert!(low < 0.6 && high < 0.95, "{low} {high}");
+    // 20 groups do not even see all of 20 % flips go one way: that takes 37.
+    assert_eq!((overall.independent_items, overall.detectable_difference), (20.0, None));
+    assert_eq!(overall.design_effect(), 20.0);
 }
 
 #[test]
@@ -424,6 +434,135 @@ fn a_bound_from_kept_predictions_fails_a_gate_but_passes_none_that_the_exact_val
     distance.kept = Some(crate::scoring::KeptFrom { tail_mass_mean: 0.0, ..kept });
     comparison.apply_gates(&GateSet::parse("[[gate]]\nmetric=\"kld_p99\"\nmax=0.5\n", Path::new("g")).expect("gates"));
     assert_eq!(comparison.verdict(), Some(Verdict::Pass));
+}
+
+#[test]
+fn a_slice_without_flips_is_not_certain_beside_the_rest() {
+    let items = |wrong: &dyn Fn(usize) -> bool| -> Vec<ItemResult> {
+        (0..1000).map(|id| item(id, if id < 120 { "whole" } else { "rest" }, !wrong(id))).collect()
+    };
+    let base = evaluation("a", 10, 1.0, items(&|_| false));
+    let cand = evaluation("b", 10, 1.0, items(&|id| id >= 120 && id % 40 == 0));
+    let comparison = compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+    let whole = &comparison.slices[0].paired;
+    assert_eq!((whole.n, whole.right_to_wrong, comparison.slices[1].paired.right_to_wrong), (120, 0, 22));
+    let rest = whole.versus_rest.expect("enough differ");
+    assert_eq!(rest.difference, 22.0 / 880.0);
+    // z² / (120 + z²) = 3.10 points are the slice's own doubt, on either side.
+    let own = whole.difference_interval[1];
+    assert!((own - 0.031_019).abs() < 1e-6, "{own}");
+    let [low, high] = rest.interval;
+    assert!(rest.difference - low >= own && high - rest.difference >= own, "{low} {high}");
+    assert!(low < 0.0 && high - low < 0.1, "{low} {high}");
+}
+
+#[test]
+fn normalized_choices_and_unended_texts_are_compared_by_slice() {
+    let items = |lost: &dyn Fn(usize) -> bool| -> Vec<ItemResult> {
+        (0..200)
+            .map(|id| ItemResult {
+                correct_norm: (id < 100).then_some(!lost(id)),
+                ended: (id >= 100).then_some(!lost(id)),
+                ..item(id, if id < 100 { "choice" } else { "text" }, true)
+            })
+            .collect()
+    };
+    let base = evaluation("a", 10, 1.0, items(&|_| false));
+    let cand = evaluation("b", 10, 1.0, items(&|id| id % 5 == 0));
+    let mut comparison =
+        compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+    let (choice, text) = (&comparison.slices[0].paired, &comparison.slices[1].paired);
+    let norm = choice.norm.expect("every item has it");
+    assert_eq!((norm.baseline_accuracy, norm.candidate_accuracy, norm.difference), (1.0, 0.8, -0.2));
+    assert_eq!((norm.right_to_wrong, norm.wrong_to_right), (20, 0));
+    assert!(norm.difference_interval[0] < -0.2 && norm.difference_interval[1] < -0.1, "{norm:?}");
+    // The accuracy itself did not move, half of all items have no other choice, and none has one by bytes.
+    assert_eq!((choice.difference, choice.bytes, text.norm), (0.0, None, None));
+    assert_eq!(comparison.overall.as_ref().and_then(|overall| overall.norm), None);
+    assert_eq!((choice.unended, text.unended), (None, Some(Unended { n: 100, fraction: 0.2 })));
+    // Wilson's intervals are 71.1 to 86.7 % and 13.3 to 28.9 %.
+    for (gate, verdict) in [
+        ("metric=\"accuracy_norm\"\nslice=\"choice\"\nmax_loss=0.05", Verdict::Fail),
+        ("metric=\"accuracy_norm\"\nslice=\"choice\"\nmin=0.7", Verdict::Pass),
+        ("metric=\"accuracy_norm\"\nslice=\"choice\"\nmin=0.75", Verdict::Undecided),
+        ("metric=\"accuracy_norm\"\nslice=\"text\"\nmin=0.7", Verdict::Undecided),
+        ("metric=\"end_of_text_failure_fraction\"\nslice=\"text\"\nmax=0.3", Verdict::Pass),
+        ("metric=\"end_of_text_failure_fraction\"\nslice=\"text\"\nmax=0.25", Verdict::Undecided),
+        ("metric=\"end_of_text_failure_fraction\"\nslice=\"text\"\nmax=0.1", Verdict::Fail),
+    ] {
+        comparison.apply_gates(&GateSet::parse(&format!("[[gate]]\n{gate}\n"), Path::new("g")).expect("gates"));
+        assert_eq!(comparison.verdict(), Some(verdict), "{gate}: {}", comparison.gates[0].reason);
+    }
+}
+
+#[test]
+fn limits_on_shares_judge_their_intervals_and_groups_count_as_one_item_each() {
+    // 10 of 200 refuse: Wilson's interval is 2.7 to 9.0 %; of 20 groups of ten it is 0.9 to 23.6 %.
+    let items = |is_grouped: bool| -> Vec<ItemResult> {
+        (0..200)
+            .map(|id| ItemResult {
+                prediction: if id % 20 == 0 { "I cannot help with that." } else { "Yes." }.into(),
+                group: is_grouped.then(|| format!("passage {}", id / 10)),
+                ..item(id, "safety", true)
+            })
+            .collect()
+    };
+    let judge = |is_grouped: bool, max: f64| {
+        let (base, cand) = (evaluation("a", 10, 1.0, items(is_grouped)), evaluation("b", 10, 1.0, items(is_grouped)));
+        let mut comparison =
+            compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+        let gate = format!("[[gate]]\nmetric = \"refusal_fraction\"\nmax = {max}\n");
+        comparison.apply_gates(&GateSet::parse(&gate, Path::new("g")).expect("gates"));
+        (comparison.gates[0].verdict, comparison.gates[0].reason.clone())
+    };
+    assert_eq!(judge(false, 0.1).0, Verdict::Pass);
+    assert_eq!(judge(false, 0.02).0, Verdict::Fail);
+    let (verdict, reason) = judge(false, 0.08);
+    assert_eq!(verdict, Verdict::Undecided);
+    assert!(reason.contains("the limit lies within the interval") && reason.contains("items are needed"), "{reason}");
+    assert_eq!((judge(true, 0.1).0, judge(true, 0.25).0), (Verdict::Undecided, Verdict::Pass));
+}
+
+#[test]
+fn a_speed_is_a_fact_only_where_its_interval_leaves_one_out() {
+    let (mut base, mut cand) = pair_of_models();
+    let mut told = |base_secs: [f64; 6], cand_secs: &[f64]| {
+        let set = |one: &mut Evaluation, secs: &[f64]| {
+            one.speed.as_mut().expect("speed").decode_secs = secs.to_vec();
+        };
+        set(&mut base, &base_secs);
+        set(&mut cand, cand_secs);
+        cand.baseline = Some(Box::new(base.clone()));
+        let comparison =
+            compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+        let sentence = comparison.sentence.clone();
+        (comparison, sentence)
+    };
+    let (comparison, sentence) = told([2.0, 2.0, 2.0, 2.0, 2.0, 4.0], &[1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+    assert_eq!(comparison.decode_speed_interval, Some([2.0, 4.0]));
+    assert!(sentence.contains("smaller, 2.0× faster decoding, accuracy"), "{sentence}");
+    let (mut comparison, sentence) = told([1.0, 2.0, 2.0, 2.0, 2.0, 4.0], &[2.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+    assert!(sentence.contains("decoding 0.50 to 4.00× as fast (undecided)"), "{sentence}");
+    for (limit, verdict) in [("min=1", Verdict::Undecided), ("min=0.5", Verdict::Pass), ("min=4.5", Verdict::Fail)] {
+        let gate = format!("[[gate]]\nmetric=\"decode_speed_ratio\"\n{limit}\n");
+        comparison.apply_gates(&GateSet::parse(&gate, Path::new("g")).expect("gates"));
+        assert_eq!(comparison.verdict(), Some(verdict), "{limit}: {}", comparison.gates[0].reason);
+    }
+    // Not as many repetitions of both: the medians, without an interval.
+    let (_, sentence) = told([2.0; 6], &[1.0; 5]);
+    assert!(sentence.contains("about 2.2× faster decoding"), "{sentence}");
+}
+
+#[test]
+fn a_speed_under_load_says_so() {
+    let (base, mut cand) = pair_of_models();
+    let loaded =
+        crate::scoring::Conditions { threads: 2, other_cores: Some(1.5), ..crate::scoring::Conditions::here() };
+    cand.conditions = Some(loaded);
+    let comparison = compare(&base, &cand, &ComparisonOptions::default(), &Progress::default()).expect("comparison");
+    assert!(comparison.is_speed_under_load);
+    assert!(comparison.sentence.contains("faster decoding (measured under load)"), "{}", comparison.sentence);
+    assert!(comparison.warnings.iter().any(|warning| warning.contains("1.5 cores busy")), "{:?}", comparison.warnings);
 }
 
 /// Two models of which a share `discordant` of the items differs and the candidate truly loses `loss`.

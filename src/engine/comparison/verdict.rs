@@ -14,7 +14,7 @@ const SAME_SPEED: f64 = 0.03;
 pub(super) fn sentence(comparison: &Comparison) -> String {
     let mut parts = vec![size(comparison.size_ratio)];
     if let Some(ratio) = comparison.decode_speed_ratio {
-        parts.push(speed(ratio));
+        parts.push(speed(comparison, ratio));
     }
     if let Some(overall) = &comparison.overall {
         parts.push(format!("accuracy {} points", points(overall)));
@@ -48,14 +48,23 @@ fn size(ratio: f64) -> String {
     }
 }
 
-fn speed(ratio: f64) -> String {
-    if (ratio - 1.0).abs() <= SAME_SPEED {
-        "same decoding speed".to_owned()
-    } else if ratio > 1.0 {
-        format!("{} faster decoding", small_times(ratio))
-    } else {
-        format!("{} slower decoding", small_times(1.0 / ratio.max(1e-9)))
-    }
+/// A fact where the interval leaves 1 out, a range where it does not, and no more than "about" without one.
+fn speed(comparison: &Comparison, ratio: f64) -> String {
+    let faster = || {
+        if ratio > 1.0 {
+            format!("{} faster decoding", small_times(ratio))
+        } else {
+            format!("{} slower decoding", small_times(1.0 / ratio.max(1e-9)))
+        }
+    };
+    let text = match comparison.decode_speed_interval {
+        Some([low, high]) if low >= 1.0 - SAME_SPEED && high <= 1.0 + SAME_SPEED => "same decoding speed".to_owned(),
+        Some([low, high]) if low > 1.0 || high < 1.0 => faster(),
+        Some([low, high]) => format!("decoding {low:.2} to {high:.2}× as fast (undecided)"),
+        None if (ratio - 1.0).abs() <= SAME_SPEED => "about the same decoding speed".to_owned(),
+        None => format!("about {}", faster()),
+    };
+    if comparison.is_speed_under_load { format!("{text} (measured under load)") } else { text }
 }
 
 /// A ratio near 1 needs a second decimal, or it reads `1.0× smaller`.

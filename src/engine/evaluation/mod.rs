@@ -19,7 +19,7 @@ pub use run::{Baseline, EvaluationOptions, Subject, evaluate, key};
 use super::error::{Error, Fault, Result, Stage};
 use super::scoring::energy::EnergyUse;
 use super::scoring::text_stats::mean_and_stderr;
-use super::scoring::{Item, Items, SeedAgreement, SpeedResult, TextResult};
+use super::scoring::{Conditions, Item, Items, SeedAgreement, SpeedResult, TextResult};
 
 /// Version of the document; a higher one is refused.
 pub const EVALUATION_VERSION: u32 = 1;
@@ -125,6 +125,9 @@ pub struct Evaluation {
     pub size: SizeResult,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speed: Option<SpeedResult>,
+    /// The machine that measured, and its load while speed was measured; none in documents of before it was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Conditions>,
     /// What scoring the items took, where a counter could be read or a power was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy: Option<EnergyUse>,

@@ -8,10 +8,11 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Fault, Result, Stage};
 use crate::model::{Model, Tokenizer};
 use crate::progress::Progress;
+use crate::scoring::conditions::{self, LoadWatch};
 use crate::scoring::energy::{EnergyMeter, EnergyUse};
 use crate::scoring::{
-    Items, KeptBaseline, KeptOptions, ScoredText, SeedOptions, SpeedOptions, TaskSet, TextCodec, TextOptions,
-    TextSource, TokenModel, speed, stability,
+    Conditions, Items, KeptBaseline, KeptOptions, ScoredText, SeedOptions, SpeedOptions, TaskSet, TextCodec,
+    TextOptions, TextSource, TokenModel, speed, stability,
 };
 use crate::units;
 
@@ -241,11 +242,14 @@ pub fn evaluate(
         // In turns even where the baseline's speed is known from before: a ratio of two moments says little.
         let mut models = vec![subject.model];
         models.extend(baseline.map(|baseline| baseline.subject.model));
+        let (load_average, watch) = (conditions::load_average(), LoadWatch::start());
         let mut results = speed::measure(&models, speed, progress)?.into_iter();
+        let conditions = Some(Conditions { load_average, other_cores: watch.stop(), ..Conditions::here() });
         document.speed = results.next();
         if let Some((reference, _)) = &mut reference {
-            reference.speed = results.next();
+            (reference.speed, reference.conditions) = (results.next(), conditions.clone());
         }
+        document.conditions = conditions;
     }
     // It may have failed on the way.
     document.device = subject.model.device();
@@ -302,6 +306,7 @@ fn blank(
         seeds: None,
         size: subject.size(),
         speed: None,
+        conditions: Some(Conditions::here()),
         energy: None,
         items: Items::default(),
         baseline: None,

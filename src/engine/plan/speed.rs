@@ -389,7 +389,7 @@ pub(super) mod tests {
             decode_depth: USUAL_TOKENS,
             repetitions: 3,
             threads: 2,
-            in_turns: false,
+            ..SpeedResult::default()
         };
         let calibrated = model.clone().calibrated_for(&tensors, &measured);
         let whole = calibrated.base(None);

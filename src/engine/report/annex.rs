@@ -1,10 +1,10 @@
 //! A technical-documentation sheet: the items of the EU AI Act's Annex XI (general-purpose models) and Annex IV
 //! (high-risk systems) that a compression changes. Facts, not legal advice.
 //!
-//! Every filled field names its evidence: an evaluation's key, a hash of a file, an entry of the log. What only
-//! the provider knows stays blank and says so.
+//! Every filled field names its evidence: an evaluation's key, a hash of a file, an entry of the log, and only such
+//! as the fact stands in. What only the provider knows, or what an evaluation did not record, stays blank and says so.
 
-use super::{Block, Document, ReportInput, Reported, Table, figures, points, verdict_name};
+use super::{AuditEntry, Block, Document, ReportInput, Reported, Table, figures, points, spent, verdict_name};
 use crate::units;
 
 /// What stands in a field that the program cannot fill.
@@ -45,7 +45,9 @@ pub fn document(input: &ReportInput, reported: &Reported) -> Document {
     );
     let fields = [annex_xi(input, reported), annex_iv(input, reported)];
     let blanks = fields.iter().flatten().filter(|field| field.answer.is_none()).count();
-    sheet.text(format!("{blanks} fields are blank because only the provider knows them."));
+    sheet.text(format!(
+        "{blanks} fields are blank because only the provider knows them, or because nothing recorded them."
+    ));
     let chapters = ["Annex XI: general-purpose AI models", "Annex IV: high-risk AI systems"];
     for (title, fields) in chapters.into_iter().zip(fields) {
         sheet.chapter(title);
@@ -64,6 +66,18 @@ pub fn document(input: &ReportInput, reported: &Reported) -> Document {
         sheet.blocks.push(Block::Bullets(regressions));
     }
     sheet
+}
+
+/// Ids of the entries of the log that a fact stands in; empty where there is none.
+fn entries(input: &ReportInput, holds: impl Fn(&AuditEntry) -> bool) -> String {
+    let ids: Vec<&str> =
+        input.log.iter().filter(|logged| holds(&logged.entry)).map(|logged| logged.id.as_str()).collect();
+    ids.join(", ")
+}
+
+/// Entries of changes to a model: plans, and passes that wrote a file.
+fn is_change(entry: &AuditEntry) -> bool {
+    matches!(entry.what.as_str(), "pass" | "plan" | "prune step") && !["failed", "cancelled"].contains(&&*entry.outcome)
 }
 
 /// How much was computed, beside the third of the original's training from which a modifier becomes a provider.
@@ -89,16 +103,11 @@ fn annex_xi(input: &ReportInput, reported: &Reported) -> Vec<Field> {
         input.sources.iter().find(|source| source.what == what).map(|source| format!("{what} {}", source.hash))
     };
     let plan = input.sources.iter().find(|source| source.what == "plan");
-    let data: Vec<String> = input
-        .sources
-        .iter()
-        .filter(|source| source.what != "plan" && source.what != "gates")
-        .map(|source| format!("{} ({} bytes)", source.what, source.bytes))
-        .collect();
-    let hashes: Vec<String> = input.sources.iter().map(|source| source.hash.clone()).collect();
-    let spent = figures::spent(&input.log);
-    let entries: Vec<String> = input.log.iter().map(|logged| logged.id.clone()).collect();
-    let energy = input.log.iter().any(|logged| logged.entry.joules.is_some());
+    // A plan and gates are no data.
+    let of_data = || input.sources.iter().filter(|source| source.what != "plan" && source.what != "gates");
+    let data: Vec<String> = of_data().map(|source| format!("{} ({} bytes)", source.what, source.bytes)).collect();
+    let hashes: Vec<String> = of_data().map(|source| format!("{} {}", source.what, source.hash)).collect();
+    let (computed, energy) = (spent::computed(&input.log), spent::joules(&input.log));
     vec![
         blank("1.1(a)", "tasks that the model is intended for, and systems it can be integrated in"),
         blank("1.1(b)", "acceptable use policies"),
@@ -159,12 +168,15 @@ fn annex_xi(input: &ReportInput, reported: &Reported) -> Vec<Field> {
         maybe(
             "1.2(d)",
             "computational resources, time",
-            (!spent.is_empty()).then(|| (spent.join("; "), entries.join(", "))),
+            (!computed.is_empty()).then(|| {
+                let cited = entries(input, |entry| entry.seconds.is_some() || entry.flop.is_some());
+                (computed.join("; "), cited)
+            }),
         ),
         maybe(
             "1.2(e)",
             "known or estimated energy consumption",
-            energy.then(|| (spent.last().cloned().unwrap_or_default(), entries.join(", "))),
+            energy.map(|energy| (energy, entries(input, |entry| entry.joules.is_some()))),
         ),
         maybe(
             "2.1",
@@ -196,28 +208,37 @@ fn annex_xi(input: &ReportInput, reported: &Reported) -> Vec<Field> {
 fn annex_iv(input: &ReportInput, reported: &Reported) -> Vec<Field> {
     let (own, comparison) = (&reported.evaluation, &reported.comparison);
     let evaluation = format!("evaluation {}", own.key);
-    let environment = &input.environment;
-    let entries: Vec<String> = input.log.iter().map(|logged| logged.id.clone()).collect();
+    let conditions = own.conditions.as_ref();
+    let is_test = |entry: &AuditEntry| entry.what == "evaluate" || entry.what == "compare";
     let tested: Vec<String> = input
         .log
         .iter()
-        .filter(|logged| logged.entry.what == "evaluate" || logged.entry.what == "compare")
-        .map(|logged| format!("{} {}", logged.entry.time, logged.entry.what))
+        .filter(|logged| is_test(&logged.entry))
+        .map(|logged| format!("{} {} ({})", logged.entry.time, logged.entry.what, logged.entry.outcome))
         .collect();
+    let changes = input.log.iter().filter(|logged| is_change(&logged.entry)).count();
     let worst = comparison.slices.iter().min_by(|a, b| a.paired.difference.total_cmp(&b.paired.difference));
     vec![
         blank("1(a)", "intended purpose, provider, version and its relation to earlier ones"),
         known(
             "1(c)",
             "versions of software",
-            format!("{}, {} kernels", environment.program, environment.kernels),
+            match conditions {
+                Some(conditions) => format!("Lapidary {}, {} kernels", own.engine, conditions.level),
+                None => format!("Lapidary {}", own.engine),
+            },
             evaluation.clone(),
         ),
-        known(
+        maybe(
             "1(e)",
             "hardware on which it was measured",
-            format!("{}, {}, {} threads", environment.processor, environment.system, environment.threads),
-            evaluation.clone(),
+            conditions.map(|conditions| {
+                let machine =
+                    format!("{}, {}, {} threads", conditions.processor, conditions.system, conditions.threads);
+                // What computed is named where it is not the processor.
+                let text = if own.device == "cpu" { machine } else { format!("{}; {machine}", own.device) };
+                (text, evaluation.clone())
+            }),
         ),
         known(
             "2(a)",
@@ -229,7 +250,7 @@ fn annex_iv(input: &ReportInput, reported: &Reported) -> Vec<Field> {
         maybe(
             "2(g)",
             "validation and testing: procedures, data, metrics; dated reports and logs",
-            (!tested.is_empty()).then(|| (tested.join("; "), entries.join(", "))),
+            (!tested.is_empty()).then(|| (tested.join("; "), entries(input, is_test))),
         ),
         blank("2(h)", "cybersecurity measures"),
         maybe(
@@ -252,7 +273,7 @@ fn annex_iv(input: &ReportInput, reported: &Reported) -> Vec<Field> {
         maybe(
             "6",
             "relevant changes through the lifecycle",
-            (!entries.is_empty()).then(|| (format!("{} entries of the audit log", entries.len()), entries.join(", "))),
+            (changes > 0).then(|| (format!("changes in the audit log: {changes}"), entries(input, is_change))),
         ),
         blank("7", "harmonised standards that were applied"),
         blank("8", "EU declaration of conformity"),

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Fault, Result, Stage};
 use crate::evaluation::Evaluation;
 use crate::scoring::energy::Energy;
@@ -71,10 +72,9 @@ pub struct AuditEntry {
 impl AuditEntry {
     /// An entry of now, by this user and program.
     pub fn now(what: &str) -> Self {
-        let who = ["USER", "USERNAME", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
         Self {
             time: utc(SystemTime::now()),
-            who: who.unwrap_or_else(|| "unknown".to_owned()),
+            who: user(),
             what: what.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             outcome: "done".to_owned(),
@@ -83,11 +83,41 @@ impl AuditEntry {
     }
 }
 
+/// The user by the environment, else the owner of what this process makes.
+fn user() -> String {
+    let named = ["USER", "USERNAME", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+    named.filter(|name| !name.is_empty()).or_else(owner).unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// The owner of a file that this process makes: a name from the system's list, else the number.
+#[cfg(unix)]
+fn owner() -> Option<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let uid = tempfile::tempfile().ok()?.metadata().ok()?.uid();
+    let list = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    Some(name_of(&list, uid).unwrap_or_else(|| format!("uid {uid}")))
+}
+
+#[cfg(not(unix))]
+fn owner() -> Option<String> {
+    None
+}
+
+/// A user's name in `/etc/passwd`: `name:password:uid:…`.
+#[cfg(unix)]
+fn name_of(list: &str, uid: u32) -> Option<String> {
+    let fields = list.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let found = fields.into_iter().find(|fields| fields.get(2).and_then(|text| text.parse().ok()) == Some(uid))?;
+    Some(found[0].to_owned()).filter(|name| !name.is_empty())
+}
+
 /// A pass, as the log tells it.
 #[derive(Clone, Copy, Debug)]
 pub struct PassFacts<'a> {
     /// The checkpoint and the hash of its content; of its headers where the content was not read for it.
     pub checkpoint: (&'a str, &'a str),
+    /// The hash of its headers and sizes.
+    pub fingerprint: &'a str,
     /// The plan as TOML.
     pub plan: &'a str,
     /// BLAKE3 of the importance matrix, where one was used.
@@ -119,6 +149,11 @@ impl AuditEntry {
         let file = |name: &str, hash: &str| HashedFile { name: name.to_owned(), hash: hash.to_owned() };
         let mut entry = Self::now("pass");
         entry.inputs.push(file(facts.checkpoint.0, facts.checkpoint.1));
+        // Other entries know the same checkpoint by one of both.
+        entry.options.insert("checkpoint_header_fingerprint".to_owned(), facts.fingerprint.to_owned());
+        if facts.checkpoint.1 != facts.fingerprint {
+            entry.options.insert("checkpoint_content_hash".to_owned(), facts.checkpoint.1.to_owned());
+        }
         entry.inputs.push(file("plan", &blake3::hash(facts.plan.as_bytes()).to_hex()));
         entry.inputs.extend(facts.importance.map(|hash| file("importance", hash)));
         if let Some(mask) = facts.mask {
@@ -130,6 +165,28 @@ impl AuditEntry {
         entry.options.insert("target".to_owned(), facts.target.to_owned());
         entry.seconds = Some(facts.seconds);
         entry
+    }
+
+    /// An entry of something that ended now without a result: `cancelled` by the user, or `failed` with the reason.
+    pub fn unfinished(what: &str, inputs: Vec<HashedFile>, seconds: f64, error: &Error) -> Self {
+        let mut entry = Self { inputs, seconds: Some(seconds), ..Self::now(what) };
+        if error.is_cancelled() {
+            entry.outcome = "cancelled".to_owned();
+            entry.options.insert("reason".to_owned(), "stopped by the user".to_owned());
+        } else {
+            entry.outcome = "failed".to_owned();
+            entry.options.insert("reason".to_owned(), error.to_string());
+        }
+        entry
+    }
+
+    /// What a pass was asked to read, known before it runs: the checkpoint by the hash of its headers, and the plan
+    /// where there is one.
+    pub fn inputs_of_pass(checkpoint: &Checkpoint, plan: Option<&str>) -> Vec<HashedFile> {
+        let name = format!("{} (header fingerprint)", checkpoint.name);
+        let plan = plan.map(|plan| (String::from("plan"), blake3::hash(plan.as_bytes()).to_hex().to_string()));
+        let files = std::iter::once((name, checkpoint.fingerprint.clone())).chain(plan);
+        files.map(|(name, hash)| HashedFile { name, hash }).collect()
     }
 
     /// An entry of a plan that was written now: `plan`, or a `prune step` on the way to one.
@@ -149,6 +206,11 @@ impl AuditEntry {
         let mut entry = Self::now("evaluate");
         entry.inputs = Self::inputs_of(evaluation);
         entry.options.insert("evaluation".to_owned(), evaluation.key.clone());
+        let mut named = |key: &str, id: &str| entry.options.insert(key.to_owned(), id.to_owned());
+        named("model_content_hash", &evaluation.model.id);
+        if let Some(baseline) = &evaluation.baseline {
+            named("baseline_content_hash", &baseline.model.id);
+        }
         entry.seconds = Some(seconds);
         entry.joules = energy.map(|energy| energy.joules());
         entry.joules_are_estimated = energy.is_some_and(|energy| energy.is_estimate);
@@ -255,6 +317,52 @@ mod tests {
         assert_eq!(at(0), "1970-01-01T00:00:00Z");
         assert_eq!(at(951_827_696), "2000-02-29T12:34:56Z");
         assert_eq!(at(1_798_761_599), "2026-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn what_failed_or_was_stopped_is_an_entry_with_its_reason() {
+        let input = HashedFile { name: "m".into(), hash: "h".into() };
+        let fault = Fault::new(Stage::Pass, "the disk is full").fix("free some space");
+        let failed = AuditEntry::unfinished("pass", vec![input.clone()], 2.5, &fault.into());
+        assert_eq!((failed.what.as_str(), failed.outcome.as_str(), failed.seconds), ("pass", "failed", Some(2.5)));
+        assert_eq!(failed.options["reason"], "pass: the disk is full; free some space");
+        assert_eq!((failed.inputs, failed.outputs), (vec![input], vec![]));
+        let stopped = AuditEntry::unfinished("evaluate", Vec::new(), 1.0, &Error::Cancelled);
+        assert_eq!(
+            (stopped.outcome.as_str(), stopped.options["reason"].as_str()),
+            ("cancelled", "stopped by the user")
+        );
+    }
+
+    #[test]
+    fn a_pass_names_both_hashes_of_its_checkpoint_where_both_are_known() {
+        let entry = |hash: &str| {
+            AuditEntry::of_pass(&PassFacts {
+                checkpoint: ("model", hash),
+                fingerprint: "headers",
+                plan: "",
+                importance: None,
+                mask: None,
+                candidate: (Path::new("out/a.gguf"), "made"),
+                target: "gguf",
+                seconds: 1.0,
+            })
+        };
+        let both = entry("content");
+        assert_eq!(both.options["checkpoint_header_fingerprint"], "headers");
+        assert_eq!(both.options["checkpoint_content_hash"], "content");
+        assert!(!entry("headers").options.contains_key("checkpoint_content_hash"));
+        assert_eq!(both.outputs, [HashedFile { name: "a.gguf".into(), hash: "made".into() }]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_user_is_known_by_number_where_the_environment_names_none() {
+        let list = "root:x:0:0:root:/root:/bin/sh\nbroken\nann:x:1000:1000::/home/ann:/bin/sh\n";
+        assert_eq!((name_of(list, 1000).as_deref(), name_of(list, 0).as_deref()), (Some("ann"), Some("root")));
+        assert_eq!(name_of(list, 7), None);
+        assert!(owner().is_some_and(|name| !name.is_empty()));
+        assert!(!user().is_empty());
     }
 
     #[test]

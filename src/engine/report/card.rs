@@ -3,7 +3,7 @@
 //! The hub knows four relations to a base model: adapter, merge, quantized and finetune. There is none for
 //! pruned or distilled models: those are `finetune` with a tag that says what was done.
 
-use super::{ReportInput, Reported, figures, points};
+use super::{ReportInput, Reported, figures, points, spent};
 use crate::units;
 
 /// What only the user knows, for the card's metadata; what is not given is left out or marked.
@@ -17,7 +17,8 @@ pub struct CardOptions {
     pub library: Option<String>,
     pub pipeline: Option<String>,
     pub tags: Vec<String>,
-    /// True where weights were trained or units removed, and not only stored in fewer bits.
+    /// True where weights were trained, masked or removed, and not only stored in fewer bits. A model with fewer weights
+    /// than its original is one of these whatever stands here.
     pub is_pruned_or_trained: bool,
 }
 
@@ -37,10 +38,12 @@ fn list(out: &mut String, key: &str, values: &[String]) {
 /// The card of one candidate, as `README.md`.
 pub(super) fn model_card(input: &ReportInput, reported: &Reported) -> String {
     let (options, comparison) = (&input.card, &reported.comparison);
+    let has_fewer_weights = reported.evaluation.size.weight_count < input.baseline.size.weight_count;
+    let is_finetune = options.is_pruned_or_trained || has_fewer_weights;
     let mut out = "---\n".to_owned();
     match &options.base_model {
         Some(base) => {
-            let relation = if options.is_pruned_or_trained { "finetune" } else { "quantized" };
+            let relation = if is_finetune { "finetune" } else { "quantized" };
             out.push_str(&format!("base_model: {}\nbase_model_relation: {relation}\n", yaml(base)));
         }
         None => out.push_str("# base_model: the hub's id of the original\n# base_model_relation: quantized\n"),
@@ -54,8 +57,7 @@ pub(super) fn model_card(input: &ReportInput, reported: &Reported) -> String {
         out.push_str(&format!("library_name: {}\n", yaml(library)));
     }
     out.push_str(&format!("pipeline_tag: {}\n", yaml(options.pipeline.as_deref().unwrap_or("text-generation"))));
-    let mut tags =
-        vec!["lapidary".to_owned(), if options.is_pruned_or_trained { "pruned" } else { "quantized" }.to_owned()];
+    let mut tags = vec!["lapidary".to_owned(), if is_finetune { "pruned" } else { "quantized" }.to_owned()];
     tags.extend(options.tags.iter().cloned());
     tags.dedup();
     list(&mut out, "tags", &tags);
@@ -118,15 +120,14 @@ pub(super) fn model_card(input: &ReportInput, reported: &Reported) -> String {
             body.blocks.push(super::Block::Code(plan.clone()));
         }
     }
-    body.text(format!(
-        "{} on {} ({}), {} threads. Evaluation {}.",
-        input.environment.program,
-        input.environment.system,
-        input.environment.processor,
-        input.environment.threads,
-        own.key
-    ));
-    let spent = figures::spent(&input.log);
+    body.text(match &own.conditions {
+        Some(conditions) => format!(
+            "Measured by Lapidary {} on {} ({}), {} threads. Evaluation {}.",
+            own.engine, conditions.system, conditions.processor, conditions.threads, own.key
+        ),
+        None => format!("Measured by Lapidary {}. Evaluation {}.", own.engine, own.key),
+    });
+    let spent = spent::spent(&input.log);
     if !spent.is_empty() {
         body.blocks.push(super::Block::Bullets(spent));
     }

@@ -5,12 +5,14 @@ use super::svg::{Bar, Line, Plot, Shape};
 use super::{LoggedEntry, ReportInput, points, verdict_name};
 use crate::comparison::scorecard::Scorecard;
 use crate::comparison::{Cascade, Comparison, SliceComparison, speculation::Speculation};
-use crate::evaluation::{Evaluation, Reliability, Written};
+use crate::evaluation::{Reliability, Written};
 use crate::scoring::{DistanceBin, TextDistance, TextResult};
 use crate::units::{self, or_dash, significant};
 
 /// Flips that a report shows with both outputs.
 const MAX_FLIPS: usize = 100;
+/// The length of draft whose check a report names.
+const CHECKED_DRAFT: usize = 4;
 /// Letters of an output in a table.
 const MAX_LETTERS: usize = 300;
 
@@ -27,6 +29,7 @@ pub(super) fn overview(input: &ReportInput) -> Table {
         ">perplexity",
         ">KLD (nats)",
         ">same top %",
+        ">items",
         ">accuracy %",
         ">difference",
         ">95 %",
@@ -42,6 +45,7 @@ pub(super) fn overview(input: &ReportInput) -> Table {
         or_dash(baseline.text.as_ref().map(|text| format!("{:.4}", text.perplexity))),
         String::new(),
         String::new(),
+        baseline.items.len().to_string(),
         or_dash(baseline.accuracy().map(points)),
         String::new(),
         String::new(),
@@ -62,11 +66,12 @@ pub(super) fn overview(input: &ReportInput) -> Table {
             or_dash(text.map(|text| format!("{:.4}", text.perplexity))),
             or_dash(distance.map(|distance| significant(distance.kld_mean))),
             or_dash(distance.map(|distance| points(distance.same_top_fraction))),
+            or_dash(overall.map(|overall| overall.n.to_string())),
             or_dash(overall.map(|overall| points(overall.candidate_accuracy))),
             or_dash(overall.map(|overall| points(overall.difference))),
             or_dash(overall.map(|overall| interval(overall.difference_interval))),
             or_dash(worst.map(|slice| format!("{} {}", slice.name(), points(slice.paired.difference)))),
-            or_dash(comparison.decode_speed_ratio.map(|ratio| format!("{ratio:.2}×"))),
+            or_dash(comparison.decode_speed_ratio.map(|value| ratio(value, comparison.decode_speed_interval))),
             or_dash(comparison.verdict().map(|verdict| verdict_name(verdict).to_owned())),
         ]);
     }
@@ -199,7 +204,7 @@ pub(super) fn slices(slices: &[SliceComparison]) -> Table {
             paired.right_to_wrong.to_string(),
             paired.wrong_to_right.to_string(),
             significant(paired.mcnemar_p_holm.unwrap_or(paired.mcnemar_p)),
-            points(paired.detectable_difference),
+            paired.detectable_difference.map_or_else(|| "none at this share of flips".to_owned(), points),
         ]);
     }
     table
@@ -354,6 +359,9 @@ pub(super) fn speculation(speculation: &Speculation) -> Table {
     add("acceptance, sampled at temperature 1 %", points(speculation.acceptance));
     add("acceptance, greedy %", points(speculation.greedy_acceptance));
     add("cost of a draft step over a target step", format!("{:.3}", speculation.step_cost));
+    let check = format!("{:.2}", speculation.check_cost(CHECKED_DRAFT));
+    let check = if speculation.is_check_measured { check } else { format!("{check} (assumed, not measured)") };
+    add(&format!("cost of checking {CHECKED_DRAFT} drafted tokens over a target step"), check);
     add("best draft length, sampled", speculation.best_draft.to_string());
     add("expected speed-up, sampled", format!("{:.2}×", speculation.best_speed_up));
     add("best draft length, greedy", speculation.best_greedy_draft.to_string());
@@ -374,6 +382,10 @@ pub(super) fn cascade(cascade: &Cascade) -> Table {
     add("accuracy of an oracle %", points(cascade.oracle_accuracy));
     add("cost saved %", points(cascade.saving));
     add("escalations that did not help %", points(cascade.reported.useless_escalation_fraction));
+    add("confidence", cascade.signal.clone());
+    if let Some(note) = &cascade.note {
+        add("note", note.clone());
+    }
     table
 }
 
@@ -463,35 +475,42 @@ pub(super) fn spread(comparison: &Comparison) -> String {
     text
 }
 
-/// What scoring the items of a model took, where it was told.
-pub(super) fn energy(evaluation: &Evaluation) -> Option<String> {
-    let used = evaluation.energy.as_ref()?;
-    let answer = used.joules_per_correct_answer.map_or_else(
-        || "no answer was right".to_owned(),
-        |joules| format!("{} joules a correct answer", units::significant(joules)),
-    );
-    let (name, token) = (&evaluation.model.name, units::significant(used.joules_per_token));
-    Some(format!("{name}: {token} joules a token, {answer} ({})", used.energy.source.text()))
+/// A ratio of speeds with its interval, where it has one.
+fn ratio(value: f64, interval: Option<[f64; 2]>) -> String {
+    interval.map_or_else(|| format!("{value:.2}×"), |[low, high]| format!("{value:.2}× ({low:.2} to {high:.2})"))
 }
 
-/// Time, energy and operations of everything in the log.
-pub(super) fn spent(log: &[LoggedEntry]) -> Vec<String> {
-    let seconds: f64 = log.iter().filter_map(|logged| logged.entry.seconds).sum();
-    let joules: f64 = log.iter().filter_map(|logged| logged.entry.joules).sum();
-    let flop: f64 = log.iter().filter_map(|logged| logged.entry.flop).sum();
-    let estimated = log.iter().any(|logged| logged.entry.joules.is_some() && logged.entry.joules_are_estimated);
-    let mut lines = Vec::new();
-    if seconds > 0.0 {
-        lines.push(format!("{} of computing in {} entries of the log", units::seconds(seconds), log.len()));
+/// Accuracies of choices normalized by characters and by bytes, of all items and of every slice that has them.
+pub(super) fn normalized(comparison: &Comparison) -> Table {
+    let mut table = Table::new(&[
+        "slice",
+        "metric",
+        ">items",
+        ">baseline %",
+        ">candidate %",
+        ">difference",
+        ">95 %",
+        ">right to wrong",
+        ">wrong to right",
+    ]);
+    let all = comparison.overall.iter().map(|overall| ("all".to_owned(), overall));
+    for (name, paired) in all.chain(comparison.slices.iter().map(|slice| (slice.name(), &slice.paired))) {
+        for (metric, choice) in [("acc_norm", paired.norm), ("acc_bytes", paired.bytes)] {
+            let Some(choice) = choice else { continue };
+            table.row([
+                name.clone(),
+                metric.to_owned(),
+                paired.n.to_string(),
+                points(choice.baseline_accuracy),
+                points(choice.candidate_accuracy),
+                points(choice.difference),
+                interval(choice.difference_interval),
+                choice.right_to_wrong.to_string(),
+                choice.wrong_to_right.to_string(),
+            ]);
+        }
     }
-    if flop > 0.0 {
-        lines.push(format!("{flop:.3e} floating-point operations"));
-    }
-    if joules > 0.0 {
-        let label = if estimated { "estimated" } else { "by the processors' counters, the whole machine's" };
-        lines.push(format!("{joules:.0} joules ({label})"));
-    }
-    lines
+    table
 }
 
 pub(super) fn log(log: &[LoggedEntry]) -> Table {

@@ -8,6 +8,7 @@ pub mod audit;
 mod card;
 mod document;
 mod figures;
+mod spent;
 mod svg;
 
 use std::path::PathBuf;
@@ -194,6 +195,11 @@ fn candidate(document: &mut Document, baseline: &Evaluation, reported: &Reported
         document.text(figures::spread(comparison));
         document.plot(figures::forest(&comparison.slices, "Difference by slice, in points"));
         document.table(figures::slices(&comparison.slices));
+        let normalized = figures::normalized(comparison);
+        if !normalized.rows.is_empty() {
+            document.section("Choices by normalized likelihood");
+            document.table(normalized);
+        }
     }
     for view in &comparison.views {
         document.section(&format!("By {}", view.by));
@@ -270,10 +276,29 @@ fn provenance(document: &mut Document, input: &ReportInput) {
     machine.row(["threads", &environment.threads.to_string()]);
     machine.row(["kernels", environment.kernels.as_str()]);
     machine.row(["written", environment.written_at.as_str()]);
+    document.text("This report was written on:");
     document.table(machine);
-    let mut spent = figures::spent(&input.log);
+    let mut measured = Table::new(&["measured", "program", "processor", "system", ">threads", ">other load"]);
     let all = std::iter::once(&input.baseline).chain(input.candidates.iter().map(|reported| &reported.evaluation));
-    spent.extend(all.filter_map(figures::energy));
+    for evaluation in all {
+        if let Some(conditions) = &evaluation.conditions {
+            measured.row([
+                evaluation.model.name.clone(),
+                format!("Lapidary {}, {} kernels, {}", evaluation.engine, conditions.level, evaluation.device),
+                conditions.processor.clone(),
+                conditions.system.clone(),
+                conditions.threads.to_string(),
+                units::or_dash(conditions.other_cores.map(|cores| format!("{cores:.1} cores"))),
+            ]);
+        }
+    }
+    if !measured.rows.is_empty() {
+        document.text("What was measured was measured on:");
+        document.table(measured);
+    }
+    let mut spent = spent::spent(&input.log);
+    let all = std::iter::once(&input.baseline).chain(input.candidates.iter().map(|reported| &reported.evaluation));
+    spent.extend(all.filter_map(spent::energy));
     if !spent.is_empty() {
         document.section("Compute and energy");
         document.blocks.push(Block::Bullets(spent));

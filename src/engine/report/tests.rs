@@ -87,6 +87,74 @@ fn the_card_begins_with_metadata_that_the_hub_knows() {
 }
 
 #[test]
+fn a_model_with_fewer_weights_is_no_mere_quantization() {
+    let mut input = input();
+    input.candidates[0].evaluation.size.weight_count = input.baseline.size.weight_count - 1;
+    let card = report(&input).expect("report").model_card;
+    assert!(card.contains("base_model_relation: finetune\n") && card.contains("- \"pruned\""), "{card}");
+}
+
+/// The answer and the evidence of an item that asks for this.
+fn field(input: &ReportInput, item: &str, asks: &str) -> (String, String) {
+    let sheet = annex::document(input, &input.candidates[0]);
+    let tables = sheet.blocks.iter().filter_map(|block| match block {
+        Block::Table(table) => Some(table),
+        _ => None,
+    });
+    let row = tables.flat_map(|table| &table.rows).find(|row| row[0] == item && row[1].starts_with(asks));
+    row.map(|row| (row[2].clone(), row[3].clone())).expect("a field")
+}
+
+#[test]
+fn the_sheet_cites_only_what_is_evidence_of_a_fact() {
+    let mut input = input();
+    let logged = |id: &str, what: &str, outcome: &str| LoggedEntry {
+        id: id.into(),
+        entry: AuditEntry { outcome: outcome.into(), ..AuditEntry::now(what) },
+    };
+    input.log.push(logged("pass-id", "pass", "done"));
+    input.log.push(logged("failed-id", "pass", "failed"));
+    input.log.push(logged("report-id", "report", "done"));
+    let source = |what: &str, hash: &str| Source {
+        what: what.into(),
+        path: what.into(),
+        hash: hash.into(),
+        bytes: 7,
+        text: None,
+    };
+    input.sources.push(source("gates", "gates-hash"));
+    input.sources.push(source("calibration.txt", "data-hash"));
+    // Data are neither plan nor gates; tests are no passes, changes no tests; time is of what was timed.
+    assert_eq!(
+        field(&input, "1.2(c)", "data used"),
+        ("calibration.txt (7 bytes)".to_owned(), "calibration.txt data-hash".to_owned())
+    );
+    assert_eq!(field(&input, "2(g)", "validation").1, "entry-id");
+    assert_eq!(field(&input, "6", "relevant"), ("changes in the audit log: 1".to_owned(), "pass-id".to_owned()));
+    assert_eq!(field(&input, "1.2(d)", "computational").1, "entry-id");
+    let (energy, cited) = field(&input, "1.2(e)", "known");
+    assert!(energy.starts_with("120 joules") && cited == "entry-id", "{energy} {cited}");
+    // The machine is the one that measured, and not the one that writes.
+    assert_eq!(field(&input, "1(e)", "hardware"), (annex::BLANK.to_owned(), String::new()));
+    assert_eq!(field(&input, "1(c)", "versions").0, "Lapidary 0");
+    input.candidates[0].evaluation.conditions = Some(crate::scoring::Conditions {
+        processor: "Abacus 3".into(),
+        system: "linux arm64".into(),
+        level: "avx2".into(),
+        threads: 5,
+        load_average: None,
+        other_cores: None,
+    });
+    assert_eq!(
+        field(&input, "1(e)", "hardware"),
+        ("Abacus 3, linux arm64, 5 threads".to_owned(), "evaluation Q4_K_M".to_owned())
+    );
+    assert_eq!(field(&input, "1(c)", "versions").0, "Lapidary 0, avx2 kernels");
+    let card = report(&input).expect("report").model_card;
+    assert!(card.contains("Measured by Lapidary 0 on linux arm64 (Abacus 3), 5 threads."), "{card}");
+}
+
+#[test]
 fn every_filled_field_of_the_annex_names_its_evidence_and_the_others_are_blank() {
     let sheet = annex::document(&input(), &input().candidates[0]);
     let (mut filled, mut blank) = (0, 0);

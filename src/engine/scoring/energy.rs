@@ -5,6 +5,7 @@
 //! platform's are left out, since adding them would count twice. Often only root may read RAPL; where no counter
 //! can be read there is no figure, or one estimated from a power that the user names, which says so.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -106,6 +107,36 @@ fn number(path: &Path) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
+/// What a counter counts: a package, or its memory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Counted {
+    package: String,
+    is_memory: bool,
+}
+
+/// Folders of packages and their memory, those of the processor's own registers first. Many machines show the same
+/// package a second time, as memory-mapped registers (`intel-rapl-mmio`), which must not be added.
+fn domains(root: &Path) -> Vec<(PathBuf, Counted)> {
+    let name_of = |folder: &Path| Some(std::fs::read_to_string(folder.join("name")).ok()?.trim().to_owned());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        let folder = entry.path();
+        let Some(name) = name_of(&folder) else { continue };
+        if name.starts_with("package") {
+            found.push((folder, Counted { package: name, is_memory: false }));
+        } else if name == "dram" {
+            let own = entry.file_name().to_string_lossy().into_owned();
+            // `intel-rapl:0:1` is a part of `intel-rapl:0`, which has the name of the package.
+            let parent = own.rsplit_once(':').map_or(own.as_str(), |(parent, _)| parent);
+            let package = name_of(&root.join(parent)).unwrap_or_else(|| parent.to_owned());
+            found.push((folder, Counted { package, is_memory: true }));
+        }
+    }
+    let is_mapped = |folder: &Path| folder.file_name().is_some_and(|name| name.to_string_lossy().contains("mmio"));
+    found.sort_by(|(a, _), (b, _)| is_mapped(a).cmp(&is_mapped(b)).then_with(|| a.cmp(b)));
+    found
+}
+
 /// Counters that were read at the start of some work.
 #[derive(Debug)]
 pub struct EnergyMeter {
@@ -126,15 +157,16 @@ impl EnergyMeter {
     fn start_in(folder: &Path, gpus: Result<EnergyCounters, String>, watts: Option<f64>) -> Self {
         let mut meter = Self { domains: Vec::new(), gpus: None, watts, started: Instant::now(), reasons: Vec::new() };
         let mut is_hidden = false;
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let folder = entry.path();
-            let Ok(name) = std::fs::read_to_string(folder.join("name")) else { continue };
-            let (is_package, is_memory) = (name.starts_with("package"), name.trim() == "dram");
-            if !is_package && !is_memory {
+        let mut counted = HashSet::new();
+        for (folder, name) in domains(folder) {
+            if counted.contains(&name) {
                 continue;
             }
             match (number(&folder.join("energy_uj")), number(&folder.join("max_energy_range_uj"))) {
-                (Some(before), Some(range)) => meter.domains.push(Domain { folder, is_memory, range, before }),
+                (Some(before), Some(range)) => {
+                    meter.domains.push(Domain { folder, is_memory: name.is_memory, range, before });
+                    counted.insert(name);
+                }
                 _ => is_hidden = true,
             }
         }
@@ -236,6 +268,34 @@ mod tests {
         assert!((used.joules_per_correct_answer.expect("answers") - 1.1).abs() < 1e-9);
         assert!(EnergyUse::new(energy, 0, 0).is_none());
         assert_eq!(EnergyUse::new(energy, 11, 0).expect("tokens").joules_per_correct_answer, None);
+    }
+
+    #[test]
+    fn a_package_that_is_shown_twice_is_counted_once() {
+        let folder = tempfile::tempdir().expect("folder");
+        let root = folder.path();
+        let all = |energy: u64| {
+            domain(root, "intel-rapl-mmio:0", "package-0", energy);
+            domain(root, "intel-rapl-mmio:0:0", "dram", energy);
+            domain(root, "intel-rapl:0", "package-0", energy);
+            domain(root, "intel-rapl:0:1", "dram", energy);
+            domain(root, "intel-rapl:1", "package-1", energy);
+            domain(root, "intel-rapl:1:0", "dram", energy);
+            domain(root, "intel-rapl:2", "psys", energy);
+        };
+        all(1_000_000);
+        let meter = EnergyMeter::start_in(root, Err("no GPU".to_owned()), None);
+        assert_eq!(meter.domains.len(), 4);
+        assert!(meter.domains.iter().all(|domain| !domain.folder.to_string_lossy().contains("mmio")));
+        all(3_000_000);
+        let energy = meter.stop().expect("energy");
+        // Two joules of each of two packages, and of the memory of each.
+        assert_eq!((energy.package_joules, energy.memory_joules), (4.0, Some(4.0)));
+        // Where only the mapped registers can be read, they are what counts.
+        std::fs::remove_file(root.join("intel-rapl:0/energy_uj")).expect("removes");
+        let meter = EnergyMeter::start_in(root, Err("no GPU".to_owned()), None);
+        assert_eq!(meter.domains.len(), 4);
+        assert!(meter.domains.iter().any(|domain| domain.folder.ends_with("intel-rapl-mmio:0")));
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! Worked examples in front of every prompt, from a set that is held apart from the items.
+//!
+//! A description of the task, as MMLU's prompts begin with one, stands once before the examples and not in each, as
+//! lm-evaluation-harness writes it.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use super::items::hash_of;
+use super::layouts::described;
 use super::random::Random;
 use super::tasks::{TaskItem, TaskKind, TaskSet};
 use crate::error::{Fault, Result, Stage};
@@ -11,12 +15,12 @@ use crate::error::{Fault, Result, Stage};
 /// Between two examples, and before the item.
 const BETWEEN: &str = "\n\n";
 
-/// An example as text: the prompt and the right answer as they would stand in a text.
+/// An example as text, without a description: the prompt and the right answer as they would stand in a text.
 fn worked(item: &TaskItem) -> String {
     match &item.kind {
         TaskKind::MultipleContext { contexts, continuation, answer } => format!("{}{continuation}", contexts[*answer]),
         kind => {
-            let (prompt, wanted) = (kind.prompt(), kind.wanted());
+            let ((_, prompt), wanted) = (described(kind.prompt()), kind.wanted());
             let ends_open = prompt.ends_with(char::is_whitespace) || wanted.starts_with(char::is_whitespace);
             let between = if ends_open || prompt.is_empty() { "" } else { " " };
             format!("{prompt}{between}{wanted}")
@@ -32,7 +36,7 @@ fn fault(cause: String, path: &Path) -> Fault {
 /// are such; the same for all items of a task, drawn with `seed`.
 ///
 /// # Errors
-/// Where an example is one of the items, by id or by prompt, or where there are too few.
+/// Where an example is one of the items, or where there are too few.
 pub fn with_examples(tasks: &TaskSet, examples: &TaskSet, count: usize, seed: u64) -> Result<TaskSet> {
     check_apart(tasks, examples)?;
     let mut by_task: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
@@ -57,14 +61,18 @@ pub fn with_examples(tasks: &TaskSet, examples: &TaskSet, count: usize, seed: u6
             prefixes.insert(item.task.clone(), format!("{}{BETWEEN}", texts.join(BETWEEN)));
         }
         let prefix = &prefixes[&item.task];
-        item.kind.map_prompts(&mut |prompt| Ok(format!("{prefix}{prompt}")))
+        item.kind.map_prompts(&mut |prompt| {
+            let (description, own) = described(prompt);
+            Ok(format!("{description}{prefix}{own}"))
+        })
     })?;
     let parts = format!("{} few-shot {count} {seed} {}", tasks.hash, examples.hash);
     let hash = blake3::hash(parts.as_bytes()).to_hex().to_string();
     Ok(TaskSet { hash, items, ..tasks.clone() })
 }
 
-/// Refuses examples that are among the items, by id or by prompt.
+/// Refuses examples that are among the items: by prompt, and by id where they have none. Rows of two splits of one
+/// benchmark are numbered alike, so that an id alone does not tell.
 fn check_apart(tasks: &TaskSet, examples: &TaskSet) -> Result<()> {
     let (mut ids, mut prompts) = (HashSet::new(), HashSet::new());
     for item in tasks.items.iter() {
@@ -77,7 +85,10 @@ fn check_apart(tasks: &TaskSet, examples: &TaskSet) -> Result<()> {
     }
     for example in examples.items.iter() {
         let example = example?;
-        if ids.contains(&hash_of(&example.id)) || prompts.contains(&hash_of(example.kind.prompt())) {
+        let prompt = example.kind.prompt();
+        let is_item =
+            if prompt.is_empty() { ids.contains(&hash_of(&example.id)) } else { prompts.contains(&hash_of(prompt)) };
+        if is_item {
             return Err(fault(format!("the example {:?} is also one of the items", example.id), &examples.path)
                 .fix("take the examples from another split: an item that shows its own answer measures nothing")
                 .into());
@@ -123,6 +134,32 @@ mod tests {
         // Results are found again by this hash.
         let parts = format!("{} few-shot 2 7 {}", tasks.hash, examples.hash);
         assert_eq!(shots.hash, blake3::hash(parts.as_bytes()).to_hex().to_string());
+    }
+
+    #[test]
+    fn a_description_stands_once_before_all_examples() {
+        let read = |rows: &str, name: &str| {
+            let folder = tempfile::tempdir().expect("folder");
+            let path = folder.path().join(name);
+            std::fs::write(&path, format!("question,subject,choices,answer\n{rows}")).expect("writes");
+            TaskSet::read(&path).expect("tasks")
+        };
+        let item = read("1+1?,abstract_algebra,\"[\"\"1\"\",\"\"2\"\"]\",1\n", "abstract_algebra_test.csv");
+        let examples = read(
+            "2+1?,abstract_algebra,\"[\"\"3\"\",\"\"2\"\"]\",0\n1+0?,abstract_algebra,\"[\"\"0\"\",\"\"1\"\"]\",1\n",
+            "abstract_algebra_dev.csv",
+        );
+        // Rows of both splits have the same numbers, and so the same ids.
+        assert_eq!(item.items.get(0).expect("an item").id, examples.items.get(0).expect("an example").id);
+        let shots = with_examples(&item, &examples, 2, 0).expect("examples");
+        let shot = shots.items.get(0).expect("an item");
+        let description = "The following are multiple choice questions (with answers) about abstract algebra.";
+        let blocks: Vec<&str> = shot.kind.prompt().split("\n\n").collect();
+        assert_eq!((blocks.len(), blocks[0]), (4, description));
+        let mut worked = blocks[1..3].to_vec();
+        worked.sort_unstable();
+        assert_eq!(worked, ["1+0?\nA. 0\nB. 1\nAnswer: B", "2+1?\nA. 3\nB. 2\nAnswer: A"]);
+        assert_eq!(blocks[3], "1+1?\nA. 1\nB. 2\nAnswer:");
     }
 
     #[test]

@@ -167,6 +167,18 @@ fn arc(row: &Row) -> Outcome<(String, TaskKind)> {
     Ok((String::new(), choice(prompt, spaced(answers), answer)))
 }
 
+/// How MMLU's description of a subject begins and ends.
+const DESCRIPTION: &str = "The following are multiple choice questions (with answers) about ";
+const DESCRIPTION_END: &str = ".\n\n";
+
+/// A prompt as the description of its task, which stands once before all examples, and the rest.
+pub(super) fn described(prompt: &str) -> (&str, &str) {
+    let length = prompt
+        .strip_prefix(DESCRIPTION)
+        .and_then(|rest| Some(DESCRIPTION.len() + rest.find(DESCRIPTION_END)? + DESCRIPTION_END.len()));
+    prompt.split_at(length.unwrap_or(0))
+}
+
 /// Question, lettered choices, and the letters as what is scored.
 fn lettered(row: &Row, choices: &[String], answer: usize) -> Outcome<(String, TaskKind)> {
     let subject = text(row, "subject").unwrap_or_default();
@@ -176,7 +188,7 @@ fn lettered(row: &Row, choices: &[String], answer: usize) -> Outcome<(String, Ta
     let header = if subject.is_empty() {
         String::new()
     } else {
-        format!("The following are multiple choice questions (with answers) about {}.\n\n", subject.replace('_', " "))
+        format!("{DESCRIPTION}{}{DESCRIPTION_END}", subject.replace('_', " "))
     };
     let prompt = format!("{header}{}\n{}\nAnswer:", text(row, "question")?.trim(), lines.join("\n"));
     Ok((subject, choice(prompt, spaced(letters), answer)))

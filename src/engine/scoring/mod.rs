@@ -8,6 +8,7 @@
 pub mod answers;
 pub mod chat;
 pub mod completion;
+pub mod conditions;
 pub mod distance;
 pub mod energy;
 pub mod few_shot;
@@ -45,13 +46,14 @@ pub(crate) mod fake;
 #[cfg(test)]
 mod layout_tests;
 
+pub use conditions::Conditions;
 pub use distance::{DistanceBin, KldHistogram, Percentiles, TextDistance};
 pub use generation::{GenerateOptions, GeneratedToken, Generation, generate};
 pub use items::{Item, ItemWriter, Items};
 pub use lots::{score_tasks, task_scores};
 pub use softmax::{TokenDistance, token_distance};
 pub use speculative::{Drafting, SpeculativeGeneration, speculate};
-pub use speed::{SpeedOptions, SpeedResult};
+pub use speed::{CheckTime, SpeedOptions, SpeedResult};
 pub use speed_grid::{SpeedCell, SpeedGridOptions};
 pub use stability::{SeedAgreement, SeedOptions};
 pub use task_items::{TaskItemWriter, TaskItems, TaskSlice};

@@ -3,6 +3,7 @@
 //! Several models are measured in turns (A, B, A, B …), so that a processor that slows down while
 //! it gets warm slows all of them. Medians are reported with their quartiles; lengths are fixed,
 //! end tokens are ignored, tokenizing is left out of them and measured by [`end_to_end`]. Speed measurements run alone.
+//! Every repetition is kept in its order, so that models measured in turns are compared pair by pair.
 
 use std::time::Instant;
 
@@ -41,15 +42,29 @@ impl Default for SpeedOptions {
             prefill_tokens: 128,
             decode_tokens: 32,
             decode_depth: None,
-            repetitions: 5,
+            // The fewest whose smallest and largest hold the median with 95 %.
+            repetitions: 6,
             min_secs: 1.0,
             max_secs: 30.0,
         }
     }
 }
 
+/// Repetitions that a result keeps; of more, every so manieth.
+const MAX_KEPT: usize = 256;
+/// Tokens that are checked at once: those of drafts of 4 and 8 with the one that follows them.
+const CHECKED: [usize; 2] = [5, 9];
+
+/// What it takes to read some tokens at once with all their predictions, as a model does that checks drafts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckTime {
+    pub tokens: usize,
+    /// Median.
+    pub secs: f64,
+}
+
 /// Speed of one model on this machine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SpeedResult {
     /// Prompt tokens read a second, median.
     pub prefill_tokens_per_second: f64,
@@ -75,6 +90,15 @@ pub struct SpeedResult {
     pub threads: usize,
     /// True if baseline and candidate were measured in turns.
     pub in_turns: bool,
+    /// Seconds of the prompt in each repetition, in their order; of very many, evenly spaced ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prefill_secs: Vec<f64>,
+    /// Seconds of a written token in the same repetitions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub decode_secs: Vec<f64>,
+    /// Several tokens at once after the written ones; empty where the context has no room for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckTime>,
 }
 
 /// Seconds of one repetition.
@@ -82,6 +106,7 @@ pub struct SpeedResult {
 struct Sample {
     first_token: f64,
     per_token: f64,
+    checks: Option<[f64; CHECKED.len()]>,
 }
 
 /// The next token at the end of what was just read.
@@ -93,6 +118,18 @@ fn read(model: &dyn TokenModel, ids: &[u32], caches: &mut [KvCache], progress: &
     let logits = model.logits(&gather(&hidden, model.width(), std::iter::once(ids.len() - 1)))?;
     // Speed of a broken model is still a speed.
     Ok(RowSum::of(&logits).map_or(0, |sum| sum.top))
+}
+
+/// Seconds of reading `count` tokens at once and predicting what follows each.
+fn check(model: &dyn TokenModel, id: u32, count: usize, caches: &mut [KvCache], progress: &Progress) -> Result<f64> {
+    progress.check()?;
+    let start = Instant::now();
+    let mut batch = Batch::default();
+    batch.push(&vec![id; count], None, Some(0));
+    let logits = model.logits(&model.hidden(&batch, caches, progress)?)?;
+    let found = logits.chunks(model.vocab().max(1)).filter_map(RowSum::of).count();
+    std::hint::black_box(found);
+    Ok(start.elapsed().as_secs_f64())
 }
 
 /// Lengths of one repetition.
@@ -119,7 +156,18 @@ fn sample(model: &dyn TokenModel, prompt: &[u32], lengths: Lengths, progress: &P
     for _ in 0..lengths.decode {
         next = read(model, &[next], &mut caches, progress)?;
     }
-    Ok(Sample { first_token, per_token: start.elapsed().as_secs_f64() / lengths.decode as f64 })
+    let per_token = start.elapsed().as_secs_f64() / lengths.decode as f64;
+    let has_room = lengths.depth + lengths.decode + CHECKED.iter().sum::<usize>() <= model.context();
+    let checks = if has_room {
+        let mut secs = [0.0; CHECKED.len()];
+        for (secs, count) in secs.iter_mut().zip(CHECKED) {
+            *secs = check(model, next, count, &mut caches, progress)?;
+        }
+        Some(secs)
+    } else {
+        None
+    };
+    Ok(Sample { first_token, per_token, checks })
 }
 
 /// Measures models in turns; results come in their order.
@@ -218,6 +266,15 @@ fn summary(samples: &[Sample], lengths: Lengths, in_turns: bool) -> SpeedResult 
     let (first, per) = (sorted(|sample| sample.first_token), sorted(|sample| sample.per_token));
     let prefill = |fraction| lengths.prefill as f64 / quantile(&first, fraction);
     let decode = |fraction| 1.0 / quantile(&per, fraction);
+    let kept = |value: fn(&Sample) -> f64| -> Vec<f64> {
+        let step = samples.len().div_ceil(MAX_KEPT).max(1);
+        samples.iter().step_by(step).map(|sample| value(sample).max(1e-9)).collect()
+    };
+    let checks = CHECKED.iter().enumerate().filter_map(|(place, &tokens)| {
+        let mut secs: Vec<f64> = samples.iter().filter_map(|sample| Some(sample.checks?[place].max(1e-9))).collect();
+        secs.sort_unstable_by(f64::total_cmp);
+        (!secs.is_empty()).then(|| CheckTime { tokens, secs: quantile(&secs, 0.5) })
+    });
     SpeedResult {
         prefill_tokens_per_second: prefill(0.5),
         prefill_tokens_per_second_quartiles: [prefill(0.75), prefill(0.25)],
@@ -231,6 +288,9 @@ fn summary(samples: &[Sample], lengths: Lengths, in_turns: bool) -> SpeedResult 
         repetitions: samples.len(),
         threads: rayon::current_num_threads(),
         in_turns,
+        prefill_secs: kept(|sample| sample.first_token),
+        decode_secs: kept(|sample| sample.per_token),
+        checks: checks.collect(),
     }
 }
 
@@ -285,11 +345,37 @@ mod tests {
 
     #[test]
     fn the_median_ignores_one_slow_repetition() {
-        let samples: Vec<Sample> =
-            [1.0, 1.0, 9.0].iter().map(|&secs| Sample { first_token: secs, per_token: secs / 10.0 }).collect();
+        let samples: Vec<Sample> = [1.0, 1.0, 9.0]
+            .map(|secs| Sample { first_token: secs, per_token: secs / 10.0, checks: Some([2.0, secs]) })
+            .to_vec();
         let result = summary(&samples, Lengths { prefill: 128, decode: 32, depth: 128 }, false);
         assert_eq!(result.prefill_tokens_per_second, 128.0);
         assert!((result.decode_tokens_per_second - 10.0).abs() < 1e-9);
+        // Repetitions stay in their order, and checks are medians too.
+        assert_eq!((result.prefill_secs, result.decode_secs), (vec![1.0, 1.0, 9.0], vec![0.1, 0.1, 0.9]));
+        assert_eq!(result.checks, [CheckTime { tokens: 5, secs: 2.0 }, CheckTime { tokens: 9, secs: 1.0 }]);
+    }
+
+    #[test]
+    fn tokens_are_checked_at_once_where_the_context_has_room_and_few_repetitions_are_kept_of_many() {
+        let checked = |context: usize| {
+            let model = FakeModel { context, ..FakeModel::default() };
+            let options = SpeedOptions {
+                prefill_tokens: 10,
+                decode_tokens: 6,
+                repetitions: 1,
+                min_secs: 0.0,
+                ..SpeedOptions::default()
+            };
+            let checks = measure(&[&model], &options, &Progress::default()).expect("speed").remove(0).checks;
+            checks.iter().map(|check| check.tokens).collect::<Vec<_>>()
+        };
+        // Ten, six, five and nine tokens.
+        assert_eq!((checked(30), checked(29)), (vec![5, 9], vec![]));
+        let sample = |secs: usize| Sample { first_token: secs as f64, per_token: 1.0, checks: None };
+        let samples: Vec<Sample> = (1..=600).map(sample).collect();
+        let kept = summary(&samples, Lengths { prefill: 1, decode: 1, depth: 1 }, true).prefill_secs;
+        assert_eq!((kept.len(), kept[0], kept[1], kept[199]), (200, 1.0, 4.0, 598.0));
     }
 
     #[test]
