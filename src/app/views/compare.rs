@@ -172,7 +172,10 @@ fn scatter_card_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory) {
     }
     card_ui(ui, |ui| {
         section_with_ui(ui, "Size, accuracy and speed", |ui| {
-            caption_ui(ui, "the line is the Pareto front, larger marks decode faster");
+            caption_ui(ui, "the line is the Pareto front, larger marks decode faster").on_hover_text(
+                "Speeds are of one moment: each candidate's ratio to the original that was measured in turns with it, \
+                 times the original's",
+            );
         });
         let (_, clicked) = scatter_ui(ui, &memory.scatter, 280.0);
         let runs: Vec<RunId> = memory.key.runs.iter().map(|run| run.0).collect();

@@ -1,6 +1,6 @@
 //! What the comparison view draws, shaped from evaluations and comparisons.
 
-use super::common::accuracy_percent;
+use super::common::{accuracy_percent, relative_speed};
 use crate::app::plots::distribution::Distribution;
 use crate::app::plots::lines::{Line, Lines};
 use crate::app::plots::radar::{Radar, Spoke};
@@ -9,7 +9,7 @@ use crate::app::plots::slices::{SliceRow, Slices};
 use crate::app::widgets::State;
 use crate::engine::comparison::{Comparison, Paired, SliceComparison, SliceView, Verdict};
 use crate::engine::evaluation::{Evaluation, Reliability};
-use crate::engine::scoring::{DistanceBin, TextDistance};
+use crate::engine::scoring::{DistanceBin, SpeedResult, TextDistance};
 use crate::workbench::RunId;
 
 /// A model with a name: the baseline, or the candidate with this index.
@@ -20,7 +20,11 @@ pub(super) struct Model<'a> {
 }
 
 /// Size against accuracy; where no items were scored, against the share of equal top tokens.
+///
+/// Speeds are those of one moment: the original's as it was measured, and a candidate's own ratio to the original
+/// times that.
 pub(super) fn scatter(models: &[Model<'_>]) -> Scatter {
+    let reference = models.iter().find(|model| model.candidate.is_none()).map(|model| model.evaluation);
     let has_items = models.iter().any(|model| accuracy_percent(model.evaluation).is_some());
     let points = models
         .iter()
@@ -31,12 +35,16 @@ pub(super) fn scatter(models: &[Model<'_>]) -> Scatter {
             } else {
                 same_top(evaluation, model.candidate.is_none())?
             };
+            let decode = |speed: &SpeedResult| speed.decode_tokens_per_second;
+            let relative = model.candidate.and_then(|_| relative_speed(evaluation, reference, decode));
+            let own = evaluation.speed.as_ref().filter(|_| model.candidate.is_none()).map(decode);
             Some(ScatterPoint {
                 name: model.name.to_owned(),
                 size_mib: evaluation.size.file_bytes as f64 / f64::from(1u32 << 20),
                 accuracy_percent: value,
                 half_width: half,
-                tokens_per_second: evaluation.speed.as_ref().map(|speed| speed.decode_tokens_per_second),
+                tokens_per_second: own.or(relative.map(|relative| relative.tokens_per_second)),
+                times_baseline: relative.and_then(|relative| relative.ratio),
                 candidate: model.candidate,
                 is_predicted: false,
             })
@@ -292,6 +300,27 @@ pub(super) mod tests {
         assert!(small.half_width.expect("an interval") > 5.0);
         assert_eq!(run_of(&[RunId(4), RunId(7)], small), Some(RunId(7)));
         assert_eq!(run_of(&[RunId(4)], base), None);
+    }
+
+    #[test]
+    fn speeds_of_two_moments_are_brought_to_that_of_the_original() {
+        use super::super::compare_tables::tests::speed_of;
+        let (mut baseline, mut candidate, _) = compared();
+        // The candidate ran while the machine was a tenth as fast: twice its own original.
+        let mut slow = baseline.clone();
+        (baseline.speed, slow.speed, candidate.speed) =
+            (Some(speed_of(1000.0)), Some(speed_of(100.0)), Some(speed_of(200.0)));
+        let models = |candidate: &Evaluation| {
+            let base = Model { name: "base", candidate: None, evaluation: &baseline };
+            scatter(&[base, Model { name: "small", candidate: Some(0), evaluation: candidate }])
+        };
+        let speeds = |candidate: &Evaluation| -> Vec<(Option<f64>, Option<f64>)> {
+            models(candidate).points.iter().map(|point| (point.tokens_per_second, point.times_baseline)).collect()
+        };
+        candidate.baseline = None;
+        assert_eq!(speeds(&candidate), [(Some(1000.0), None), (Some(200.0), None)], "no ratio is known");
+        candidate.baseline = Some(Box::new(slow));
+        assert_eq!(speeds(&candidate), [(Some(1000.0), None), (Some(2000.0), Some(2.0))]);
     }
 
     #[test]
