@@ -307,9 +307,7 @@ impl Workbench {
                     .state
                     .document
                     .iter()
-                    .flat_map(|document| {
-                        document.runs.iter().filter(|run| run.evaluation.is_none() || run.is_stale).map(|run| run.id)
-                    })
+                    .flat_map(|document| document.runs.iter().filter(|run| run.lacks_evaluation()).map(|run| run.id))
                     .collect();
                 for run in missing {
                     self.evaluate(Subject::Run(run));

@@ -29,7 +29,9 @@ mod settings;
 mod standing;
 mod state;
 mod tasks;
+mod unfinished;
 mod units;
+mod whose;
 
 use std::path::PathBuf;
 use std::task::Waker;
@@ -51,7 +53,9 @@ pub use state::{
     CandidateState, Document, Level, NamedPlan, Notice, Playground, PlaygroundSide, Run, RunId, Selection, Speculated,
     State, View,
 };
+pub use unfinished::Unfinished;
 pub use units::{PruneSteps, PrunedStep, ScoredBy, UnitEdit};
+pub use whose::Side;
 
 use jobs::Jobs;
 

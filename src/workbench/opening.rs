@@ -161,6 +161,7 @@ impl Workbench {
             tasks: opened.tasks,
             text: opened.text,
             gates: opened.gates,
+            unfinished: Default::default(),
             baseline: None,
             runs: Vec::new(),
             focused_run: None,
@@ -239,6 +240,7 @@ impl Workbench {
                 .spawn(JobKind::Open, format!("open {}", file_name(&path)), move |_| Ok(tasks::reopen(run, &path)));
         }
         self.recompare();
+        self.look_for_unfinished();
         self.look_at_calibration(false);
         self.profile_baseline();
         if measure {

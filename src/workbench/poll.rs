@@ -6,6 +6,7 @@ use super::Workbench;
 use super::apply::file_name;
 use super::command::Subject;
 use super::events::{Event, Outcome};
+use super::jobs::JobKind;
 use super::state::{CandidateState, Document, Level};
 use crate::engine::device;
 use crate::engine::error::Result;
@@ -86,7 +87,13 @@ impl Workbench {
                     *drafting = text;
                 }
             }
-            Event::Ended { result, .. } => self.take_result(result),
+            Event::Ended { result, kind, .. } => {
+                let is_cut_short = result.is_err() && kind == JobKind::Evaluate;
+                self.take_result(result);
+                if is_cut_short {
+                    self.look_for_unfinished();
+                }
+            }
         }
     }
 
@@ -128,6 +135,11 @@ impl Workbench {
                 });
                 if profile {
                     self.profile_run(run);
+                }
+            }
+            Outcome::Unfinished { fingerprint, found } => {
+                if let Some(document) = self.document_of(&fingerprint) {
+                    document.unfinished = found;
                 }
             }
             Outcome::Profiled { fingerprint, profiles, faults } => {
@@ -222,6 +234,7 @@ impl Workbench {
                                 run.set_comparison(comparison);
                                 run.is_stale = false;
                             }
+                            document.unfinished.remove(&id);
                             document.judge(id);
                         }
                     }

@@ -13,6 +13,7 @@ use super::importance::KnownImportance;
 use super::jobs::Context;
 use super::project::{self, Project};
 use super::state::{Run, RunId};
+use super::whose::Side;
 use crate::engine::calibration::{self, Importance, ImportanceOptions};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::{self, ComparisonOptions, GateSet};
@@ -414,17 +415,25 @@ pub(super) struct EvaluationInput {
     pub(super) keeps_baseline: bool,
 }
 
+/// Where finished items of evaluations are kept in a project's folder.
+pub(super) fn journal(folder: &Path) -> PathBuf {
+    folder.join("items")
+}
+
+/// How candidates are evaluated, with what is finished kept in the project's folder.
+pub(super) fn evaluation_options(folder: &Path, keeps_baseline: bool, device: String) -> EvaluationOptions {
+    EvaluationOptions {
+        journal: Some(journal(folder)),
+        kept: keeps_baseline.then(|| KeptOptions { folder: folder.join("predictions"), k: top_k::DEFAULT_K }),
+        device,
+        ..EvaluationOptions::default()
+    }
+}
+
 /// Evaluates the baseline, or a candidate against it, and pairs them.
 pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Outcome> {
     let progress = &context.progress;
-    let options = EvaluationOptions {
-        journal: Some(input.folder.join("items")),
-        kept: input
-            .keeps_baseline
-            .then(|| KeptOptions { folder: input.folder.join("predictions"), k: top_k::DEFAULT_K }),
-        device: context.device.models_in_words(),
-        ..EvaluationOptions::default()
-    };
+    let options = evaluation_options(&input.folder, input.keeps_baseline, context.device.models_in_words());
     let (started, meter) = (Instant::now(), EnergyMeter::start(None));
     let log = |evaluation: &Evaluation| {
         let entry = AuditEntry::of_evaluation(evaluation, started.elapsed().as_secs_f64(), meter.stop());
@@ -433,8 +442,10 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
     let (tasks, text) = (input.tasks.as_deref(), input.text.as_deref());
     let original = input.models.get(&input.baseline, None, context)?;
     let fingerprint = input.baseline.fingerprint.clone();
-    let baseline_subject =
+    let baseline_model = context.whose.watch(&original.model, Side::Original);
+    let mut baseline_subject =
         evaluation::Subject::new(&input.baseline, &original.model, &original.tokenizer, original.content_hash.clone());
+    baseline_subject.model = &baseline_model;
     let Some((run, candidate)) = &input.candidate else {
         let evaluation = evaluation::evaluate(&baseline_subject, None, tasks, text, &options, progress)?;
         log(&evaluation);
@@ -446,7 +457,9 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
         });
     };
     let ready = input.models.get(candidate, Some(&original), context)?;
-    let subject = evaluation::Subject::new(candidate, &ready.model, &ready.tokenizer, ready.content_hash.clone());
+    let model = context.whose.watch(&ready.model, Side::Candidate);
+    let mut subject = evaluation::Subject::new(candidate, &ready.model, &ready.tokenizer, ready.content_hash.clone());
+    subject.model = &model;
     let baseline = Baseline { subject: baseline_subject, known: input.known.as_deref() };
     let evaluation = evaluation::evaluate(&subject, Some(&baseline), tasks, text, &options, progress)?;
     log(&evaluation);

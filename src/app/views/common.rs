@@ -11,7 +11,7 @@ use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{empty_ui, primary_button_ui, quiet_button_ui, secondary_button_ui};
 use crate::engine::checkpoint::{Checkpoint, Role};
 use crate::engine::evaluation::Evaluation;
-use crate::engine::scoring::SpeedResult;
+use crate::engine::scoring::{Convention, SpeedResult};
 use crate::engine::sensitivity;
 use crate::workbench::{Action, Command, Document, RunId};
 
@@ -130,6 +130,15 @@ pub(super) fn relative_speed(
     Some(RelativeSpeed { tokens_per_second: shared.map_or(measured, |shared| ratio * shared), ratio: Some(ratio) })
 }
 
+/// How a text is cut into windows.
+pub(super) fn convention_in_words(convention: Convention) -> &'static str {
+    match convention {
+        Convention::NonOverlapping => "windows that do not overlap",
+        Convention::LlamaCpp => "the second half of each, as llama.cpp does",
+        Convention::Strided => "windows that overlap by half",
+    }
+}
+
 /// A time in seconds since 1970 as people say it: how long ago.
 pub(super) fn ago(created_unix_secs: u64) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
@@ -225,11 +234,12 @@ impl Grid {
 
 /// A choice among the runs; the one picked becomes the run that is compared and overlaid.
 pub(super) fn focus_picker_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, name: &str, width: f32) {
-    let selected = document.focused().map_or("none", |run| run.name.as_str());
+    let picked = document.picked();
+    let selected = picked.map_or("none", |run| run.name.as_str());
     let chosen = combo_ui(ui, name, selected, width, |ui| {
         let mut chosen = None;
         for run in &document.runs {
-            if ui.selectable_label(document.focused_run == Some(run.id), &run.name).clicked() {
+            if ui.selectable_label(picked.is_some_and(|picked| picked.id == run.id), &run.name).clicked() {
                 chosen = Some(run.id);
             }
         }
