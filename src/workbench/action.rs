@@ -110,6 +110,7 @@ listed! {
         Calibrate,
         CalibrateOn,
         ChooseCalibration,
+        ChooseExamples,
         MeasureWeightError,
         MeasureOutput,
         MeasureFisher,
@@ -256,6 +257,12 @@ impl Action {
                 G::Run,
                 "Compute importance",
                 "Run the model over its calibration text and see how large the input of each column is",
+                None,
+            ),
+            Self::ChooseExamples => (
+                G::Run,
+                "Choose worked examples…",
+                "Put examples of this file, other items than those that are scored, in front of every prompt",
                 None,
             ),
             Self::CalibrateOn => {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::choices::MeasuredWith;
 use super::command::Subject;
 use super::importance::KnownImportance;
 use super::jobs::{JobId, JobKind};
@@ -99,6 +100,7 @@ pub(super) enum Outcome {
         subject: Subject,
         evaluation: Box<Evaluation>,
         comparison: Option<Box<Comparison>>,
+        with: MeasuredWith,
     },
     /// What earlier evaluations left in the journals, by run.
     Unfinished { fingerprint: String, found: BTreeMap<RunId, Unfinished> },

@@ -6,6 +6,7 @@
 
 mod action;
 mod apply;
+mod choices;
 mod command;
 mod demo;
 mod drafting;
@@ -37,6 +38,7 @@ use std::path::PathBuf;
 use std::task::Waker;
 
 pub use action::{Action, Group, Shortcut};
+pub use choices::{EvaluationChoices, MeasuredWith};
 pub use command::{Command, SelectMode, Subject};
 pub use demo::{DEMO_FILES, unpack_demo, write_demo};
 pub use history::History;

@@ -161,6 +161,7 @@ impl Workbench {
             tasks: opened.tasks,
             text: opened.text,
             gates: opened.gates,
+            choices: Default::default(),
             unfinished: Default::default(),
             baseline: None,
             runs: Vec::new(),
@@ -188,6 +189,7 @@ impl Workbench {
             document.slice_scores.retain(|_, scores| scores.checkpoint == *fingerprint);
             document.activations = project.activations;
             document.baseline = project.baseline;
+            document.choices = project.evaluation;
             document.focused_run = project.focused_run;
             if !project.prompt.is_empty() {
                 document.playground.prompt = project.prompt;
@@ -208,6 +210,7 @@ impl Workbench {
                             candidate: CandidateState::Opening,
                             comparison: None,
                             evaluation: saved.evaluation,
+                            measured_with: saved.measured_with,
                             is_stale: false,
                             profiles: Default::default(),
                         });

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Workbench;
 use super::apply::file_name;
+use super::choices::MeasuredWith;
 use super::command::Subject;
 use super::events::{Event, Outcome};
 use super::jobs::JobKind;
@@ -221,7 +222,7 @@ impl Workbench {
                 }
                 self.add_run(*passed);
             }
-            Outcome::Evaluated { fingerprint, subject, evaluation, comparison } => {
+            Outcome::Evaluated { fingerprint, subject, evaluation, comparison, with } => {
                 if let Some(document) = self.document_of(&fingerprint) {
                     match subject {
                         Subject::Baseline => document.baseline = Some(Arc::from(evaluation)),
@@ -229,10 +230,13 @@ impl Workbench {
                             if let Some(baseline) = &evaluation.baseline {
                                 document.baseline = Some(Arc::new((**baseline).clone()));
                             }
+                            // Tasks, text or choices may have become others meanwhile.
+                            let now = MeasuredWith::now(document);
                             if let Some(run) = document.run_mut(id) {
                                 run.evaluation = Some(Arc::from(evaluation));
+                                run.measured_with = Some(with);
                                 run.set_comparison(comparison);
-                                run.is_stale = false;
+                                run.is_stale = now.is_other_than(run);
                             }
                             document.unfinished.remove(&id);
                             document.judge(id);

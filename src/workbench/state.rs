@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::choices::{EvaluationChoices, MeasuredWith};
 use super::command::Subject;
 use super::history::History;
 use super::importance::KnownImportance;
@@ -153,6 +154,8 @@ pub struct Run {
     pub is_stale: bool,
     /// Paired with the baseline.
     pub comparison: Option<Arc<Comparison>>,
+    /// What the evaluation was made with; none in projects of versions that did not keep it.
+    pub measured_with: Option<MeasuredWith>,
     /// Profiles of its tensors by Hugging Face's name, to overlay.
     pub profiles: BTreeMap<String, Arc<TensorProfile>>,
 }
@@ -313,6 +316,8 @@ pub struct Document {
     pub text: Option<Arc<TextSource>>,
     /// Gates of a file that candidates are judged by, beside those that their own plans state.
     pub gates: Option<Arc<GateSet>>,
+    /// How candidates are evaluated.
+    pub choices: EvaluationChoices,
     /// What evaluations that were cut short have finished, by run.
     pub unfinished: BTreeMap<RunId, Unfinished>,
     /// The original, measured alone or as a candidate's counterpart.

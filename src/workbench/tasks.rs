@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::choices::MeasuredWith;
 use super::command::Subject;
 use super::demo::unpack_demo;
 use super::events::{Event, Opened, Outcome, Passed};
@@ -19,7 +20,7 @@ use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::{self, ComparisonOptions, GateSet};
 use crate::engine::device::Device;
 use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::evaluation::{self, Baseline, Evaluation, EvaluationOptions};
+use crate::engine::evaluation::{self, Baseline, Evaluation};
 use crate::engine::model::{Model, Tokenizer};
 use crate::engine::pass::{self, Earlier, MaskFacts, PassOptions, PassReport};
 use crate::engine::plan::{self, Plan, ResolvedPlan, Target};
@@ -27,7 +28,7 @@ use crate::engine::profile::{self, ProfileOptions};
 use crate::engine::progress::Progress;
 use crate::engine::report::{AuditEntry, PassFacts, audit};
 use crate::engine::scoring::energy::EnergyMeter;
-use crate::engine::scoring::{self, GenerateOptions, KeptOptions, TaskSet, TextSource, top_k};
+use crate::engine::scoring::{self, GenerateOptions, TaskSet, TextSource};
 use crate::engine::structure::{self, Metric, Sample, SampleOptions, ScoreOptions, attention};
 
 /// A model with its tokenizer, ready to run.
@@ -413,33 +414,22 @@ pub(super) struct EvaluationInput {
     pub(super) folder: PathBuf,
     /// Distances come from kept predictions of the baseline.
     pub(super) keeps_baseline: bool,
-}
-
-/// Where finished items of evaluations are kept in a project's folder.
-pub(super) fn journal(folder: &Path) -> PathBuf {
-    folder.join("items")
-}
-
-/// How candidates are evaluated, with what is finished kept in the project's folder.
-pub(super) fn evaluation_options(folder: &Path, keeps_baseline: bool, device: String) -> EvaluationOptions {
-    EvaluationOptions {
-        journal: Some(journal(folder)),
-        kept: keeps_baseline.then(|| KeptOptions { folder: folder.join("predictions"), k: top_k::DEFAULT_K }),
-        device,
-        ..EvaluationOptions::default()
-    }
+    /// Which files, and how they are used.
+    pub(super) with: MeasuredWith,
 }
 
 /// Evaluates the baseline, or a candidate against it, and pairs them.
 pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Outcome> {
     let progress = &context.progress;
-    let options = evaluation_options(&input.folder, input.keeps_baseline, context.device.models_in_words());
-    let (started, meter) = (Instant::now(), EnergyMeter::start(None));
+    let choices = &input.with.choices;
+    let options = choices.options(&input.folder, input.keeps_baseline, context.device.models_in_words());
+    let (started, meter) = (Instant::now(), EnergyMeter::start(options.watts));
     let log = |evaluation: &Evaluation| {
         let entry = AuditEntry::of_evaluation(evaluation, started.elapsed().as_secs_f64(), meter.stop());
         enter(&input.folder, entry, context);
     };
-    let (tasks, text) = (input.tasks.as_deref(), input.text.as_deref());
+    let prepared = input.tasks.as_ref().map(|tasks| choices.prepared(tasks, &input.baseline)).transpose()?;
+    let (tasks, text) = (prepared.as_deref(), input.text.as_deref());
     let original = input.models.get(&input.baseline, None, context)?;
     let fingerprint = input.baseline.fingerprint.clone();
     let baseline_model = context.whose.watch(&original.model, Side::Original);
@@ -454,6 +444,7 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
             subject: Subject::Baseline,
             evaluation: Box::new(evaluation),
             comparison: None,
+            with: input.with.clone(),
         });
     };
     let ready = input.models.get(candidate, Some(&original), context)?;
@@ -469,6 +460,7 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
         subject: Subject::Run(*run),
         evaluation: Box::new(evaluation),
         comparison: comparison.map(Box::new),
+        with: input.with.clone(),
     })
 }
 

@@ -9,11 +9,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Workbench;
+use super::choices::{self, EvaluationChoices};
 use super::events::Outcome;
 use super::jobs::{Context, JobKind};
 use super::project::output_folder;
 use super::state::RunId;
-use super::tasks;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::error::{Error, Result};
 use crate::engine::evaluation::{Evaluation, EvaluationOptions, key};
@@ -38,6 +38,7 @@ struct Search {
     known: Option<Arc<Evaluation>>,
     runs: Vec<(RunId, String)>,
     tasks: Option<Arc<TaskSet>>,
+    choices: EvaluationChoices,
     text: Option<Arc<TextSource>>,
     journal: std::path::PathBuf,
     keeps_baseline: bool,
@@ -48,7 +49,7 @@ impl Workbench {
     pub(super) fn look_for_unfinished(&mut self) {
         let Some(document) = &self.state.document else { return };
         let folder = output_folder(&document.project_path);
-        let journal = tasks::journal(&folder);
+        let journal = choices::journal(&folder);
         let lacking = document.runs.iter().filter(|run| run.lacks_evaluation());
         let runs: Vec<(RunId, String)> = lacking.map(|run| (run.id, run.content_hash.clone())).collect();
         if runs.is_empty() || !journal.is_dir() || !document.has_data() || document.cannot_run().is_some() {
@@ -62,6 +63,7 @@ impl Workbench {
             known: document.baseline.clone(),
             runs,
             tasks: document.tasks.clone(),
+            choices: document.choices.clone(),
             text: document.text.clone(),
             journal,
             keeps_baseline: self.state.settings.keep_baseline,
@@ -80,10 +82,13 @@ impl Search {
             None => self.original.content_hash(&context.progress)?,
         };
         let folder = self.journal.parent().unwrap_or(&self.journal);
-        let options = tasks::evaluation_options(folder, self.keeps_baseline, context.device.models_in_words());
+        let options = self.choices.options(folder, self.keeps_baseline, context.device.models_in_words());
+        // Why they cannot be prepared is told when somebody evaluates.
+        let prepared = self.tasks.as_ref().map(|tasks| self.choices.prepared(tasks, &self.original)).transpose();
+        let Ok(tasks) = prepared else { return Ok(BTreeMap::new()) };
         let mut found = BTreeMap::new();
         for (run, id) in &self.runs {
-            let one = self.of_run(id, &original, &options)?;
+            let one = self.of_run(id, &original, tasks.as_deref(), &options)?;
             if one.items > 0 || one.has_text {
                 found.insert(*run, one);
             }
@@ -92,9 +97,15 @@ impl Search {
     }
 
     /// What is finished of one candidate with this content hash, and of the original where that is not known whole.
-    fn of_run(&self, id: &str, original: &str, options: &EvaluationOptions) -> Result<Unfinished> {
-        let key_of = |id: &str, base: Option<&str>| key(id, base, self.tasks.as_deref(), self.text.as_deref(), options);
-        let items = self.tasks.as_ref().map_or(0, |tasks| match options.max_items_per_slice {
+    fn of_run(
+        &self,
+        id: &str,
+        original: &str,
+        tasks: Option<&TaskSet>,
+        options: &EvaluationOptions,
+    ) -> Result<Unfinished> {
+        let key_of = |id: &str, base: Option<&str>| key(id, base, tasks, self.text.as_deref(), options);
+        let items = tasks.map_or(0, |tasks| match options.max_items_per_slice {
             Some(count) => tasks.sample(count).items.len(),
             None => tasks.items.len(),
         });

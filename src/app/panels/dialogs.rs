@@ -88,6 +88,7 @@ pub fn is_dialog(action: Action) -> bool {
             | Action::LoadImportance
             | Action::CalibrateOn
             | Action::ChooseCalibration
+            | Action::ChooseExamples
             | Action::ImportTensorTypes
             | Action::ExportTensorTypes
             | Action::ExportGates
@@ -125,6 +126,7 @@ fn command_for(wanted: Wanted, path: PathBuf) -> Command {
         Wanted::Action(Action::SavePlan) => Command::SavePlan(path),
         Wanted::Action(Action::LoadImportance) => Command::LoadImportance(path),
         Wanted::Action(Action::CalibrateOn) => Command::Calibrate(path),
+        Wanted::Action(Action::ChooseExamples) => Command::ChooseExamples(path),
         Wanted::Action(Action::ChooseCalibration) => Command::ChooseCalibration(path),
         Wanted::Action(Action::ImportTensorTypes) => Command::ImportTensorTypes(path),
         Wanted::Action(Action::ExportTensorTypes) => Command::ExportTensorTypes(path),
@@ -155,6 +157,7 @@ fn title(wanted: &Wanted) -> &'static str {
         Wanted::Action(Action::OpenFolder) => "Open a model folder",
         Wanted::Action(Action::SaveProjectAs) => "Save the project as",
         Wanted::Action(Action::LoadTasks) => "Choose tasks (.jsonl, .csv or .parquet)",
+        Wanted::Action(Action::ChooseExamples) => "Choose worked examples (.jsonl, .csv or .parquet)",
         Wanted::Action(Action::LoadGates) => "Choose gates (.toml)",
         Wanted::Action(Action::LoadText) => "Choose a text (.txt)",
         Wanted::Action(Action::LoadPlan) => "Load a plan (.toml)",
@@ -187,7 +190,9 @@ fn system_dialog(wanted: &Wanted, file_name: String) -> Option<PathBuf> {
         Wanted::Plot(format, _) => {
             dialog.add_filter("Plot", &[format.extension()]).set_file_name(file_name).save_file()
         }
-        Wanted::Action(Action::LoadTasks) => dialog.add_filter("Tasks", &["jsonl", "csv", "parquet"]).pick_file(),
+        Wanted::Action(Action::LoadTasks | Action::ChooseExamples) => {
+            dialog.add_filter("Tasks", &["jsonl", "csv", "parquet"]).pick_file()
+        }
         Wanted::Action(Action::LoadGates) => dialog.add_filter("Gates", &["toml"]).pick_file(),
         Wanted::Action(Action::LoadImportance) => {
             dialog.add_filter("Importance matrix", &["gguf", "dat", "imatrix"]).pick_file()

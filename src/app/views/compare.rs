@@ -10,6 +10,7 @@ use super::compare_data::{self, Model};
 use super::compare_more;
 use super::compare_parts;
 use super::compare_tables;
+use super::evaluation_menu::{detectable_in_words, detectable_ui, evaluation_menu_ui};
 use super::gate_strip::{gate_strip_ui, rollback_ui};
 use crate::app::context::Cx;
 use crate::app::plots::distribution::{Distribution, distribution_ui};
@@ -80,6 +81,7 @@ pub fn compare_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         if empty_ui(ui, "Nothing to compare yet", sentence, is_possible.then(|| Action::RunPlan.text())) {
             cx.act(Action::RunPlan);
         }
+        ui.vertical_centered(|ui| detectable_ui(ui, document, &document.choices));
         return;
     }
     let mut memory = std::mem::take(&mut cx.memory.compare);
@@ -93,6 +95,7 @@ pub fn compare_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             sentence_ui(ui, document, run, comparison);
         } else if let Some(run) = run {
             missing_ui(ui, cx, run);
+            detectable_ui(ui, document, &document.choices);
         }
         scatter_card_ui(ui, cx, &memory);
         compare_more::all_ui(ui, cx, document);
@@ -127,9 +130,13 @@ fn picker_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
         caption_ui(ui, "Candidate");
         focus_picker_ui(ui, cx, document, "Candidate to compare", 180.0);
         if !cx.is_presenting() && document.runs.iter().any(|run| run.evaluation.is_none() || run.is_stale) {
-            action_button_ui(ui, cx, Action::EvaluateCandidates, false);
+            let button = action_button_ui(ui, cx, Action::EvaluateCandidates, false);
+            if let Some(words) = detectable_in_words(document, &document.choices) {
+                button.on_hover_text(words);
+            }
         }
         if !cx.is_presenting() {
+            evaluation_menu_ui(ui, cx, document);
             action_button_ui(ui, cx, Action::LoadGates, false);
         }
     });
