@@ -112,6 +112,7 @@ listed! {
         Calibrate,
         CalibrateOn,
         ChooseCalibration,
+        ChooseExamples,
         MeasureWeightError,
         MeasureOutput,
         MeasureFisher,
@@ -265,6 +266,12 @@ impl Action {
                 G::Run,
                 "Compute importance",
                 "Run the model over its calibration text and see how large the input of each column is",
+                None,
+            ),
+            Self::ChooseExamples => (
+                G::Run,
+                "Choose worked examples…",
+                "Put examples of this file, other items than those that are scored, in front of every prompt",
                 None,
             ),
             Self::CalibrateOn => {
@@ -506,6 +513,10 @@ impl Action {
             Self::EvaluateCandidates => no_document()
                 .or_else(|| document.and_then(|d| d.cannot_run()))
                 .or_else(|| unless(document.is_some_and(|d| !d.runs.is_empty()), "Run a plan first"))
+                .or_else(|| {
+                    let lacks = |d: &super::Document| d.runs.iter().any(super::Run::lacks_evaluation);
+                    unless(document.is_some_and(lacks), "Every candidate is evaluated on these tasks and this text")
+                })
                 .or_else(|| unless(document.is_some_and(super::Document::has_data), "Choose tasks or a text first")),
             Self::Generate => no_document()
                 .or_else(|| document.and_then(|d| d.cannot_run()))

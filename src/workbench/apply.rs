@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Workbench;
 use super::action::Action;
+use super::choices::{EvaluationChoices, MeasuredWith};
 use super::command::{Command, SelectMode, Subject};
 use super::events::Outcome;
 use super::history::History;
@@ -65,6 +66,12 @@ impl Workbench {
             Command::LoadTasks(path) => self.load_tasks(path),
             Command::LoadText(path) => self.load_text(path),
             Command::LoadGates(path) => return self.load_gates(&path),
+            Command::SetEvaluation(choices) => self.choose_evaluation(|own| *own = *choices),
+            Command::ChooseExamples(path) => self.choose_evaluation(|own| {
+                own.examples = Some(path);
+                // Examples that are chosen are meant to be shown.
+                own.few_shot = own.few_shot.max(1);
+            }),
             Command::Show(view) => self.state.view = view,
             Command::Select { tensor, mode } => self.select(tensor, mode),
             Command::SelectSet(tensors) => {
@@ -231,6 +238,7 @@ impl Workbench {
             | Action::LoadImportance
             | Action::CalibrateOn
             | Action::ChooseCalibration
+            | Action::ChooseExamples
             | Action::ImportTensorTypes
             | Action::ExportTensorTypes
             | Action::ExportGates
@@ -308,9 +316,7 @@ impl Workbench {
                     .state
                     .document
                     .iter()
-                    .flat_map(|document| {
-                        document.runs.iter().filter(|run| run.evaluation.is_none() || run.is_stale).map(|run| run.id)
-                    })
+                    .flat_map(|document| document.runs.iter().filter(|run| run.lacks_evaluation()).map(|run| run.id))
                     .collect();
                 for run in missing {
                     self.evaluate(Subject::Run(run));
@@ -358,6 +364,16 @@ impl Workbench {
     fn set_theme(&mut self, theme: ThemeChoice) {
         self.state.settings.theme = theme;
         self.state.settings.save(&self.options.data_dir);
+    }
+
+    /// Evaluates in another way from now on.
+    fn choose_evaluation(&mut self, change: impl FnOnce(&mut EvaluationChoices)) {
+        self.with_document(|document| {
+            change(&mut document.choices);
+            // What was finished in another way counts for nothing here.
+            document.unfinished.clear();
+        });
+        self.mark_stale();
     }
 
     fn find_devices(&mut self) {
@@ -443,21 +459,12 @@ impl Workbench {
         }
     }
 
-    /// Marks evaluations that were made on other tasks or texts than those chosen now.
+    /// Marks evaluations that were made on other tasks or texts than those chosen now, or in another way.
     pub(super) fn mark_stale(&mut self) {
         self.with_document(|document| {
-            let hashes = |document: &Document| {
-                (
-                    document.tasks.as_ref().map(|tasks| tasks.hash.clone()),
-                    document.text.as_ref().map(|text| text.hash.clone()),
-                )
-            };
-            let now = hashes(document);
+            let now = MeasuredWith::now(document);
             for run in &mut document.runs {
-                run.is_stale = run
-                    .evaluation
-                    .as_ref()
-                    .is_some_and(|evaluation| (evaluation.tasks_hash.clone(), evaluation.text_hash.clone()) != now);
+                run.is_stale = now.is_other_than(run);
             }
         });
     }
@@ -508,6 +515,7 @@ impl Workbench {
             models: self.models.clone(),
             folder: output_folder(&document.project_path),
             keeps_baseline: self.state.settings.keep_baseline,
+            with: MeasuredWith::now(document),
         };
         self.jobs.spawn(JobKind::Evaluate, format!("evaluate {name}"), move |context| tasks::evaluate(&input, context));
     }
@@ -563,6 +571,7 @@ impl Workbench {
             evaluation: None,
             is_stale: false,
             comparison: None,
+            measured_with: None,
             profiles: Default::default(),
         });
         document.focused_run = Some(id);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::action::Action;
+use super::choices::EvaluationChoices;
 use super::jobs::JobId;
 use super::masking::MaskRequest;
 use super::measure::KldRequest;
@@ -52,6 +53,10 @@ pub enum Command {
     LoadTasks(PathBuf),
     /// Takes the text to evaluate on.
     LoadText(PathBuf),
+    /// Evaluates candidates in this way from now on.
+    SetEvaluation(Box<EvaluationChoices>),
+    /// Puts worked examples of a file in front of every prompt.
+    ChooseExamples(PathBuf),
     /// Judges candidates by the gates of a file.
     LoadGates(PathBuf),
     /// Shows another view.

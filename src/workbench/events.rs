@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::choices::MeasuredWith;
 use super::command::Subject;
 use super::importance::KnownImportance;
-use super::jobs::JobId;
+use super::jobs::{JobId, JobKind};
 use super::measure::CalibrationInfo;
 use super::project::Project;
 use super::state::{RunId, Speculated};
+use super::unfinished::Unfinished;
 use super::units::PrunedStep;
 use crate::engine::calibration::Activations;
 use crate::engine::checkpoint::Checkpoint;
@@ -53,7 +55,7 @@ pub(super) enum Event {
     /// The original has written so far, with the candidate as its draft.
     Drafted { text: String },
     /// The job is over.
-    Ended { job: JobId, result: Result<Outcome> },
+    Ended { job: JobId, kind: JobKind, result: Result<Outcome> },
 }
 
 /// What a job leaves.
@@ -98,7 +100,10 @@ pub(super) enum Outcome {
         subject: Subject,
         evaluation: Box<Evaluation>,
         comparison: Option<Box<Comparison>>,
+        with: MeasuredWith,
     },
+    /// What earlier evaluations left in the journals, by run.
+    Unfinished { fingerprint: String, found: BTreeMap<RunId, Unfinished> },
     /// A saved evaluation was paired with its baseline again.
     Compared { run: RunId, comparison: Option<Box<Comparison>> },
     /// The playground has stopped.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use super::events::{Event, Outcome};
+use super::whose::{Side, Whose};
 use crate::engine::device::Device;
 use crate::engine::error::{Error, Fault, Result, Stage};
 use crate::engine::progress::{Progress, Snapshot};
@@ -46,6 +47,7 @@ pub enum JobKind {
     Export,
     Rates,
     Devices,
+    LookForUnfinished,
 }
 
 impl JobKind {
@@ -89,6 +91,8 @@ pub struct JobView<'a> {
     pub title: &'a str,
     /// Its counters now.
     pub progress: Snapshot,
+    /// Which model an evaluation asked last.
+    pub side: Option<Side>,
 }
 
 /// What a job's body is given.
@@ -96,6 +100,8 @@ pub(super) struct Context {
     pub(super) progress: Progress,
     /// Where its work runs.
     pub(super) device: Device,
+    /// Where an evaluation notes which model it asks.
+    pub(super) whose: Whose,
     sender: Sender<Event>,
 }
 
@@ -115,6 +121,7 @@ struct Job {
     kind: JobKind,
     title: String,
     progress: Progress,
+    whose: Whose,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -199,11 +206,17 @@ impl Jobs {
         let id = JobId(self.next);
         let title = title.into();
         let progress = Progress::new(self.waker.clone());
-        let context = Context { progress: progress.clone(), device: self.device.clone(), sender: self.sender.clone() };
+        let whose = Whose::default();
+        let context = Context {
+            progress: progress.clone(),
+            device: self.device.clone(),
+            whose: whose.clone(),
+            sender: self.sender.clone(),
+        };
         let work = move || {
             let result = run_body(kind, &context, body);
             // Blocking is right here: an end must not be lost, and the window drains the queue.
-            if context.sender.send(Event::Ended { job: id, result }).is_err() {
+            if context.sender.send(Event::Ended { job: id, kind, result }).is_err() {
                 tracing::debug!("the window is gone, the end of a job has no reader");
             }
             context.progress.wake();
@@ -222,7 +235,7 @@ impl Jobs {
                 Err(err) => {
                     let fault = Fault::new(Stage::Project, format!("no thread for this work: {err}"))
                         .fix("close other programs");
-                    let event = Event::Ended { job: id, result: Err(fault.into()) };
+                    let event = Event::Ended { job: id, kind, result: Err(fault.into()) };
                     if self.sender.try_send(event).is_err() {
                         tracing::error!("no thread and no room for the message");
                     }
@@ -230,7 +243,7 @@ impl Jobs {
                 }
             },
         };
-        self.list.push(Job { id, kind, title, progress, thread });
+        self.list.push(Job { id, kind, title, progress, whose, thread });
         id
     }
 
@@ -256,6 +269,7 @@ impl Jobs {
             kind: job.kind,
             title: &job.title,
             progress: job.progress.snapshot(),
+            side: job.whose.get(),
         })
     }
 

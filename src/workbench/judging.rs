@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Workbench;
 use super::state::{Document, Level, Run, RunId};
-use crate::engine::comparison::GateSet;
+use crate::engine::comparison::{GateSet, Verdict};
 use crate::engine::error::Result;
 
 impl Document {
@@ -34,11 +34,28 @@ impl Document {
         {
             Arc::make_mut(comparison).apply_gates(&gates);
         }
+        self.choose_rollback();
     }
 
     fn judge_all(&mut self) {
         let runs: Vec<RunId> = self.runs.iter().map(|run| run.id).collect();
         runs.into_iter().for_each(|run| self.judge(run));
+    }
+
+    /// What to go back to from a candidate that failed: the smallest one that passes, else the original.
+    fn choose_rollback(&mut self) {
+        let comparisons = self.runs.iter().filter(|run| !run.is_stale).filter_map(|run| run.comparison.as_deref());
+        let passing = comparisons.filter(|one| one.verdict() == Some(Verdict::Pass));
+        let smallest = passing.min_by_key(|one| one.file_bytes).map(|one| one.candidate.clone());
+        for comparison in self.runs.iter_mut().filter_map(|run| run.comparison.as_mut()) {
+            let failed = comparison.verdict() == Some(Verdict::Fail);
+            let wanted = failed.then(|| smallest.as_ref().unwrap_or(&comparison.baseline));
+            // A change makes views shape their data anew.
+            if comparison.rollback.as_ref() != wanted {
+                let wanted = wanted.cloned();
+                Arc::make_mut(comparison).rollback = wanted;
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod action;
 mod apply;
+mod choices;
 mod command;
 mod demo;
 mod drafting;
@@ -29,12 +30,15 @@ mod settings;
 mod standing;
 mod state;
 mod tasks;
+mod unfinished;
 mod units;
+mod whose;
 
 use std::path::PathBuf;
 use std::task::Waker;
 
 pub use action::{Action, Group, Shortcut};
+pub use choices::{EvaluationChoices, MeasuredWith};
 pub use command::{Command, SelectMode, Subject};
 pub use demo::{DEMO_FILES, unpack_demo, write_demo};
 pub use history::History;
@@ -51,7 +55,9 @@ pub use state::{
     CandidateState, Document, Level, NamedPlan, Notice, Playground, PlaygroundSide, Run, RunId, Selection, Speculated,
     State, View,
 };
+pub use unfinished::Unfinished;
 pub use units::{PruneSteps, PrunedStep, ScoredBy, UnitEdit};
+pub use whose::Side;
 
 use jobs::Jobs;
 

@@ -161,6 +161,8 @@ impl Workbench {
             tasks: opened.tasks,
             text: opened.text,
             gates: opened.gates,
+            choices: Default::default(),
+            unfinished: Default::default(),
             baseline: None,
             runs: Vec::new(),
             focused_run: None,
@@ -187,6 +189,7 @@ impl Workbench {
             document.slice_scores.retain(|_, scores| scores.checkpoint == *fingerprint);
             document.activations = project.activations;
             document.baseline = project.baseline;
+            document.choices = project.evaluation;
             document.focused_run = project.focused_run;
             if !project.prompt.is_empty() {
                 document.playground.prompt = project.prompt;
@@ -207,6 +210,7 @@ impl Workbench {
                             candidate: CandidateState::Opening,
                             comparison: None,
                             evaluation: saved.evaluation,
+                            measured_with: saved.measured_with,
                             is_stale: false,
                             profiles: Default::default(),
                         });
@@ -239,6 +243,7 @@ impl Workbench {
                 .spawn(JobKind::Open, format!("open {}", file_name(&path)), move |_| Ok(tasks::reopen(run, &path)));
         }
         self.recompare();
+        self.look_for_unfinished();
         self.look_at_calibration(false);
         self.profile_baseline();
         if measure {

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use super::Workbench;
 use super::apply::file_name;
+use super::choices::MeasuredWith;
 use super::command::Subject;
 use super::events::{Event, Outcome};
+use super::jobs::JobKind;
 use super::state::{CandidateState, Document, Level};
 use crate::engine::device;
 use crate::engine::error::Result;
@@ -86,7 +88,13 @@ impl Workbench {
                     *drafting = text;
                 }
             }
-            Event::Ended { result, .. } => self.take_result(result),
+            Event::Ended { result, kind, .. } => {
+                let is_cut_short = result.is_err() && kind == JobKind::Evaluate;
+                self.take_result(result);
+                if is_cut_short {
+                    self.look_for_unfinished();
+                }
+            }
         }
     }
 
@@ -128,6 +136,11 @@ impl Workbench {
                 });
                 if profile {
                     self.profile_run(run);
+                }
+            }
+            Outcome::Unfinished { fingerprint, found } => {
+                if let Some(document) = self.document_of(&fingerprint) {
+                    document.unfinished = found;
                 }
             }
             Outcome::Profiled { fingerprint, profiles, faults } => {
@@ -209,7 +222,7 @@ impl Workbench {
                 }
                 self.add_run(*passed);
             }
-            Outcome::Evaluated { fingerprint, subject, evaluation, comparison } => {
+            Outcome::Evaluated { fingerprint, subject, evaluation, comparison, with } => {
                 if let Some(document) = self.document_of(&fingerprint) {
                     match subject {
                         Subject::Baseline => document.baseline = Some(Arc::from(evaluation)),
@@ -217,11 +230,15 @@ impl Workbench {
                             if let Some(baseline) = &evaluation.baseline {
                                 document.baseline = Some(Arc::new((**baseline).clone()));
                             }
+                            // Tasks, text or choices may have become others meanwhile.
+                            let now = MeasuredWith::now(document);
                             if let Some(run) = document.run_mut(id) {
                                 run.evaluation = Some(Arc::from(evaluation));
+                                run.measured_with = Some(with);
                                 run.set_comparison(comparison);
-                                run.is_stale = false;
+                                run.is_stale = now.is_other_than(run);
                             }
+                            document.unfinished.remove(&id);
                             document.judge(id);
                         }
                     }

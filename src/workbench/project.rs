@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::choices::{EvaluationChoices, MeasuredWith};
 use super::state::{Document, RunId};
 use crate::engine::calibration::Activations;
 use crate::engine::error::{Error, Fault, Result, Stage};
@@ -42,6 +43,9 @@ pub struct SavedRun {
     pub(super) report: Arc<PassReport>,
     #[serde(default)]
     pub(super) evaluation: Option<Arc<Evaluation>>,
+    /// What the evaluation was made with.
+    #[serde(default)]
+    pub(super) measured_with: Option<MeasuredWith>,
 }
 
 /// A plan with a name, as the file keeps it: a kept one, or the one before a step of history.
@@ -96,6 +100,9 @@ pub struct Project {
     pub(super) activations: Option<Arc<Activations>>,
     #[serde(default)]
     pub(super) runs: Vec<SavedRun>,
+    /// How candidates are evaluated.
+    #[serde(default)]
+    pub(super) evaluation: EvaluationChoices,
     #[serde(default)]
     pub(super) focused_run: Option<RunId>,
     #[serde(default)]
@@ -141,8 +148,10 @@ impl Project {
                     content_hash: run.content_hash.clone(),
                     report: run.report.clone(),
                     evaluation: run.evaluation.clone(),
+                    measured_with: run.measured_with.clone(),
                 })
                 .collect(),
+            evaluation: document.choices.clone(),
             focused_run: document.focused_run,
             prompt: document.playground.prompt.clone(),
         }

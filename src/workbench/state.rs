@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::choices::{EvaluationChoices, MeasuredWith};
 use super::command::Subject;
 use super::history::History;
 use super::importance::KnownImportance;
@@ -11,6 +12,7 @@ use super::measure::CalibrationInfo;
 #[cfg(doc)]
 use super::measure::KldRequest;
 use super::settings::Settings;
+use super::unfinished::Unfinished;
 use super::units::PrunedStep;
 use crate::engine::calibration::Activations;
 use crate::engine::checkpoint::Checkpoint;
@@ -152,11 +154,18 @@ pub struct Run {
     pub is_stale: bool,
     /// Paired with the baseline.
     pub comparison: Option<Arc<Comparison>>,
+    /// What the evaluation was made with; none in projects of versions that did not keep it.
+    pub measured_with: Option<MeasuredWith>,
     /// Profiles of its tensors by Hugging Face's name, to overlay.
     pub profiles: BTreeMap<String, Arc<TensorProfile>>,
 }
 
 impl Run {
+    /// True if nothing was measured of it on the tasks and the text that are chosen now.
+    pub fn lacks_evaluation(&self) -> bool {
+        self.evaluation.is_none() || self.is_stale
+    }
+
     /// The candidate, where it is open.
     pub fn checkpoint(&self) -> Option<&Arc<Checkpoint>> {
         match &self.candidate {
@@ -307,6 +316,10 @@ pub struct Document {
     pub text: Option<Arc<TextSource>>,
     /// Gates of a file that candidates are judged by, beside those that their own plans state.
     pub gates: Option<Arc<GateSet>>,
+    /// How candidates are evaluated.
+    pub choices: EvaluationChoices,
+    /// What evaluations that were cut short have finished, by run.
+    pub unfinished: BTreeMap<RunId, Unfinished>,
     /// The original, measured alone or as a candidate's counterpart.
     pub baseline: Option<Arc<Evaluation>>,
     /// Passes, oldest first.
@@ -349,6 +362,11 @@ impl Document {
     /// The run that is compared and overlaid, if any.
     pub fn focused(&self) -> Option<&Run> {
         self.focused_run.and_then(|id| self.run(id))
+    }
+
+    /// The run that views of one candidate are about: the one in focus, else the last.
+    pub fn picked(&self) -> Option<&Run> {
+        self.focused().or_else(|| self.runs.last())
     }
 
     /// The checkpoint of a subject, where it is open.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::choices::MeasuredWith;
 use super::command::Subject;
 use super::demo::unpack_demo;
 use super::events::{Event, Opened, Outcome, Passed};
@@ -13,12 +14,13 @@ use super::importance::KnownImportance;
 use super::jobs::Context;
 use super::project::{self, Project};
 use super::state::{Run, RunId};
+use super::whose::Side;
 use crate::engine::calibration::{self, Importance, ImportanceOptions};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::comparison::{self, ComparisonOptions, GateSet};
 use crate::engine::device::Device;
 use crate::engine::error::{Error, Fault, Result, Stage};
-use crate::engine::evaluation::{self, Baseline, Evaluation, EvaluationOptions};
+use crate::engine::evaluation::{self, Baseline, Evaluation};
 use crate::engine::model::{Model, Tokenizer};
 use crate::engine::pass::{self, Earlier, MaskFacts, PassOptions, PassReport};
 use crate::engine::plan::{self, Plan, ResolvedPlan, Target};
@@ -26,7 +28,7 @@ use crate::engine::profile::{self, ProfileOptions};
 use crate::engine::progress::Progress;
 use crate::engine::report::{AuditEntry, PassFacts, audit};
 use crate::engine::scoring::energy::EnergyMeter;
-use crate::engine::scoring::{self, GenerateOptions, KeptOptions, TaskSet, TextSource, top_k};
+use crate::engine::scoring::{self, GenerateOptions, TaskSet, TextSource};
 use crate::engine::structure::{self, Metric, Sample, SampleOptions, ScoreOptions, attention};
 
 /// A model with its tokenizer, ready to run.
@@ -413,29 +415,28 @@ pub(super) struct EvaluationInput {
     pub(super) folder: PathBuf,
     /// Distances come from kept predictions of the baseline.
     pub(super) keeps_baseline: bool,
+    /// Which files, and how they are used.
+    pub(super) with: MeasuredWith,
 }
 
 /// Evaluates the baseline, or a candidate against it, and pairs them.
 pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Outcome> {
     let progress = &context.progress;
-    let options = EvaluationOptions {
-        journal: Some(input.folder.join("items")),
-        kept: input
-            .keeps_baseline
-            .then(|| KeptOptions { folder: input.folder.join("predictions"), k: top_k::DEFAULT_K }),
-        device: context.device.models_in_words(),
-        ..EvaluationOptions::default()
-    };
-    let (started, meter) = (Instant::now(), EnergyMeter::start(None));
+    let choices = &input.with.choices;
+    let options = choices.options(&input.folder, input.keeps_baseline, context.device.models_in_words());
+    let (started, meter) = (Instant::now(), EnergyMeter::start(options.watts));
     let log = |evaluation: &Evaluation| {
         let entry = AuditEntry::of_evaluation(evaluation, started.elapsed().as_secs_f64(), meter.stop());
         enter(&input.folder, entry, context);
     };
-    let (tasks, text) = (input.tasks.as_deref(), input.text.as_deref());
+    let prepared = input.tasks.as_ref().map(|tasks| choices.prepared(tasks, &input.baseline)).transpose()?;
+    let (tasks, text) = (prepared.as_deref(), input.text.as_deref());
     let original = input.models.get(&input.baseline, None, context)?;
     let fingerprint = input.baseline.fingerprint.clone();
-    let baseline_subject =
+    let baseline_model = context.whose.watch(&original.model, Side::Original);
+    let mut baseline_subject =
         evaluation::Subject::new(&input.baseline, &original.model, &original.tokenizer, original.content_hash.clone());
+    baseline_subject.model = &baseline_model;
     let Some((run, candidate)) = &input.candidate else {
         let evaluation = evaluation::evaluate(&baseline_subject, None, tasks, text, &options, progress)?;
         log(&evaluation);
@@ -444,10 +445,13 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
             subject: Subject::Baseline,
             evaluation: Box::new(evaluation),
             comparison: None,
+            with: input.with.clone(),
         });
     };
     let ready = input.models.get(candidate, Some(&original), context)?;
-    let subject = evaluation::Subject::new(candidate, &ready.model, &ready.tokenizer, ready.content_hash.clone());
+    let model = context.whose.watch(&ready.model, Side::Candidate);
+    let mut subject = evaluation::Subject::new(candidate, &ready.model, &ready.tokenizer, ready.content_hash.clone());
+    subject.model = &model;
     let baseline = Baseline { subject: baseline_subject, known: input.known.as_deref() };
     let evaluation = evaluation::evaluate(&subject, Some(&baseline), tasks, text, &options, progress)?;
     log(&evaluation);
@@ -457,6 +461,7 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
         subject: Subject::Run(*run),
         evaluation: Box::new(evaluation),
         comparison: comparison.map(Box::new),
+        with: input.with.clone(),
     })
 }
 

@@ -172,6 +172,7 @@ fn scatter_of_all() -> scatter::Scatter {
                 accuracy_percent: accuracy,
                 half_width: Some(half),
                 tokens_per_second: (speed > 0.0).then_some(speed),
+                times_baseline: (speed > 0.0 && candidate.is_some()).then_some(speed / 210.0),
                 candidate,
                 is_predicted,
             })

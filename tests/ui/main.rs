@@ -6,6 +6,7 @@
 #[path = "../window/mod.rs"]
 mod window;
 
+mod comparing;
 mod plans;
 mod pruning;
 mod sensitivity;

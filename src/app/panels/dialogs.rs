@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
+use eframe::egui::text::{CCursor, CCursorRange};
 use eframe::egui::{self, Modal, TextEdit, Ui};
 
 use crate::app::context::Cx;
@@ -32,6 +33,34 @@ struct Typed {
     text: String,
     needs_focus: bool,
     reason: Option<&'static str>,
+    /// What is in the way of the path that was given last.
+    obstacle: Option<Obstacle>,
+}
+
+/// Why a file cannot be written at a path just so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Obstacle {
+    /// It cannot be at all: a sentence with the remedy.
+    Refused(String),
+    /// Folders would have to be made first.
+    NoFolder(PathBuf),
+}
+
+/// What stands in the way of writing a file at `path`.
+fn obstacle(path: &Path) -> Option<Obstacle> {
+    if path.is_dir() {
+        return Some(Obstacle::Refused(format!("{} is a folder: add a file name", path.display())));
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty())?;
+    // The nearest part of the path that is there decides whether the rest can be made.
+    let there = parent.ancestors().find(|part| part.exists());
+    match there {
+        Some(part) if !part.is_dir() => {
+            Some(Obstacle::Refused(format!("{} is a file and not a folder: give another place", part.display())))
+        }
+        _ if parent.is_dir() => None,
+        _ => Some(Obstacle::NoFolder(parent.to_owned())),
+    }
 }
 
 /// Open dialogs.
@@ -59,6 +88,7 @@ pub fn is_dialog(action: Action) -> bool {
             | Action::LoadImportance
             | Action::CalibrateOn
             | Action::ChooseCalibration
+            | Action::ChooseExamples
             | Action::ImportTensorTypes
             | Action::ExportTensorTypes
             | Action::ExportGates
@@ -96,11 +126,22 @@ fn command_for(wanted: Wanted, path: PathBuf) -> Command {
         Wanted::Action(Action::SavePlan) => Command::SavePlan(path),
         Wanted::Action(Action::LoadImportance) => Command::LoadImportance(path),
         Wanted::Action(Action::CalibrateOn) => Command::Calibrate(path),
+        Wanted::Action(Action::ChooseExamples) => Command::ChooseExamples(path),
         Wanted::Action(Action::ChooseCalibration) => Command::ChooseCalibration(path),
         Wanted::Action(Action::ImportTensorTypes) => Command::ImportTensorTypes(path),
         Wanted::Action(Action::ExportTensorTypes) => Command::ExportTensorTypes(path),
         Wanted::Action(Action::ExportGates) => Command::ExportGates(path),
         Wanted::Action(_) => Command::Open(path),
+    }
+}
+
+/// True for what is written and not read.
+fn is_written(wanted: &Wanted) -> bool {
+    match wanted {
+        Wanted::Export(_) | Wanted::Plot(..) => true,
+        Wanted::Action(action) => {
+            matches!(action, Action::SaveProjectAs | Action::SavePlan | Action::ExportTensorTypes | Action::ExportGates)
+        }
     }
 }
 
@@ -116,6 +157,7 @@ fn title(wanted: &Wanted) -> &'static str {
         Wanted::Action(Action::OpenFolder) => "Open a model folder",
         Wanted::Action(Action::SaveProjectAs) => "Save the project as",
         Wanted::Action(Action::LoadTasks) => "Choose tasks (.jsonl, .csv or .parquet)",
+        Wanted::Action(Action::ChooseExamples) => "Choose worked examples (.jsonl, .csv or .parquet)",
         Wanted::Action(Action::LoadGates) => "Choose gates (.toml)",
         Wanted::Action(Action::LoadText) => "Choose a text (.txt)",
         Wanted::Action(Action::LoadPlan) => "Load a plan (.toml)",
@@ -148,7 +190,9 @@ fn system_dialog(wanted: &Wanted, file_name: String) -> Option<PathBuf> {
         Wanted::Plot(format, _) => {
             dialog.add_filter("Plot", &[format.extension()]).set_file_name(file_name).save_file()
         }
-        Wanted::Action(Action::LoadTasks) => dialog.add_filter("Tasks", &["jsonl", "csv", "parquet"]).pick_file(),
+        Wanted::Action(Action::LoadTasks | Action::ChooseExamples) => {
+            dialog.add_filter("Tasks", &["jsonl", "csv", "parquet"]).pick_file()
+        }
         Wanted::Action(Action::LoadGates) => dialog.add_filter("Gates", &["toml"]).pick_file(),
         Wanted::Action(Action::LoadImportance) => {
             dialog.add_filter("Importance matrix", &["gguf", "dat", "imatrix"]).pick_file()
@@ -204,7 +248,7 @@ impl Memory {
     }
 
     fn type_path(&mut self, wanted: Wanted, text: String, reason: Option<&'static str>) {
-        self.typed = Some(Typed { wanted, text, needs_focus: true, reason });
+        self.typed = Some(Typed { wanted, text, needs_focus: true, reason, obstacle: None });
     }
 
     fn show(&mut self, wanted: Wanted, file_name: String) {
@@ -290,18 +334,28 @@ fn typed_ui(ui: &mut Ui, memory: &mut Memory) {
             ui.label(Type::Small.text(reason).color(ui.tokens().weak));
         }
         ui.add_space(space::S);
-        let field = ui.add(
-            TextEdit::singleline(&mut typed.text).hint_text("Path of a file or folder").desired_width(f32::INFINITY),
-        );
-        let field = field.accessible_name("Path of a file or folder");
-        if std::mem::take(&mut typed.needs_focus) {
-            field.request_focus();
-        }
+        let field = path_field_ui(ui, typed);
         let entered = field.lost_focus() && ui.input(|input| input.key_pressed(egui::Key::Enter));
+        if field.changed() {
+            typed.obstacle = None;
+        }
+        let verb = match &typed.obstacle {
+            None => "OK",
+            Some(Obstacle::Refused(sentence)) => {
+                ui.label(Type::Small.text(sentence).color(ui.tokens().fail));
+                "OK"
+            }
+            Some(Obstacle::NoFolder(folder)) => {
+                let sentence = format!("The folder {} is not there", folder.display());
+                ui.label(Type::Small.text(sentence).color(ui.tokens().undecided));
+                "Make the folder and save"
+            }
+        };
         ui.add_space(space::M);
         ui.horizontal(|ui| {
-            let is_ready = !typed.text.trim().is_empty();
-            let ok = primary_button_ui(ui, "OK", is_ready).clicked() || (entered && is_ready);
+            let is_refused = matches!(typed.obstacle, Some(Obstacle::Refused(_)));
+            let is_ready = !typed.text.trim().is_empty() && !is_refused;
+            let ok = primary_button_ui(ui, verb, is_ready).clicked() || (entered && is_ready);
             let cancel = secondary_button_ui(ui, "Cancel", true).clicked();
             (ok, cancel)
         })
@@ -310,11 +364,30 @@ fn typed_ui(ui: &mut Ui, memory: &mut Memory) {
     let (ok, cancel) = modal.inner;
     if ok {
         let path = expand_home(typed.text.trim().trim_matches('"'));
-        memory.answers.push(command_for(wanted, path));
-        memory.typed = None;
+        // A folder that is not there is made after it was asked for: the second answer to the same path.
+        let is_asked = matches!(typed.obstacle, Some(Obstacle::NoFolder(_)));
+        typed.obstacle = obstacle(&path)
+            .filter(|found| is_written(&wanted) && !(is_asked && matches!(found, Obstacle::NoFolder(_))));
+        if typed.obstacle.is_none() {
+            memory.answers.push(command_for(wanted, path));
+            memory.typed = None;
+        }
     } else if cancel || modal.should_close() {
         memory.typed = None;
     }
+}
+
+/// The field for the path; what is offered is selected at first, so that typing replaces it.
+fn path_field_ui(ui: &mut Ui, typed: &mut Typed) -> egui::Response {
+    let edit = TextEdit::singleline(&mut typed.text).hint_text("Path of a file or folder").desired_width(f32::INFINITY);
+    let mut output = edit.show(ui);
+    if std::mem::take(&mut typed.needs_focus) {
+        let whole = CCursorRange::two(CCursor::new(0), CCursor::new(typed.text.chars().count()));
+        output.state.cursor.set_char_range(Some(whole));
+        output.state.store(ui.ctx(), output.response.id);
+        output.response.request_focus();
+    }
+    output.response.response.accessible_name("Path of a file or folder")
 }
 
 /// A leading `~` stands for the home folder, as in a shell.
@@ -343,6 +416,21 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_file_is_no_folder_and_missing_folders_are_asked_for() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("report.html");
+        std::fs::write(&file, "x").expect("writes");
+        assert_eq!(obstacle(&file), None, "an old file is replaced");
+        assert_eq!(obstacle(&folder.path().join("new.html")), None);
+        assert_eq!(obstacle(Path::new("new.html")), None, "beside where the program was started");
+        for path in [file.join("new.html"), file.join("a/new.html"), folder.path().to_owned()] {
+            assert!(matches!(obstacle(&path), Some(Obstacle::Refused(_))), "{}", path.display());
+        }
+        let deep = folder.path().join("a/b/new.html");
+        assert_eq!(obstacle(&deep), Some(Obstacle::NoFolder(folder.path().join("a/b"))));
     }
 
     #[test]

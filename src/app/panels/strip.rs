@@ -11,7 +11,7 @@ use crate::app::widgets::{
 use crate::engine::plan::ResolvedPlan;
 use crate::engine::progress::{Phase, Snapshot, Unit};
 use crate::engine::units;
-use crate::workbench::{Action, Command, Document, JobKind, JobView, Level, PlanStanding};
+use crate::workbench::{Action, Command, Document, JobKind, JobView, Level, PlanStanding, Side};
 
 /// Paints the strip.
 pub fn strip_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
@@ -22,6 +22,9 @@ pub fn strip_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             plan_ui(ui, document, &standing);
         } else {
             ui.label(Type::Body.text("Nothing is open").color(ui.tokens().weak));
+        }
+        if cx.is_presenting() {
+            return;
         }
         ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
             let why = cx.bench.unavailable(Action::RunPlan);
@@ -58,7 +61,8 @@ pub fn strip_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
 /// Very short work is not worth a row that comes and goes.
 fn is_shown(job: &JobView<'_>) -> bool {
     let is_soon_over = matches!(job.kind, JobKind::Open | JobKind::ReadInput);
-    !matches!(job.kind, JobKind::Compare) && (!is_soon_over || job.progress.elapsed.as_millis() > 300)
+    !matches!(job.kind, JobKind::Compare | JobKind::LookForUnfinished)
+        && (!is_soon_over || job.progress.elapsed.as_millis() > 300)
 }
 
 fn plan_ui(ui: &mut Ui, document: &Document, standing: &standing::Memory) {
@@ -146,6 +150,27 @@ fn speed_ui(ui: &mut Ui, standing: &PlanStanding) {
     ui.label(Type::Small.text("predicted").color(weak));
 }
 
+/// The figure so far: whose it is where two models take turns, and of which items, since those are scored in the order
+/// of their file and the first slices need not be like the others.
+fn running_in_words(kind: JobKind, side: Option<Side>, progress: &Snapshot) -> String {
+    let Some(running) = progress.running else { return String::new() };
+    if kind != JobKind::Evaluate || progress.phase != Phase::ScoringTasks {
+        return running.text();
+    }
+    let whose = match side.filter(|_| progress.done > progress.resumed) {
+        Some(Side::Original) => "original: ",
+        Some(Side::Candidate) => "candidate: ",
+        None => "",
+    };
+    format!("{whose}{} of the items so far", running.text())
+}
+
+/// Seconds left in words. An evaluation has several parts, of which only the present one can be foreseen.
+fn time_left(kind: JobKind, secs: f64) -> String {
+    let part = if kind == JobKind::Evaluate { "this part: " } else { "" };
+    format!("{part}{} left", units::seconds(secs))
+}
+
 /// A job's counters in words.
 fn row(job: &JobView<'_>) -> ProgressRow {
     let Snapshot { phase, unit, done, total, .. } = job.progress;
@@ -154,7 +179,8 @@ fn row(job: &JobView<'_>) -> ProgressRow {
         Unit::Items | Unit::Tokens => value.to_string(),
     };
     let rate = job.progress.rate();
-    let rate = if done == 0 {
+    // What was done in an earlier run took no time in this one.
+    let rate = if done <= job.progress.resumed {
         String::new()
     } else {
         match unit {
@@ -173,11 +199,8 @@ fn row(job: &JobView<'_>) -> ProgressRow {
             format!("{} / {}", amount(done), amount(total))
         },
         rate,
-        running: job.progress.running.map(|running| running.text()).unwrap_or_default(),
-        time_left: job
-            .progress
-            .seconds_left()
-            .map_or_else(String::new, |secs| format!("{} left", units::seconds(secs))),
+        running: running_in_words(job.kind, job.side, &job.progress),
+        time_left: job.progress.seconds_left().map_or_else(String::new, |secs| time_left(job.kind, secs)),
         fraction: (total > 0).then(|| job.progress.fraction() as f32),
         is_paused: job.progress.is_paused,
         is_cancelling: job.progress.is_cancelled,
@@ -228,5 +251,32 @@ pub fn notices_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         });
     for id in dismissed {
         cx.send(Command::Dismiss(id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::progress::{Figure, Progress};
+
+    #[test]
+    fn a_running_figure_says_whose_it_is_and_of_which_items() {
+        let progress = Progress::default();
+        progress.begin(Phase::ScoringTasks, 100, Unit::Items);
+        progress.resume(10);
+        progress.tally(Figure::Accuracy, [1.0]);
+        let told = |side| running_in_words(JobKind::Evaluate, side, &progress.snapshot());
+        assert_eq!(told(Some(Side::Original)), "accuracy 100.0 % of the items so far", "all of it is from before");
+        progress.advance(1);
+        assert_eq!(told(Some(Side::Original)), "original: accuracy 100.0 % of the items so far");
+        assert_eq!(told(Some(Side::Candidate)), "candidate: accuracy 100.0 % of the items so far");
+        let other = running_in_words(JobKind::Kld, None, &progress.snapshot());
+        assert_eq!(other, "accuracy 100.0 %");
+    }
+
+    #[test]
+    fn time_left_of_an_evaluation_is_that_of_its_part() {
+        assert_eq!(time_left(JobKind::Evaluate, 41.0), "this part: 41 s left");
+        assert_eq!(time_left(JobKind::Pass, 41.0), "41 s left");
     }
 }

@@ -92,15 +92,16 @@ impl Plot for Distribution {
         }
         canvas.area(&points, frame.inner.bottom(), tokens.tint(color, 0.28));
         canvas.path(points, Stroke::new(1.25, color));
-        let mut taken: Option<Rect> = None;
-        for (word, value) in [("mean", self.mean), ("99 %", self.p99)] {
-            let unit = frame.x.unit(value);
-            if !(0.0..=1.0).contains(&unit) {
-                continue;
-            }
+        let marks = [("mean", self.mean), ("99 %", self.p99)];
+        let marks = marks.into_iter().filter(|(_, value)| (0.0..=1.0).contains(&frame.x.unit(*value)));
+        let (top, bottom) = (frame.inner.top(), frame.inner.bottom());
+        for (_, value) in marks.clone() {
             let at = frame.x_of(value);
-            let (top, bottom) = (frame.inner.top(), frame.inner.bottom());
             canvas.dashed(pos2(at, top), pos2(at, bottom), Stroke::new(1.0, tokens.text));
+        }
+        let mut taken: Option<Rect> = None;
+        for (word, value) in marks {
+            let at = frame.x_of(value);
             let text = format!("{word} {}", units::significant(value));
             let width = canvas.text_width(&text, Type::Small);
             let align = if at + width + 6.0 > frame.inner.right() { Align2::RIGHT_TOP } else { Align2::LEFT_TOP };
@@ -110,6 +111,8 @@ impl Plot for Distribution {
             if taken.is_some_and(|other| other.intersects(room.expand(2.0))) {
                 place.y += 15.0;
             }
+            // No dashes through a word.
+            canvas.rect(align.anchor_size(place, vec2(width, 14.0)).expand2(vec2(2.0, 0.0)), tokens.panel);
             taken = Some(canvas.text(place, align, &text, Type::Small, tokens.text));
         }
     }

@@ -1,16 +1,18 @@
-//! Plots as files: CSV and SVG from the same data, PNG from the pixels on screen.
+//! Plots as files: CSV and SVG from the same data, and PNG drawn from that SVG, so that a picture is whole
+//! whatever part of the plot is on screen.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use eframe::egui::{
-    ColorImage, Context, IconData, Id, Popup, Rect, Response, Role, Sense, Stroke, StrokeKind, Ui, Vec2, WidgetInfo,
-    vec2,
+    Context, IconData, Id, Popup, Rect, Response, Role, Sense, Stroke, StrokeKind, Ui, Vec2, WidgetInfo, vec2,
 };
 use eframe::icon_data::IconDataExt as _;
+use resvg::tiny_skia::{Pixmap, Transform};
+use resvg::usvg::{self, fontdb};
 
 use super::Plot;
 use super::canvas::SvgCanvas;
-use crate::app::theme::{Tokens, UiTokens as _, space};
+use crate::app::theme::{Tokens, UiTokens as _, fonts, space};
 use crate::app::widgets::icons;
 
 /// Named columns of text cells.
@@ -113,6 +115,35 @@ pub fn svg(plot: &dyn Plot, size: Vec2, tokens: &Tokens) -> String {
     canvas.finish(&plot.title())
 }
 
+/// Pixels of a picture for every point of the drawing.
+const PICTURE_SCALE: f32 = 2.0;
+
+/// The bundled fonts, read once: a picture looks the same on every machine.
+static FONTS: LazyLock<Arc<fontdb::Database>> = LazyLock::new(|| {
+    let mut database = fontdb::Database::new();
+    for face in fonts::FACES {
+        database.load_font_source(fontdb::Source::Binary(Arc::new(face)));
+    }
+    Arc::new(database)
+});
+
+/// An SVG document of ours as a PNG file's bytes, with [`PICTURE_SCALE`] pixels for every point.
+///
+/// # Errors
+/// A sentence, where the picture would be too large for memory.
+pub fn png(svg: &str) -> Result<Vec<u8>, String> {
+    let options = usvg::Options { fontdb: FONTS.clone(), ..usvg::Options::default() };
+    let tree = usvg::Tree::from_str(svg, &options).map_err(|err| format!("The picture cannot be drawn: {err}"))?;
+    let size = tree.size();
+    let [width, height] = [size.width(), size.height()].map(|points| (points * PICTURE_SCALE).ceil() as u32);
+    let mut pixels = Pixmap::new(width, height)
+        .ok_or_else(|| format!("The picture of {width} × {height} pixels is too large: save the drawing as SVG"))?;
+    resvg::render(&tree, Transform::from_scale(PICTURE_SCALE, PICTURE_SCALE), &mut pixels.as_mut());
+    IconData { rgba: pixels.take_demultiplied(), width, height }
+        .to_png_bytes()
+        .map_err(|err| format!("The picture cannot be written: {err}"))
+}
+
 /// A plot as the bytes of a file that has no place yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Saved {
@@ -124,51 +155,18 @@ pub struct Saved {
     pub bytes: Vec<u8>,
 }
 
-/// Pixels to take once the menu that asked for them is gone from the screen.
-#[derive(Clone, Debug)]
-struct Wish {
-    stem: String,
-    rect: Rect,
-    frame_nr: u64,
-}
+/// What plots have become, until the window picks it up with [`take`].
+type Outbox = Arc<Mutex<Vec<Result<Saved, String>>>>;
 
-/// What plots were asked to become, until the window picks it up with [`take`].
-#[derive(Clone, Default)]
-struct Outbox {
-    wishes: Vec<Wish>,
-    done: Arc<Mutex<Vec<Result<Saved, String>>>>,
+fn outbox(ctx: &Context) -> Outbox {
+    ctx.data_mut(|data| data.get_temp_mut_or_default::<Outbox>(Id::unique("plots to save")).clone())
 }
-
-fn with_outbox<R>(ctx: &Context, change: impl FnOnce(&mut Outbox) -> R) -> R {
-    ctx.data_mut(|data| change(data.get_temp_mut_or_default::<Outbox>(Id::unique("plots to save"))))
-}
-
-/// Frames that a closed menu may still be seen in.
-const MENU_FRAMES: u64 = 2;
 
 /// What has become ready to be saved since the last call; once a frame. Errors are sentences.
 pub fn take(ctx: &Context) -> Vec<Result<Saved, String>> {
-    let now = ctx.cumulative_frame_nr();
-    let (due, is_waiting, done) = with_outbox(ctx, |outbox| {
-        let (due, rest): (Vec<Wish>, Vec<Wish>) =
-            std::mem::take(&mut outbox.wishes).into_iter().partition(|wish| now >= wish.frame_nr + MENU_FRAMES);
-        outbox.wishes = rest;
-        (due, !outbox.wishes.is_empty(), outbox.done.clone())
-    });
-    if is_waiting {
-        ctx.request_repaint();
-    }
-    for Wish { stem, rect, .. } in due {
-        let (done, waker) = (done.clone(), ctx.clone());
-        capture_png(ctx, rect, move |png| {
-            let saved = png.map(|bytes| Saved { stem, format: Format::Png, bytes });
-            let saved = saved.map_err(|err| format!("The picture cannot be taken: {err}"));
-            done.lock().unwrap_or_else(PoisonError::into_inner).push(saved);
-            waker.request_repaint();
-        });
-    }
-    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-    std::mem::take(&mut *done)
+    let outbox = outbox(ctx);
+    let mut ready = outbox.lock().unwrap_or_else(PoisonError::into_inner);
+    std::mem::take(&mut *ready)
 }
 
 /// Hands over a text that was written, so that the window asks where it goes. It comes out of [`take`].
@@ -177,8 +175,7 @@ pub fn hand_over(ctx: &Context, saved: Saved) {
 }
 
 fn hand_over_or_tell(ctx: &Context, saved: Result<Saved, String>) {
-    let done = with_outbox(ctx, |outbox| outbox.done.clone());
-    done.lock().unwrap_or_else(PoisonError::into_inner).push(saved);
+    outbox(ctx).lock().unwrap_or_else(PoisonError::into_inner).push(saved);
     ctx.request_repaint();
 }
 
@@ -194,20 +191,15 @@ pub fn offer_ui(ui: &mut Ui, response: &Response, plot: &dyn Plot) {
     let chosen = popup.show(formats_ui).and_then(|shown| shown.inner).or_else(|| menu(response));
     let Some(format) = chosen else { return };
     let stem = stem(&plot.title());
+    let drawing = || svg(plot, response.rect.size(), ui.tokens());
     let bytes = match format {
-        Format::Csv => plot.table().csv().into_bytes(),
-        Format::Svg => svg(plot, response.rect.size(), ui.tokens()).into_bytes(),
+        Format::Csv => Ok(plot.table().csv().into_bytes()),
+        Format::Svg => Ok(drawing().into_bytes()),
+        Format::Png => png(&drawing()),
         // A plot's menu offers none of these.
         Format::Html | Format::Markdown | Format::Pdf => return,
-        Format::Png => {
-            let rect = response.rect.intersect(ui.clip_rect());
-            let frame_nr = ui.ctx().cumulative_frame_nr();
-            with_outbox(ui.ctx(), |outbox| outbox.wishes.push(Wish { stem, rect, frame_nr }));
-            ui.ctx().request_repaint();
-            return;
-        }
     };
-    hand_over(ui.ctx(), Saved { stem, format, bytes });
+    hand_over_or_tell(ui.ctx(), bytes.map(|bytes| Saved { stem, format, bytes }));
 }
 
 /// Offers to save the numbers of a table that is shown within `response`, such as a card: the small button of
@@ -281,31 +273,12 @@ fn formats_ui(ui: &mut Ui) -> Option<Format> {
     chosen
 }
 
-/// Asks for the pixels of `rect` in the window as a PNG file's bytes. `on_done` is called once, from
-/// wherever the pixels arrive, and should hand them on and wake the window.
-pub fn capture_png(ctx: &Context, rect: Rect, on_done: impl FnOnce(Result<Vec<u8>, String>) + Send + 'static) {
-    let pixels_per_point = ctx.pixels_per_point();
-    ctx.request_screenshot(move |image: Arc<ColorImage>| {
-        on_done(crop_png(&image, rect, pixels_per_point));
-    });
-}
-
-/// The part of `image` under `rect` as a PNG file's bytes.
-fn crop_png(image: &ColorImage, rect: Rect, pixels_per_point: f32) -> Result<Vec<u8>, String> {
-    let size = Vec2::new(image.width() as f32, image.height() as f32) / pixels_per_point;
-    let whole = Rect::from_min_size(eframe::egui::Pos2::ZERO, size);
-    let rect = rect.intersect(whole);
-    if !rect.is_positive() {
-        return Err("the plot is not on screen".to_owned());
-    }
-    let part = image.region(&rect, Some(pixels_per_point));
-    IconData { rgba: part.as_raw().to_vec(), width: part.width() as u32, height: part.height() as u32 }.to_png_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use eframe::egui::{Color32, Event, Modifiers, PointerButton, RawInput, pos2};
+    use crate::app::plots::canvas::Canvas;
+    use crate::app::theme::Type;
+    use eframe::egui::{Align2, Event, Modifiers, PointerButton, RawInput, pos2};
 
     #[test]
     fn csv_quotes_what_needs_it() {
@@ -319,19 +292,6 @@ mod tests {
     fn file_names_hold_letters_figures_and_single_dashes() {
         assert_eq!(stem("KLD, nats: layers.0 (q_proj)"), "kld-nats-layers-0-q-proj");
         assert_eq!(stem("…/"), "plot");
-    }
-
-    #[test]
-    fn pixels_are_taken_after_the_menu_is_gone() {
-        let ctx = crate::app::testing::context();
-        let wish = Wish { stem: "a".to_owned(), rect: Rect::EVERYTHING, frame_nr: ctx.cumulative_frame_nr() };
-        with_outbox(&ctx, |outbox| outbox.wishes.push(wish));
-        let waiting = || with_outbox(&ctx, |outbox| outbox.wishes.len());
-        assert!(take(&ctx).is_empty() && waiting() == 1);
-        for _ in 0..MENU_FRAMES {
-            crate::app::testing::frame(&ctx, 0.0, |_| ());
-        }
-        assert!(take(&ctx).is_empty() && waiting() == 0);
     }
 
     /// What comes of a click on the corner button of something that is shown.
@@ -371,14 +331,55 @@ mod tests {
         assert_eq!(saved_by_a_click(|| Err("Gone".to_owned())), [Err("Gone".to_owned())]);
     }
 
+    /// A plot with a bar at its top and one at its bottom, and a word between.
+    struct Tall;
+
+    impl Plot for Tall {
+        fn title(&self) -> String {
+            "Tall".to_owned()
+        }
+
+        fn draw(&self, canvas: &mut dyn Canvas, rect: Rect, tokens: &Tokens) {
+            let bar = |top: f32| Rect::from_min_size(pos2(rect.left(), top), vec2(rect.width(), 20.0));
+            canvas.rect(bar(rect.top()), tokens.text);
+            canvas.rect(bar(rect.bottom() - 20.0), tokens.text);
+            canvas.text(rect.center(), Align2::CENTER_CENTER, "middle", Type::Body, tokens.text);
+        }
+
+        fn table(&self) -> Table {
+            Table::default()
+        }
+    }
+
     #[test]
-    fn a_crop_is_a_png_of_the_part_and_nothing_outside_is_an_error() {
-        let image = ColorImage::filled([20, 10], Color32::WHITE);
-        let rect = Rect::from_min_max(pos2(2.0, 1.0), pos2(6.0, 4.0));
-        let bytes = crop_png(&image, rect, 2.0).expect("inside");
+    fn a_picture_is_whole_however_tall_the_plot_is_and_has_its_text() {
+        let tokens = Tokens::of(true);
+        // Taller than any window.
+        let drawing = svg(&Tall, vec2(300.0, 4000.0), tokens);
+        let bytes = png(&drawing).expect("draws");
         assert_eq!(&bytes[1..4], b"PNG");
         // Width and height in the IHDR chunk, big endian.
-        assert_eq!((bytes[19], bytes[23]), (8, 6));
-        assert!(crop_png(&image, rect.translate(Vec2::splat(100.0)), 2.0).is_err());
+        let number = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        assert_eq!((number(16), number(20)), (600, 8000));
+        let options = usvg::Options { fontdb: FONTS.clone(), ..usvg::Options::default() };
+        let tree = usvg::Tree::from_str(&drawing, &options).expect("reads");
+        let mut pixels = Pixmap::new(600, 8000).expect("room");
+        resvg::render(&tree, Transform::from_scale(2.0, 2.0), &mut pixels.as_mut());
+        let at = |x: u32, y: u32| pixels.pixel(x, y).map(|pixel| [pixel.red(), pixel.green(), pixel.blue()]);
+        let [panel, text] = [tokens.panel, tokens.text].map(|color| Some([color.r(), color.g(), color.b()]));
+        // The plot stands 8 points inside, the bars are 20 high.
+        assert_eq!((at(300, 4), at(300, 36), at(300, 200)), (panel, text, panel));
+        assert_eq!((at(300, 8000 - 36), at(300, 8000 - 4)), (text, panel));
+        let is_inked = (3960..4040).any(|y| (200..400).any(|x| at(x, y) != panel));
+        assert!(is_inked, "the word is drawn in a bundled font");
+    }
+
+    #[test]
+    fn every_family_that_a_drawing_names_is_bundled() {
+        for name in ["Inter", "JetBrains Mono"] {
+            let has_it = FONTS.faces().any(|face| face.families.iter().any(|(family, _)| family == name));
+            assert!(has_it, "{name}");
+        }
+        assert_eq!(FONTS.len(), fonts::FACES.len());
     }
 }

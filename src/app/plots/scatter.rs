@@ -21,8 +21,11 @@ pub struct ScatterPoint {
     pub accuracy_percent: f64,
     /// Half of the interval of the accuracy, in points.
     pub half_width: Option<f64>,
-    /// Decode speed, where it was measured.
+    /// Decode speed, where it was measured: of all points at the same moment, see [`Self::times_baseline`].
     pub tokens_per_second: Option<f64>,
+    /// The candidate's speed over the baseline's, measured in turns with it; its speed is then this times the
+    /// baseline's, since this machine is not as fast at every moment.
+    pub times_baseline: Option<f64>,
     /// Which candidate it is; none for the baseline.
     pub candidate: Option<usize>,
     /// Whether size and accuracy are predictions: drawn hollow.
@@ -165,6 +168,7 @@ impl Plot for Scatter {
             "accuracy_percent",
             "half_width_points",
             "decode_tokens_per_second",
+            "decode_over_baseline",
             "predicted",
             "on_the_front",
         ]);
@@ -176,6 +180,7 @@ impl Plot for Scatter {
                 cell(point.accuracy_percent),
                 point.half_width.map(cell).unwrap_or_default(),
                 point.tokens_per_second.map(cell).unwrap_or_default(),
+                point.times_baseline.map(cell).unwrap_or_default(),
                 point.is_predicted.to_string(),
                 front.contains(&index).to_string(),
             ]);
@@ -205,6 +210,9 @@ pub fn scatter_ui(ui: &mut Ui, scatter: &Scatter, height: f32) -> (Response, Opt
             if let Some(speed) = point.tokens_per_second {
                 lines.push(("decode", format!("{speed:.0} tok/s")));
             }
+            if let Some(ratio) = point.times_baseline {
+                lines.push(("of the original's, in turns", format!("{ratio:.2}×")));
+            }
             if point.is_predicted {
                 lines.push(("state", "predicted".to_owned()));
             }
@@ -229,6 +237,7 @@ mod tests {
             accuracy_percent,
             half_width: None,
             tokens_per_second: None,
+            times_baseline: None,
             candidate: None,
             is_predicted: false,
         }
@@ -240,7 +249,7 @@ mod tests {
         assert_eq!(pareto(&points), [3, 1, 0]);
         assert_eq!(pareto(&[point(1.0, f64::NAN)]), [] as [usize; 0]);
         let table = Scatter { points: points.into(), metric: "accuracy, %".to_owned() }.table();
-        assert_eq!(table.rows.iter().map(|row| row[6].as_str()).collect::<Vec<_>>(), ["true", "true", "false", "true"]);
+        assert_eq!(table.rows.iter().map(|row| row[7].as_str()).collect::<Vec<_>>(), ["true", "true", "false", "true"]);
         assert_eq!(table.rows[0][..3], ["", "8", "90"]);
     }
 

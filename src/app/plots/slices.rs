@@ -4,7 +4,7 @@
 use eframe::egui::{Align2, Color32, Rect, Role, Sense, Stroke, Ui, WidgetInfo, pos2, vec2};
 
 use super::Plot;
-use super::axis::Scale;
+use super::axis::{Scale, Tick};
 use super::canvas::{Canvas, PainterCanvas};
 use super::export::{self, Table, cell};
 use super::frame::readout;
@@ -77,9 +77,10 @@ impl Slices {
         let left = rect.left() + names + space::S + 44.0 + space::M;
         let has_verdicts = self.rows.iter().any(|row| row.verdict.is_some());
         let right = rect.right() - if has_verdicts { 84.0 } else { 0.0 };
-        let figures = 108.0;
+        let figures =
+            self.rows.iter().map(|row| canvas.text_width(&row.figure(), Type::MonoSmall)).fold(60.0, f32::max);
         let gap = 44.0;
-        let plots = right - figures - left - gap;
+        let plots = (right - figures - space::S - left - gap).max(80.0);
         let first = plots * 0.5;
         Columns {
             names: rect.left()..=rect.left() + names,
@@ -113,7 +114,7 @@ impl Slices {
         head(*columns.difference.start(), Align2::LEFT_TOP, "difference, points");
         for (scale, range) in [(&accuracy, &columns.dots), (&difference, &columns.difference)] {
             let width = range.end() - range.start();
-            for tick in scale.ticks((width / 56.0) as usize) {
+            for tick in ticks(scale, (width / 56.0) as usize) {
                 let x = range.start() + width * scale.unit(tick.value) as f32;
                 let is_zero = tick.value == 0.0 && scale.min < 0.0;
                 let color = if is_zero { tokens.outline } else { tokens.grid };
@@ -169,10 +170,8 @@ impl Slices {
         }
         canvas.disc(pos2(end, y), 2.5, tokens.text, Stroke::NONE);
 
-        let half = (row.high - row.low) / 2.0;
-        let figure = format!("{} ± {half:.1}", signed(row.difference));
         let at = pos2(columns.figures, y);
-        canvas.text(at, Align2::RIGHT_CENTER, &figure, Type::MonoSmall, tokens.text);
+        canvas.text(at, Align2::RIGHT_CENTER, &row.figure(), Type::MonoSmall, tokens.text);
         if let Some(verdict) = row.verdict {
             let at = pos2(columns.verdict, y);
             let color = verdict.color(tokens);
@@ -186,6 +185,22 @@ impl Slices {
             canvas.text(at, Align2::LEFT_CENTER, &text, Type::SmallStrong, color);
         }
     }
+}
+
+impl SliceRow {
+    fn figure(&self) -> String {
+        with_interval(self.difference, [self.low, self.high])
+    }
+}
+
+/// Round ticks, at least three where the scale has so many: one alone says nothing of a scale.
+fn ticks(scale: &Scale, most: usize) -> Vec<Tick> {
+    (most..most + 6).map(|most| scale.ticks(most)).find(|ticks| ticks.len() >= 3).unwrap_or_else(|| scale.ticks(most))
+}
+
+/// A difference with the ends of its interval, which need not lie evenly about it: `−4.2 (−9.4 to −0.9)`.
+pub fn with_interval(points: f64, [low, high]: [f64; 2]) -> String {
+    format!("{} ({} to {})", signed(points), signed(low), signed(high))
 }
 
 /// Where the columns are.
@@ -202,7 +217,7 @@ struct Columns {
 }
 
 /// A difference with its sign: `+0.4`, `−7.0`, `0.0`.
-fn signed(points: f64) -> String {
+pub fn signed(points: f64) -> String {
     let text = format!("{points:.1}");
     if text == "-0.0" || text == "0.0" {
         "0.0".to_owned()
@@ -278,6 +293,11 @@ impl Plot for Slices {
 
 /// Draws all rows (put it into a scroll area) and returns the index of one that was clicked.
 pub fn slices_ui(ui: &mut Ui, slices: &Slices) -> Option<usize> {
+    slices_selected_ui(ui, slices, None)
+}
+
+/// The same with the row of that name marked.
+pub fn slices_selected_ui(ui: &mut Ui, slices: &Slices, selected: Option<&str>) -> Option<usize> {
     let size = vec2(ui.available_width(), slices.height());
     let (rect, response) = ui.allocate_exact_size(size, Sense::hover());
     response.widget_info(|| WidgetInfo::labeled(Role::Figure, true, slices.title()));
@@ -295,13 +315,18 @@ pub fn slices_ui(ui: &mut Ui, slices: &Slices) -> Option<usize> {
         }
         let id = response.id.with(&row.name);
         let line_response = ui.interact(line, id, Sense::click());
+        let is_selected = selected == Some(row.name.as_str());
         line_response.widget_info(|| {
             let difference = signed(row.difference);
             let name = format!("{} {difference} points", row.name);
-            WidgetInfo::labeled(Role::Button, true, name)
+            WidgetInfo::selected(Role::Button, true, is_selected, name)
         });
+        if is_selected {
+            ui.painter().rect_filled(line, space::RADIUS, tokens.tint(tokens.accent, 0.18));
+        }
         if line_response.hovered() || line_response.has_focus() {
-            ui.painter().rect_filled(line, space::RADIUS, tokens.raised);
+            let fill = if is_selected { tokens.tint(tokens.accent, 0.28) } else { tokens.raised };
+            ui.painter().rect_filled(line, space::RADIUS, fill);
         }
         if line_response.hovered() {
             pointed = Some(row);
@@ -316,7 +341,7 @@ pub fn slices_ui(ui: &mut Ui, slices: &Slices) -> Option<usize> {
         let corrected = row.p_holm.map_or_else(String::new, |p| format!(", corrected {}", units::significant(p)));
         let lines = [
             ("original", format!("{:.1} %", row.baseline)),
-            (slices.name.as_str(), format!("{:.1} %", row.candidate)),
+            ("candidate", format!("{:.1} %", row.candidate)),
             ("difference", format!("{} points", signed(row.difference))),
             ("interval", format!("{} to {}", signed(row.low), signed(row.high))),
             ("McNemar p", units::significant(row.p) + &corrected),
@@ -371,6 +396,24 @@ mod tests {
         slices.sort();
         let names: Vec<&str> = slices.rows.iter().map(|row| row.name.as_str()).collect();
         assert_eq!(names, ["c", "a", "d", "b"]);
+    }
+
+    #[test]
+    fn intervals_are_written_with_both_ends() {
+        assert_eq!(with_interval(-4.2, [-9.4, -0.9]), "−4.2 (−9.4 to −0.9)");
+        assert_eq!(with_interval(0.0, [-0.5, 0.5]), "0.0 (−0.5 to +0.5)");
+    }
+
+    #[test]
+    fn a_scale_of_differences_has_three_ticks_however_narrow() {
+        for reach in [1.05, 10.5, 13.0, 52.0, 99.0] {
+            let scale = Scale::linear(-reach, reach);
+            for most in 0..6 {
+                let found = ticks(&scale, most);
+                assert!(found.len() >= 3, "{reach} {most}: {found:?}");
+                assert!(found.iter().any(|tick| tick.value == 0.0));
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,13 @@ use eframe::egui::{self, FontData, FontDefinitions, FontFamily};
 /// Name of the semibold text family.
 pub const SEMIBOLD: &str = "semibold";
 
+/// The files of the faces: text, its semibold, figures.
+pub const FACES: [&[u8]; 3] = [
+    include_bytes!("../../../assets/fonts/Inter-Regular.otf"),
+    include_bytes!("../../../assets/fonts/Inter-SemiBold.otf"),
+    include_bytes!("../../../assets/fonts/JetBrainsMono-Regular.ttf"),
+];
+
 const TEXT: &str = "inter";
 const TEXT_SEMIBOLD: &str = "inter-semibold";
 const MONO: &str = "jetbrains-mono";
@@ -15,12 +22,7 @@ const MONO: &str = "jetbrains-mono";
 /// can be written anywhere.
 pub fn definitions() -> FontDefinitions {
     let mut fonts = FontDefinitions::empty();
-    let faces: [(&str, &'static [u8]); 3] = [
-        (TEXT, include_bytes!("../../../assets/fonts/Inter-Regular.otf")),
-        (TEXT_SEMIBOLD, include_bytes!("../../../assets/fonts/Inter-SemiBold.otf")),
-        (MONO, include_bytes!("../../../assets/fonts/JetBrainsMono-Regular.ttf")),
-    ];
-    for (name, bytes) in faces {
+    for (name, bytes) in [TEXT, TEXT_SEMIBOLD, MONO].into_iter().zip(FACES) {
         fonts.font_data.insert(name.to_owned(), Arc::new(FontData::from_static(bytes)));
     }
     let families = [

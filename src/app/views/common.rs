@@ -11,6 +11,7 @@ use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{empty_ui, primary_button_ui, quiet_button_ui, secondary_button_ui};
 use crate::engine::checkpoint::{Checkpoint, Role};
 use crate::engine::evaluation::Evaluation;
+use crate::engine::scoring::{Convention, SpeedResult};
 use crate::engine::sensitivity;
 use crate::workbench::{Action, Command, Document, RunId};
 
@@ -101,6 +102,41 @@ pub(super) fn accuracy_percent(evaluation: &Evaluation) -> Option<(f64, f64)> {
     let sum: f64 = evaluation.items.iter().map(|item| item.score()).sum();
     let (low, high) = crate::engine::comparison::stats::wilson(sum, evaluation.items.len());
     Some((accuracy * 100.0, (high - low) * 50.0))
+}
+
+/// A candidate's speed among those of others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct RelativeSpeed {
+    /// The ratio times what the reference did; as it was measured where there is no ratio.
+    pub tokens_per_second: f64,
+    /// Over the original's, measured in turns with it.
+    pub ratio: Option<f64>,
+}
+
+/// A candidate's speed that can be laid beside those of others: its ratio to the original that was measured in turns
+/// with it, times the speed of `reference`, the one original of all. A machine is not equally fast at all times, so
+/// speeds of two moments say nothing of each other.
+pub(super) fn relative_speed(
+    candidate: &Evaluation,
+    reference: Option<&Evaluation>,
+    rate: impl Fn(&SpeedResult) -> f64,
+) -> Option<RelativeSpeed> {
+    let measured = rate(candidate.speed.as_ref()?);
+    let own = candidate.baseline.as_ref().and_then(|own| own.speed.as_ref()).map(&rate).filter(|own| *own > 0.0);
+    let Some(ratio) = own.map(|own| measured / own) else {
+        return Some(RelativeSpeed { tokens_per_second: measured, ratio: None });
+    };
+    let shared = reference.and_then(|reference| reference.speed.as_ref()).map(&rate);
+    Some(RelativeSpeed { tokens_per_second: shared.map_or(measured, |shared| ratio * shared), ratio: Some(ratio) })
+}
+
+/// How a text is cut into windows.
+pub(super) fn convention_in_words(convention: Convention) -> &'static str {
+    match convention {
+        Convention::NonOverlapping => "windows that do not overlap",
+        Convention::LlamaCpp => "the second half of each, as llama.cpp does",
+        Convention::Strided => "windows that overlap by half",
+    }
 }
 
 /// A time in seconds since 1970 as people say it: how long ago.
@@ -198,11 +234,12 @@ impl Grid {
 
 /// A choice among the runs; the one picked becomes the run that is compared and overlaid.
 pub(super) fn focus_picker_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, name: &str, width: f32) {
-    let selected = document.focused().map_or("none", |run| run.name.as_str());
+    let picked = document.picked();
+    let selected = picked.map_or("none", |run| run.name.as_str());
     let chosen = combo_ui(ui, name, selected, width, |ui| {
         let mut chosen = None;
         for run in &document.runs {
-            if ui.selectable_label(document.focused_run == Some(run.id), &run.name).clicked() {
+            if ui.selectable_label(picked.is_some_and(|picked| picked.id == run.id), &run.name).clicked() {
                 chosen = Some(run.id);
             }
         }

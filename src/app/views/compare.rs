@@ -3,19 +3,20 @@
 
 use std::sync::Arc;
 
-use eframe::egui::{Grid, Label, ScrollArea, Sense, Ui, vec2};
+use eframe::egui::{Align, Grid, Label, ScrollArea, Sense, Ui, vec2};
 
 use super::common::{action_button_ui, candidate_index, caption_ui, focus_picker_ui, head_ui, no_document_ui};
 use super::compare_data::{self, Model};
 use super::compare_more;
 use super::compare_parts;
 use super::compare_tables;
+use super::evaluation_menu::{detectable_in_words, detectable_ui, evaluation_menu_ui};
 use super::gate_strip::{gate_strip_ui, rollback_ui};
 use crate::app::context::Cx;
 use crate::app::plots::distribution::{Distribution, distribution_ui};
 use crate::app::plots::export::offer_table_ui;
 use crate::app::plots::scatter::{Scatter, scatter_ui};
-use crate::app::plots::slices::{Slices, slices_ui};
+use crate::app::plots::slices::{Slices, slices_selected_ui};
 use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
     KeyValue, Level, Notice, card_ui, empty_ui, key_values_ui, notice_ui, number_with_interval, quiet_button_ui,
@@ -25,7 +26,7 @@ use crate::engine::comparison::{Comparison, Flip};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::scoring::{SpeedResult, TextResult};
 use crate::engine::units;
-use crate::workbench::{Action, Command, Document, Run, RunId, Subject};
+use crate::workbench::{Action, Command, Document, Run, RunId, Subject, Unfinished};
 
 /// Flips that are shown at first, and more with each wish.
 const FLIPS: usize = 12;
@@ -39,8 +40,12 @@ pub struct Memory {
     /// Slice whose flips are shown; none for all.
     slice: Option<String>,
     flips_shown: usize,
+    /// True for one frame: the changed answers shall be scrolled to.
+    wants_flips: bool,
     /// The flip whose texts stand side by side.
     open_flip: Option<String>,
+    /// What that item asks; read when it was opened.
+    asked: Option<compare_parts::Asked>,
     key: Key,
     scatter: Scatter,
     slices: Slices,
@@ -76,6 +81,7 @@ pub fn compare_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         if empty_ui(ui, "Nothing to compare yet", sentence, is_possible.then(|| Action::RunPlan.text())) {
             cx.act(Action::RunPlan);
         }
+        ui.vertical_centered(|ui| detectable_ui(ui, document, &document.choices));
         return;
     }
     let mut memory = std::mem::take(&mut cx.memory.compare);
@@ -83,12 +89,13 @@ pub fn compare_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
     ScrollArea::vertical().id_salt("compare").auto_shrink(false).show(ui, |ui| {
         ui.spacing_mut().item_spacing.y = space::S;
         picker_ui(ui, cx, document);
-        let run = document.focused().or_else(|| document.runs.last());
+        let run = document.picked();
         let compared = run.and_then(|run| Some((run, run.comparison.as_deref()?)));
         if let Some((run, comparison)) = compared {
             sentence_ui(ui, document, run, comparison);
         } else if let Some(run) = run {
             missing_ui(ui, cx, run);
+            detectable_ui(ui, document, &document.choices);
         }
         scatter_card_ui(ui, cx, &memory);
         compare_more::all_ui(ui, cx, document);
@@ -101,7 +108,7 @@ pub fn compare_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             memory.more.card_ui(ui);
             compare_parts::draft_ui(ui, comparison, run);
             memory.more.cascade_ui(ui);
-            flips_ui(ui, comparison, &mut memory);
+            flips_ui(ui, document, comparison, &mut memory);
             written_up_ui(ui, cx);
         }
     });
@@ -123,9 +130,13 @@ fn picker_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document) {
         caption_ui(ui, "Candidate");
         focus_picker_ui(ui, cx, document, "Candidate to compare", 180.0);
         if !cx.is_presenting() && document.runs.iter().any(|run| run.evaluation.is_none() || run.is_stale) {
-            action_button_ui(ui, cx, Action::EvaluateCandidates, false);
+            let button = action_button_ui(ui, cx, Action::EvaluateCandidates, false);
+            if let Some(words) = detectable_in_words(document, &document.choices) {
+                button.on_hover_text(words);
+            }
         }
         if !cx.is_presenting() {
+            evaluation_menu_ui(ui, cx, document);
             action_button_ui(ui, cx, Action::LoadGates, false);
         }
     });
@@ -151,10 +162,15 @@ fn sentence_ui(ui: &mut Ui, document: &Document, run: &Run, comparison: &Compari
     });
 }
 
-fn missing_ui(ui: &mut Ui, cx: &mut Cx<'_>, run: &Run) {
+/// What is said of a candidate that is not evaluated, with the button that evaluates it.
+pub(super) fn missing_ui(ui: &mut Ui, cx: &mut Cx<'_>, run: &Run) {
     let is_busy = cx.bench.jobs().any(|job| job.title == format!("evaluate {}", run.name));
-    let text =
-        if is_busy { format!("{} is being evaluated", run.name) } else { format!("{} is not evaluated yet", run.name) };
+    let unfinished = cx.document().and_then(|document| document.unfinished.get(&run.id));
+    let text = match unfinished {
+        _ if is_busy => format!("{} is being evaluated", run.name),
+        Some(found) => stopped_in_words(&run.name, found),
+        None => format!("{} is not evaluated yet", run.name),
+    };
     let can_evaluate = !is_busy
         && !cx.is_presenting()
         && run.checkpoint().is_some()
@@ -166,13 +182,25 @@ fn missing_ui(ui: &mut Ui, cx: &mut Cx<'_>, run: &Run) {
     }
 }
 
+/// How far an evaluation came that was cut short.
+fn stopped_in_words(name: &str, found: &Unfinished) -> String {
+    let text = if found.has_text { ", and what was read of the text" } else { "" };
+    format!(
+        "An evaluation of {name} was stopped after {} of {} items{text}: Evaluate goes on there",
+        found.items, found.of
+    )
+}
+
 fn scatter_card_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory) {
     if memory.scatter.points.is_empty() {
         return;
     }
     card_ui(ui, |ui| {
         section_with_ui(ui, "Size, accuracy and speed", |ui| {
-            caption_ui(ui, "the line is the Pareto front, larger marks decode faster");
+            caption_ui(ui, "the line is the Pareto front, larger marks decode faster").on_hover_text(
+                "Speeds are of one moment: each candidate's ratio to the original that was measured in turns with it, \
+                 times the original's",
+            );
         });
         let (_, clicked) = scatter_ui(ui, &memory.scatter, 280.0);
         let runs: Vec<RunId> = memory.key.runs.iter().map(|run| run.0).collect();
@@ -183,18 +211,36 @@ fn scatter_card_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &Memory) {
     });
 }
 
+/// The words that lead to the changed answers of a slice; where there are none, a sentence that says so.
+fn changed_below(slice: &str, count: usize) -> Result<String, String> {
+    match count {
+        0 => Err(format!("No answer of {slice} changed")),
+        1 => Ok(format!("1 changed answer of {slice} below")),
+        _ => Ok(format!("{count} changed answers of {slice} below")),
+    }
+}
+
 fn slices_card_ui(ui: &mut Ui, memory: &mut Memory) {
     if memory.slices.rows.is_empty() {
         return;
     }
     card_ui(ui, |ui| {
         section_with_ui(ui, "Slices, largest loss first", |ui| {
-            caption_ui(ui, "95 % intervals of paired items; click a slice to see its flips");
+            caption_ui(ui, "95 % intervals of paired items; click a slice to see its changed answers");
         });
-        if let Some(clicked) = slices_ui(ui, &memory.slices) {
+        if let Some(clicked) = slices_selected_ui(ui, &memory.slices, memory.slice.as_deref()) {
             let name = memory.slices.rows[clicked].name.clone();
             memory.slice = (memory.slice.as_ref() != Some(&name)).then_some(name);
             memory.flips_shown = FLIPS;
+            ui.ctx().request_repaint();
+        } else if let Some(slice) = &memory.slice {
+            match changed_below(slice, memory.flips.len()) {
+                Ok(link) if quiet_button_ui(ui, &link).clicked() => memory.wants_flips = true,
+                Ok(_) => {}
+                Err(nothing) => {
+                    caption_ui(ui, nothing);
+                }
+            }
         }
     });
 }
@@ -232,7 +278,7 @@ fn text_ui(ui: &mut Ui, comparison: &Comparison) {
     card_ui(ui, |ui| {
         section_ui(ui, "Text");
         let plain = |value: f64| units::significant(value);
-        let with = |value: f64, stderr: f64| number_with_interval(value, stderr, "").text();
+        let with = |value: f64, stderr: f64| number_with_interval(value, 1.96 * stderr, "").text();
         let kept = kept_in_words(text);
         let mut lines = Vec::new();
         if let Some(baseline) = comparison.baseline_perplexity {
@@ -263,11 +309,11 @@ fn text_ui(ui: &mut Ui, comparison: &Comparison) {
             lines.push(KeyValue::new("change of the true token", with(change.0, change.1), "points").hint(hint));
         }
         key_values_ui(ui, &lines);
-        let convention = text.convention.name();
+        let convention = super::common::convention_in_words(text.convention);
         caption_ui(
             ui,
             format!(
-                "{} tokens in windows of {}, {convention}; ± is the standard error",
+                "{} tokens in windows of {}: {convention}; ± is half of the 95 % interval",
                 units::count(text.tokens as u64),
                 text.context
             ),
@@ -342,7 +388,7 @@ fn line_ui(ui: &mut Ui, name: &str, before: String, after: String, ratio: f64) {
     ui.end_row();
 }
 
-fn flips_ui(ui: &mut Ui, comparison: &Comparison, memory: &mut Memory) {
+fn flips_ui(ui: &mut Ui, document: &Document, comparison: &Comparison, memory: &mut Memory) {
     if comparison.flips.is_empty() {
         return;
     }
@@ -363,18 +409,23 @@ fn flips_ui(ui: &mut Ui, comparison: &Comparison, memory: &mut Memory) {
         if let Some(err) = &memory.unread {
             ui.label(format!("Their texts cannot be shown: {err}"));
         }
-        compare_parts::flip_list_ui(ui, &memory.texts, &mut memory.open_flip);
+        compare_parts::flip_list_ui(ui, &memory.texts, &mut memory.open_flip, memory.asked.as_ref());
+        compare_parts::Asked::read(&mut memory.asked, memory.open_flip.as_deref(), document);
         let rest = memory.flips.len().saturating_sub(most);
-        if rest > 0 && secondary_button_ui(ui, &format!("Show more of {rest}"), true).clicked() {
-            memory.flips_shown = most + 4 * FLIPS;
+        if rest > 0 && secondary_button_ui(ui, &format!("Show {} more of {rest}", rest.min(3 * FLIPS)), true).clicked()
+        {
+            memory.flips_shown = most + 3 * FLIPS;
         }
     });
+    if std::mem::take(&mut memory.wants_flips) {
+        card.response.scroll_to_me(Some(Align::TOP));
+    }
     offer_table_ui(ui, &card.response, &title, || compare_tables::flips(&comparison.flips, &memory.flips));
 }
 
 impl Memory {
     fn update(&mut self, document: &Document) {
-        let run = document.focused().or_else(|| document.runs.last());
+        let run = document.picked();
         let comparison = run.and_then(|run| run.comparison.as_ref());
         if self.key.is_of(document, comparison, self.slice.as_ref()) {
             return;
@@ -382,6 +433,7 @@ impl Memory {
         if !super::common::is_same(self.key.comparison.as_ref(), comparison) {
             self.slice = None;
             self.open_flip = None;
+            self.asked = None;
             self.flips_shown = FLIPS;
         }
         self.key = Key {
@@ -435,5 +487,27 @@ impl Key {
             && is_same(self.baseline.as_ref(), document.baseline.as_ref())
             && is_same(self.comparison.as_ref(), comparison)
             && self.slice.as_ref() == slice
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_leads_to_its_changed_answers_or_says_that_there_are_none() {
+        assert_eq!(changed_below("facts/rare", 5), Ok("5 changed answers of facts/rare below".to_owned()));
+        assert_eq!(changed_below("facts/rare", 1), Ok("1 changed answer of facts/rare below".to_owned()));
+        assert_eq!(changed_below("facts/rare", 0), Err("No answer of facts/rare changed".to_owned()));
+    }
+
+    #[test]
+    fn a_stopped_evaluation_says_how_far_it_came() {
+        let mut found = Unfinished { items: 2939, of: 5000, has_text: false };
+        let start = "An evaluation of q4 was stopped after 2939 of 5000 items";
+        assert_eq!(stopped_in_words("q4", &found), format!("{start}: Evaluate goes on there"));
+        found.has_text = true;
+        let text = ", and what was read of the text";
+        assert_eq!(stopped_in_words("q4", &found), format!("{start}{text}: Evaluate goes on there"));
     }
 }

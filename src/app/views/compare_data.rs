@@ -1,15 +1,17 @@
 //! What the comparison view draws, shaped from evaluations and comparisons.
 
-use super::common::accuracy_percent;
+use super::common::{accuracy_percent, relative_speed};
 use crate::app::plots::distribution::Distribution;
 use crate::app::plots::lines::{Line, Lines};
 use crate::app::plots::radar::{Radar, Spoke};
 use crate::app::plots::scatter::{Scatter, ScatterPoint};
-use crate::app::plots::slices::{SliceRow, Slices};
+use crate::app::plots::slices::{SliceRow, Slices, signed};
 use crate::app::widgets::State;
+use crate::engine::comparison::stats::wilson;
 use crate::engine::comparison::{Comparison, Paired, SliceComparison, SliceView, Verdict};
 use crate::engine::evaluation::{Evaluation, Reliability};
-use crate::engine::scoring::{DistanceBin, TextDistance};
+use crate::engine::scoring::{DistanceBin, SpeedResult, TextDistance};
+use crate::engine::units;
 use crate::workbench::RunId;
 
 /// A model with a name: the baseline, or the candidate with this index.
@@ -20,7 +22,11 @@ pub(super) struct Model<'a> {
 }
 
 /// Size against accuracy; where no items were scored, against the share of equal top tokens.
+///
+/// Speeds are those of one moment: the original's as it was measured, and a candidate's own ratio to the original
+/// times that.
 pub(super) fn scatter(models: &[Model<'_>]) -> Scatter {
+    let reference = models.iter().find(|model| model.candidate.is_none()).map(|model| model.evaluation);
     let has_items = models.iter().any(|model| accuracy_percent(model.evaluation).is_some());
     let points = models
         .iter()
@@ -31,12 +37,16 @@ pub(super) fn scatter(models: &[Model<'_>]) -> Scatter {
             } else {
                 same_top(evaluation, model.candidate.is_none())?
             };
+            let decode = |speed: &SpeedResult| speed.decode_tokens_per_second;
+            let relative = model.candidate.and_then(|_| relative_speed(evaluation, reference, decode));
+            let own = evaluation.speed.as_ref().filter(|_| model.candidate.is_none()).map(decode);
             Some(ScatterPoint {
                 name: model.name.to_owned(),
                 size_mib: evaluation.size.file_bytes as f64 / f64::from(1u32 << 20),
                 accuracy_percent: value,
                 half_width: half,
-                tokens_per_second: evaluation.speed.as_ref().map(|speed| speed.decode_tokens_per_second),
+                tokens_per_second: own.or(relative.map(|relative| relative.tokens_per_second)),
+                times_baseline: relative.and_then(|relative| relative.ratio),
                 candidate: model.candidate,
                 is_predicted: false,
             })
@@ -104,6 +114,11 @@ pub(super) fn reliability(comparison: &Comparison, candidate: usize) -> Option<L
             name: name.to_owned(),
             candidate,
             points: reliability.bins.iter().map(|bin| [bin.confidence, bin.accuracy]).collect(),
+            intervals: reliability
+                .bins
+                .iter()
+                .map(|bin| <[f64; 2]>::from(wilson(bin.accuracy * bin.n as f64, bin.n)))
+                .collect(),
             details: reliability.bins.iter().map(|bin| vec![bin.from, bin.to, bin.n as f64]).collect(),
         })
     };
@@ -120,7 +135,9 @@ pub(super) fn reliability(comparison: &Comparison, candidate: usize) -> Option<L
         y: "accuracy".to_owned(),
         has_diagonal: true,
         details: &["from", "to", "items"],
+        counts: Some(2),
         lines,
+        ..Lines::default()
     })
 }
 
@@ -133,6 +150,10 @@ pub(super) fn kld_over(distance: &TextDistance, name: &str, candidate: usize) ->
     let middle = |bin: &DistanceBin| (bin.from + bin.to) / 2.0;
     let details =
         |bin: &DistanceBin| vec![bin.from, bin.to, bin.tokens as f64, bin.kld_mean_stderr, bin.same_top_fraction];
+    let interval = |bin: &DistanceBin| {
+        let half = 1.96 * bin.kld_mean_stderr.max(0.0);
+        [(bin.kld_mean - half).max(0.0), bin.kld_mean + half]
+    };
     let lines = |title: &str, x: &str, bins: &[DistanceBin], place: &dyn Fn(&DistanceBin) -> f64| {
         let points: Vec<[f64; 2]> = bins.iter().map(|bin| [place(bin), bin.kld_mean]).collect();
         (points.len() > 1).then(|| Lines {
@@ -145,8 +166,10 @@ pub(super) fn kld_over(distance: &TextDistance, name: &str, candidate: usize) ->
                 name: name.to_owned(),
                 candidate: Some(candidate),
                 points,
+                intervals: bins.iter().map(interval).collect(),
                 details: bins.iter().map(details).collect(),
             }],
+            ..Lines::default()
         })
     };
     [
@@ -159,25 +182,47 @@ pub(super) fn kld_over(distance: &TextDistance, name: &str, candidate: usize) ->
     ]
 }
 
-/// What the candidate keeps or gains, each over the original's.
+/// What the candidate keeps or gains, each over the original's, in words that say which way it went. The worst slice
+/// is the one that lost most points, as everywhere.
 pub(super) fn radar(comparison: &Comparison, candidate: usize) -> Option<Radar> {
-    let spoke = |name: &str, share: f64| share.is_finite().then(|| Spoke { name: name.to_owned(), share });
+    let spoke = |name: &str, share: f64, words: String| {
+        share.is_finite().then(|| Spoke { name: name.to_owned(), share, words: format!("{name} {words}") })
+    };
     let kept =
         |slice: &Paired| (slice.baseline_accuracy > 0.0).then(|| slice.candidate_accuracy / slice.baseline_accuracy);
-    let worst = comparison.slices.iter().filter_map(|slice| kept(&slice.paired)).min_by(f64::total_cmp);
+    let points = |paired: &Paired| format!("{} points", signed(paired.difference * 100.0));
+    let worst = comparison.slices.iter().min_by(|a, b| a.paired.difference.total_cmp(&b.paired.difference));
     let distance = comparison.text.as_ref().and_then(|text| text.distance.as_ref());
     let spokes: Vec<Spoke> = [
-        comparison.overall.as_ref().and_then(kept).and_then(|share| spoke("accuracy", share)),
-        worst.and_then(|share| spoke("worst slice", share)),
-        distance.and_then(|distance| spoke("same top token", distance.same_top_fraction)),
-        distance.and_then(|distance| spoke("perplexity", 1.0 / distance.perplexity_ratio)),
-        spoke("size", comparison.size_ratio),
-        comparison.decode_speed_ratio.and_then(|ratio| spoke("decode speed", ratio)),
+        comparison.overall.as_ref().and_then(|all| spoke("accuracy", kept(all)?, points(all))),
+        worst.and_then(|slice| spoke("worst slice", kept(&slice.paired)?, points(&slice.paired))),
+        distance.and_then(|distance| {
+            spoke("same top token", distance.same_top_fraction, units::percent(distance.same_top_fraction))
+        }),
+        distance.and_then(|distance| {
+            let ratio = distance.perplexity_ratio;
+            spoke("perplexity", 1.0 / ratio, times(ratio, "higher", "lower"))
+        }),
+        spoke("files", comparison.size_ratio, times(comparison.size_ratio, "smaller", "larger")),
+        comparison.decode_speed_ratio.and_then(|ratio| spoke("decode", ratio, times(ratio, "faster", "slower"))),
     ]
     .into_iter()
     .flatten()
     .collect();
     (spokes.len() >= 3).then(|| Radar { name: comparison.candidate.name.clone(), candidate, spokes })
+}
+
+/// A ratio in words: `4.55× smaller`, or with the other word and the inverse where it is below one. What differs by
+/// less than a tenth is a percentage.
+fn times(ratio: f64, more: &str, less: &str) -> String {
+    let (factor, word) = if ratio >= 1.0 { (ratio, more) } else { (1.0 / ratio, less) };
+    if (ratio - 1.0).abs() < 5e-4 {
+        return "the same".to_owned();
+    }
+    if factor < 1.1 {
+        return format!("{:.1} % {word}", (ratio - 1.0).abs() * 100.0);
+    }
+    format!("{factor:.2}× {word}")
 }
 
 /// The pill of a verdict.
@@ -296,13 +341,44 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn speeds_of_two_moments_are_brought_to_that_of_the_original() {
+        use super::super::compare_tables::tests::speed_of;
+        let (mut baseline, mut candidate, _) = compared();
+        // The candidate ran while the machine was a tenth as fast: twice its own original.
+        let mut slow = baseline.clone();
+        (baseline.speed, slow.speed, candidate.speed) =
+            (Some(speed_of(1000.0)), Some(speed_of(100.0)), Some(speed_of(200.0)));
+        let models = |candidate: &Evaluation| {
+            let base = Model { name: "base", candidate: None, evaluation: &baseline };
+            scatter(&[base, Model { name: "small", candidate: Some(0), evaluation: candidate }])
+        };
+        let speeds = |candidate: &Evaluation| -> Vec<(Option<f64>, Option<f64>)> {
+            models(candidate).points.iter().map(|point| (point.tokens_per_second, point.times_baseline)).collect()
+        };
+        candidate.baseline = None;
+        assert_eq!(speeds(&candidate), [(Some(1000.0), None), (Some(200.0), None)], "no ratio is known");
+        candidate.baseline = Some(Box::new(slow));
+        assert_eq!(speeds(&candidate), [(Some(1000.0), None), (Some(2000.0), Some(2.0))]);
+    }
+
+    #[test]
     fn the_radar_names_what_was_measured_and_the_least_of_it() {
         let (_, _, comparison) = compared();
         let radar = radar(&comparison, 0).expect("three qualities");
         let names: Vec<&str> = radar.spokes.iter().map(|spoke| spoke.name.as_str()).collect();
-        assert_eq!(names, ["accuracy", "worst slice", "size"]);
+        assert_eq!(names, ["accuracy", "worst slice", "files"]);
+        let words: Vec<&str> = radar.spokes.iter().map(|spoke| spoke.words.as_str()).collect();
+        assert_eq!(words, ["accuracy −25.0 points", "worst slice −50.0 points", "files 4.00× smaller"]);
         assert_eq!(radar.least().map(|spoke| (spoke.name.as_str(), spoke.share)), Some(("worst slice", 0.5)));
         assert!(reliability(&comparison, 0).is_none(), "nothing was chosen with a confidence");
+    }
+
+    #[test]
+    fn ratios_are_told_in_the_direction_that_they_have() {
+        assert_eq!(times(4.55, "smaller", "larger"), "4.55× smaller");
+        assert_eq!(times(0.5, "faster", "slower"), "2.00× slower");
+        assert_eq!(times(0.99, "higher", "lower"), "1.0 % lower");
+        assert_eq!(times(1.0, "higher", "lower"), "the same");
     }
 
     #[test]

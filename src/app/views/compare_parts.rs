@@ -1,7 +1,7 @@
 //! Parts of the comparison: the items cut in other ways, calibration, the radar with its
 //! minimum, and the two texts of a flip side by side.
 
-use eframe::egui::{Align, Grid, Label, Layout, Sense, Ui, vec2};
+use eframe::egui::{Align, Grid, Label, Layout, ScrollArea, Sense, Ui, vec2};
 
 use super::common::{caption_ui, head_ui};
 use super::compare_data;
@@ -17,7 +17,7 @@ use crate::app::widgets::{
 use crate::engine::comparison::speculation::speculation;
 use crate::engine::comparison::{Comparison, Flip};
 use crate::engine::units;
-use crate::workbench::Run;
+use crate::workbench::{Document, Run};
 
 /// Shaped data of the parts, made anew when the comparison changes.
 #[derive(Default)]
@@ -84,10 +84,12 @@ impl Parts {
     fn radar_ui(&self, ui: &mut Ui) {
         let Some(radar) = &self.radar else { return };
         card_ui(ui, |ui| {
-            section_ui(ui, "Over the original's");
+            section_with_ui(ui, "Beside the original", |ui| {
+                caption_ui(ui, "the ring is the original, further out is better");
+            });
             radar_ui(ui, radar, 260.0);
             if let Some(least) = radar.least() {
-                caption_ui(ui, format!("the least: {} at {:.0} % of the original's", least.name, least.share * 100.0));
+                caption_ui(ui, format!("the least: {}", least.words));
             }
         });
     }
@@ -103,7 +105,10 @@ impl Parts {
             let (before, after) = (ece(&comparison.baseline_reliability), ece(&comparison.candidate_reliability));
             caption_ui(
                 ui,
-                format!("expected calibration error {before} points, then {after}; below the line is too sure"),
+                format!(
+                    "expected calibration error {before} points, then {after}; below the line is too sure. Bars: 95 % intervals, \
+                     and at the bottom how the items are spread"
+                ),
             );
         });
     }
@@ -173,9 +178,34 @@ pub(super) fn draft_ui(ui: &mut Ui, comparison: &Comparison, run: &Run) {
     offer_table_ui(ui, &card.response, title, || Ok(compare_tables::drafts(&found)));
 }
 
+/// What an item asks.
+pub(super) struct Asked {
+    id: String,
+    /// None where the tasks have no such item, or it cannot be read.
+    prompt: Option<String>,
+}
+
+impl Asked {
+    /// Reads what the item `open` asks from the document's tasks, where that was not read before.
+    pub fn read(asked: &mut Option<Self>, open: Option<&str>, document: &Document) {
+        if asked.as_ref().map(|asked| asked.id.as_str()) == open {
+            return;
+        }
+        *asked = open.map(|id| {
+            let tasks = document.tasks.as_ref();
+            let item = tasks.and_then(|tasks| tasks.items.iter().flatten().find(|item| item.id == id));
+            Self { id: id.to_owned(), prompt: item.map(|item| item.kind.prompt().to_owned()) }
+        });
+    }
+}
+
+/// Height that a prompt takes before it is scrolled.
+const PROMPT_HEIGHT: f32 = 140.0;
+
 /// Changed answers in rows; the one that was clicked shows both texts side by side.
-pub(super) fn flip_list_ui(ui: &mut Ui, flips: &[Flip], open: &mut Option<String>) {
-    let width = ((ui.available_width() - 260.0) / 2.0).max(100.0);
+pub(super) fn flip_list_ui(ui: &mut Ui, flips: &[Flip], open: &mut Option<String>, asked: Option<&Asked>) {
+    let (id_width, slice_width) = (100.0, 130.0);
+    let width = ((ui.available_width() - id_width - slice_width - 3.0 * space::M) / 2.0).max(100.0);
     Grid::new("flips").num_columns(4).striped(true).spacing(vec2(space::M, space::XS)).show(ui, |ui| {
         for head in ["item", "slice", "original", "candidate"] {
             head_ui(ui, head, false);
@@ -194,10 +224,10 @@ pub(super) fn flip_list_ui(ui: &mut Ui, flips: &[Flip], open: &mut Option<String
             let (before, after) = if flip.gained { (tokens.weak, tokens.pass) } else { (tokens.text, tokens.fail) };
             let sign = if flip.gained { "gained" } else { "lost" };
             let clicked = [
-                cell(ui, &flip.id, 100.0, tokens.weak),
-                cell(ui, &format!("{}/{}", flip.task, flip.slice), 130.0, tokens.text),
-                cell(ui, &flip.baseline_prediction, width, before),
-                cell(ui, &format!("{sign}  {}", flip.candidate_prediction), width, after),
+                cell(ui, &flip.id, id_width, tokens.weak),
+                cell(ui, &format!("{}/{}", flip.task, flip.slice), slice_width, tokens.text),
+                cell(ui, flip.baseline_prediction.trim(), width, before),
+                cell(ui, &format!("{sign}  {}", flip.candidate_prediction.trim()), width, after),
             ];
             ui.end_row();
             if clicked.contains(&true) {
@@ -206,17 +236,26 @@ pub(super) fn flip_list_ui(ui: &mut Ui, flips: &[Flip], open: &mut Option<String
         }
     });
     if let Some(flip) = flips.iter().find(|flip| open.as_ref() == Some(&flip.id))
-        && side_by_side_ui(ui, flip)
+        && side_by_side_ui(
+            ui,
+            flip,
+            asked.filter(|asked| asked.id == flip.id).and_then(|asked| asked.prompt.as_deref()),
+        )
     {
         *open = None;
     }
 }
 
-/// Both models' texts beside each other under what would have been right; true if it shall be closed.
-fn side_by_side_ui(ui: &mut Ui, flip: &Flip) -> bool {
+/// Both models' texts beside each other under what was asked and what would have been right; true if it shall be closed.
+fn side_by_side_ui(ui: &mut Ui, flip: &Flip, prompt: Option<&str>) -> bool {
     let mut is_closed = false;
     card_ui(ui, |ui| {
         section_with_ui(ui, &format!("Item {}", flip.id), |ui| is_closed = quiet_button_ui(ui, "Close").clicked());
+        if let Some(prompt) = prompt {
+            ScrollArea::vertical().id_salt("prompt").max_height(PROMPT_HEIGHT).show(ui, |ui| {
+                ui.add(Label::new(Type::Mono.text(prompt.trim())).wrap());
+            });
+        }
         if !flip.wanted.is_empty() {
             caption_ui(ui, format!("wanted: {}", flip.wanted.trim()));
         }
@@ -230,7 +269,7 @@ fn side_by_side_ui(ui: &mut Ui, flip: &Flip) -> bool {
                     let tokens = ui.tokens();
                     let (word, color) = if is_right { ("right", tokens.pass) } else { ("wrong", tokens.fail) };
                     ui.label(Type::SmallStrong.text(format!("{whose}, {word}")).color(color));
-                    let text = if text.is_empty() { "(nothing)" } else { text.as_str() };
+                    let text = Some(text.trim()).filter(|text| !text.is_empty()).unwrap_or("(nothing)");
                     ui.add(Label::new(Type::Mono.text(text)).wrap());
                 });
             }

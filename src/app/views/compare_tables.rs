@@ -161,13 +161,13 @@ pub(super) fn drafts(found: &Speculation) -> Table {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::compare_data::{self, tests::compared};
     use super::*;
     use crate::engine::comparison::scorecard::scorecard as card_of;
     use crate::engine::comparison::speculation::{MAX_DRAFT, speculation};
 
-    fn speed_of(decode: f64) -> SpeedResult {
+    pub fn speed_of(decode: f64) -> SpeedResult {
         SpeedResult {
             prefill_tokens_per_second: decode * 10.0,
             prefill_tokens_per_second_quartiles: [decode * 9.0, decode * 11.0],

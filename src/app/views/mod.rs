@@ -6,6 +6,7 @@ mod compare_data;
 mod compare_more;
 mod compare_parts;
 mod compare_tables;
+mod evaluation_menu;
 mod gate_strip;
 pub mod heads;
 mod heads_edits;

@@ -35,7 +35,9 @@ pub fn playground_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         let difference = playground.first_difference();
         speculation_ui(ui, cx, document);
         if playground.written_prompt.is_empty() && playground.baseline.tokens.is_empty() {
-            empty_ui(ui, "Nothing written yet", "Original and candidate continue the prompt token by token", None);
+            if playground.speculated.is_none() && playground.drafting.is_none() {
+                empty_ui(ui, "Nothing written yet", "Original and candidate continue the prompt token by token", None);
+            }
             return;
         }
         let tokens = ui.tokens();

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use eframe::egui::style::ScrollStyle;
 use eframe::egui::{CollapsingHeader, Grid, Label, ScrollArea, TextEdit, Ui, vec2};
 
 use super::common::{action_button_ui, caption_ui, figure_ui, focus_picker_ui, head_ui, is_same, no_document_ui};
@@ -123,8 +124,9 @@ pub fn report_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         no_document_ui(ui, cx, "Open a model, run a plan, and write up what the smaller model gains and loses");
         return;
     };
-    let is_compared = |run: &&Run| run.comparison.is_some() && run.evaluation.is_some();
-    let run = document.focused().filter(is_compared).or_else(|| document.runs.iter().rev().find(is_compared));
+    let is_compared = |run: &Run| run.comparison.is_some() && run.evaluation.is_some();
+    // The one that the picker names, and no other in its place.
+    let run = document.picked().filter(|_| document.runs.iter().any(is_compared));
     let Some(run) = run else {
         let sentence = "A report is made of measurements: run a plan and let its candidate be evaluated";
         empty_ui(ui, "Nothing to report yet", sentence, None);
@@ -137,7 +139,7 @@ pub fn report_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         return;
     };
     let mut memory = std::mem::take(&mut cx.memory.report);
-    if !memory.key.is_of(document, run) {
+    if is_compared(run) && !memory.key.is_of(document, run) {
         memory.key = Key::of(document, run);
         memory.problem = None;
         memory.written = input(document, run, CardOptions::default())
@@ -149,6 +151,10 @@ pub fn report_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
             caption_ui(ui, "Candidate that comes first");
             focus_picker_ui(ui, cx, document, "Candidate to report on", 180.0);
         });
+        if !is_compared(run) {
+            super::compare::missing_ui(ui, cx, run);
+            return;
+        }
         offers_ui(ui, document, run, &mut memory, cx.is_presenting());
         match &memory.written {
             Some(Ok(written)) => preview_ui(ui, written),
@@ -277,11 +283,17 @@ fn block_ui(ui: &mut Ui, block: &Block, id: (usize, usize)) {
 }
 
 fn table_ui(ui: &mut Ui, table: &Table, id: (usize, usize)) {
+    ui.scope(|ui| whole_table_ui(ui, table, id));
+}
+
+fn whole_table_ui(ui: &mut Ui, table: &Table, id: (usize, usize)) {
     let columns: Vec<(&str, bool)> = table
         .titles
         .iter()
         .map(|title| title.strip_prefix('>').map_or((title.as_str(), false), |t| (t, true)))
         .collect();
+    // A bar that is seen: the columns beyond the edge are not the least.
+    ui.spacing_mut().scroll = ScrollStyle::solid();
     ScrollArea::horizontal().id_salt(("table scroll", id)).show(ui, |ui| {
         Grid::new(("table", id)).num_columns(columns.len()).striped(true).spacing(vec2(space::L, space::XS)).show(
             ui,

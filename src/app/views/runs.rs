@@ -5,10 +5,11 @@ use eframe::egui::{Align, Button, Label, Layout, Sense, TextEdit, Ui, vec2};
 use egui_extras::{Column, TableBuilder, TableRow};
 
 use super::common::{self, accuracy_percent, action_button_ui, caption_ui, figure_ui, head_ui, no_document_ui};
+use super::compare_data;
 use crate::app::context::Cx;
 use crate::app::theme::{Tokens, Type, UiTokens as _, space};
 use crate::app::widgets::{
-    Number, empty_ui, number_ui, number_with_interval, secondary_button_ui, section_with_ui, tag_ui,
+    Number, empty_ui, number_ui, number_with_interval, pill_ui, secondary_button_ui, section_with_ui, tag_ui,
 };
 use crate::engine::evaluation::Evaluation;
 use crate::engine::scoring::SpeedResult;
@@ -65,7 +66,8 @@ fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memo
             .column(figure(84.0))
             .column(figure(150.0))
             .column(figure(104.0))
-            .column(figure(92.0));
+            .column(figure(92.0))
+            .column(figure(96.0));
         if is_editing {
             table = table.column(Column::remainder().at_least(140.0).clip(true));
         }
@@ -75,12 +77,14 @@ fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memo
             ("KLD, nats", "perplexity"),
             ("accuracy", ""),
             ("decode", "prefill"),
+            ("verdict", "of the gates"),
         ];
         table
             .header(2.0 * space::ROW_COMPACT, |mut header| {
                 for (index, (first, second)) in heads.into_iter().enumerate() {
+                    let is_figure = (1..=4).contains(&index);
                     header.col(|ui| {
-                        two_lines_ui(ui, |ui| head_ui(ui, first, index > 0), |ui| head_ui(ui, second, index > 0));
+                        two_lines_ui(ui, |ui| head_ui(ui, first, is_figure), |ui| head_ui(ui, second, is_figure));
                     });
                 }
                 if is_editing {
@@ -93,7 +97,7 @@ fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memo
                     Some(index) => {
                         let run = &document.runs[index];
                         line.set_selected(document.focused_run == Some(run.id));
-                        run_row_ui(&mut line, cx, memory, run, index, is_editing);
+                        run_row_ui(&mut line, cx, memory, (run, index), document.baseline.as_deref(), is_editing);
                     }
                 });
             });
@@ -136,7 +140,8 @@ fn baseline_row_ui(line: &mut TableRow<'_, '_>, cx: &mut Cx<'_>, document: &Docu
     let bytes = measured.map_or_else(|| checkpoint.tensor_bytes(), |evaluation| evaluation.size.file_bytes);
     let bits = units::bits_per_weight(checkpoint.tensor_bytes(), checkpoint.weight_count());
     line.col(|ui| size_ui(ui, bytes, bits));
-    figures_ui(line, measured);
+    figures_ui(line, measured, None);
+    line.col(|_| ());
     if is_editing {
         line.col(|ui| {
             if measured.is_none() {
@@ -155,8 +160,8 @@ fn run_row_ui(
     line: &mut TableRow<'_, '_>,
     cx: &mut Cx<'_>,
     memory: &mut Memory,
-    run: &Run,
-    index: usize,
+    (run, index): (&Run, usize),
+    reference: Option<&Evaluation>,
     is_editing: bool,
 ) {
     let state = state_of(cx.bench, run);
@@ -186,7 +191,8 @@ fn run_row_ui(
             size.response.on_hover_text(statement);
         }
     });
-    figures_ui(line, run.evaluation.as_deref());
+    figures_ui(line, run.evaluation.as_deref(), Some(reference));
+    line.col(|ui| verdict_ui(ui, run));
     if is_editing {
         line.col(|ui| actions_ui(ui, cx, memory, run, state));
     }
@@ -204,23 +210,40 @@ fn size_ui(ui: &mut Ui, bytes: u64, bits: f64) {
     );
 }
 
-/// KLD over perplexity, accuracy, decode over prefill speed.
-fn figures_ui(line: &mut TableRow<'_, '_>, evaluation: Option<&Evaluation>) {
+/// What the gates say, worst first, with the one that decides under the pointer.
+fn verdict_ui(ui: &mut Ui, run: &Run) {
+    let Some(comparison) = run.comparison.as_deref() else { return };
+    match comparison.verdict() {
+        Some(verdict) => {
+            let decides = comparison.gates.iter().filter(|gate| gate.verdict == verdict);
+            let reasons: Vec<String> = decides.take(3).map(|gate| format!("{}: {}", gate.limit, gate.reason)).collect();
+            pill_ui(ui, "", compare_data::state(verdict)).on_hover_text(reasons.join("\n"));
+        }
+        None => {
+            caption_ui(ui, "no gates");
+        }
+    }
+}
+
+/// KLD over perplexity, accuracy, decode over prefill speed. For a candidate, `reference` is the original whose speed
+/// all candidates are laid beside.
+fn figures_ui(line: &mut TableRow<'_, '_>, evaluation: Option<&Evaluation>, reference: Option<Option<&Evaluation>>) {
     let text = evaluation.and_then(|evaluation| evaluation.text.as_ref());
     let distance = text.and_then(|text| text.distance.as_ref());
     let speed = evaluation.and_then(|evaluation| evaluation.speed.as_ref());
     line.col(|ui| {
-        let kld = distance.map_or_else(missing, |own| number_with_interval(own.kld_mean, own.kld_mean_stderr, ""));
+        let kld =
+            distance.map_or_else(missing, |own| number_with_interval(own.kld_mean, 1.96 * own.kld_mean_stderr, ""));
         let perplexity =
-            text.map_or_else(missing, |own| number_with_interval(own.perplexity, own.perplexity_stderr, ""));
-        let hint = "Mean KL divergence from the original in nats, ± its standard error";
+            text.map_or_else(missing, |own| number_with_interval(own.perplexity, 1.96 * own.perplexity_stderr, ""));
+        let hint = "Mean KL divergence from the original in nats, ± half of its 95 % interval";
         two_lines_ui(
             ui,
             |ui| {
                 number_ui(ui, &kld, 76.0, None).on_hover_text(hint);
             },
             |ui| {
-                number_ui(ui, &perplexity, 76.0, None).on_hover_text("Perplexity, ± its standard error");
+                number_ui(ui, &perplexity, 76.0, None).on_hover_text("Perplexity, ± half of its 95 % interval");
             },
         );
     });
@@ -237,22 +260,31 @@ fn figures_ui(line: &mut TableRow<'_, '_>, evaluation: Option<&Evaluation>) {
             |_| (),
         );
     });
-    let rate = |value: fn(&SpeedResult) -> f64| {
-        speed.map_or_else(missing, |speed| Number::exact(format!("{:.0}", value(speed)), "tok/s"))
+    let rate = |value: fn(&SpeedResult) -> f64| match reference {
+        None => speed.map(|speed| (value(speed), None, value(speed))),
+        Some(reference) => evaluation.and_then(|own| {
+            let relative = common::relative_speed(own, reference, value)?;
+            Some((relative.tokens_per_second, relative.ratio, own.speed.as_ref().map_or(0.0, value)))
+        }),
     };
-    let (decode, prefill) =
-        (rate(|speed| speed.decode_tokens_per_second), rate(|speed| speed.prefill_tokens_per_second));
+    let rates: [Option<(f64, Option<f64>, f64)>; 2] =
+        [rate(|speed| speed.decode_tokens_per_second), rate(|speed| speed.prefill_tokens_per_second)];
     line.col(|ui| {
-        two_lines_ui(
-            ui,
-            |ui| {
-                number_ui(ui, &decode, 0.0, None);
-            },
-            |ui| {
-                number_ui(ui, &prefill, 0.0, None);
-            },
-        );
+        let [decode, prefill] = rates;
+        two_lines_ui(ui, |ui| rate_ui(ui, decode), |ui| rate_ui(ui, prefill));
     });
+}
+
+/// A speed with, under the pointer, how it came about: the shown one, the ratio to the original's, the measured one.
+fn rate_ui(ui: &mut Ui, rate: Option<(f64, Option<f64>, f64)>) {
+    let number = rate.map_or_else(missing, |(shown, ..)| Number::exact(format!("{shown:.0}"), "tok/s"));
+    let response = number_ui(ui, &number, 0.0, None);
+    if let Some((_, Some(ratio), measured)) = rate {
+        response.on_hover_text(format!(
+            "{ratio:.2}× the original's, measured in turns with it, times the original's speed above. At its own \
+             moment it was {measured:.0} tok/s"
+        ));
+    }
 }
 
 fn missing() -> Number {

@@ -110,14 +110,14 @@ pub fn progress_row_ui(ui: &mut Ui, row: &ProgressRow) -> Option<ProgressAction>
     let (small, mono) = (Type::Small.font(), Type::MonoSmall.font());
     let mut right = buttons.left() - space::M;
     painter.text(pos2(right, y), Align2::RIGHT_CENTER, status, small.clone(), tokens.text);
-    right -= 92.0;
+    right -= 150.0;
     if rect.width() > 640.0 {
         painter.text(pos2(right, y), Align2::RIGHT_CENTER, &row.rate, small, tokens.weak);
         right -= 110.0;
     }
-    if !row.running.is_empty() && rect.width() > 900.0 {
+    if !row.running.is_empty() && rect.width() > 1100.0 {
         painter.text(pos2(right, y), Align2::RIGHT_CENTER, &row.running, mono.clone(), tokens.text);
-        right -= 210.0;
+        right -= 400.0;
     }
     let name_width = 340.0_f32.min(rect.width() * 0.3);
     let name_rect = Rect::from_min_size(rect.min, vec2(name_width, rect.height()));
