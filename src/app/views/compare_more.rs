@@ -269,6 +269,7 @@ mod tests {
             area: 0.8,
             saving: -1.5,
             signal: String::new(),
+            note: None,
         };
         let lines = curve(&found, "small", 0);
         assert_eq!(lines.lines[0].points, [[200.0, 25.0], [250.0, -25.0], [300.0, 0.0]]);
