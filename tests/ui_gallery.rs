@@ -60,6 +60,7 @@ pages! {
     ridges: (900.0, 420.0), Some((330.0, 140.0)) => gallery::plots::ridges_page;
     curves: (900.0, 700.0), Some((222.0, 160.0)) => gallery::plots::curves_page;
     comparisons: (1000.0, 940.0), Some((700.0, 670.0)) => gallery::plots::comparisons_page;
+    qualities: (900.0, 860.0), Some((500.0, 150.0)) => gallery::plots::qualities_page;
 }
 
 mod without_pictures {

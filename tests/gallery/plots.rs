@@ -2,7 +2,7 @@
 
 use eframe::egui::Ui;
 use lapidary::app::plots::{
-    Plot, channels, curve, depth, distribution, heat_map, histogram, ridges, scatter, slices, stacked,
+    Plot, channels, curve, depth, distribution, heat_map, histogram, lines, radar, ridges, scatter, slices, stacked,
 };
 use lapidary::app::theme::space;
 use lapidary::app::widgets::{State, section_ui};
@@ -332,4 +332,76 @@ pub fn comparisons_page(ui: &mut Ui) {
     scatter::scatter_ui(ui, &scatter_of_all(), 380.0);
     section_ui(ui, "Slices");
     slices::slices_ui(ui, &all_slices());
+}
+
+fn reliability_of(name: &str, candidate: Option<usize>, slope: f64) -> lines::Line {
+    let bins = (0..8).map(|bin| (f64::from(bin) / 8.0, f64::from(bin + 1) / 8.0));
+    let right = |from: f64, to: f64| ((from + to) / 2.0 * slope).min(1.0);
+    lines::Line {
+        name: name.to_owned(),
+        candidate,
+        points: bins.clone().map(|(from, to)| [(from + to) / 2.0, right(from, to)]).collect(),
+        intervals: bins.clone().map(|(from, to)| [right(from, to) - 0.06, (right(from, to) + 0.05).min(1.0)]).collect(),
+        details: bins.map(|(from, to)| vec![from, to, (to * to * 400.0).round()]).collect(),
+    }
+}
+
+fn reliability() -> lines::Lines {
+    lines::Lines {
+        title: "Reliability".to_owned(),
+        x: "confidence".to_owned(),
+        y: "accuracy".to_owned(),
+        has_diagonal: true,
+        details: &["from", "to", "items"],
+        counts: Some(2),
+        lines: vec![reliability_of("original", None, 1.02), reliability_of("Q2_K", Some(4), 0.8)],
+        ..lines::Lines::default()
+    }
+}
+
+fn cascade() -> lines::Lines {
+    let points: Vec<[f64; 2]> = (0..=60)
+        .map(|step| f64::from(step) / 60.0)
+        .map(|share| [40.0 + 100.0 * share, 6.0 * (1.0 - share).powi(3) - 0.4])
+        .collect();
+    let mark = |name: &str, candidate, at| lines::Mark { name: name.to_owned(), candidate, at };
+    lines::Lines {
+        title: "Cascade of Q2_K and the original".to_owned(),
+        x: "cost of an item over the original's, %".to_owned(),
+        y: "accuracy lost, points".to_owned(),
+        marks: vec![
+            mark("the chosen threshold", Some(4), points[30]),
+            mark("the original alone", None, [100.0, 0.0]),
+            mark("the candidate alone", Some(4), points[0]),
+        ],
+        lines: vec![lines::Line { name: "Q2_K".to_owned(), candidate: Some(4), points, ..lines::Line::default() }],
+        ..lines::Lines::default()
+    }
+}
+
+fn qualities() -> radar::Radar {
+    let spokes = [
+        ("accuracy", 0.996, "accuracy −0.4 points"),
+        ("worst slice", 0.92, "worst slice −4.2 points"),
+        ("same top token", 0.862, "same top token 86.2 %"),
+        ("perplexity", 1.008, "perplexity 0.8 % lower"),
+        ("files", 4.55, "files 4.55× smaller"),
+        ("decode", 0.52, "decode 1.92× slower"),
+    ];
+    let spoke = |(name, share, words): (&str, f64, &str)| radar::Spoke {
+        name: name.to_owned(),
+        share,
+        words: words.to_owned(),
+    };
+    radar::Radar { name: "Q2_K".to_owned(), candidate: 4, spokes: spokes.map(spoke).into() }
+}
+
+/// Calibration, the cascade and all qualities of one candidate.
+pub fn qualities_page(ui: &mut Ui) {
+    section_ui(ui, "Calibration");
+    lines::lines_ui(ui, &reliability(), 240.0);
+    section_ui(ui, "Candidate first, original when unsure");
+    lines::lines_ui(ui, &cascade(), 220.0);
+    section_ui(ui, "Beside the original");
+    radar::radar_ui(ui, &qualities(), 260.0);
 }

@@ -20,8 +20,10 @@ fn a_clicked_slice_leads_to_its_changed_answers_and_an_item_shows_what_it_asks()
     window.show(View::Compare);
     let comparison = window.document().runs[0].comparison.clone().expect("compared");
     let slice = comparison.worst_slice.clone().expect("slices");
-    let changed: Vec<usize> =
+    let mut changed: Vec<usize> =
         (0..comparison.flips.len()).filter(|&index| comparison.flips.slice_name(index) == slice).collect();
+    // Losses are listed first.
+    changed.sort_by_key(|&index| comparison.flips.is_gain(index));
     click_button_that_starts_with(&mut window, &format!("{slice} "));
     window.harness.run();
     let words = match changed.len() {
@@ -79,6 +81,40 @@ fn other_ways_to_evaluate_make_results_stale_and_are_used_and_kept() {
     window.send(Action::OpenDemo);
     assert_eq!(window.document().choices, choices);
     assert!(!window.document().runs[0].is_stale);
+}
+
+#[test]
+fn a_failed_candidate_goes_back_to_the_smallest_that_passes() {
+    let mut window = Window::new(Start::Run);
+    window.send(Command::SetRecipe(lapidary::engine::plan::Recipe::find("Q8_0")));
+    window.send(Action::RunPlan);
+    assert_eq!(window.document().runs.len(), 2);
+    let kld = |window: &Window, run: usize| {
+        let evaluation = window.document().runs[run].evaluation.as_ref().expect("evaluated");
+        evaluation.text.as_ref().and_then(|text| text.distance.as_ref()).expect("a distance").kld_mean
+    };
+    // Two bits are far from the original, eight bits near: a limit between them on a scale of ratios.
+    let limit = (kld(&window, 0) * kld(&window, 1)).sqrt();
+    let gates = window.folder.path().join("gates.toml");
+    let judge = |window: &mut Window, limit: f64| {
+        let text = format!("[[gate]]\nmetric = \"kld_mean\"\nmax = {limit}\n");
+        std::fs::write(&gates, text).expect("writes");
+        window.send(Command::LoadGates(gates.clone()));
+        assert_eq!(window.errors(), Vec::<&str>::new());
+    };
+    let rollback = |window: &Window, run: usize| {
+        let comparison = window.document().runs[run].comparison.clone().expect("compared");
+        comparison.rollback.as_ref().map(|model| model.id.clone())
+    };
+    judge(&mut window, limit);
+    let passing = window.document().runs[1].content_hash.clone();
+    assert_eq!((rollback(&window, 0), rollback(&window, 1)), (Some(passing), None));
+    window.show(View::Runs);
+    assert!(window.says("fail") && window.says("pass"));
+    // Where none passes there is only the original.
+    judge(&mut window, 1e-12);
+    let original = window.document().baseline.as_ref().expect("evaluated").model.id.clone();
+    assert_eq!((rollback(&window, 0), rollback(&window, 1)), (Some(original.clone()), Some(original)));
 }
 
 #[test]

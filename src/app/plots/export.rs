@@ -127,7 +127,7 @@ static FONTS: LazyLock<Arc<fontdb::Database>> = LazyLock::new(|| {
     Arc::new(database)
 });
 
-/// An SVG document of ours as a PNG file's bytes, with [`PICTURE_SCALE`] pixels for every point.
+/// An SVG document of ours as a PNG file's bytes, with two pixels for every point.
 ///
 /// # Errors
 /// A sentence, where the picture would be too large for memory.

@@ -3,6 +3,7 @@
 mod common;
 pub mod compare;
 mod compare_data;
+mod compare_figures;
 mod compare_more;
 mod compare_parts;
 mod compare_tables;

@@ -6,6 +6,7 @@ use egui_extras::{Column, TableBuilder, TableRow};
 
 use super::common::{self, accuracy_percent, action_button_ui, caption_ui, figure_ui, head_ui, no_document_ui};
 use super::compare_data;
+use super::evaluation_menu::evaluation_menu_ui;
 use crate::app::context::Cx;
 use crate::app::theme::{Tokens, Type, UiTokens as _, space};
 use crate::app::widgets::{
@@ -48,6 +49,7 @@ pub fn runs_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
         if !cx.is_presenting() {
             action_button_ui(ui, cx, Action::RunPlan, true);
             action_button_ui(ui, cx, Action::EvaluateCandidates, false);
+            evaluation_menu_ui(ui, cx, document);
         }
     });
     table_ui(ui, cx, document, &mut memory);
@@ -62,12 +64,12 @@ fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memo
             .striped(false)
             .auto_shrink(false)
             .cell_layout(Layout::left_to_right(Align::Center))
-            .column(Column::initial(168.0).at_least(110.0).clip(true))
-            .column(figure(84.0))
+            .column(Column::initial(150.0).at_least(110.0).clip(true))
+            .column(figure(80.0))
             .column(figure(150.0))
             .column(figure(104.0))
             .column(figure(92.0))
-            .column(figure(96.0));
+            .column(figure(90.0));
         if is_editing {
             table = table.column(Column::remainder().at_least(140.0).clip(true));
         }
