@@ -13,8 +13,8 @@ const MAX_LINES: usize = 800;
 const UNSAFE_PLACES: [&str; 2] = ["src/engine/kernels/", "src/engine/checkpoint/mapping.rs"];
 
 /// Crates of the window, which the engine must not know.
-const WINDOW_CRATES: [&str; 8] =
-    ["egui", "eframe", "egui_plot", "egui_extras", "egui_kittest", "winit", "rfd", "epaint"];
+const WINDOW_CRATES: [&str; 9] =
+    ["egui", "eframe", "egui_plot", "egui_extras", "egui_kittest", "winit", "rfd", "epaint", "resvg"];
 
 /// One source file.
 struct Source {

@@ -9,6 +9,7 @@ use lapidary::engine::plan::budget::Limit;
 use lapidary::engine::plan::standing::Standing;
 use lapidary::engine::plan::{Constraints, Recipe, Search, Target, Ties};
 use lapidary::engine::progress::Phase;
+use lapidary::engine::report::audit;
 use lapidary::engine::structure::masks::Pattern;
 use lapidary::engine::structure::slices::Slice;
 use lapidary::engine::structure::study::MaskMethod;
@@ -302,6 +303,24 @@ fn a_cancelled_pass_leaves_no_file_and_the_next_one_works() {
     bench.apply(Action::CancelJobs);
     bench.close();
     assert_eq!(errors(bench.state()), Vec::<&str>::new());
+}
+
+#[test]
+fn a_pass_that_fails_is_in_the_audit_log_with_its_reason() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut bench = inline(folder.path());
+    bench.apply(Action::OpenDemo);
+    let taken = folder.path().join("taken");
+    std::fs::write(&taken, "a file and no folder").expect("writes");
+    bench.apply(Command::RunPlan { name: None, output: Some(taken.join("a.gguf")) });
+    assert_eq!(errors(bench.state()).len(), 1);
+    let project = &bench.state().document.as_ref().expect("open").project_path;
+    let log = output_folder(project).join("audit.jsonl");
+    let entries = audit::read(&log).expect("a log");
+    let [logged] = entries.as_slice() else { panic!("{entries:?}") };
+    assert_eq!((logged.entry.what.as_str(), logged.entry.outcome.as_str()), ("pass", "failed"));
+    assert!(logged.entry.options["reason"].contains("taken"), "{:?}", logged.entry.options);
+    assert!(logged.entry.inputs.iter().any(|input| input.name == "plan"));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Workbench;
 use super::events::Outcome;
@@ -134,7 +135,10 @@ fn run(input: &MaskInput, context: &Context) -> Result<Outcome> {
         device: Some(&context.device),
     };
     let options = MaskPass { mask, recipe: None, target: None, compact_zeros: true };
-    let done = pass::masked(checkpoint, &options, &input.output, &context.progress)?;
+    let started = Instant::now();
+    let done = pass::masked(checkpoint, &options, &input.output, &context.progress);
+    let inputs = || AuditEntry::inputs_of_pass(checkpoint, None);
+    let done = tasks::logged(done, "pass", inputs, started, &input.folder, context)?;
     let written = tasks::Written {
         name: input.name.clone(),
         plan: done.plan,

@@ -26,7 +26,7 @@ use crate::engine::pass::{self, Earlier, MaskFacts, PassOptions, PassReport};
 use crate::engine::plan::{self, Plan, ResolvedPlan, Target};
 use crate::engine::profile::{self, ProfileOptions};
 use crate::engine::progress::Progress;
-use crate::engine::report::{AuditEntry, PassFacts, audit};
+use crate::engine::report::{AuditEntry, HashedFile, PassFacts, audit};
 use crate::engine::scoring::energy::EnergyMeter;
 use crate::engine::scoring::{self, GenerateOptions, TaskSet, TextSource};
 use crate::engine::structure::{self, Metric, Sample, SampleOptions, ScoreOptions, attention};
@@ -354,7 +354,10 @@ pub(super) fn run_plan(
         device: context.device.clone(),
         ..PassOptions::default()
     };
-    let mut report = pass::run(checkpoint, resolved, output, &options, &context.progress)?;
+    let started = Instant::now();
+    let done = pass::run(checkpoint, resolved, output, &options, &context.progress);
+    let inputs = || AuditEntry::inputs_of_pass(checkpoint, Some(&plan.to_toml()));
+    let mut report = logged(done, "pass", inputs, started, folder, context)?;
     report.warnings.extend(warnings);
     hand_over(checkpoint, Written { name, plan, report, importance_hash, mask: None }, folder, context)
 }
@@ -437,8 +440,17 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
     let mut baseline_subject =
         evaluation::Subject::new(&input.baseline, &original.model, &original.tokenizer, original.content_hash.clone());
     baseline_subject.model = &baseline_model;
+    let file = |name: &str, hash: &str| HashedFile { name: name.to_owned(), hash: hash.to_owned() };
+    let inputs = |models: &[(&str, &str)]| {
+        let models = models.iter().map(|(name, hash)| file(name, hash));
+        let tasks = tasks.map(|tasks| file("tasks", &tasks.hash));
+        models.chain(tasks).chain(text.map(|text| file("text", &text.hash))).collect::<Vec<_>>()
+    };
+    let baseline_file = (input.baseline.name.as_str(), original.content_hash.as_str());
     let Some((run, candidate)) = &input.candidate else {
-        let evaluation = evaluation::evaluate(&baseline_subject, None, tasks, text, &options, progress)?;
+        let evaluation = evaluation::evaluate(&baseline_subject, None, tasks, text, &options, progress);
+        let inputs = || inputs(&[baseline_file]);
+        let evaluation = logged(evaluation, "evaluate", inputs, started, &input.folder, context)?;
         log(&evaluation);
         return Ok(Outcome::Evaluated {
             fingerprint,
@@ -453,7 +465,9 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
     let mut subject = evaluation::Subject::new(candidate, &ready.model, &ready.tokenizer, ready.content_hash.clone());
     subject.model = &model;
     let baseline = Baseline { subject: baseline_subject, known: input.known.as_deref() };
-    let evaluation = evaluation::evaluate(&subject, Some(&baseline), tasks, text, &options, progress)?;
+    let evaluation = evaluation::evaluate(&subject, Some(&baseline), tasks, text, &options, progress);
+    let inputs = || inputs(&[(&candidate.name, &ready.content_hash), baseline_file]);
+    let evaluation = logged(evaluation, "evaluate", inputs, started, &input.folder, context)?;
     log(&evaluation);
     let comparison = compare(&evaluation, progress)?;
     Ok(Outcome::Evaluated {
@@ -462,6 +476,21 @@ pub(super) fn evaluate(input: &EvaluationInput, context: &Context) -> Result<Out
         evaluation: Box::new(evaluation),
         comparison: comparison.map(Box::new),
         with: input.with.clone(),
+    })
+}
+
+/// Enters into the project's audit log what ended without a result, with the reason.
+pub(super) fn logged<T>(
+    result: Result<T>,
+    what: &str,
+    inputs: impl FnOnce() -> Vec<HashedFile>,
+    started: Instant,
+    folder: &Path,
+    context: &Context,
+) -> Result<T> {
+    result.inspect_err(|err| {
+        let entry = AuditEntry::unfinished(what, inputs(), started.elapsed().as_secs_f64(), err);
+        enter(folder, entry, context);
     })
 }
 

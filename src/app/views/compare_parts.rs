@@ -14,7 +14,7 @@ use crate::app::theme::{Type, UiTokens as _, space};
 use crate::app::widgets::{
     KeyValue, card_ui, key_values_ui, quiet_button_ui, section_ui, section_with_ui, segments_ui,
 };
-use crate::engine::comparison::speculation::speculation;
+use crate::engine::comparison::speculation::speculation_of;
 use crate::engine::comparison::{Comparison, Flip};
 use crate::engine::units;
 use crate::workbench::{Document, Run};
@@ -156,12 +156,16 @@ pub(super) fn draft_ui(ui: &mut Ui, comparison: &Comparison, run: &Run) {
     let distance = comparison.text.as_ref().and_then(|text| text.distance.as_ref());
     let speeds = run.evaluation.as_ref().and_then(|own| own.speed.as_ref().zip(own.baseline.as_ref()?.speed.as_ref()));
     let (Some(distance), Some((draft, target))) = (distance, speeds) else { return };
-    let found = speculation(distance.acceptance_mean, distance.same_top_fraction, draft.tpot_secs, target.tpot_secs);
+    let found = speculation_of(distance.acceptance_mean, distance.same_top_fraction, draft, target);
     let title = "As a draft for the original (predicted)";
     let card = card_ui(ui, |ui| {
         section_ui(ui, title);
         let percent = |share: f64| format!("{:.1}", share * 100.0);
         let hint = "Mean overlap of both next-token distributions: Σ min(p, q)";
+        let check = match found.is_check_measured {
+            true => "Measured: the original reads so many tokens at once",
+            false => "Not measured, taken for one step as in Leviathan's formula",
+        };
         let best = |length: usize, speed_up: f64| match length {
             0 => "none is faster".to_owned(),
             _ => format!("{length} tokens, {speed_up:.2}×"),
@@ -170,6 +174,7 @@ pub(super) fn draft_ui(ui: &mut Ui, comparison: &Comparison, run: &Run) {
             KeyValue::new("accepted, sampled", percent(found.acceptance), "%").hint(hint),
             KeyValue::new("accepted, greedy", percent(found.greedy_acceptance), "%"),
             KeyValue::new("a draft step over one of the original's", format!("{:.2}", found.step_cost), "×"),
+            KeyValue::new("checking 4 drafts over one step", format!("{:.2}", found.check_cost(4)), "×").hint(check),
             KeyValue::new("best draft, sampled", best(found.best_draft, found.best_speed_up), ""),
             KeyValue::new("best draft, greedy", best(found.best_greedy_draft, found.best_greedy_speed_up), ""),
         ];

@@ -153,7 +153,7 @@ pub(super) fn drafts(found: &Speculation) -> Table {
             cell(length.speed_up),
             cell(found.greedy_acceptance),
             cell(tokens_per_cycle(found.greedy_acceptance, length.draft)),
-            cell(speed_up(found.greedy_acceptance, length.draft, found.step_cost, 1.0)),
+            cell(speed_up(found.greedy_acceptance, length.draft, found.step_cost, length.check_cost)),
             cell(found.step_cost),
         ]);
     }

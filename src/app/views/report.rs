@@ -11,7 +11,7 @@ use crate::app::context::Cx;
 use crate::app::plots::export::{Format, Saved, hand_over};
 use crate::app::theme::{Type, space};
 use crate::app::widgets::{Level, Notice, card_ui, empty_ui, notice_ui, secondary_button_ui, section_ui};
-use crate::engine::comparison::speculation::speculation;
+use crate::engine::comparison::speculation::speculation_of;
 use crate::engine::comparison::{CascadeOptions, Comparison, cascade};
 use crate::engine::evaluation::Evaluation;
 use crate::engine::report::{
@@ -372,7 +372,7 @@ fn reported(evaluation: &Evaluation, comparison: &Comparison) -> Reported {
     let speeds = evaluation.speed.as_ref().zip(baseline.and_then(|baseline| baseline.speed.as_ref()));
     let distance = comparison.text.as_ref().and_then(|text| text.distance.as_ref());
     let speculation = distance.zip(speeds).map(|(distance, (draft, target))| {
-        speculation(distance.acceptance_mean, distance.same_top_fraction, draft.tpot_secs, target.tpot_secs)
+        speculation_of(distance.acceptance_mean, distance.same_top_fraction, draft, target)
     });
     let cascade = baseline.and_then(|baseline| {
         let keep = CascadeOptions::default().keep_quality;
