@@ -18,6 +18,7 @@ use crate::engine::error::Result;
 use crate::engine::format::Format;
 use crate::engine::model::Tokenizer;
 use crate::engine::pass::{self, MaskFacts, MaskPass};
+use crate::engine::report::AuditEntry;
 use crate::engine::scoring::TextSource;
 use crate::engine::structure::masks::Pattern;
 use crate::engine::structure::study::{MaskMethod, MaskOptions, USUAL_MEMORY, USUAL_WINDOWS};
