@@ -56,31 +56,47 @@ pub fn runs_ui(ui: &mut Ui, cx: &mut Cx<'_>) {
     cx.memory.runs = memory;
 }
 
+/// Which columns the table has beside its figures.
+#[derive(Clone, Copy, Debug)]
+struct Shown {
+    /// That of the buttons.
+    is_editing: bool,
+    /// That of the gates' verdicts; without gates it would be empty.
+    verdicts: bool,
+}
+
 fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memory) {
-    let is_editing = !cx.is_presenting();
+    let shown = Shown {
+        is_editing: !cx.is_presenting(),
+        verdicts: document.runs.iter().any(|run| run.comparison.as_deref().is_some_and(|one| one.verdict().is_some())),
+    };
     ui.push_id("runs table", |ui| {
         let figure = |width: f32| Column::initial(width).at_least(60.0).clip(true);
         let mut table = TableBuilder::new(ui)
             .striped(false)
             .auto_shrink(false)
             .cell_layout(Layout::left_to_right(Align::Center))
-            .column(Column::initial(150.0).at_least(110.0).clip(true))
-            .column(figure(80.0))
-            .column(figure(150.0))
-            .column(figure(104.0))
-            .column(figure(92.0))
-            .column(figure(90.0));
-        if is_editing {
+            .column(Column::initial(140.0).at_least(110.0).clip(true))
+            .column(figure(74.0))
+            .column(figure(146.0))
+            .column(figure(96.0))
+            .column(figure(84.0));
+        if shown.verdicts {
+            table = table.column(figure(84.0));
+        }
+        if shown.is_editing {
             table = table.column(Column::remainder().at_least(140.0).clip(true));
         }
-        let heads = [
+        let mut heads = vec![
             ("candidate", "state"),
             ("size", "bpw"),
             ("KLD, nats", "perplexity"),
             ("accuracy", ""),
             ("decode", "prefill"),
-            ("verdict", "of the gates"),
         ];
+        if shown.verdicts {
+            heads.push(("verdict", "of the gates"));
+        }
         table
             .header(2.0 * space::ROW_COMPACT, |mut header| {
                 for (index, (first, second)) in heads.into_iter().enumerate() {
@@ -89,17 +105,17 @@ fn table_ui(ui: &mut Ui, cx: &mut Cx<'_>, document: &Document, memory: &mut Memo
                         two_lines_ui(ui, |ui| head_ui(ui, first, is_figure), |ui| head_ui(ui, second, is_figure));
                     });
                 }
-                if is_editing {
+                if shown.is_editing {
                     header.col(|_| ());
                 }
             })
             .body(|body| {
                 body.rows(ROW_HEIGHT, document.runs.len() + 1, |mut line| match line.index().checked_sub(1) {
-                    None => baseline_row_ui(&mut line, cx, document, is_editing),
+                    None => baseline_row_ui(&mut line, cx, document, shown),
                     Some(index) => {
                         let run = &document.runs[index];
                         line.set_selected(document.focused_run == Some(run.id));
-                        run_row_ui(&mut line, cx, memory, (run, index), document.baseline.as_deref(), is_editing);
+                        run_row_ui(&mut line, cx, memory, (run, index), document.baseline.as_deref(), shown);
                     }
                 });
             });
@@ -118,7 +134,7 @@ fn two_lines_ui(ui: &mut Ui, first: impl FnOnce(&mut Ui), second: impl FnOnce(&m
     });
 }
 
-fn baseline_row_ui(line: &mut TableRow<'_, '_>, cx: &mut Cx<'_>, document: &Document, is_editing: bool) {
+fn baseline_row_ui(line: &mut TableRow<'_, '_>, cx: &mut Cx<'_>, document: &Document, shown: Shown) {
     let checkpoint = &document.checkpoint;
     let measured = document.baseline.as_deref();
     line.col(|ui| {
@@ -143,8 +159,10 @@ fn baseline_row_ui(line: &mut TableRow<'_, '_>, cx: &mut Cx<'_>, document: &Docu
     let bits = units::bits_per_weight(checkpoint.tensor_bytes(), checkpoint.weight_count());
     line.col(|ui| size_ui(ui, bytes, bits));
     figures_ui(line, measured, None);
-    line.col(|_| ());
-    if is_editing {
+    if shown.verdicts {
+        line.col(|_| ());
+    }
+    if shown.is_editing {
         line.col(|ui| {
             if measured.is_none() {
                 let reason = cx.bench.unavailable(Action::EvaluateBaseline);
@@ -164,7 +182,7 @@ fn run_row_ui(
     memory: &mut Memory,
     (run, index): (&Run, usize),
     reference: Option<&Evaluation>,
-    is_editing: bool,
+    shown: Shown,
 ) {
     let state = state_of(cx.bench, run);
     line.col(|ui| {
@@ -194,9 +212,11 @@ fn run_row_ui(
         }
     });
     figures_ui(line, run.evaluation.as_deref(), Some(reference));
-    line.col(|ui| verdict_ui(ui, run));
-    if is_editing {
-        line.col(|ui| actions_ui(ui, cx, memory, run, state));
+    if shown.verdicts {
+        line.col(|ui| verdict_ui(ui, run));
+    }
+    if shown.is_editing {
+        line.col(|ui| actions_ui(ui, cx, memory, run, state, shown));
     }
 }
 
@@ -324,7 +344,7 @@ fn name_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory, run: &Run) {
     }
 }
 
-fn actions_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory, run: &Run, state: RunState) {
+fn actions_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory, run: &Run, state: RunState, shown: Shown) {
     let name = &run.name;
     ui.spacing_mut().item_spacing.x = space::XS;
     let is_open = run.checkpoint().is_some();
@@ -337,7 +357,8 @@ fn actions_ui(ui: &mut Ui, cx: &mut Cx<'_>, memory: &mut Memory, run: &Run, stat
     }
     let has_data = cx.document().is_some_and(|document| document.has_data() && document.cannot_run().is_none());
     let can_evaluate = is_open && has_data && state != RunState::Evaluating;
-    if matches!(state, RunState::New | RunState::Stale | RunState::Evaluating) {
+    // Beside verdicts there is room for two buttons; the menu evaluates again.
+    if matches!(state, RunState::New | RunState::Evaluating) || (state == RunState::Stale && !shown.verdicts) {
         let button = secondary_button_ui(ui, "Evaluate", can_evaluate);
         let button = button.on_disabled_hover_text("Needs tasks or a text, and a file that is there");
         if button.accessible_name(format!("Evaluate {name}")).clicked() {

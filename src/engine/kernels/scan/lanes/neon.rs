@@ -27,27 +27,37 @@ macro_rules! both {
     };
 }
 
+/// # Safety
+/// The processor has NEON.
 #[inline(always)]
 unsafe fn greater(a: float32x4_t, b: float32x4_t) -> float32x4_t {
     // The instruction for it answers NaN where either is no number.
     neon!(vbslq_f32(vcgtq_f32(a, b), a, b))
 }
 
+/// # Safety
+/// The processor has NEON.
 #[inline(always)]
 unsafe fn smaller(a: float32x4_t, b: float32x4_t) -> float32x4_t {
     neon!(vbslq_f32(vcltq_f32(a, b), a, b))
 }
 
+/// # Safety
+/// The processor has NEON.
 #[inline(always)]
 unsafe fn where_not_zero(value: float32x4_t, tested: float32x4_t) -> float32x4_t {
     neon!(vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(value), vceqzq_f32(tested))))
 }
 
+/// # Safety
+/// The processor has NEON.
 #[inline(always)]
 unsafe fn or_where_zero(value: float32x4_t, tested: float32x4_t, other: float32x4_t) -> float32x4_t {
     neon!(vbslq_f32(vceqzq_f32(tested), other, value))
 }
 
+/// # Safety
+/// The processor has NEON.
 #[inline(always)]
 unsafe fn round_away(value: float32x4_t) -> float32x4_t {
     neon!({
@@ -58,6 +68,9 @@ unsafe fn round_away(value: float32x4_t) -> float32x4_t {
 }
 
 /// [`Grain::round`] in each lane.
+///
+/// # Safety
+/// The processor has NEON.
 #[inline(always)]
 unsafe fn round_to(value: float32x4_t, grain: Grain) -> float32x4_t {
     neon!({
