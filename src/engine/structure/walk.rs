@@ -101,8 +101,9 @@ mod tests {
         let model = Model::load(&Checkpoint::open(&folder).expect("opens"), &progress).expect("loads");
         // Three batches, the last one short, of windows of two lengths.
         let count = 2 * BATCH_TOKENS / 8 + 3;
-        let window =
-            |at: usize| (0..if at % 2 == 0 { 8 } else { 5 }).map(|i| ((at * 7 + i * 13) % 90) as u32).collect();
+        let window = |at: usize| {
+            (0..if at.is_multiple_of(2) { 8 } else { 5 }).map(|i| ((at * 7 + i * 13) % 90) as u32).collect()
+        };
         let sample = Sample { windows: (0..count).map(window).collect(), text_hash: String::new() };
         let mut expected = Seen::new();
         for (batch, _) in activations::batches(&sample) {
