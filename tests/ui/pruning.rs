@@ -120,7 +120,8 @@ fn layers_go_by_measured_scores_laid_over_and_scores_are_kept() {
 fn pruning_the_heads_of_long_range_recall_shows_in_its_slice_and_not_in_the_average() {
     const SLICE: &str = "recall / long context";
     const GROUPS: usize = 4;
-    let mut window = Window::new(Start::Opened);
+    // So high that nothing of the comparison has to be scrolled to.
+    let mut window = Window::with(Start::Opened, vec2(1440.0, 4000.0), Executor::Inline);
     let checkpoint = window.document().checkpoint.clone();
     let progress = Progress::default();
     let tasks = TaskSet::read(&checkpoint.path.join("tasks.jsonl")).expect("tasks");

@@ -38,6 +38,16 @@ impl Fixture {
     }
 }
 
+/// True where only the sign of a scale that is no number differs: the processor chooses it, negative on x86, where
+/// ggml's bytes were made, positive on AArch64, for ggml as for us. The formats that get there begin blocks of 18 or
+/// 22 bytes with the scale, all in rows of whole blocks.
+fn is_sign_of_nan(at: usize, ours: &[u8], theirs: &[u8]) -> bool {
+    !cfg!(target_arch = "x86_64")
+        && [18, 22].iter().any(|block| ours.len().is_multiple_of(*block) && at % block == 1)
+        && ours[at] ^ theirs[at] == 0x80
+        && half::f16::from_le_bytes([ours[at - 1], ours[at]]).is_nan()
+}
+
 /// Encodes every row alone and all at once, and collects what differs from ggml's bytes.
 fn compare(
     format: &dyn Format,
@@ -56,7 +66,8 @@ fn compare(
         let mut bytes = vec![0; row_bytes];
         format.encode_rows(&input[row * WIDTH..(row + 1) * WIDTH], &how, &mut bytes);
         assert!(bytes == whole[range.clone()], "{} {name}: a row differs among others", format.id());
-        let count = bytes.iter().zip(&expected[range]).filter(|(a, b)| a != b).count();
+        let theirs = &expected[range];
+        let count = (0..row_bytes).filter(|&at| bytes[at] != theirs[at] && !is_sign_of_nan(at, &bytes, theirs)).count();
         if count > 0 {
             wrong.push(format!("{} {name}: {count} of {row_bytes} bytes", format.id()));
         }
